@@ -1,0 +1,196 @@
+use crate::problem::Element;
+use crate::plan::Operand;
+
+/// Everything that can go wrong. Each message says what was given, what is allowed and what to do.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The problem contradicts itself or lies outside what the library computes.
+    #[error("invalid problem: {0}")]
+    InvalidProblem(#[from] InvalidProblem),
+
+    /// The problem is sound, but this device cannot run it.
+    #[error("not supported by this device: {feature}: {reason}")]
+    Unsupported {
+        /// What was wanted.
+        feature: &'static str,
+        /// Why it cannot be had, and what would help.
+        reason: String,
+    },
+
+    /// A tensor passes a limit of the device, and no split over batches, heads or rows helps.
+    #[error(
+        "{operand} is too large for this device: one dispatch needs {needed} bytes of it, {limit} allows {allowed}; \
+         split the problem, use a layout in which one head is contiguous (bhsd), or ask for a device with a higher limit"
+    )]
+    TooLarge {
+        /// The tensor.
+        operand: Operand,
+        /// Bytes needed in one piece.
+        needed: u64,
+        /// Bytes the device allows.
+        allowed: u64,
+        /// The wgpu limit that says so.
+        limit: &'static str,
+    },
+
+    /// A buffer (or the given slice of it) is shorter than its tensor.
+    #[error("the buffer for {operand} is too small: the tensor needs {needed} bytes, {found} were given")]
+    BufferTooSmall {
+        /// The tensor.
+        operand: Operand,
+        /// Bytes that the tensor's layout spans.
+        needed: u64,
+        /// Bytes that were given.
+        found: u64,
+    },
+
+    /// A buffer lacks a usage flag.
+    #[error("the buffer for {operand} was created without BufferUsages::{needed}")]
+    BufferUsage {
+        /// The tensor.
+        operand: Operand,
+        /// The missing flag.
+        needed: &'static str,
+    },
+
+    /// A buffer offset that the kernel cannot address.
+    #[error("the buffer for {operand} starts at byte {found}; its offset must be a multiple of {needed} bytes")]
+    BufferAlignment {
+        /// The tensor.
+        operand: Operand,
+        /// The offset must be a multiple of this.
+        needed: u64,
+        /// The offset that was given.
+        found: u64,
+    },
+
+    /// An output shares its buffer with another operand; the GPU may not read and write one buffer in one dispatch.
+    #[error("{output} and {other} share one buffer; give the output a buffer of its own")]
+    BufferAliased {
+        /// The operand written.
+        output: Operand,
+        /// The other user of the buffer.
+        other: Operand,
+    },
+
+    /// A host slice is shorter than its tensor.
+    #[error("the slice for {operand} is too short: the tensor needs {needed} elements, {found} were given")]
+    SliceTooShort {
+        /// The tensor.
+        operand: Operand,
+        /// Elements that the tensor's layout spans.
+        needed: u64,
+        /// Elements that were given.
+        found: u64,
+    },
+
+    /// A host slice of another element type than the problem's.
+    #[error(
+        "the problem stores {expected:?}, the slices hold {found:?}; convert them or call AttentionProblem::element"
+    )]
+    ElementMismatch {
+        /// The problem's element.
+        expected: Element,
+        /// The slices' element.
+        found: Element,
+    },
+
+    /// A per-call length above the prepared one.
+    #[error("{name} = {found} in this call, but the operation was prepared for at most {prepared}; prepare it again")]
+    LengthExceedsPrepared {
+        /// `seqlen_q` or `seqlen_kv`.
+        name: &'static str,
+        /// The length in this call.
+        found: u32,
+        /// The length it was prepared for.
+        prepared: u32,
+    },
+
+    /// The dispatches asked for do not exist.
+    #[error("dispatches {start}..{end} were asked for, but the operation has {count}")]
+    NoSuchDispatch {
+        /// First dispatch asked for.
+        start: usize,
+        /// One past the last.
+        end: usize,
+        /// How many there are.
+        count: usize,
+    },
+
+    /// WGSL that does not compile.
+    #[error("{file}:{line}: {message}")]
+    Shader {
+        /// The file of the shader source.
+        file: String,
+        /// The line in that file, from 1.
+        line: u32,
+        /// What the compiler said.
+        message: String,
+    },
+
+    /// wgpu refused something that this library should have refused first; please report it.
+    #[error("wgpu refused the operation: {0}")]
+    Gpu(String),
+
+    /// The device has no memory left.
+    #[error("out of GPU memory while {0}; free buffers, or make the problem smaller")]
+    OutOfMemory(&'static str),
+
+    /// The device was lost: driver reset, unplugged, or destroyed.
+    #[error("the GPU device was lost ({0}); make a new device and prepare the operation again")]
+    DeviceLost(String),
+
+    /// No adapter runs compute shaders here.
+    #[error("no GPU adapter found ({0}); install a Vulkan, Metal or DX12 driver (Debian: mesa-vulkan-drivers)")]
+    NoAdapter(String),
+}
+
+/// What contradicts itself in an [`AttentionProblem`](crate::AttentionProblem).
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidProblem {
+    /// The heads cannot be shared out evenly.
+    #[error("num_heads = {num_heads} is not a multiple of num_heads_kv = {num_heads_kv}")]
+    HeadsMismatch {
+        /// Heads of Q.
+        num_heads: u32,
+        /// Heads of K and V.
+        num_heads_kv: u32,
+    },
+    /// A head dimension outside 1 to 256.
+    #[error("{name} = {found}; kernels exist for 1 to {max}")]
+    HeadDim {
+        /// `head_dim` or `head_dim_v`.
+        name: &'static str,
+        /// What was given.
+        found: u32,
+        /// The largest size that a kernel exists for.
+        max: u32,
+    },
+    /// A length past what 32-bit positions can address.
+    #[error("{name} = {found}; at most {max} is supported")]
+    Length {
+        /// The dimension.
+        name: &'static str,
+        /// What was given.
+        found: u32,
+        /// The largest supported.
+        max: u32,
+    },
+    /// Two elements of an output tensor share one place.
+    #[error("the layout of {0} places two of its elements at one address; outputs must not overlap themselves")]
+    LayoutOverlaps(Operand),
+    /// A tensor's extent passes 2⁶⁴ bytes.
+    #[error("the layout of {0} spans more than 2^64 bytes")]
+    LayoutOverflows(Operand),
+    /// A dropout chance outside [0, 1).
+    #[error("dropout_p = {0}; it must be at least 0 and below 1")]
+    DropoutP(f64),
+    /// A softmax_scale that is not finite.
+    #[error("softmax_scale = {0}; it must be a finite f32")]
+    SoftmaxScale(f64),
+    /// A bound that forbids all work.
+    #[error("max_flops_per_dispatch = 0 allows no work; leave it out for no bound")]
+    NoWorkAllowed,
+}

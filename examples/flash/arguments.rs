@@ -1,0 +1,236 @@
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Element};
+
+/// Exact attention on the GPU: compute, check, time.
+#[derive(Parser)]
+#[command(name = "flash", version, arg_required_else_help = true)]
+pub struct Arguments {
+    /// The adapter to use: its number in `flash info`, or a part of its name.
+    #[arg(long, global = true, value_name = "NAME|INDEX")]
+    pub adapter: Option<String>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Adapters, their limits and features, and the kernel and tiles chosen for a few shapes.
+    Info,
+    /// Attention on the bundled real input: errors, time and memory of flash beside standard.
+    Demo,
+    /// Computes O and LSE for the tensors q, k and v of a safetensors file.
+    Run(RunOptions),
+    /// Compares every kernel with the f64 oracle over a grid of problems. Exit status 1 if one is off.
+    Check(CheckOptions),
+    /// Checks, then times; table, JSON, CSV and figures.
+    Bench(BenchOptions),
+}
+
+#[derive(Args)]
+pub struct RunOptions {
+    /// A safetensors file with 4-D tensors q, k and v. K and V may have fewer heads than Q, V another width.
+    #[arg(value_name = "IN.safetensors")]
+    pub input: PathBuf,
+    /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q). Replaced only once it is complete.
+    #[arg(value_name = "OUT.safetensors")]
+    pub output: PathBuf,
+    /// `reference` is the f64 oracle on the CPU: slow, and rounded only when it is written.
+    #[arg(long, value_enum, default_value = "flash")]
+    pub algorithm: RunAlgorithm,
+    /// The order of the dimensions in the file (batch, heads, seqlen, dim), for q, k, v and o.
+    #[arg(long, value_enum, default_value = "bhsd")]
+    pub layout: Layout,
+    #[command(flatten)]
+    pub causal: CausalOption,
+    /// Keys before and after the diagonal that a row may see, both included; `inf` leaves a side unlimited. With
+    /// --causal the right side is 0.
+    #[arg(long, value_name = "LEFT,RIGHT", value_parser = parse_window, allow_hyphen_values = true)]
+    pub window: Option<Window>,
+    /// The factor on QKᵀ, 1/√head_dim if not given.
+    #[arg(long, value_name = "X", value_parser = parse_scale, allow_hyphen_values = true)]
+    pub scale: Option<f64>,
+    /// The chance to drop a probability, at least 0 and below 1.
+    #[arg(long, value_name = "P", value_parser = parse_dropout, allow_hyphen_values = true)]
+    pub dropout: Option<f64>,
+    /// The seed of the dropout mask.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Computes in this element type instead of the file's. o is written in it.
+    #[arg(long, value_name = "f32|f16|bf16", value_parser = elements())]
+    pub element: Option<Element>,
+    /// Prints one JSON object instead of a summary.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct CheckOptions {
+    /// A smaller grid.
+    #[arg(long)]
+    pub quick: bool,
+}
+
+#[derive(Args)]
+pub struct BenchOptions {
+    /// Lengths of Q, and of K and V. [default: 256 to 4096, on software adapters to 2048]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = value_parser!(u32).range(1..))]
+    pub seqlen: Option<Vec<u32>>,
+    /// One length of K and V for all lengths of Q.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub seqlen_kv: Option<u32>,
+    /// Widths of Q, K and V.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64", value_parser = value_parser!(u32).range(1..=256))]
+    pub head_dim: Vec<u32>,
+    /// Sequences. [default: 2, on software adapters 1]
+    #[arg(long, value_name = "B", value_parser = value_parser!(u32).range(1..))]
+    pub batch: Option<u32>,
+    /// Heads of Q. [default: 16, on software adapters 4]
+    #[arg(long, value_name = "H", value_parser = value_parser!(u32).range(1..))]
+    pub heads: Option<u32>,
+    /// Heads of K and V. [default: as many as Q]
+    #[arg(long, value_name = "H", value_parser = value_parser!(u32).range(1..))]
+    pub heads_kv: Option<u32>,
+    #[command(flatten)]
+    pub causal: CausalOption,
+    /// The type of Q, K, V and O.
+    #[arg(long, value_name = "f32|f16|bf16", value_parser = elements(), default_value = "f32")]
+    pub element: Element,
+    /// What to time.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = algorithms(), default_value = "flash,standard")]
+    pub algorithm: Vec<Algorithm>,
+    /// Timed runs of each, instead of as many as fit into two seconds (3 to 20).
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub iterations: Option<u32>,
+    /// Writes bench.json, bench.csv, time.svg, memory.svg and roofline.svg into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Prints one JSON object a line instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct CausalOption {
+    /// A row sees no key after its own: the last row meets the last key (bottom-right, the default), or the first row
+    /// the first key (top-left).
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ALIGNMENT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "bottom-right"
+    )]
+    pub causal: Option<Causal>,
+}
+
+impl CausalOption {
+    pub fn apply(&self, problem: AttentionProblem) -> AttentionProblem {
+        match self.causal {
+            None => problem,
+            Some(Causal::BottomRight) => problem.causal(),
+            Some(Causal::TopLeft) => problem.causal_top_left(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Causal {
+    BottomRight,
+    TopLeft,
+}
+
+impl Causal {
+    pub fn name(self) -> &'static str {
+        match self {
+            Causal::BottomRight => "bottom-right",
+            Causal::TopLeft => "top-left",
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum RunAlgorithm {
+    Flash,
+    Standard,
+    Reference,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Layout {
+    Bhsd,
+    Bshd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Window {
+    pub left: Option<u32>,
+    pub right: Option<u32>,
+}
+
+/// `--causal` takes its value after a space as well, but only one of its two words: in `--causal in.safetensors` the
+/// file stays a file.
+pub fn join_causal(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::new();
+    let mut open = true;
+    for argument in arguments {
+        let is_value = Causal::value_variants().iter().any(|causal| argument == causal.name());
+        match joined.last_mut() {
+            Some(last) if open && is_value && *last == "--causal" => {
+                last.push("=");
+                last.push(argument);
+            }
+            _ => {
+                open &= argument != "--";
+                joined.push(argument);
+            }
+        }
+    }
+    joined
+}
+
+fn elements() -> impl TypedValueParser<Value = Element> {
+    PossibleValuesParser::new(Element::ALL.map(Element::name)).map(|name| {
+        Element::ALL.into_iter().find(|element| element.name() == name).expect("the parser admits only these names")
+    })
+}
+
+fn algorithms() -> impl TypedValueParser<Value = Algorithm> {
+    const ALL: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
+    PossibleValuesParser::new(ALL.map(Algorithm::name)).map(|name| {
+        ALL.into_iter().find(|algorithm| algorithm.name() == name).expect("the parser admits only these names")
+    })
+}
+
+fn parse_window(text: &str) -> Result<Window, String> {
+    let (left, right) = text.split_once(',').ok_or("give two numbers of keys, such as 128,0 or 256,inf")?;
+    Ok(Window { left: parse_side(left)?, right: parse_side(right)? })
+}
+
+fn parse_side(text: &str) -> Result<Option<u32>, String> {
+    match text.trim() {
+        "inf" => Ok(None),
+        number => number
+            .parse()
+            .map(Some)
+            .map_err(|_| format!("'{number}' is not a number of keys: a whole number from 0 to {}, or inf", u32::MAX)),
+    }
+}
+
+fn parse_scale(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(scale) if (scale as f32).is_finite() => Ok(scale),
+        _ => Err("give a finite number within the range of f32".to_owned()),
+    }
+}
+
+fn parse_dropout(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(dropout_p) if (0.0..1.0).contains(&dropout_p) => Ok(dropout_p),
+        _ => Err("give a chance of at least 0 and below 1".to_owned()),
+    }
+}

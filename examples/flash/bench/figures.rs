@@ -1,0 +1,209 @@
+//! Time and extra memory against seqlen, as SVG.
+
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
+use plotters::prelude::*;
+
+use super::record::Record;
+use crate::failure::{Failure, Result};
+use crate::text;
+
+pub const SIZE: (u32, u32) = (960, 600);
+pub const INK: RGBColor = RGBColor(40, 44, 52);
+pub const FAINT: RGBColor = RGBColor(110, 116, 128);
+pub const GRID: RGBColor = RGBColor(222, 225, 230);
+pub const FONT: &str = "sans-serif";
+
+/// One line of a figure.
+pub struct Series {
+    pub name: String,
+    pub algorithm: &'static str,
+    pub color: RGBColor,
+    pub points: Vec<(f64, f64)>,
+}
+
+/// A logarithmic axis with a label at each power of its base, from one to the next.
+#[derive(Clone)]
+pub struct LogAxis {
+    from: f64,
+    to: f64,
+    base: f64,
+}
+
+impl LogAxis {
+    /// From the power of `base` at or below the smallest value to the one at or above the largest.
+    pub fn around(values: impl Iterator<Item = f64>, base: f64) -> Self {
+        let (mut least, mut most) = (f64::INFINITY, 0.0f64);
+        for value in values.filter(|value| *value > 0.0 && value.is_finite()) {
+            least = least.min(value);
+            most = most.max(value);
+        }
+        if least > most {
+            (least, most) = (1.0, base);
+        }
+        let from = (least.log(base) + 1e-9).floor();
+        let to = (most.log(base) - 1e-9).ceil().max(from + 1.0);
+        Self { from, to, base }
+    }
+
+    pub fn start(&self) -> f64 {
+        self.base.powf(self.from)
+    }
+
+    pub fn end(&self) -> f64 {
+        self.base.powf(self.to)
+    }
+}
+
+impl Ranged for LogAxis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (first, last): (i32, i32)) -> i32 {
+        let share = (value.log(self.base) - self.from) / (self.to - self.from);
+        first + (share * f64::from(last - first)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        let powers = (self.to - self.from).round() as usize;
+        let step = powers.div_ceil(hint.bold_points().clamp(1, 12)).max(1);
+        (0..=powers).step_by(step).map(|power| self.base.powf(self.from + power as f64)).collect()
+    }
+
+    fn range(&self) -> std::ops::Range<f64> {
+        self.start()..self.end()
+    }
+}
+
+/// One series for each algorithm and head_dim, of the records that have both coordinates.
+pub fn series(records: &[Record], point: impl Fn(&Record) -> Option<(f64, f64)>) -> Vec<Series> {
+    const FLASH: [RGBColor; 4] =
+        [RGBColor(0, 98, 204), RGBColor(0, 150, 170), RGBColor(88, 86, 214), RGBColor(64, 160, 255)];
+    const STANDARD: [RGBColor; 4] =
+        [RGBColor(214, 90, 20), RGBColor(190, 40, 60), RGBColor(160, 110, 0), RGBColor(240, 150, 80)];
+    let mut head_dims: Vec<u32> = records.iter().map(|record| record.head_dim).collect();
+    head_dims.dedup();
+    let mut series: Vec<Series> = Vec::new();
+    for record in records {
+        let Some(point) = point(record) else { continue };
+        let name = match head_dims.len() {
+            1 => record.algorithm.to_owned(),
+            _ => format!("{}, head_dim {}", record.algorithm, record.head_dim),
+        };
+        match series.iter_mut().find(|series| series.name == name) {
+            Some(series) => series.points.push(point),
+            None => {
+                let shade = head_dims.iter().position(|dim| *dim == record.head_dim).unwrap_or(0) % FLASH.len();
+                let color = if record.algorithm == "flash" { FLASH[shade] } else { STANDARD[shade] };
+                series.push(Series { name, algorithm: record.algorithm, color, points: vec![point] });
+            }
+        }
+    }
+    series
+}
+
+pub fn time(records: &[Record], subtitle: &str) -> Result<String> {
+    let lines = series(records, |record| Some((f64::from(record.seqlen_q), record.ms_median?)));
+    against_seqlen("Attention forward: time", subtitle, "median time", &lines, 10.0, &|ms| plain_milliseconds(*ms))
+}
+
+pub fn memory(records: &[Record], subtitle: &str) -> Result<String> {
+    let lines = series(records, |record| {
+        record.ms_median?;
+        Some((f64::from(record.seqlen_q), record.extra_bytes? as f64))
+    });
+    let title = "Attention forward: device memory beyond Q, K, V and O";
+    against_seqlen(title, subtitle, "extra memory", &lines, 4.0, &|bytes| text::bytes(*bytes as u64))
+}
+
+/// A power of ten of milliseconds.
+fn plain_milliseconds(ms: f64) -> String {
+    match ms {
+        ms if ms >= 999.0 => format!("{:.0} s", ms / 1e3),
+        ms if ms >= 0.99 => format!("{ms:.0} ms"),
+        ms => format!("{:.0} µs", ms * 1e3),
+    }
+}
+
+fn against_seqlen(
+    title: &str,
+    subtitle: &str,
+    y_name: &str,
+    lines: &[Series],
+    y_base: f64,
+    y_label: &dyn Fn(&f64) -> String,
+) -> Result<String> {
+    let points = || lines.iter().flat_map(|line| &line.points);
+    let x = LogAxis::around(points().map(|point| point.0), 2.0);
+    let y = LogAxis::around(points().map(|point| point.1), y_base);
+    let mut svg = String::new();
+    draw(&mut svg, title, subtitle, y_name, lines, (x, y), y_label).map_err(undrawable)?;
+    Ok(svg)
+}
+
+pub fn undrawable(error: impl std::fmt::Display) -> Failure {
+    Failure::new(format_args!("a figure cannot be drawn: {error}"))
+}
+
+type DrawResult = std::result::Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+fn draw(
+    svg: &mut String,
+    title: &str,
+    subtitle: &str,
+    y_name: &str,
+    lines: &[Series],
+    (x, y): (LogAxis, LogAxis),
+    y_label: &dyn Fn(&f64) -> String,
+) -> DrawResult {
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let area = titled(&root, title, subtitle)?;
+    let mut chart = ChartBuilder::on(&area)
+        .margin(20)
+        .margin_left(12)
+        .x_label_area_size(52)
+        .y_label_area_size(86)
+        .build_cartesian_2d(x, y)?;
+    chart
+        .configure_mesh()
+        .x_desc("seqlen (tokens)")
+        .y_desc(y_name)
+        .x_label_formatter(&|seqlen| format!("{seqlen:.0}"))
+        .y_label_formatter(y_label)
+        .bold_line_style(GRID)
+        .light_line_style(TRANSPARENT)
+        .axis_style(FAINT)
+        .label_style((FONT, 16).into_font().color(&INK))
+        .axis_desc_style((FONT, 17).into_font().color(&INK))
+        .draw()?;
+    for line in lines {
+        let style = line.color.stroke_width(3);
+        chart
+            .draw_series(LineSeries::new(line.points.iter().copied(), style))?
+            .label(line.name.as_str())
+            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
+        chart.draw_series(line.points.iter().map(|point| Circle::new(*point, 5, line.color.filled())))?;
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .margin(14)
+        .legend_area_size(30)
+        .label_font((FONT, 17).into_font().color(&INK))
+        .background_style(WHITE.mix(0.9))
+        .border_style(GRID)
+        .draw()?;
+    root.present()
+}
+
+/// Title and subtitle at the top; the rest.
+pub fn titled<DB: DrawingBackend>(
+    root: &DrawingArea<DB, plotters::coord::Shift>,
+    title: &str,
+    subtitle: &str,
+) -> std::result::Result<DrawingArea<DB, plotters::coord::Shift>, DrawingAreaErrorKind<DB::ErrorType>> {
+    let (head, rest) = root.split_vertically(68);
+    head.draw(&Text::new(title.to_owned(), (24, 16), (FONT, 25).into_font().color(&INK)))?;
+    head.draw(&Text::new(subtitle.to_owned(), (24, 46), (FONT, 16).into_font().color(&FAINT)))?;
+    Ok(rest)
+}

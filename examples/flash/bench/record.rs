@@ -1,0 +1,165 @@
+use std::io::Write;
+
+use serde::Serialize;
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Mask};
+
+use crate::failure::Result;
+use crate::text::{self, Table};
+
+/// One algorithm on one shape. What could not be measured is null, and `error` says why.
+#[derive(Clone, Serialize)]
+pub struct Record {
+    pub algorithm: &'static str,
+    pub batch: u32,
+    pub heads: u32,
+    pub heads_kv: u32,
+    pub seqlen_q: u32,
+    pub seqlen_kv: u32,
+    pub head_dim: u32,
+    pub element: &'static str,
+    pub causal: Option<&'static str>,
+    pub adapter: String,
+    pub kernel: Option<String>,
+    pub tiles: Option<String>,
+    pub ms_median: Option<f64>,
+    pub ms_min: Option<f64>,
+    /// 10¹² floating-point operations a second, 4·head_dim for each visible pair, at the median time.
+    pub tflops: Option<f64>,
+    /// Device memory beyond Q, K, V and O.
+    pub extra_bytes: Option<u64>,
+    /// Floating-point operations for each byte of device memory that the kernels read or write, counted from the plan.
+    pub flops_per_byte: Option<f64>,
+    /// The largest |error| of O over the sampled rows.
+    pub max_error: Option<f64>,
+    /// What `max_error` may be.
+    pub error_bound: Option<f64>,
+    /// Why there is no time.
+    pub error: Option<String>,
+    /// Whether the device could not run it, which is an answer, or ran it wrongly, which is a failure.
+    #[serde(skip)]
+    pub wrong: bool,
+}
+
+impl Record {
+    /// The identity, without a measurement.
+    pub fn new(problem: &AttentionProblem, adapter: String) -> Self {
+        let shape = problem.shape;
+        let causal = match problem.mask {
+            Mask { window_right: None, .. } => None,
+            Mask { alignment: wgpu_flash_attention::Alignment::BottomRight, .. } => Some("bottom-right"),
+            Mask { alignment: wgpu_flash_attention::Alignment::TopLeft, .. } => Some("top-left"),
+        };
+        Self {
+            algorithm: problem.algorithm.name(),
+            batch: shape.batch,
+            heads: shape.num_heads,
+            heads_kv: shape.num_heads_kv,
+            seqlen_q: shape.seqlen_q,
+            seqlen_kv: shape.seqlen_kv,
+            head_dim: shape.head_dim,
+            element: problem.element.name(),
+            causal,
+            adapter,
+            kernel: None,
+            tiles: None,
+            ms_median: None,
+            ms_min: None,
+            tflops: None,
+            extra_bytes: None,
+            flops_per_byte: None,
+            max_error: None,
+            error_bound: None,
+            error: None,
+            wrong: false,
+        }
+    }
+
+    /// A refusal of the standard algorithm, whose matrix grows with the square, is an answer; anything else is not.
+    pub fn is_good(&self) -> bool {
+        self.error.is_none() || (!self.wrong && self.algorithm == Algorithm::Standard.name())
+    }
+
+    pub fn columns() -> Vec<(&'static str, usize)> {
+        vec![
+            ("seqlen", 15),
+            ("head_dim", 8),
+            ("algorithm", 9),
+            ("median", 8),
+            ("fastest", 8),
+            ("speed", 13),
+            ("extra memory", 12),
+            ("max error", 9),
+            ("kernels and tiles", 18),
+        ]
+    }
+
+    pub fn print(&self, table: &Table, out: &mut dyn Write) -> Result<()> {
+        let seqlen = match self.seqlen_q == self.seqlen_kv {
+            true => self.seqlen_q.to_string(),
+            false => format!("{} × {}", self.seqlen_q, self.seqlen_kv),
+        };
+        let time = |ms: Option<f64>| ms.map_or("–".to_owned(), text::milliseconds);
+        let passes = match (&self.kernel, &self.tiles) {
+            (Some(kernel), Some(tiles)) => format!("{kernel} {tiles}"),
+            _ => String::new(),
+        };
+        table.row(
+            &[
+                seqlen,
+                self.head_dim.to_string(),
+                self.algorithm.to_owned(),
+                time(self.ms_median),
+                time(self.ms_min),
+                self.tflops.map_or("–".to_owned(), |tflops| text::per_second(tflops * 1e12, "FLOP")),
+                self.extra_bytes.map_or("–".to_owned(), text::bytes),
+                self.max_error.map_or("–".to_owned(), text::error),
+                self.error.clone().unwrap_or(passes),
+            ],
+            out,
+        )
+    }
+
+    /// The header and the lines of a CSV file.
+    pub fn csv(records: &[Record]) -> String {
+        let mut csv = String::from(
+            "algorithm,batch,heads,heads_kv,seqlen_q,seqlen_kv,head_dim,element,causal,adapter,kernel,tiles,ms_median,\
+             ms_min,tflops,extra_bytes,flops_per_byte,max_error,error_bound,error\n",
+        );
+        for record in records {
+            let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
+            let text = |value: &Option<String>| value.clone().unwrap_or_default();
+            let cells = [
+                record.algorithm.to_owned(),
+                record.batch.to_string(),
+                record.heads.to_string(),
+                record.heads_kv.to_string(),
+                record.seqlen_q.to_string(),
+                record.seqlen_kv.to_string(),
+                record.head_dim.to_string(),
+                record.element.to_owned(),
+                record.causal.unwrap_or("none").to_owned(),
+                record.adapter.clone(),
+                text(&record.kernel),
+                text(&record.tiles),
+                number(record.ms_median),
+                number(record.ms_min),
+                number(record.tflops),
+                record.extra_bytes.map_or(String::new(), |bytes| bytes.to_string()),
+                number(record.flops_per_byte),
+                number(record.max_error),
+                number(record.error_bound),
+                text(&record.error),
+            ];
+            csv.push_str(&cells.map(|cell| quoted(&cell)).join(","));
+            csv.push('\n');
+        }
+        csv
+    }
+}
+
+fn quoted(cell: &str) -> String {
+    match cell.contains([',', '"', '\n']) {
+        true => format!("\"{}\"", cell.replace('"', "\"\"")),
+        false => cell.to_owned(),
+    }
+}

@@ -1,0 +1,157 @@
+//! The oracle's answer for a few rows, spread over batches, heads and positions.
+
+use std::ops::Range;
+
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, Element, TensorLayout, reference};
+
+use crate::device::Gpu;
+use crate::failure::Result;
+use crate::resident::{self, Resident};
+use crate::{elements, random};
+
+/// Tensor numbers of the inputs.
+const Q: u64 = 0;
+const K: u64 = 1;
+const V: u64 = 2;
+
+/// One row and what it must be.
+pub struct Sample {
+    batch: u32,
+    head: u32,
+    row: u32,
+    o: Vec<f64>,
+    lse: f64,
+}
+
+/// How far the sampled rows are from the oracle's.
+pub struct Deviation {
+    pub max_error: f64,
+    pub bound: f64,
+    lse_error: f64,
+}
+
+impl Deviation {
+    pub fn is_good(&self) -> bool {
+        self.max_error <= self.bound && self.lse_error <= LSE_BOUND
+    }
+
+    pub fn complaint(&self) -> String {
+        format!(
+            "wrong answer: O errs by {:.1e} (bound {:.1e}), LSE by {:.1e} (bound {LSE_BOUND:.0e})",
+            self.max_error, self.bound, self.lse_error
+        )
+    }
+}
+
+/// The largest error of LSE relative to max(1, |LSE|).
+const LSE_BOUND: f64 = 1e-5;
+
+/// Fills Q, K and V, piece by piece: no tensor is ever whole on the host.
+pub fn upload_inputs(gpu: &Gpu, problem: &AttentionProblem, tensors: &Resident) -> Result<()> {
+    let size = problem.element.size();
+    for (stream, buffer) in [(Q, &tensors.q), (K, &tensors.k), (V, &tensors.v)] {
+        let len = buffer.size() / size;
+        let piece = resident::CHUNK / size;
+        for first in (0..len).step_by(piece as usize) {
+            let bytes = encoded(problem.element, stream, first..len.min(first + piece));
+            resident::upload(gpu, buffer, first * size, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// The bytes of these elements of an input, computed by all cores.
+fn encoded(element: Element, stream: u64, range: Range<u64>) -> Vec<u8> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let share = (range.end - range.start).div_ceil(cores).max(1);
+    let parts = range.clone().step_by(share as usize).map(|first| first..range.end.min(first + share));
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = parts
+            .map(|part| {
+                scope.spawn(move || elements::encode(element, part.map(|index| random::normal_like(stream, index))))
+            })
+            .collect();
+        let parts: Vec<Vec<u8>> = threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect();
+        parts.concat()
+    })
+}
+
+/// The oracle's rows for at least 16 positions (fewer if there are fewer), the first and the last of all among them.
+pub fn expected(problem: &AttentionProblem) -> Vec<Sample> {
+    let shape = problem.shape;
+    let pairs = u64::from(shape.batch) * u64::from(shape.num_heads);
+    // Each (batch, head) needs its K and V in f64; of very long ones two must do.
+    let long = u64::from(shape.seqlen_kv) * u64::from(shape.head_dim) > 16 << 20;
+    let pairs_sampled = pairs.min(if long { 2 } else { 4 });
+    let rows_sampled = (16 / pairs_sampled).min(shape.seqlen_q.into());
+
+    let mut samples = Vec::new();
+    for pair in spread(pairs, pairs_sampled) {
+        let (batch, head) = ((pair / u64::from(shape.num_heads)) as u32, (pair % u64::from(shape.num_heads)) as u32);
+        let head_kv = head / (shape.num_heads / shape.num_heads_kv);
+        let alone = alone(problem);
+        let gather = |stream: u64, layout: TensorLayout, head: u32, row: u32| {
+            let first = layout.index(batch, row, head);
+            (first..first + u64::from(shape.head_dim))
+                .map(move |index| elements::round(problem.element, random::normal_like(stream, index)))
+        };
+        let all = |stream, layout| -> Vec<f64> {
+            (0..shape.seqlen_kv).flat_map(|row| gather(stream, layout, head_kv, row)).collect()
+        };
+        let (k, v) = std::thread::scope(|scope| {
+            let k = scope.spawn(|| all(K, problem.layout.k));
+            let v = all(V, problem.layout.v);
+            (k.join().unwrap_or_default(), v)
+        });
+        for row in spread(shape.seqlen_q.into(), rows_sampled) {
+            let row = row as u32;
+            let q: Vec<f64> = gather(Q, problem.layout.q, head, row).collect();
+            let (o, lse) = reference::forward_row(&alone, &q, &k, &v, 0, 0, row);
+            samples.push(Sample { batch, head, row, o, lse });
+        }
+    }
+    samples
+}
+
+/// The problem of one head, whose Q holds one row that stands for all.
+fn alone(problem: &AttentionProblem) -> AttentionProblem {
+    let mut alone = problem.clone();
+    alone.shape.batch = 1;
+    alone.shape.num_heads = 1;
+    alone.shape.num_heads_kv = 1;
+    alone.layout = AttentionLayout::bhsd(&alone.shape);
+    alone.layout.q = TensorLayout { offset: 0, stride_batch: 0, stride_row: 0, stride_head: 0 };
+    alone
+}
+
+/// `count` of the numbers below `len`, evenly spread from the first to the last.
+fn spread(len: u64, count: u64) -> impl Iterator<Item = u64> {
+    (0..count).map(move |i| if count == 1 { len - 1 } else { i * (len - 1) / (count - 1) })
+}
+
+/// Compares the rows on the device with the oracle's.
+pub fn compare(gpu: &Gpu, problem: &AttentionProblem, tensors: &Resident, samples: &[Sample]) -> Result<Deviation> {
+    let (shape, size) = (problem.shape, problem.element.size());
+    let mut deviation = Deviation { max_error: 0.0, bound: 0.0, lse_error: 0.0 };
+    let mut largest: f64 = 0.0;
+    for sample in samples {
+        let first = problem.layout.o.index(sample.batch, sample.row, sample.head);
+        let o = resident::read(gpu, &tensors.o, first * size, u64::from(shape.head_dim_v) * size)?;
+        let error = elements::largest_error(elements::decode(problem.element, &o), sample.o.iter().copied());
+        deviation.max_error = deviation.max_error.max(error);
+        largest = sample.o.iter().fold(largest, |largest, value| largest.max(value.abs()));
+
+        let flat = (u64::from(sample.batch) * u64::from(shape.num_heads) + u64::from(sample.head))
+            * u64::from(shape.seqlen_q)
+            + u64::from(sample.row);
+        let lse = resident::read(gpu, &tensors.lse, flat * 4, 4)?;
+        let lse = elements::decode(Element::F32, &lse).next().unwrap_or(f64::NAN);
+        let relative_to = if sample.lse.is_finite() { sample.lse.abs().max(1.0) } else { 1.0 };
+        deviation.lse_error = deviation.lse_error.max(elements::error(lse, sample.lse) / relative_to);
+    }
+    // O is rounded when it is written, and P may be before it meets V: four times the element's rounding, and 1e-5 for
+    // the f32 sums in between.
+    let rounding = if problem.element == Element::F32 { 0.0 } else { 4.0 * elements::unit_roundoff(problem.element) };
+    deviation.bound = rounding * largest + 1e-5 * largest.max(1.0);
+    Ok(deviation)
+}

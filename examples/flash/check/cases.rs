@@ -1,0 +1,76 @@
+//! The grid of problems, without element and algorithm.
+
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape};
+
+/// One problem and the options it stands for.
+pub struct Case {
+    pub group: &'static str,
+    pub problem: AttentionProblem,
+}
+
+/// Every case, grouped. `quick` keeps what differs in kind.
+pub fn cases(quick: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |group, problem| cases.push(Case { group, problem });
+    let shape = |batch, heads, q, kv, dim| AttentionShape::new(batch, heads, q, dim).seqlen_kv(kv);
+    let new = AttentionProblem::new;
+
+    let pairs: &[(u32, u32)] = if quick {
+        &[(1, 1), (113, 203), (1, 1024)]
+    } else {
+        &[(1, 1), (1, 1024), (113, 203), (128, 217), (64, 64), (63, 65), (129, 31), (256, 300), (300, 1)]
+    };
+    for &(q, kv) in pairs {
+        add("lengths", new(shape(1, 2, q, kv, 64)));
+    }
+
+    let dims: &[u32] = if quick { &[1, 31, 40, 128, 256] } else { &[1, 3, 31, 40, 59, 64, 80, 128, 160, 256] };
+    for &dim in dims {
+        add("head_dim", new(shape(1, 1, 70, 93, dim)));
+    }
+    add("head_dim_v", new(shape(1, 2, 50, 77, 40).head_dim_v(59)));
+    if !quick {
+        add("head_dim_v", new(shape(1, 2, 50, 77, 128).head_dim_v(8)));
+        add("head_dim_v", new(shape(1, 2, 50, 77, 8).head_dim_v(256)));
+    }
+
+    let pairs: &[(u32, u32)] = if quick { &[(113, 203)] } else { &[(113, 203), (128, 128), (203, 210), (1, 70)] };
+    for &(q, kv) in pairs {
+        add("causal", new(shape(1, 2, q, kv, 64)).causal());
+        add("causal top-left", new(shape(1, 2, q, kv, 64)).causal_top_left());
+        add("causal top-left", new(shape(1, 2, kv, q, 64)).causal_top_left());
+    }
+    for (left, right) in [(Some(30), Some(17)), (None, Some(8)), (Some(0), Some(0)), (Some(64), None)] {
+        add("window", new(shape(1, 2, 113, 203, 64)).window(left, right));
+        if !quick {
+            add("window", new(shape(1, 2, 203, 113, 64)).window(left, right));
+            add("window", new(shape(1, 2, 113, 203, 64)).causal_top_left().window(left, right));
+        }
+    }
+    add("window", new(shape(1, 1, 150, 150, 64)).causal().window(Some(40), None));
+
+    add("rows that see nothing", new(shape(1, 2, 203, 113, 64)).causal());
+    add("rows that see nothing", new(shape(1, 2, 70, 0, 64)));
+    add("rows that see nothing", new(shape(1, 2, 90, 30, 64)).causal_top_left().window(Some(10), None));
+
+    for (heads, heads_kv) in [(6, 2), (6, 1)] {
+        add("grouped heads", new(shape(3, heads, 65, 97, 64).num_heads_kv(heads_kv)));
+        add("grouped heads", new(shape(2, heads, 65, 97, 64).num_heads_kv(heads_kv)).causal());
+    }
+
+    add("dropout", new(shape(2, 2, 113, 203, 64)).dropout(0.2, 0x0123_4567_89ab_cdef));
+    add("dropout", new(shape(1, 2, 130, 130, 64)).causal().dropout(0.5, 7));
+    if !quick {
+        add("dropout", new(shape(1, 2, 130, 141, 59)).dropout(0.0, 7));
+        add("dropout", new(shape(1, 2, 130, 141, 59)).causal().dropout(0.9, u64::MAX));
+    }
+
+    for dim in if quick { &[64][..] } else { &[64, 59, 32] } {
+        let shape = shape(2, 3, 70, 70, *dim).num_heads_kv(1);
+        add("layouts", new(shape).layout(AttentionLayout::bhsd(&shape)));
+        add("layouts", new(shape).layout(AttentionLayout::packed_qkv(&shape)).causal());
+    }
+    add("scale", new(shape(1, 2, 70, 93, 64)).scale(0.5));
+    add("scale", new(shape(1, 2, 70, 93, 64)).scale(-0.1));
+    cases
+}

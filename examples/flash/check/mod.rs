@@ -1,0 +1,223 @@
+//! Every kernel against the f64 oracle.
+
+mod cases;
+
+use std::io::Write;
+
+use half::{bf16, f16};
+use indicatif::{ProgressBar, ProgressStyle};
+use wgpu_flash_attention::{
+    Algorithm, AttentionLayout, AttentionProblem, Element, ElementType, Plan, TensorLayout, reference,
+};
+
+use crate::arguments::CheckOptions;
+use crate::device::{self, Gpu};
+use crate::failure::{Failure, Result};
+use crate::text::{self, Table};
+use crate::{elements, random};
+use cases::Case;
+
+/// One table row: the cases of one option group, element and algorithm.
+struct Row {
+    group: &'static str,
+    element: Element,
+    algorithm: Algorithm,
+    kernels: String,
+    cases: u32,
+    /// Of the case that is closest to its bound, or past it.
+    worst: Option<Deviation>,
+    /// What went wrong first, if not a number.
+    failure: Option<String>,
+}
+
+/// How far an answer is from the oracle's, and how far it may be.
+#[derive(Clone, Copy)]
+struct Deviation {
+    o_error: f64,
+    o_bound: f64,
+    /// Relative to max(1, |LSE|).
+    lse_error: f64,
+}
+
+/// The largest error of LSE, relative to max(1, |LSE|), for every element: LSE is f32 throughout.
+const LSE_BOUND: f64 = 1e-5;
+
+pub async fn check(options: &CheckOptions, adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
+    let gpu = device::open(adapter).await?;
+    let cases = cases::cases(options.quick);
+    let progress = ProgressBar::new((cases.len() * Element::ALL.len()) as u64);
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len}  {elapsed}  {msg}");
+    progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+
+    let mut rows: Vec<Row> = Vec::new();
+    for element in Element::ALL {
+        for case in &cases {
+            progress.set_message(format!("{} {}", element.name(), case.group));
+            match element {
+                Element::F32 => compare::<f32>(&gpu, case, &mut rows).await,
+                Element::F16 => compare::<f16>(&gpu, case, &mut rows).await,
+                Element::Bf16 => compare::<bf16>(&gpu, case, &mut rows).await,
+            }
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
+
+    writeln!(out, "{}", gpu.describe())?;
+    writeln!(
+        out,
+        "Largest error against the f64 oracle. Standard attention may err by the rounding of its element; flash by \
+         twice what standard attention errs, plus a floor of 1e-6 of the largest |O| (f16, bf16: 1e-5)."
+    )?;
+    writeln!(out)?;
+    print(&rows, out)
+}
+
+fn print(rows: &[Row], out: &mut dyn Write) -> Result<bool> {
+    let columns = [
+        ("options", 21),
+        ("element", 7),
+        ("algorithm", 9),
+        ("cases", 5),
+        ("error of O", 10),
+        ("bound", 7),
+        ("of LSE", 7),
+        ("bound", 7),
+        ("", 4),
+        ("kernels", 16),
+    ];
+    let table = Table::new(&columns, out)?;
+    let mut bad = 0;
+    for row in rows {
+        let good = row.failure.is_none() && row.worst.is_some_and(|worst| worst.closeness() <= 1.0);
+        bad += u32::from(!good);
+        let of = |number: fn(Deviation) -> f64| row.worst.map_or("–".to_owned(), |worst| text::error(number(worst)));
+        let cells = [
+            row.group.to_owned(),
+            row.element.name().to_owned(),
+            row.algorithm.name().to_owned(),
+            row.cases.to_string(),
+            of(|worst| worst.o_error),
+            of(|worst| worst.o_bound),
+            of(|worst| worst.lse_error),
+            text::error(LSE_BOUND),
+            if good { "ok" } else { "FAIL" }.to_owned(),
+            row.failure.clone().unwrap_or_else(|| row.kernels.clone()),
+        ];
+        table.row(&cells, out)?;
+    }
+    writeln!(out)?;
+    let compared: u32 = rows.iter().map(|row| row.cases).sum();
+    match bad {
+        0 => writeln!(out, "{compared} answers compared: all within their bounds")?,
+        bad => writeln!(out, "{compared} answers compared: {bad} of {} rows FAIL", rows.len())?,
+    }
+    Ok(bad == 0)
+}
+
+/// Computes one case with both algorithms and the oracle.
+async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, rows: &mut Vec<Row>) {
+    let problem = case.problem.clone().element(T::ELEMENT);
+    let (shape, layout) = (problem.shape, problem.layout);
+    let tensor = |stream: u64, layout: TensorLayout, rows: u32, heads: u32, dim: u32| -> Vec<T> {
+        let len = layout.required_len(shape.batch, rows, heads, dim).unwrap_or(0);
+        (0..len).map(|index| T::from_f64(random::normal_like(stream, index))).collect()
+    };
+    // The packed layout is three views of one tensor; V is the last.
+    let packed = layout == AttentionLayout::packed_qkv(&shape);
+    let stream = |own: u64| if packed { 0 } else { own };
+    let v = tensor(stream(2), layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v);
+    let (q, k) = if packed {
+        (v.clone(), v.clone())
+    } else {
+        (
+            tensor(0, layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
+            tensor(1, layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
+        )
+    };
+    let exact = |values: &[T]| -> Vec<f64> { values.iter().map(|value| value.to_f64()).collect() };
+    let oracle = reference::forward(&problem, &exact(&q), &exact(&k), &exact(&v));
+    let largest = oracle.o.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+
+    let mut standard_error = f64::NAN;
+    for algorithm in [Algorithm::Standard, Algorithm::Flash] {
+        let problem = problem.clone().algorithm(algorithm);
+        let row = row(rows, gpu, case.group, &problem);
+        row.cases += 1;
+        let answer = match gpu.attention.forward(&problem, &q, &k, &v).await.map_err(Failure::from) {
+            Ok(answer) => answer,
+            Err(failure) => {
+                row.failure.get_or_insert_with(|| failure.line().to_owned());
+                continue;
+            }
+        };
+        if let Err(failure) = gpu.fault() {
+            row.failure.get_or_insert_with(|| failure.line().to_owned());
+        }
+        if answer.o.len() != oracle.o.len() || answer.lse.len() != oracle.lse.len() {
+            row.failure.get_or_insert_with(|| "the answer has another length than the oracle's".to_owned());
+            continue;
+        }
+        let o_error = elements::largest_error(exact(&answer.o), oracle.o.iter().copied());
+        let o_bound = match algorithm {
+            Algorithm::Standard => {
+                standard_error = o_error;
+                let rounding = if T::ELEMENT == Element::F32 { 0.0 } else { elements::unit_roundoff(T::ELEMENT) };
+                (rounding + 1e-5) * largest
+            }
+            Algorithm::Flash if T::ELEMENT == Element::F32 => 2.0 * standard_error + 1e-6 * largest,
+            Algorithm::Flash => 2.0 * standard_error + 1e-5,
+        };
+        let lse_error = answer.lse.iter().zip(&oracle.lse);
+        let lse_error = lse_error
+            .map(|(found, expected)| elements::error(f64::from(*found), *expected) / relative_to(*expected))
+            .fold(0.0, f64::max);
+        row.add(Deviation { o_error, o_bound, lse_error });
+    }
+}
+
+/// What an error of LSE is relative to; rows that see nothing have −∞.
+fn relative_to(lse: f64) -> f64 {
+    if lse.is_finite() { lse.abs().max(1.0) } else { 1.0 }
+}
+
+/// The row that this case belongs to.
+fn row<'a>(rows: &'a mut Vec<Row>, gpu: &Gpu, group: &'static str, problem: &AttentionProblem) -> &'a mut Row {
+    let key = |row: &Row| row.group == group && row.element == problem.element && row.algorithm == problem.algorithm;
+    let position = rows.iter().position(key).unwrap_or_else(|| {
+        let passes = Plan::new(problem, gpu.attention.capabilities());
+        let kernels: Vec<&str> =
+            passes.iter().flat_map(|plan| plan.passes()).map(|pass| pass.kernel.name()).collect();
+        rows.push(Row {
+            group,
+            element: problem.element,
+            algorithm: problem.algorithm,
+            kernels: kernels.join(", "),
+            cases: 0,
+            worst: None,
+            failure: None,
+        });
+        rows.len() - 1
+    });
+    &mut rows[position]
+}
+
+impl Row {
+    fn add(&mut self, deviation: Deviation) {
+        let lse_error = self.worst.map_or(0.0, |worst| worst.lse_error).max(deviation.lse_error);
+        let closest = match self.worst {
+            Some(worst) if worst.closeness() > deviation.closeness() => worst,
+            _ => deviation,
+        };
+        self.worst = Some(Deviation { lse_error, ..closest });
+    }
+}
+
+impl Deviation {
+    /// The larger share of a bound that is used up; above 1 is a failure, and so is no number at all.
+    fn closeness(&self) -> f64 {
+        let o = if self.o_error == 0.0 { 0.0 } else { self.o_error / self.o_bound };
+        let share = o.max(self.lse_error / LSE_BOUND);
+        if share.is_nan() || o.is_nan() { f64::INFINITY } else { share }
+    }
+}

@@ -1,0 +1,62 @@
+//! `flash`: exact attention from the command line. Reads and writes safetensors, checks the kernels against the f64
+//! oracle, and times them.
+
+mod arguments;
+mod bench;
+mod check;
+mod demo;
+mod device;
+mod elements;
+mod failure;
+mod info;
+mod random;
+mod resident;
+mod run;
+mod tensors;
+mod text;
+mod timing;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use failure::{Failure, Result};
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments::join_causal(std::env::args_os())) {
+        Ok(arguments) => arguments,
+        Err(error) if !error.use_stderr() => {
+            // --help and --version. A reader that has gone away is no error.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return complain(&failure::usage(&error)),
+    };
+
+    let mut out = io::stdout().lock();
+    match pollster::block_on(dispatch(&arguments, &mut out)).and_then(|good| Ok(out.flush().map(|()| good)?)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
+        Err(Failure::Message(message)) => complain(&message),
+    }
+}
+
+/// Whether what the command looked at is good: false is exit status 1.
+async fn dispatch(arguments: &Arguments, out: &mut dyn Write) -> Result<bool> {
+    let adapter = arguments.adapter.as_deref();
+    match &arguments.command {
+        Command::Info => info::info(adapter, out).await,
+        Command::Demo => demo::demo(adapter, out).await,
+        Command::Run(options) => run::run(options, adapter, out).await,
+        Command::Check(options) => check::check(options, adapter, out).await,
+        Command::Bench(options) => bench::bench(options, adapter, out).await,
+    }
+}
+
+fn complain(message: &str) -> ExitCode {
+    let _ = writeln!(io::stderr(), "flash: {message}");
+    ExitCode::from(2)
+}

@@ -1,0 +1,139 @@
+//! Tensors that stay on the device between runs.
+
+use wgpu_flash_attention::{AttentionProblem, ForwardBuffers, PreparedForward};
+
+use crate::device::Gpu;
+use crate::failure::{Failure, Result};
+
+/// Uploads and readbacks go in pieces of this size, so that staging memory stays small.
+pub const CHUNK: u64 = 32 << 20;
+
+/// Q, K, V, O and LSE of one problem.
+pub struct Resident {
+    pub q: wgpu::Buffer,
+    pub k: wgpu::Buffer,
+    pub v: wgpu::Buffer,
+    pub o: wgpu::Buffer,
+    pub lse: wgpu::Buffer,
+}
+
+impl Resident {
+    /// Buffers for this problem's tensors, not yet filled.
+    pub async fn new(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
+        let (shape, layout) = (problem.shape, problem.layout);
+        let size = |len: Option<u64>| {
+            len.and_then(|len| len.checked_mul(problem.element.size()))
+                .ok_or_else(|| Failure::new("a tensor of this shape passes 2^64 bytes"))
+        };
+        let q = size(layout.q.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim))?;
+        let k = size(layout.k.required_len(shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim))?;
+        let v = size(layout.v.required_len(shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v))?;
+        let o = size(layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v))?;
+        Ok(Self {
+            q: buffer(gpu, "Q", q).await?,
+            k: buffer(gpu, "K", k).await?,
+            v: buffer(gpu, "V", v).await?,
+            o: buffer(gpu, "O", o).await?,
+            lse: buffer(gpu, "LSE", shape.lse_len().saturating_mul(4)).await?,
+        })
+    }
+
+    /// Records the operation.
+    pub fn encode(&self, prepared: &PreparedForward, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let buffers = ForwardBuffers {
+            q: self.q.slice(..),
+            k: self.k.slice(..),
+            v: self.v.slice(..),
+            o: self.o.slice(..),
+            lse: self.lse.slice(..),
+        };
+        Ok(prepared.encode(encoder, &buffers)?)
+    }
+
+    /// Fills O and LSE with NaN, so that an answer can only come from the next run.
+    pub fn poison(&self, gpu: &Gpu) -> Result<()> {
+        for buffer in [&self.o, &self.lse] {
+            let mut done = 0;
+            while done < buffer.size() {
+                let piece = CHUNK.min(buffer.size() - done);
+                upload(gpu, buffer, done, vec![0xff; piece as usize])?;
+                done += piece;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn buffer(gpu: &Gpu, name: &str, size: u64) -> Result<wgpu::Buffer> {
+    let device = gpu.attention.device();
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+        label: Some(name),
+        size: size.max(4).checked_next_multiple_of(4).unwrap_or(u64::MAX - 3),
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: false,
+    });
+    let (invalid, exhausted) = (validation.pop().await, memory.pop().await);
+    if let Some(error) = invalid {
+        return Err(Failure::new(format_args!("{name} does not fit into one buffer of this device: {error}")));
+    }
+    match exhausted {
+        Some(_) => Err(Failure::new(format_args!("the device has no memory left for {name} ({size} bytes)"))),
+        None => Ok(buffer),
+    }
+}
+
+/// Writes bytes at an offset that is a multiple of 4. The last word of the buffer is filled up with zeros.
+pub fn upload(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, mut bytes: Vec<u8>) -> Result<()> {
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    for (i, piece) in bytes.chunks(CHUNK as usize).enumerate() {
+        gpu.attention.queue().write_buffer(buffer, offset + i as u64 * CHUNK, piece);
+        if piece.len() as u64 == CHUNK {
+            // Sends the piece off and frees its staging memory.
+            gpu.attention.queue().submit([]);
+            gpu.wait()?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads `len` bytes at `offset`.
+pub fn read(gpu: &Gpu, buffer: &wgpu::Buffer, offset: u64, len: u64) -> Result<Vec<u8>> {
+    let device = gpu.attention.device();
+    let mut bytes = Vec::with_capacity(len as usize);
+    while (bytes.len() as u64) < len {
+        let first = offset + bytes.len() as u64;
+        let aligned = first & !3;
+        let end = (offset + len).min(aligned + CHUNK);
+        let size = (end - aligned).next_multiple_of(4);
+        let staging = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(buffer, aligned, &staging, 0, size);
+        gpu.attention.queue().submit([encoder.finish()]);
+        let piece = mapped(gpu, &staging)?;
+        bytes.extend_from_slice(&piece[(first - aligned) as usize..(end - aligned) as usize]);
+    }
+    Ok(bytes)
+}
+
+/// Waits for a MAP_READ buffer and copies it out.
+pub fn mapped(gpu: &Gpu, staging: &wgpu::Buffer) -> Result<Vec<u8>> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    staging.slice(..).map_async(wgpu::MapMode::Read, move |result| {
+        let _ = sender.send(result);
+    });
+    gpu.wait()?;
+    let unreadable = |error: &dyn std::fmt::Display| Failure::new(format_args!("reading back failed: {error}"));
+    receiver.recv().map_err(|error| unreadable(&error))?.map_err(|error| unreadable(&error))?;
+    let view = staging.slice(..).get_mapped_range().map_err(|error| unreadable(&error))?;
+    let bytes = view.to_vec();
+    drop(view);
+    staging.unmap();
+    Ok(bytes)
+}

@@ -1,0 +1,222 @@
+//! Attention inputs and outputs as safetensors files.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use tempfile::NamedTempFile;
+use wgpu_flash_attention::{AttentionLayout, AttentionShape, Element};
+
+use crate::arguments::Layout;
+use crate::failure::{Failure, Result};
+
+/// A whole safetensors file.
+pub struct File {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+/// One tensor of a file.
+pub struct Tensor<'a> {
+    pub element: Element,
+    pub dims: Vec<u32>,
+    pub bytes: &'a [u8],
+}
+
+/// Q, K and V that fit each other.
+pub struct Inputs<'a> {
+    pub shape: AttentionShape,
+    pub element: Element,
+    pub q: &'a [u8],
+    pub k: &'a [u8],
+    pub v: &'a [u8],
+}
+
+impl File {
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path)
+            .map_err(|error| Failure::new(format_args!("cannot read {}: {error}", path.display())))?;
+        Ok(Self { path: path.to_owned(), bytes })
+    }
+
+    fn parse(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.bytes)
+            .map_err(|error| self.failure(format_args!("not a sound safetensors file: {error}")))
+    }
+
+    fn failure(&self, message: impl std::fmt::Display) -> Failure {
+        Failure::new(format_args!("{}: {message}", self.path.display()))
+    }
+
+    /// The tensor of this name, in a type that attention can be computed in.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
+        let tensors = self.parse()?;
+        let view = tensors.tensor(name).map_err(|_| {
+            let mut names = tensors.names();
+            names.sort_unstable();
+            self.failure(format_args!("has no tensor '{name}'; it holds {}", shortened(&names)))
+        })?;
+        let element = match view.dtype() {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::Bf16,
+            other => {
+                return Err(self.failure(format_args!("'{name}' is stored as {other:?}; F32, F16 and BF16 can be used")));
+            }
+        };
+        let dims: Option<Vec<u32>> = view.shape().iter().map(|dim| u32::try_from(*dim).ok()).collect();
+        let dims = dims.ok_or_else(|| {
+            self.failure(format_args!("'{name}' has the shape {:?}; a dimension passes {}", view.shape(), u32::MAX))
+        })?;
+        Ok(Tensor { element, dims, bytes: view.data() })
+    }
+
+    /// Q, K and V, checked against each other.
+    pub fn inputs(&self, layout: Layout) -> Result<Inputs<'_>> {
+        let q = self.tensor("q")?;
+        let k = self.tensor("k")?;
+        let v = self.tensor("v")?;
+        if q.element != k.element || q.element != v.element {
+            let types = [&q, &k, &v].map(|tensor| tensor.element.name()).join(", ");
+            return Err(self.failure(format_args!("q, k and v are stored as {types}; they must have one type")));
+        }
+        let [q_batch, q_heads, q_rows, q_dim] = self.dims("q", &q, layout)?;
+        let [k_batch, k_heads, k_rows, k_dim] = self.dims("k", &k, layout)?;
+        let [v_batch, v_heads, v_rows, v_dim] = self.dims("v", &v, layout)?;
+        let differ = |what: &str| {
+            let shapes = format!("q {:?}, k {:?}, v {:?}", q.dims, k.dims, v.dims);
+            let order = match layout {
+                Layout::Bhsd => "batch, heads, seqlen, dim",
+                Layout::Bshd => "batch, seqlen, heads, dim",
+            };
+            self.failure(format_args!("{what}: {shapes} (read as {order})"))
+        };
+        if q_batch != k_batch || q_batch != v_batch {
+            return Err(differ("q, k and v differ in batch"));
+        }
+        if k_heads != v_heads || k_rows != v_rows {
+            return Err(differ("k and v differ in heads or seqlen"));
+        }
+        if q_dim != k_dim {
+            return Err(differ("q and k differ in their last dimension"));
+        }
+        if q_dim == 0 || v_dim == 0 {
+            return Err(differ("a last dimension is 0"));
+        }
+        if q_heads.checked_rem(k_heads).unwrap_or(q_heads) != 0 {
+            return Err(differ("the heads of q are not a multiple of those of k and v"));
+        }
+        let shape = AttentionShape::new(q_batch, q_heads, q_rows, q_dim)
+            .num_heads_kv(k_heads)
+            .seqlen_kv(k_rows)
+            .head_dim_v(v_dim);
+        Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes })
+    }
+
+    /// `[batch, heads, seqlen, dim]`, whatever the order in the file.
+    fn dims(&self, name: &str, tensor: &Tensor, layout: Layout) -> Result<[u32; 4]> {
+        match (tensor.dims.as_slice(), layout) {
+            (&[batch, heads, rows, dim], Layout::Bhsd) | (&[batch, rows, heads, dim], Layout::Bshd) => {
+                Ok([batch, heads, rows, dim])
+            }
+            (dims, _) => {
+                Err(self.failure(format_args!("'{name}' has {} dimensions {dims:?}; 4 are needed", dims.len())))
+            }
+        }
+    }
+}
+
+impl Layout {
+    pub fn of(self, shape: &AttentionShape) -> AttentionLayout {
+        match self {
+            Layout::Bhsd => AttentionLayout::bhsd(shape),
+            Layout::Bshd => AttentionLayout::bshd(shape),
+        }
+    }
+
+    /// The dimensions of O.
+    fn o_dims(self, shape: &AttentionShape) -> [u32; 4] {
+        let (heads, rows) = (shape.num_heads, shape.seqlen_q);
+        match self {
+            Layout::Bhsd => [shape.batch, heads, rows, shape.head_dim_v],
+            Layout::Bshd => [shape.batch, rows, heads, shape.head_dim_v],
+        }
+    }
+}
+
+/// Names for a message: all of a few, the first of many, none longer than a line can bear.
+fn shortened(names: &[&str]) -> String {
+    const SHOWN: usize = 8;
+    let mut list: Vec<String> = names.iter().take(SHOWN).map(|name| name.chars().take(40).collect()).collect();
+    if names.len() > SHOWN {
+        list.push(format!("{} more", names.len() - SHOWN));
+    }
+    if list.is_empty() { "none".to_owned() } else { list.join(", ") }
+}
+
+/// A place for an output file, tried out before the work starts.
+pub struct Target<'a> {
+    path: &'a Path,
+    folder: &'a Path,
+}
+
+impl<'a> Target<'a> {
+    /// Fails where a file of this name could not be put.
+    pub fn new(path: &'a Path) -> Result<Self> {
+        let folder = match path.parent() {
+            Some(folder) if folder != Path::new("") => folder,
+            _ => Path::new("."),
+        };
+        let target = Self { path, folder };
+        if path.file_name().is_none() || std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+            return Err(target.failure("it is not a regular file"));
+        }
+        if path.exists() {
+            // A rename would replace a read-only file as well.
+            std::fs::OpenOptions::new().append(true).open(path).map_err(|error| target.failure(error))?;
+        }
+        target.temporary()?;
+        Ok(target)
+    }
+
+    fn failure(&self, reason: impl std::fmt::Display) -> Failure {
+        Failure::new(format_args!("cannot write {}: {reason}", self.path.display()))
+    }
+
+    /// A file in the same folder, so that it can be renamed; gone when dropped.
+    fn temporary(&self) -> Result<NamedTempFile> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".flash-").suffix(".tmp");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let existing = std::fs::metadata(self.path).map(|metadata| metadata.permissions());
+            builder.permissions(existing.unwrap_or_else(|_| std::fs::Permissions::from_mode(0o666)));
+        }
+        // The temporary file's own random name is of no use in the message.
+        builder.tempfile_in(self.folder).map_err(|error| self.failure(error.kind()))
+    }
+
+    /// Puts the whole file in place at once.
+    pub fn write(self, bytes: &[u8]) -> Result<()> {
+        let mut file = self.temporary()?;
+        file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|error| self.failure(error))?;
+        file.persist(self.path).map_err(|error| self.failure(error.error))?;
+        Ok(())
+    }
+}
+
+/// The bytes of a safetensors file with o and lse.
+pub fn outputs(shape: &AttentionShape, layout: Layout, element: Element, o: &[u8], lse: &[u8]) -> Result<Vec<u8>> {
+    let failed = |error| Failure::new(format_args!("the result is no safetensors file: {error}"));
+    let dtype = match element {
+        Element::F32 => Dtype::F32,
+        Element::F16 => Dtype::F16,
+        Element::Bf16 => Dtype::BF16,
+    };
+    let o_dims = layout.o_dims(shape).map(|dim| dim as usize).to_vec();
+    let lse_dims = [shape.batch, shape.num_heads, shape.seqlen_q].map(|dim| dim as usize).to_vec();
+    let o = TensorView::new(dtype, o_dims, o).map_err(failed)?;
+    let lse = TensorView::new(Dtype::F32, lse_dims, lse).map_err(failed)?;
+    safetensors::serialize([("o", o), ("lse", lse)], None).map_err(failed)
+}

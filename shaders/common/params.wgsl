@@ -1,0 +1,70 @@
+// What changes from dispatch to dispatch. The host twin is `plan::Params`; a test compares names, offsets and size.
+// 4-byte scalars only, so that Rust, WGSL and every backend agree on the layout without padding rules.
+struct Params {
+  // Lengths of this call; heads of Q and O per head of K and V; heads of the whole problem.
+  seqlen_q: u32,
+  seqlen_kv: u32,
+  heads_per_kv: u32,
+  num_heads: u32,
+  // The part of the problem that this dispatch covers.
+  batch_first: u32,
+  batch_count: u32,
+  head_first: u32,
+  head_count: u32,
+  row_first: u32,
+  row_count: u32,
+  // Workgroups along x: the grid is folded, because one dimension stops at 65,535.
+  grid_width: u32,
+  // Row i sees the keys i + mask_offset − window_left ..= i + mask_offset + window_right.
+  mask_offset: i32,
+  window_left: i32,
+  window_right: i32,
+  // softmax_scale · log2(e): the softmax works in powers of two.
+  softmax_scale_log2: f32,
+  // A random word below the threshold drops its entry; kept ones are scaled.
+  dropout_threshold: u32,
+  dropout_scale: f32,
+  philox_seed_low: u32,
+  philox_seed_high: u32,
+  philox_offset: u32,
+  // WGSL has no literal for −∞, which is the LSE of a row that sees nothing.
+  negative_infinity: f32,
+  // Where the tensors lie, in elements from the start of their bindings.
+  q_offset: u32,
+  q_stride_batch: u32,
+  q_stride_row: u32,
+  q_stride_head: u32,
+  k_offset: u32,
+  k_stride_batch: u32,
+  k_stride_row: u32,
+  k_stride_head: u32,
+  v_offset: u32,
+  v_stride_batch: u32,
+  v_stride_row: u32,
+  v_stride_head: u32,
+  o_offset: u32,
+  o_stride_batch: u32,
+  o_stride_row: u32,
+  o_stride_head: u32,
+  lse_offset: u32,
+  lse_stride_batch: u32,
+  lse_stride_head: u32,
+  // Elements from one row of the score matrix to the next (standard attention).
+  s_stride_row: u32,
+  padding_0: u32,
+  padding_1: u32,
+  padding_2: u32,
+}
+
+@group(0) @binding(BINDING_params) var<uniform> params: Params;
+
+const LN_2 = 0.6931471805599453;
+
+// Stands for −∞ inside the kernels: WGSL compilers may assume that there are no infinities.
+const MASKED = -3.0e38;
+
+// The score tile is shared out in quads: an invocation owns THREAD_ROWS rows by 4 neighbouring keys of it, so that a
+// row of invocations covers the tile's keys and one Philox call serves one invocation's row.
+const KEY_LANES = TILE_KV / 4u;
+const ROW_LANES = TILE_Q / THREAD_ROWS;
+const INVOCATIONS = KEY_LANES * ROW_LANES;

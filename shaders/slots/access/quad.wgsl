@@ -1,0 +1,13 @@
+// Tensors whose rows start on, and are whole numbers of, four elements: one vector load for four.
+
+// unroll TENSOR in INPUTS {
+@group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<Quad>;
+
+fn load_TENSOR(index: u32, valid: u32) -> vec4<f32> { return decode_quad(TENSOR[index / 4u]); }
+// }
+
+// unroll TENSOR in OUTPUTS {
+@group(0) @binding(BINDING_TENSOR) var<storage, read_write> TENSOR: array<Quad>;
+
+fn store_TENSOR(index: u32, valid: u32, value: vec4<f32>) { TENSOR[index / 4u] = encode_quad(value); }
+// }

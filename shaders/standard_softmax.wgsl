@@ -1,0 +1,74 @@
+// Standard attention, second kernel: P = dropout(softmax(S)) in place, and LSE.
+//
+//   for each row:                                        one workgroup
+//     m = rowmax(S), l = rowsum(exp(S − m))              one pass, each invocation online over its own part
+//     P = dropout(exp(S − m) / l), LSE = m + ln l        a second pass
+//
+// S is in units of log2(e).
+
+@group(0) @binding(BINDING_s) var<storage, read_write> s: array<vec4<f32>>;
+@group(0) @binding(BINDING_lse) var<storage, read_write> lse: array<f32>;
+
+var<workgroup> maxima: array<f32, SOFTMAX_INVOCATIONS>;
+var<workgroup> sums: array<f32, SOFTMAX_INVOCATIONS>;
+
+@compute @workgroup_size(SOFTMAX_INVOCATIONS)
+fn main(
+  @builtin(workgroup_id) workgroup_id: vec3<u32>,
+  @builtin(local_invocation_index) invocation: u32,
+) {
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  let row = index % params.row_count;
+  let head = index / params.row_count % params.head_count;
+  let batch = index / params.row_count / params.head_count;
+  if batch >= params.batch_count { return; }
+  let i = params.row_first + row;
+  let visible = visible_keys(i);
+  let empty = visible.x >= visible.y;
+
+  // The keys that the other two kernels visit for this row's Q tile.
+  let tile_row = row / TILE_Q * TILE_Q;
+  let last_row = min(tile_row + TILE_Q, params.row_count) - 1u;
+  let range = block_range(params.row_first + tile_row, params.row_first + last_row);
+  let first = index * (params.s_stride_row / 4u);
+
+  // m = rowmax(S), l = rowsum(exp(S − m))
+  var m = MASKED;
+  var l = 0.0;
+  for (var quad = range.first * KEY_LANES + invocation; quad < range.end * KEY_LANES; quad += SOFTMAX_INVOCATIONS) {
+    let scores = s[first + quad];
+    let m_new = max(m, max(max(scores.x, scores.y), max(scores.z, scores.w)));
+    let p = select(exp2(scores - vec4<f32>(m_new)), vec4<f32>(0.0), scores == vec4<f32>(MASKED));
+    l = fma(exp2(m - m_new), l, (p.x + p.y) + (p.z + p.w));
+    m = m_new;
+  }
+  maxima[invocation] = m;
+  sums[invocation] = l;
+  for (var distance = SOFTMAX_INVOCATIONS / 2u; distance > 0u; distance /= 2u) {
+    workgroupBarrier();
+    if invocation < distance {
+      let m_other = maxima[invocation + distance];
+      let m_new = max(m, m_other);
+      l = exp2(m - m_new) * l + exp2(m_other - m_new) * sums[invocation + distance];
+      m = m_new;
+      maxima[invocation] = m;
+      sums[invocation] = l;
+    }
+  }
+  workgroupBarrier();
+  m = maxima[0];
+  l = sums[0];
+
+  // P = dropout(exp(S − m) / l), LSE = m + ln l
+  let factor = select(params.dropout_scale / l, 0.0, empty);
+  for (var quad = range.first * KEY_LANES + invocation; quad < range.end * KEY_LANES; quad += SOFTMAX_INVOCATIONS) {
+    let scores = s[first + quad];
+    var p = select(exp2(scores - vec4<f32>(m)) * factor, vec4<f32>(0.0), scores == vec4<f32>(MASKED));
+    if HAS_DROPOUT { p = dropout(p, params.batch_first + batch, params.head_first + head, i, quad * 4u); }
+    s[first + quad] = p;
+  }
+  if invocation == 0u {
+    let lse_index = params.lse_offset + batch * params.lse_stride_batch + head * params.lse_stride_head + row;
+    lse[lse_index] = select((m + log2(l)) * LN_2, params.negative_infinity, empty);
+  }
+}

@@ -1,0 +1,67 @@
+//! Adapters, devices, and what they offer.
+
+use crate::error::Error;
+use crate::plan::{Capabilities, DeviceClass};
+use wgpu::Features;
+
+const WANTED: Features = Features::SHADER_F16
+    .union(Features::SUBGROUP)
+    .union(Features::TIMESTAMP_QUERY)
+    .union(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
+
+pub(super) async fn request_adapter() -> Result<wgpu::Adapter, Error> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    // Validation layers are the caller's to switch on, on an instance of their own.
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let options = wgpu::RequestAdapterOptions {
+        power_preference: wgpu::PowerPreference::HighPerformance,
+        ..Default::default()
+    };
+    let adapter = wgpu::Instance::new(descriptor)
+        .request_adapter(&options)
+        .await
+        .map_err(|error| Error::NoAdapter(error.to_string()))?;
+    if !adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS) {
+        return Err(Error::NoAdapter(format!("{} runs no compute shaders", adapter.get_info().name)));
+    }
+    Ok(adapter)
+}
+
+pub(super) fn descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+    wgpu::DeviceDescriptor {
+        label: Some("flash attention"),
+        required_features: adapter.features() & WANTED,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    }
+}
+
+pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Capabilities {
+    let info = adapter.get_info();
+    let features = device.features();
+    let limits = device.limits();
+    let timestamps = Features::TIMESTAMP_QUERY | Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+    Capabilities {
+        adapter_name: info.name,
+        driver: format!("{} {}", info.driver, info.driver_info).trim().into(),
+        backend: info.backend.to_str().into(),
+        device_class: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu | wgpu::DeviceType::VirtualGpu => DeviceClass::Discrete,
+            wgpu::DeviceType::IntegratedGpu => DeviceClass::Integrated,
+            wgpu::DeviceType::Cpu => DeviceClass::Cpu,
+            wgpu::DeviceType::Other => DeviceClass::Other,
+        },
+        shader_f16: features.contains(Features::SHADER_F16),
+        subgroups: features.contains(Features::SUBGROUP),
+        subgroup_min_size: info.subgroup_min_size,
+        subgroup_max_size: info.subgroup_max_size,
+        timestamps: features.contains(timestamps),
+        max_workgroup_storage: limits.max_compute_workgroup_storage_size,
+        max_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
+        max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+        max_binding: limits.max_storage_buffer_binding_size,
+        max_buffer: limits.max_buffer_size,
+        binding_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
+        uniform_alignment: u64::from(limits.min_uniform_buffer_offset_alignment),
+    }
+}

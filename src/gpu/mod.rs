@@ -1,0 +1,107 @@
+//! The only code that calls wgpu: pipelines, bind groups, encoding, readback.
+
+mod device;
+mod forward;
+mod host;
+mod pipeline;
+mod scope;
+
+pub use forward::{ForwardBuffers, PreparedForward};
+pub use host::ForwardOutput;
+
+use crate::error::Error;
+use crate::plan::{Capabilities, Plan};
+use crate::problem::AttentionProblem;
+use pipeline::Pipelines;
+use std::sync::Arc;
+
+/// Attention on one device: its capabilities, and the pipelines compiled so far. Clones share both.
+#[derive(Clone, Debug)]
+pub struct FlashAttention {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    capabilities: Arc<Capabilities>,
+    pipelines: Arc<Pipelines>,
+    checked_shaders: bool,
+}
+
+impl FlashAttention {
+    /// Attention on the caller's device. What the kernels may use is what the device was created with:
+    /// [`FlashAttention::device_descriptor`] asks for all that helps.
+    pub fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+        Self {
+            device: device.clone(),
+            queue: queue.clone(),
+            capabilities: Arc::new(device::capabilities(adapter, device)),
+            pipelines: Arc::default(),
+            checked_shaders: false,
+        }
+    }
+
+    /// Attention on a device of its own, on the fastest adapter.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where nothing runs compute shaders; [`Error::Gpu`] if the adapter gives no device.
+    pub async fn request() -> Result<Self, Error> {
+        Self::from_adapter(&device::request_adapter().await?).await
+    }
+
+    /// Attention on a device of its own, on the given adapter.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the adapter gives no device.
+    pub async fn from_adapter(adapter: &wgpu::Adapter) -> Result<Self, Error> {
+        let (device, queue) = adapter
+            .request_device(&Self::device_descriptor(adapter))
+            .await
+            .map_err(|error| Error::Gpu(error.to_string()))?;
+        Ok(Self::new(adapter, &device, &queue))
+    }
+
+    /// The features and limits that let a device run everything this library has on this adapter, and nothing that the
+    /// adapter lacks. Merge it with your own wishes before you create a device.
+    pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+        device::descriptor(adapter)
+    }
+
+    /// Plans as if the device had only this. For tests of what a smaller device would run: what it lacks cannot be added.
+    pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = Arc::new(capabilities);
+        self
+    }
+
+    /// Whether wgpu adds bounds checks to every access. Off by default: all WGSL is this library's own and in bounds by
+    /// construction.
+    pub fn with_checked_shaders(mut self, checked_shaders: bool) -> Self {
+        if checked_shaders != self.checked_shaders {
+            self.checked_shaders = checked_shaders;
+            self.pipelines = Arc::default();
+        }
+        self
+    }
+
+    /// What planning knows of the device.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// The queue that the slice form submits to.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// Checks a problem, plans it, compiles its pipelines and allocates its scratch memory. Every refusal of the
+    /// problem comes from here.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    pub async fn prepare_forward(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
+        let plan = Plan::new(problem, &self.capabilities)?;
+        PreparedForward::new(self, plan).await
+    }
+}

@@ -1,0 +1,117 @@
+//! Pipelines, compiled once for each specialization.
+
+use super::FlashAttention;
+use super::scope::ErrorScope;
+use crate::error::Error;
+use crate::plan::{Kernel, Specialization, Usage};
+use crate::shader::{Dialect, ShaderSource};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Pipelines(Mutex<HashMap<Specialization, Arc<Pipeline>>>);
+
+impl Pipelines {
+    /// The pipeline of a specialization, compiled if need be.
+    pub(super) async fn get(
+        &self,
+        attention: &FlashAttention,
+        specialization: &Specialization,
+    ) -> Result<Arc<Pipeline>, Error> {
+        if let Some(pipeline) = self.lock().get(specialization) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(compile(attention, specialization).await?);
+        Ok(self.lock().entry(*specialization).or_insert(pipeline).clone())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Specialization, Arc<Pipeline>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn compile(attention: &FlashAttention, specialization: &Specialization) -> Result<Pipeline, Error> {
+    let device = &attention.device;
+    let kernel = specialization.kernel;
+    let dialect = if cfg!(target_arch = "wasm32") { Dialect::Tint } else { Dialect::Naga };
+    let source = ShaderSource::new(specialization, dialect)?;
+
+    let scope = ErrorScope::open(device, "compiling a shader");
+    let descriptor = wgpu::ShaderModuleDescriptor {
+        label: Some(kernel.name()),
+        source: wgpu::ShaderSource::Wgsl(source.text().into()),
+    };
+    let module = if attention.checked_shaders {
+        device.create_shader_module(descriptor)
+    } else {
+        // SAFETY: the text is this library's own, without user WGSL. Every index stays inside its binding: the planner
+        // binds windows that hold whole tensors, and the kernels guard rows, keys and dimensions by the same lengths.
+        // Every loop ends, and every divisor is at least 1.
+        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    };
+    if let Err(error) = scope.close().await {
+        return Err(shader_error(&module, &source, error).await);
+    }
+
+    let scope = ErrorScope::open(device, "compiling a shader");
+    let layout = bind_group_layout(device, kernel);
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(kernel.name()),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(kernel.name()),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            // The kernels write all workgroup memory that they read.
+            zero_initialize_workgroup_memory: attention.checked_shaders,
+            ..Default::default()
+        },
+        cache: None,
+    });
+    scope.close().await?;
+    Ok(Pipeline { pipeline, layout })
+}
+
+/// The compiler's first error, told by file and line of its origin.
+async fn shader_error(module: &wgpu::ShaderModule, source: &ShaderSource, error: Error) -> Error {
+    let info = module.get_compilation_info().await;
+    let errors = info.messages.into_iter().filter(|m| m.message_type == wgpu::CompilationMessageType::Error);
+    for message in errors {
+        if let Some(origin) = message.location.and_then(|location| source.origin(location.line_number)) {
+            return Error::Shader { file: origin.file.into(), line: origin.line, message: message.message };
+        }
+    }
+    error
+}
+
+fn bind_group_layout(device: &wgpu::Device, kernel: Kernel) -> wgpu::BindGroupLayout {
+    let entries: Vec<_> = kernel
+        .operands()
+        .iter()
+        .map(|&(operand, usage)| wgpu::BindGroupLayoutEntry {
+            binding: operand.binding(),
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: match usage {
+                    Usage::Uniform => wgpu::BufferBindingType::Uniform,
+                    Usage::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                    Usage::Write => wgpu::BufferBindingType::Storage { read_only: false },
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name()), entries: &entries })
+}

@@ -1,0 +1,50 @@
+//! wgpu reports errors to scopes; without one, it panics.
+
+use crate::error::Error;
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+/// Catches the errors of all calls on this thread until it is closed. Dropped unclosed, it forgets them.
+pub(super) struct ErrorScope {
+    // Popped in this order, the reverse of the pushes.
+    internal: wgpu::ErrorScopeGuard,
+    memory: wgpu::ErrorScopeGuard,
+    validation: wgpu::ErrorScopeGuard,
+    task: &'static str,
+}
+
+impl ErrorScope {
+    /// `task` completes the sentence "out of GPU memory while …".
+    pub(super) fn open(device: &wgpu::Device, task: &'static str) -> Self {
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        Self { internal, memory, validation, task }
+    }
+
+    /// Closes it at once; the future brings the first error.
+    pub(super) fn close(self) -> impl Future<Output = Result<(), Error>> {
+        let (internal, memory, validation) = (self.internal.pop(), self.memory.pop(), self.validation.pop());
+        async move {
+            // All three are awaited, so that none is left behind.
+            let errors = [memory.await, validation.await, internal.await];
+            match errors.into_iter().flatten().next() {
+                None => Ok(()),
+                Some(wgpu::Error::OutOfMemory { .. }) => Err(Error::OutOfMemory(self.task)),
+                Some(wgpu::Error::Validation { description, .. } | wgpu::Error::Internal { description, .. }) => {
+                    Err(Error::Gpu(description))
+                }
+            }
+        }
+    }
+
+    /// Closes it and tells what is known now. Native backends always know; a browser answers later, and its late
+    /// answers go to the page's own error handler, not to a panic.
+    pub(super) fn close_now(self) -> Result<(), Error> {
+        match pin!(self.close()).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(result) => result,
+            Poll::Pending => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+/// What kind of machine the adapter is: the tile table asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceClass {
+    /// A GPU with its own memory.
+    Discrete,
+    /// A GPU that shares the processor's memory.
+    Integrated,
+    /// A software driver.
+    Cpu,
+    /// Not said.
+    Other,
+}
+
+/// What an adapter and device offer, read once: plain data, so that planning needs no GPU.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Capabilities {
+    /// The adapter's name.
+    pub adapter_name: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// Vulkan, Metal, DX12 or WebGPU.
+    pub backend: String,
+    /// What kind of machine it is.
+    pub device_class: DeviceClass,
+    /// Whether shaders may use f16.
+    pub shader_f16: bool,
+    /// Whether shaders may use subgroup operations.
+    pub subgroups: bool,
+    /// Smallest subgroup a shader may run with.
+    pub subgroup_min_size: u32,
+    /// Largest subgroup a shader may run with.
+    pub subgroup_max_size: u32,
+    /// Whether the device has timestamps around encoder commands.
+    pub timestamps: bool,
+    /// Bytes of workgroup memory.
+    pub max_workgroup_storage: u32,
+    /// Invocations of a workgroup.
+    pub max_invocations: u32,
+    /// Workgroups along one dimension of a dispatch.
+    pub max_workgroups_per_dimension: u32,
+    /// Bytes of one storage binding.
+    pub max_binding: u64,
+    /// Bytes of one buffer.
+    pub max_buffer: u64,
+    /// Storage bindings start at multiples of this many bytes.
+    pub binding_alignment: u64,
+    /// Uniform bindings start at multiples of this many bytes.
+    pub uniform_alignment: u64,
+}
+
+impl Capabilities {
+    /// The least that WebGPU promises, on an adapter that says nothing of itself.
+    pub fn webgpu_defaults() -> Self {
+        Self {
+            adapter_name: "WebGPU defaults".into(),
+            driver: String::new(),
+            backend: String::new(),
+            device_class: DeviceClass::Other,
+            shader_f16: false,
+            subgroups: false,
+            subgroup_min_size: 4,
+            subgroup_max_size: 128,
+            timestamps: false,
+            max_workgroup_storage: 16_384,
+            max_invocations: 256,
+            max_workgroups_per_dimension: 65_535,
+            max_binding: 128 << 20,
+            max_buffer: 256 << 20,
+            binding_alignment: 256,
+            uniform_alignment: 256,
+        }
+    }
+}

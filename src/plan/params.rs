@@ -1,0 +1,64 @@
+/// Declares the uniform once and derives its list of fields, which a test compares with `shaders/common/params.wgsl`.
+macro_rules! uniform {
+    ($(#[$meta:meta])* pub struct $name:ident { $($field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+        pub struct $name { $(#[allow(missing_docs)] pub $field: $type,)* }
+
+        impl $name {
+            /// Name and byte offset of every field, in order.
+            pub const FIELDS: &[(&str, usize)] = &[$((stringify!($field), std::mem::offset_of!($name, $field)),)*];
+        }
+    };
+}
+
+uniform! {
+    /// The uniform of every kernel. `shaders/common/params.wgsl` says what each field means.
+    pub struct Params {
+        seqlen_q: u32,
+        seqlen_kv: u32,
+        heads_per_kv: u32,
+        num_heads: u32,
+        batch_first: u32,
+        batch_count: u32,
+        head_first: u32,
+        head_count: u32,
+        row_first: u32,
+        row_count: u32,
+        grid_width: u32,
+        mask_offset: i32,
+        window_left: i32,
+        window_right: i32,
+        softmax_scale_log2: f32,
+        dropout_threshold: u32,
+        dropout_scale: f32,
+        philox_seed_low: u32,
+        philox_seed_high: u32,
+        philox_offset: u32,
+        negative_infinity: f32,
+        q_offset: u32,
+        q_stride_batch: u32,
+        q_stride_row: u32,
+        q_stride_head: u32,
+        k_offset: u32,
+        k_stride_batch: u32,
+        k_stride_row: u32,
+        k_stride_head: u32,
+        v_offset: u32,
+        v_stride_batch: u32,
+        v_stride_row: u32,
+        v_stride_head: u32,
+        o_offset: u32,
+        o_stride_batch: u32,
+        o_stride_row: u32,
+        o_stride_head: u32,
+        lse_offset: u32,
+        lse_stride_batch: u32,
+        lse_stride_head: u32,
+        s_stride_row: u32,
+        padding_0: u32,
+        padding_1: u32,
+        padding_2: u32,
+    }
+}

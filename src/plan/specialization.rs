@@ -1,0 +1,106 @@
+use super::{Capabilities, Kernel, Tiles};
+use crate::problem::Element;
+
+/// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// f32
+    F32,
+    /// f16, on devices that have it in shaders
+    F16,
+    /// f16 in pairs in a u32, on devices that have not
+    F16Packed,
+    /// bf16 in pairs in a u32
+    Bf16,
+}
+
+impl Storage {
+    pub(crate) fn of(element: Element, capabilities: &Capabilities) -> Self {
+        match element {
+            Element::F32 => Storage::F32,
+            Element::F16 if capabilities.shader_f16 => Storage::F16,
+            Element::F16 => Storage::F16Packed,
+            Element::Bf16 => Storage::Bf16,
+        }
+    }
+}
+
+/// How rows are read and written: the slot `shaders/slots/access/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Four elements at a time: every row starts on and is a whole number of quads.
+    Quad,
+    /// One element at a time.
+    Single,
+}
+
+/// How the invocations of a row reduce: the slot `shaders/slots/row_reduce/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowReduce {
+    /// Through workgroup memory.
+    Workgroup,
+    /// By subgroup shuffles.
+    Subgroup,
+}
+
+/// All that the text of a shader depends on. Two passes with equal specializations share one pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Specialization {
+    /// The kernel file.
+    pub kernel: Kernel,
+    /// The element slot.
+    pub storage: Storage,
+    /// The access slot.
+    pub access: Access,
+    /// The row_reduce slot.
+    pub row_reduce: RowReduce,
+    /// The tiles.
+    pub tiles: Tiles,
+    /// Width of Q and K.
+    pub head_dim: u32,
+    /// Width of V and O.
+    pub head_dim_v: u32,
+    /// Whether a row may be unable to see a key that exists: causal or window.
+    pub has_window: bool,
+    /// Whether probabilities are dropped.
+    pub has_dropout: bool,
+}
+
+impl Specialization {
+    /// The same with everything that this kernel does not depend on set to one value, so that it is a cache key.
+    pub(crate) fn canonical(mut self) -> Self {
+        let reads = |operand| self.kernel.operands().iter().any(|&(other, _)| other == operand);
+        if !self.kernel.reduces_rows() {
+            self.row_reduce = RowReduce::Workgroup;
+        }
+        if !reads(super::Operand::Q) {
+            self.head_dim = 1;
+        }
+        if !reads(super::Operand::V) {
+            self.head_dim_v = 1;
+            self.has_window = false;
+        }
+        if !reads(super::Operand::Lse) {
+            self.has_dropout = false;
+        }
+        if self.kernel == Kernel::StandardSoftmax {
+            self.storage = Storage::F32;
+            self.access = Access::Quad;
+        }
+        self
+    }
+
+    /// Bytes of workgroup memory that the shader declares.
+    pub fn workgroup_bytes(&self) -> u32 {
+        let subgroups = self.row_reduce == RowReduce::Subgroup;
+        self.tiles.workgroup_bytes(self.kernel, self.head_dim, self.head_dim_v, subgroups)
+    }
+
+    /// The workgroup size.
+    pub fn invocations(&self) -> u32 {
+        match self.kernel {
+            Kernel::StandardSoftmax => super::tiles::SOFTMAX_INVOCATIONS,
+            _ => self.tiles.invocations(),
+        }
+    }
+}

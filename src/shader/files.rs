@@ -1,0 +1,58 @@
+//! The files of `shaders/`, and which of them make up a kernel.
+
+use super::prelude::in_half_words;
+use crate::plan::{Access, Kernel, RowReduce, Specialization, Storage};
+
+#[derive(Clone, Copy)]
+pub(super) struct File {
+    pub name: &'static str,
+    pub text: &'static str,
+}
+
+macro_rules! file {
+    ($name:literal) => {
+        File { name: $name, text: include_str!(concat!("../../shaders/", $name)) }
+    };
+}
+
+pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
+    let mut files = vec![file!("common/params.wgsl"), file!("common/mask.wgsl"), file!("common/block_range.wgsl")];
+    let kernel = specialization.kernel;
+    if matches!(kernel, Kernel::FlashForward | Kernel::StandardSoftmax) {
+        files.push(file!("common/philox.wgsl"));
+    }
+    if kernel != Kernel::StandardSoftmax {
+        files.push(match specialization.storage {
+            Storage::F32 => file!("slots/element/f32.wgsl"),
+            Storage::F16 => file!("slots/element/f16.wgsl"),
+            Storage::F16Packed => file!("slots/element/f16_packed.wgsl"),
+            Storage::Bf16 => file!("slots/element/bf16.wgsl"),
+        });
+        files.push(match specialization.access {
+            Access::Quad => file!("slots/access/quad.wgsl"),
+            Access::Single if in_half_words(specialization) => file!("slots/access/half_word.wgsl"),
+            Access::Single => file!("slots/access/single.wgsl"),
+        });
+        files.push(file!("common/q_tile.wgsl"));
+        files.push(file!("common/kv_tile.wgsl"));
+    }
+    if matches!(kernel, Kernel::FlashForward | Kernel::StandardScores) {
+        files.push(file!("common/stage_qk.wgsl"));
+    }
+    if matches!(kernel, Kernel::FlashForward | Kernel::StandardOutput) {
+        files.push(file!("common/stage_pv.wgsl"));
+    }
+    if kernel == Kernel::FlashForward {
+        files.push(match specialization.row_reduce {
+            RowReduce::Workgroup => file!("slots/row_reduce/workgroup.wgsl"),
+            RowReduce::Subgroup => file!("slots/row_reduce/subgroup.wgsl"),
+        });
+    }
+    files.push(match kernel {
+        Kernel::FlashForward => file!("flash_forward.wgsl"),
+        Kernel::StandardScores => file!("standard_scores.wgsl"),
+        Kernel::StandardSoftmax => file!("standard_softmax.wgsl"),
+        Kernel::StandardOutput => file!("standard_output.wgsl"),
+    });
+    files
+}

@@ -1,0 +1,76 @@
+//! The WGSL text of a kernel: prelude, slots, common files and the kernel file, unrolled. Pure.
+//!
+//! Three rules decide where a difference goes. What differs per call is in the [`Params`](crate::plan::Params)
+//! uniform; what changes a size or switches plain arithmetic is a constant of the prelude, the only generated text;
+//! what needs another capability or other bindings is a slot: small files that define the same names.
+
+mod files;
+mod prelude;
+mod unroll;
+
+use crate::error::Error;
+use crate::plan::Specialization;
+use unroll::Lists;
+
+/// Whose WGSL the text must be: they disagree on `enable subgroups`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// naga, the compiler inside wgpu (native, and Firefox).
+    #[default]
+    Naga,
+    /// Tint, the compiler inside Chromium.
+    Tint,
+}
+
+/// Where a line of the assembled text comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The file below `shaders/`, or `prelude`.
+    pub file: &'static str,
+    /// Its line, from 1.
+    pub line: u32,
+}
+
+/// Assembled WGSL, and where each of its lines comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShaderSource {
+    text: String,
+    origins: Vec<Origin>,
+}
+
+impl ShaderSource {
+    /// Assembles the text of one kernel.
+    ///
+    /// # Errors
+    /// [`Error::Shader`] for a mistake in an `// unroll` directive.
+    pub fn new(specialization: &Specialization, dialect: Dialect) -> Result<Self, Error> {
+        let mut source = Self { text: String::new(), origins: Vec::new() };
+        let (prelude, lists) = prelude::prelude(specialization, dialect);
+        source.append("prelude", &prelude, &Lists::default())?;
+        for file in files::files_of(specialization) {
+            source.append(file.name, file.text, &lists)?;
+        }
+        Ok(source)
+    }
+
+    /// The WGSL.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Where line `line` of the text, from 1, comes from.
+    pub fn origin(&self, line: u32) -> Option<Origin> {
+        self.origins.get((line as usize).checked_sub(1)?).copied()
+    }
+
+    fn append(&mut self, file: &'static str, text: &str, lists: &Lists) -> Result<(), Error> {
+        let lines =
+            unroll::unroll(text, lists).map_err(|(line, message)| Error::Shader { file: file.into(), line, message })?;
+        for (line, text) in lines {
+            self.text.push_str(&text);
+            self.text.push('\n');
+            self.origins.push(Origin { file, line });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! The only generated text: `enable` lines and constants.
+
+use super::Dialect;
+use super::unroll::Lists;
+use crate::plan::{Access, Operand, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage, Usage};
+use std::fmt::Write;
+
+pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (String, Lists) {
+    let tiles = specialization.tiles;
+    let (k_chunks, k_chunk_quads) = tiles.k_chunks(specialization.head_dim);
+    let (v_chunks, thread_quads) = tiles.v_chunks(specialization.head_dim_v);
+
+    let mut text = String::new();
+    let mut line = |arguments: std::fmt::Arguments| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{arguments}");
+    };
+    if specialization.storage == Storage::F16 {
+        line(format_args!("enable f16;"));
+    }
+    // naga knows subgroup operations without the line and refuses it; Tint insists on it.
+    if specialization.row_reduce == RowReduce::Subgroup && dialect == Dialect::Tint {
+        line(format_args!("enable subgroups;"));
+    }
+    for operand in Operand::ALL {
+        line(format_args!("const BINDING_{} = {}u;", operand.name(), operand.binding()));
+    }
+    let counts = [
+        ("TILE_Q", tiles.tile_q),
+        ("TILE_KV", tiles.tile_kv),
+        ("THREAD_ROWS", tiles.thread_rows),
+        ("HEAD_DIM", specialization.head_dim),
+        ("HEAD_DIM_V", specialization.head_dim_v),
+        ("K_CHUNKS", k_chunks),
+        ("K_CHUNK_QUADS", k_chunk_quads),
+        ("V_CHUNKS", v_chunks),
+        ("THREAD_QUADS", thread_quads),
+        ("SOFTMAX_INVOCATIONS", SOFTMAX_INVOCATIONS),
+    ];
+    let mut lists = Lists::default();
+    for (name, value) in counts {
+        line(format_args!("const {name} = {value}u;"));
+        lists.count(name, value);
+    }
+    line(format_args!("const HAS_WINDOW = {};", specialization.has_window));
+    line(format_args!("const HAS_DROPOUT = {};", specialization.has_dropout));
+
+    let tensors = |usage: Usage| {
+        let of_element = |operand| matches!(operand, Operand::Q | Operand::K | Operand::V | Operand::O);
+        let operands = specialization.kernel.operands().iter();
+        operands
+            .filter(|&&(operand, used)| used == usage && of_element(operand))
+            .map(|(operand, _)| operand.name())
+            .collect()
+    };
+    lists.names("INPUTS", tensors(Usage::Read));
+    lists.names("OUTPUTS", tensors(Usage::Write));
+    (text, lists)
+}
+
+/// Whether the elements of these tensors are read through `half_word.wgsl`.
+pub(super) fn in_half_words(specialization: &Specialization) -> bool {
+    specialization.access == Access::Single && matches!(specialization.storage, Storage::F16Packed | Storage::Bf16)
+}

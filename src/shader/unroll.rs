@@ -1,0 +1,185 @@
+//! The one text transform: `// unroll N in LIST {` … `// }`.
+//!
+//! The lines between are repeated for each entry of the list, with the variable replaced in every identifier that has
+//! it as a whole part between underscores: with entry 2, `o_N` becomes `o_2`, and `N` alone becomes `2u`. Lists may
+//! hold names too: with entry `q`, `load_TENSOR` becomes `load_q`. It exists because WGSL cannot index registers: a
+//! private array walked by a loop runs 6.6 times slower in a checked module (f32 forward, NVIDIA H200).
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+/// What the lists of a text hold.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lists(HashMap<&'static str, List>);
+
+#[derive(Clone, Debug)]
+enum List {
+    Count(u32),
+    Names(Vec<&'static str>),
+}
+
+impl Lists {
+    pub(super) fn count(&mut self, name: &'static str, count: u32) {
+        self.0.insert(name, List::Count(count));
+    }
+
+    pub(super) fn names(&mut self, name: &'static str, names: Vec<&'static str>) {
+        self.0.insert(name, List::Names(names));
+    }
+}
+
+impl List {
+    /// For each entry: its spelling alone, and as part of an identifier.
+    fn entries(&self) -> Vec<(String, String)> {
+        match self {
+            List::Count(count) => (0..*count).map(|i| (format!("{i}u"), i.to_string())).collect(),
+            List::Names(names) => names.iter().map(|name| (name.to_string(), name.to_string())).collect(),
+        }
+    }
+}
+
+/// Numbered lines; an error is a line and a message.
+pub(super) type Lines<'a> = Vec<(u32, Cow<'a, str>)>;
+
+pub(super) fn unroll<'a>(text: &'a str, lists: &Lists) -> Result<Lines<'a>, (u32, String)> {
+    let lines: Lines = (1..).zip(text.lines().map(Cow::Borrowed)).collect();
+    expand(&lines, lists)
+}
+
+fn expand<'a>(lines: &[(u32, Cow<'a, str>)], lists: &Lists) -> Result<Lines<'a>, (u32, String)> {
+    let mut result = Vec::with_capacity(lines.len());
+    let mut at = 0;
+    while at < lines.len() {
+        let (number, line) = &lines[at];
+        if let Some(directive) = line.trim().strip_prefix("// unroll ") {
+            let (variable, list) = parse(directive).ok_or_else(|| {
+                (*number, format!("'// unroll {directive}': expected '// unroll VARIABLE in LIST {{'"))
+            })?;
+            let list =
+                lists.0.get(list).ok_or_else(|| (*number, format!("there is no list '{list}' to unroll over here")))?;
+            let end = closing(lines, at).ok_or_else(|| (*number, "this unroll is never closed by '// }'".into()))?;
+            for (alone, part) in list.entries() {
+                let body: Lines = lines[at + 1..end]
+                    .iter()
+                    .map(|(number, line)| (*number, Cow::Owned(substitute(line, variable, &alone, &part))))
+                    .collect();
+                result.extend(expand(&body, lists)?);
+            }
+            at = end + 1;
+        } else if line.trim() == "// }" {
+            return Err((*number, "'// }' closes no unroll".into()));
+        } else {
+            result.push(lines[at].clone());
+            at += 1;
+        }
+    }
+    Ok(result)
+}
+
+fn parse(directive: &str) -> Option<(&str, &str)> {
+    let words: Vec<&str> = directive.split_whitespace().collect();
+    match words[..] {
+        [variable, "in", list, "{"] => Some((variable, list)),
+        _ => None,
+    }
+}
+
+/// The index of the `// }` that closes the directive at `open`.
+fn closing(lines: &[(u32, Cow<str>)], open: usize) -> Option<usize> {
+    let mut depth = 0;
+    for (index, (_, line)) in lines.iter().enumerate().skip(open) {
+        if line.trim().starts_with("// unroll ") {
+            depth += 1;
+        } else if line.trim() == "// }" {
+            depth -= 1;
+            if depth == 0 {
+                return Some(index);
+            }
+        }
+    }
+    None
+}
+
+fn substitute(line: &str, variable: &str, alone: &str, part: &str) -> String {
+    // Directives inside keep their variables; they are substituted when they are expanded themselves.
+    if line.trim().starts_with("// unroll ") {
+        return line.into();
+    }
+    let mut result = String::with_capacity(line.len() + 8);
+    let mut rest = line;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_alphabetic() || c == '_') {
+        result.push_str(&rest[..start]);
+        let identifier = &rest[start..];
+        let end = identifier.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(identifier.len());
+        let (identifier, after) = identifier.split_at(end);
+        if identifier == variable {
+            result.push_str(alone);
+        } else {
+            for (index, piece) in identifier.split('_').enumerate() {
+                if index > 0 {
+                    result.push('_');
+                }
+                result.push_str(if piece == variable { part } else { piece });
+            }
+        }
+        rest = after;
+    }
+    result.push_str(rest);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lists() -> Lists {
+        let mut lists = Lists::default();
+        lists.count("ROWS", 2);
+        lists.count("NONE", 0);
+        lists.names("INPUTS", vec!["q", "k"]);
+        lists
+    }
+
+    fn text(source: &str) -> String {
+        let lines = unroll(source, &lists()).unwrap();
+        lines.iter().map(|(_, line)| line.trim()).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn numbers_stand_alone_and_inside_identifiers() {
+        assert_eq!(text("// unroll N in ROWS {\n  let o_N = N + ROWS_N_x;\n// }"), "let o_0 = 0u + ROWS_0_x;\nlet o_1 = 1u + ROWS_1_x;");
+    }
+
+    #[test]
+    fn names_and_nesting() {
+        let source = "// unroll TENSOR in INPUTS {\n// unroll N in ROWS {\nload_TENSOR(TENSOR_N);\n// }\n// }";
+        assert_eq!(text(source), "load_q(q_0);\nload_q(q_1);\nload_k(k_0);\nload_k(k_1);");
+    }
+
+    #[test]
+    fn other_identifiers_and_literals_are_left_alone() {
+        assert_eq!(text("// unroll N in ROWS {\nNN nN 0xN\n// }"), "NN nN 0xN\nNN nN 0xN");
+        assert_eq!(text("a\n// unroll N in NONE {\nb\n// }\nc"), "a\nc");
+    }
+
+    #[test]
+    fn lines_keep_their_numbers() {
+        let numbers: Vec<u32> =
+            unroll("a\n// unroll N in ROWS {\nb\n// }\nc", &lists()).unwrap().iter().map(|(n, _)| *n).collect();
+        assert_eq!(numbers, [1, 3, 3, 5]);
+    }
+
+    #[test]
+    fn mistakes_are_errors() {
+        for (source, line, part) in [
+            ("x\n// unroll N in ROWS {\ny", 2, "never closed"),
+            ("// }", 1, "closes no unroll"),
+            ("// unroll N in MISSING {\n// }", 1, "no list 'MISSING'"),
+            ("// unroll N of ROWS {\n// }", 1, "expected"),
+        ] {
+            let (found, message) = unroll(source, &lists()).unwrap_err();
+            assert_eq!(found, line);
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Two runs give the same bits.
+
+use wgpu_flash_attention::plan::Call;
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element};
+
+use crate::support::{Variant, attention, inputs, run, run_calls};
+
+const REPEATS: usize = 50;
+
+#[test]
+fn fifty_runs_are_identical() {
+    for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+        for element in [Element::F32, Element::F16] {
+            let shape = AttentionShape::new(2, 4, 70, 32).num_heads_kv(2).seqlen_kv(90);
+            let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.3, 17).algorithm(algorithm);
+            let inputs = inputs(&problem, 1);
+            let mut outputs =
+                run_calls(attention(Variant::Full), &problem, &inputs, &vec![Call::default(); REPEATS / 2]);
+            // The other half with a submission, and buffers, of its own each.
+            outputs.extend((0..REPEATS / 2).map(|_| run(attention(Variant::Full), &problem, &inputs)));
+            for (n, output) in outputs.iter().enumerate() {
+                assert!(*output == outputs[0], "{algorithm:?} {element:?}: run {n} differs from the first");
+            }
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Every test that needs a GPU, in one binary: they share one device and its compiled pipelines. A machine without an
+//! adapter fails them all; Mesa's software driver (Debian: mesa-vulkan-drivers) is enough.
+
+mod algebra;
+mod determinism;
+mod dispatches;
+mod dropout;
+mod errors;
+mod forward;
+mod masks;
+mod poison;
+mod property;
+mod support;

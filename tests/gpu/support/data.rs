@@ -1,0 +1,111 @@
+use half::{bf16, f16};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element, TensorLayout};
+
+/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): the same numbers on every machine.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    }
+
+    /// Uniform in (0, 1].
+    fn unit(&mut self) -> f64 {
+        ((self.word() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Normal with mean 0 and variance 1 (Box and Muller).
+    pub fn normal(&mut self) -> f64 {
+        (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
+    }
+}
+
+/// The nearest value that the element type holds.
+pub fn round(element: Element, value: f64) -> f64 {
+    match element {
+        Element::F32 => f64::from(value as f32),
+        Element::F16 => f16::from_f64(value).to_f64(),
+        Element::Bf16 => bf16::from_f64(value).to_f64(),
+    }
+}
+
+/// Host values of Q, K and V in the problem's layouts. Whatever lies between a tensor's elements is NaN.
+#[derive(Clone)]
+pub struct Inputs {
+    pub q: Vec<f64>,
+    pub k: Vec<f64>,
+    pub v: Vec<f64>,
+    /// All three are views of one buffer, and hold the same values.
+    pub one_buffer: bool,
+}
+
+/// Standard normal inputs, rounded to the problem's element.
+pub fn inputs(problem: &AttentionProblem, seed: u64) -> Inputs {
+    let mut random = Random(seed);
+    let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = problem.shape;
+    let layout = &problem.layout;
+    let tensors = [
+        (&layout.q, seqlen_q, num_heads, head_dim),
+        (&layout.k, seqlen_kv, num_heads_kv, head_dim),
+        (&layout.v, seqlen_kv, num_heads_kv, head_dim_v),
+    ];
+    let mut filled = tensors.map(|(layout, rows, heads, dim)| {
+        let len = layout.required_len(batch, rows, heads, dim).unwrap() as usize;
+        let mut values = vec![f64::NAN; len];
+        for (batch, row, head) in places(batch, rows, heads) {
+            let first = layout.index(batch, row, head) as usize;
+            values[first..first + dim as usize].fill_with(|| round(problem.element, random.normal()));
+        }
+        values
+    });
+    let one_buffer = problem.layout == AttentionLayout::packed_qkv(&problem.shape);
+    if one_buffer {
+        let len = filled.iter().map(Vec::len).max().unwrap();
+        let mut together = vec![f64::NAN; len];
+        for tensor in &filled {
+            tensor.iter().enumerate().filter(|(_, value)| !value.is_nan()).for_each(|(n, value)| together[n] = *value);
+        }
+        filled = [together.clone(), together.clone(), together];
+    }
+    let [q, k, v] = filled;
+    Inputs { q, k, v, one_buffer }
+}
+
+/// Every (batch, row, head) of a tensor.
+pub fn places(batch: u32, rows: u32, heads: u32) -> impl Iterator<Item = (u32, u32, u32)> {
+    (0..batch).flat_map(move |b| (0..rows).flat_map(move |row| (0..heads).map(move |head| (b, row, head))))
+}
+
+/// Which elements of the span of O belong to none of the tensor's own.
+pub fn gaps(problem: &AttentionProblem) -> Vec<bool> {
+    let shape = problem.shape;
+    let layout = &problem.layout.o;
+    let len = layout.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v).unwrap();
+    let mut gap = vec![true; len as usize];
+    for (batch, row, head) in places(shape.batch, shape.seqlen_q, shape.num_heads) {
+        let first = layout.index(batch, row, head) as usize;
+        gap[first..first + shape.head_dim_v as usize].fill(false);
+    }
+    gap
+}
+
+/// A layout with a gap after every head, row and sequence, and before the first element. `odd` gaps put rows on odd
+/// elements; even ones keep pairs of elements together.
+pub fn strided(shape: &AttentionShape, odd: bool) -> AttentionLayout {
+    let odd = u64::from(odd);
+    let layout = |rows: u32, heads: u32, dim: u32, offset: u64| {
+        let stride_head = (u64::from(dim) + 4).next_multiple_of(2) + odd;
+        let stride_row = (stride_head * u64::from(heads) + 6).next_multiple_of(2) + odd;
+        let stride_batch = (stride_row * u64::from(rows) + 8).next_multiple_of(2) + odd;
+        TensorLayout { offset: 2 * offset + odd, stride_batch, stride_row, stride_head }
+    };
+    AttentionLayout {
+        q: layout(shape.seqlen_q, shape.num_heads, shape.head_dim, 1),
+        k: layout(shape.seqlen_kv, shape.num_heads_kv, shape.head_dim, 2),
+        v: layout(shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v, 3),
+        o: layout(shape.seqlen_q, shape.num_heads, shape.head_dim_v, 4),
+    }
+}

@@ -1,0 +1,12 @@
+//! What the tests share: devices of several abilities, inputs, guarded buffers, and the one place that says how close
+//! an answer must be.
+
+mod data;
+mod device;
+mod run;
+mod tolerance;
+
+pub use data::{Inputs, Random, inputs, round, strided};
+pub use device::{Variant, attention, gpu, limited};
+pub use run::{Output, Tensors, problem_of, run, run_calls, run_dispatch_by_dispatch};
+pub use tolerance::{check, check_answer};

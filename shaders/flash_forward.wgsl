@@ -43,6 +43,14 @@ fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invoca
 
   // for each KV tile j that some row of i sees:
   let range = block_range(tile.first_row, tile.last_row);
+  // The next tile of K and of V, fetched while the one before is computed with.
+  // unroll L in K_FETCHES {
+  var k_next_L = vec4<f32>(0.0);
+  if range.first < range.end { k_next_L = fetch_k(tile, range.first * TILE_KV, 0u, invocation + L * INVOCATIONS); }
+  // }
+  // unroll L in V_FETCHES {
+  var v_next_L = vec4<f32>(0.0);
+  // }
   for (var j = range.first; j < range.end; j++) {
     let key_first = j * TILE_KV;
     let key = key_first + lane * 4u;
@@ -54,8 +62,19 @@ fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invoca
     for (var chunk = 0u; chunk < K_CHUNKS; chunk++) {
       workgroupBarrier(); // the last tile is read
       if K_CHUNKS > 1u { stage_q(tile, chunk, invocation); }
-      stage_k(tile, key_first, chunk, invocation);
+      // unroll L in K_FETCHES {
+      place_k(invocation + L * INVOCATIONS, k_next_L);
+      // }
       workgroupBarrier();
+      if chunk + 1u < K_CHUNKS {
+        // unroll L in K_FETCHES {
+        k_next_L = fetch_k(tile, key_first, chunk + 1u, invocation + L * INVOCATIONS);
+        // }
+      } else {
+        // unroll L in V_FETCHES {
+        v_next_L = fetch_v(tile, key_first, 0u, invocation + L * INVOCATIONS);
+        // }
+      }
       for (var d = 0u; d < K_CHUNK_QUADS; d++) {
         let k_0 = kv_tile[lane * KV_STRIDE + d];
         let k_1 = kv_tile[(lane + KEY_LANES) * KV_STRIDE + d];
@@ -81,7 +100,10 @@ fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invoca
     let s_max_N = max(max(s_N.x, s_N.y), max(s_N.z, s_N.w));
     row_share(row_N, lane, s_max_N);
     // }
-    row_barrier();
+    workgroupBarrier(); // the maxima are shared, and K is read
+    // unroll L in V_FETCHES {
+    place_v(invocation + L * INVOCATIONS, v_next_L);
+    // }
     // unroll N in THREAD_ROWS {
     let m_new_N = max(m_N, row_max(row_N, s_max_N));
 
@@ -109,9 +131,22 @@ fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invoca
 
     // O_i += dropout(P) V_j
     // unroll C in V_CHUNKS {
-    workgroupBarrier(); // K, or the last chunk of V, is read
-    stage_v(tile, key_first, C, invocation);
-    workgroupBarrier();
+    if C > 0u {
+      workgroupBarrier(); // the last chunk of V is read
+      // unroll L in V_FETCHES {
+      place_v(invocation + L * INVOCATIONS, v_next_L);
+      // }
+    }
+    workgroupBarrier(); // P and V are in place
+    if C + 1u < V_CHUNKS {
+      // unroll L in V_FETCHES {
+      v_next_L = fetch_v(tile, key_first, C + 1u, invocation + L * INVOCATIONS);
+      // }
+    } else {
+      // unroll L in K_FETCHES {
+      k_next_L = fetch_k(tile, key_first + TILE_KV, 0u, invocation + L * INVOCATIONS);
+      // }
+    }
     if HAS_WINDOW && !whole {
       for (var quad = 0u; quad < KEY_LANES; quad++) {
         // unroll N in THREAD_ROWS {
@@ -157,7 +192,7 @@ fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invoca
   // unroll N in THREAD_ROWS {
   row_share(row_N, lane, l_N);
   // }
-  row_barrier();
+  workgroupBarrier();
   // unroll N in THREAD_ROWS {
   let sum_N = row_sum(row_N, l_N);
   let visible_N = visible_keys(params.row_first + tile.row + row_N);

@@ -41,7 +41,9 @@ fn main(
         p_tile[row * P_STRIDE + quad] = p;
       }
     }
-    stage_v(tile, key_first, C, invocation);
+    // unroll L in V_FETCHES {
+    place_v(invocation + L * INVOCATIONS, fetch_v(tile, key_first, C, invocation + L * INVOCATIONS));
+    // }
     workgroupBarrier();
 
     // O_i += P_ij V_j

@@ -33,7 +33,9 @@ fn main(
   for (var chunk = 0u; chunk < K_CHUNKS; chunk++) {
     workgroupBarrier();
     stage_q(tile, chunk, invocation);
-    stage_k(tile, key_first, chunk, invocation);
+    // unroll L in K_FETCHES {
+    place_k(invocation + L * INVOCATIONS, fetch_k(tile, key_first, chunk, invocation + L * INVOCATIONS));
+    // }
     workgroupBarrier();
     for (var d = 0u; d < K_CHUNK_QUADS; d++) {
       let k_0 = kv_tile[lane * KV_STRIDE + d];

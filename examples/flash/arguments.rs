@@ -57,7 +57,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "P", value_parser = parse_dropout, allow_hyphen_values = true)]
     pub dropout: Option<f64>,
     /// The seed of the dropout mask.
-    #[arg(long, value_name = "S", default_value_t = 0)]
+    #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
     pub seed: u64,
     /// Computes in this element type instead of the file's. o is written in it.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements())]

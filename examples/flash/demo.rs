@@ -9,7 +9,7 @@ use crate::elements;
 use crate::failure::Result;
 use crate::resident::{self, Resident};
 use crate::tensors::{File, Inputs};
-use crate::text::{self, Table};
+use crate::text::{self, Table, numbers, words};
 use crate::timing::{self, Effort, Timing};
 
 const INPUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/flash/data/minilm_layer0.safetensors");
@@ -48,9 +48,15 @@ pub async fn demo(adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
     writeln!(out, "Errors are the largest ones against answers computed in float64.")?;
     writeln!(out)?;
 
-    let columns =
-        [("", 18), ("error of O", 10), ("of LSE", 7), ("time", 9), ("extra memory", 12), ("kernels and tiles (query rows × keys)", 38)];
-    let table = Table::new(&columns, out)?;
+    let columns = vec![
+        words("", 16),
+        numbers("error of O", 10),
+        numbers("of LSE", 7),
+        numbers("time", 8),
+        numbers("extra memory", 12),
+        words("kernels, tiles (query rows × keys)", 44),
+    ];
+    let table = Table::new("", columns, out)?;
     let mut worst: f64 = 0.0;
     let mut plain = Vec::new();
     for causal in [false, true] {
@@ -71,15 +77,13 @@ pub async fn demo(adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
             worst = worst.max(o_error / largest).max(lse_error);
 
             let plan = outcome.prepared.plan();
-            let passes: Vec<String> =
-                plan.passes().iter().map(|pass| format!("{} {}", pass.kernel.name(), pass.specialization.tiles)).collect();
             let row = [
                 format!("{}{}", algorithm.name(), if causal { ", causal" } else { "" }),
                 text::error(o_error),
                 text::error(lse_error),
                 text::milliseconds(outcome.time.median()),
                 text::bytes(plan.extra_bytes()),
-                passes.join(", "),
+                text::passes(plan),
             ];
             table.row(&row, out)?;
             if !causal {

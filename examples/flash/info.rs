@@ -3,8 +3,8 @@ use std::io::Write;
 use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, Plan};
 
 use crate::device::{self, Gpu};
-use crate::failure::{Failure, Result};
-use crate::text::{self, Table};
+use crate::failure::Result;
+use crate::text::{self, Table, numbers, words};
 use crate::timing;
 
 pub async fn info(adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
@@ -55,26 +55,34 @@ fn limits(gpu: &Gpu, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// What the planner picks for a few shapes; the problem's own size hardly matters, its widths and types do.
+/// What the planner picks for a few shapes; the lengths hardly matter, widths and types do.
 fn choices(capabilities: &Capabilities, out: &mut dyn Write) -> Result<()> {
     writeln!(out)?;
-    let table = Table::new(&[("   head_dim", 11), ("element", 7), ("algorithm", 9), ("kernels in tiles of query rows × keys", 40)], out)?;
+    let columns = vec![
+        numbers("head_dim", 8),
+        words("algorithm", 9),
+        words("elements", 14),
+        words("kernels, tiles (query rows × keys)", 44),
+    ];
+    let table = Table::new("   ", columns, out)?;
     for head_dim in [32, 64, 128, 256] {
-        for element in Element::ALL {
-            for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+        for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+            // Elements with one choice share a row.
+            let mut choices: Vec<(Vec<&str>, String)> = Vec::new();
+            for element in Element::ALL {
                 let shape = AttentionShape::new(1, 8, 1024, head_dim);
                 let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
                 let choice = match Plan::new(&problem, capabilities) {
-                    Ok(plan) => {
-                        let passes = plan.passes().iter();
-                        let passes: Vec<String> = passes
-                            .map(|pass| format!("{} {}", pass.kernel.name(), pass.specialization.tiles))
-                            .collect();
-                        passes.join(", ")
-                    }
-                    Err(error) => Failure::from(error).line().to_owned(),
+                    Ok(plan) => text::passes(&plan),
+                    Err(error) => error.to_string(),
                 };
-                table.row(&[format!("   {head_dim}"), element.name().into(), algorithm.name().into(), choice], out)?;
+                match choices.iter_mut().find(|(_, other)| *other == choice) {
+                    Some((elements, _)) => elements.push(element.name()),
+                    None => choices.push((vec![element.name()], choice)),
+                }
+            }
+            for (elements, choice) in choices {
+                table.row(&[head_dim.to_string(), algorithm.name().into(), elements.join(", "), choice], out)?;
             }
         }
     }

@@ -46,16 +46,19 @@ pub async fn run(options: &RunOptions, adapter: Option<&str>, out: &mut dyn Writ
     let target = Target::new(&options.output)?;
 
     let element = options.element.unwrap_or(inputs.element);
-    let converted = [inputs.q, inputs.k, inputs.v]
-        .map(|bytes| (element != inputs.element).then(|| elements::encode(element, elements::decode(inputs.element, bytes))));
+    let converted = [inputs.q, inputs.k, inputs.v].map(|bytes| {
+        (element != inputs.element).then(|| elements::encode(element, elements::decode(inputs.element, bytes)))
+    });
     if let [Some(q), Some(k), Some(v)] = &converted {
         inputs = Inputs { element, q, k, v, ..inputs };
     }
 
-    let problem = problem(options, &inputs);
+    let mut problem = problem(options, &inputs);
+    if options.algorithm == RunAlgorithm::Standard {
+        problem = problem.algorithm(Algorithm::Standard);
+    }
     let answer = match options.algorithm {
-        RunAlgorithm::Flash => on_gpu(options, problem, &inputs, adapter).await?,
-        RunAlgorithm::Standard => on_gpu(options, problem.algorithm(Algorithm::Standard), &inputs, adapter).await?,
+        RunAlgorithm::Flash | RunAlgorithm::Standard => on_gpu(options, &problem, &inputs, adapter).await?,
         RunAlgorithm::Reference => on_cpu(options, &problem, &inputs)?,
     };
 
@@ -91,13 +94,13 @@ fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
 
 async fn on_gpu(
     options: &RunOptions,
-    problem: AttentionProblem,
+    problem: &AttentionProblem,
     inputs: &Inputs<'_>,
     adapter: Option<&str>,
 ) -> Result<Answer> {
     let gpu = device::open(adapter).await?;
-    let prepared = gpu.attention.prepare_forward(&problem).await?;
-    let tensors = Resident::new(&gpu, &problem).await?;
+    let prepared = gpu.attention.prepare_forward(problem).await?;
+    let tensors = Resident::new(&gpu, problem).await?;
     for (buffer, bytes) in [(&tensors.q, inputs.q), (&tensors.k, inputs.k), (&tensors.v, inputs.v)] {
         resident::upload(&gpu, buffer, 0, bytes.to_vec())?;
     }
@@ -106,13 +109,12 @@ async fn on_gpu(
     let shape = problem.shape;
     let o_len = shape.lse_len() * u64::from(shape.head_dim_v) * problem.element.size();
     let plan = prepared.plan();
-    let kernels: Vec<&str> = plan.passes().iter().map(|pass| pass.kernel.name()).collect();
     Ok(Answer {
         o: resident::read(&gpu, &tensors.o, 0, o_len)?,
         lse: resident::read(&gpu, &tensors.lse, 0, shape.lse_len() * 4)?,
         summary: Summary {
             adapter: Some(gpu.describe()),
-            kernel: kernels.join(" + "),
+            kernel: text::kernels(plan),
             tiles: Some(plan.tiles().to_string()),
             ms_median: time.median(),
             ms_min: time.min(),
@@ -126,7 +128,8 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
     // The oracle panics on what the planner refuses, so the planner judges first, for a device without limits.
     let unlimited = Capabilities { max_buffer: u64::MAX, max_binding: u64::MAX, ..Capabilities::webgpu_defaults() };
     Plan::new(problem, &unlimited)?;
-    let [q, k, v] = [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());
+    let [q, k, v] =
+        [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());
     let start = Instant::now();
     let answer = reference::forward(problem, &q, &k, &v);
     let ms = start.elapsed().as_secs_f64() * 1e3;

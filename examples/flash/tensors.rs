@@ -61,7 +61,9 @@ impl File {
             Dtype::F16 => Element::F16,
             Dtype::BF16 => Element::Bf16,
             other => {
-                return Err(self.failure(format_args!("'{name}' is stored as {other:?}; F32, F16 and BF16 can be used")));
+                return Err(
+                    self.failure(format_args!("'{name}' is stored as {other:?}; F32, F16 and BF16 can be used"))
+                );
             }
         };
         let dims: Option<Vec<u32>> = view.shape().iter().map(|dim| u32::try_from(*dim).ok()).collect();

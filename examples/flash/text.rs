@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use wgpu_flash_attention::Plan;
+
 use crate::failure::Result;
 
 /// Milliseconds with three significant digits.
@@ -39,7 +41,13 @@ pub fn per_second(rate: f64, unit: &str) -> String {
         rate if rate >= 1e9 => (rate / 1e9, "G"),
         rate => (rate / 1e6, "M"),
     };
-    let digits = if value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
     format!("{value:.digits$} {prefix}{unit}/s")
 }
 
@@ -48,29 +56,68 @@ pub fn error(error: f64) -> String {
     if error == 0.0 { "0".to_owned() } else { format!("{error:.1e}") }
 }
 
-/// Rows of fixed column widths, so that each can be printed when it is known. The first column is left-aligned.
+/// The kernels of a plan and their tiles; what names share up to the first `_` is said once.
+pub fn passes(plan: &Plan) -> String {
+    format!("{} {}", kernels(plan), plan.tiles())
+}
+
+/// The kernels of a plan, such as `flash_forward` or `standard_{scores,softmax,output}`.
+pub fn kernels(plan: &Plan) -> String {
+    let names: Vec<&str> = plan.passes().iter().map(|pass| pass.kernel.name()).collect();
+    let Some((prefix, _)) = names.first().and_then(|name| name.split_once('_')) else { return names.join(", ") };
+    let rest: Vec<&str> =
+        names.iter().filter_map(|name| name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_'))).collect();
+    match rest.len() == names.len() && names.len() > 1 {
+        true => format!("{prefix}_{{{}}}", rest.join(",")),
+        false => names.join(", "),
+    }
+}
+
+/// One column of a table.
+pub struct Column {
+    name: &'static str,
+    width: usize,
+    words: bool,
+}
+
+/// A column of words, aligned left.
+pub fn words(name: &'static str, width: usize) -> Column {
+    Column { name, width, words: true }
+}
+
+/// A column of numbers, aligned right.
+pub fn numbers(name: &'static str, width: usize) -> Column {
+    Column { name, width, words: false }
+}
+
+/// Rows of fixed column widths, so that each can be printed when it is known.
 pub struct Table {
-    widths: Vec<usize>,
+    columns: Vec<Column>,
+    indent: &'static str,
 }
 
 impl Table {
     /// Prints the header.
-    pub fn new(columns: &[(&str, usize)], out: &mut dyn Write) -> Result<Self> {
-        let table = Self { widths: columns.iter().map(|(name, width)| (*width).max(name.chars().count())).collect() };
-        table.row(&columns.iter().map(|(name, _)| (*name).to_owned()).collect::<Vec<_>>(), out)?;
-        let rules: Vec<String> = table.widths.iter().map(|width| "─".repeat(*width)).collect();
-        table.row(&rules, out)?;
+    pub fn new(indent: &'static str, columns: Vec<Column>, out: &mut dyn Write) -> Result<Self> {
+        let mut table = Self { columns, indent };
+        for column in &mut table.columns {
+            column.width = column.width.max(column.name.chars().count());
+        }
+        table.row(&table.columns.iter().map(|column| column.name.to_owned()).collect::<Vec<_>>(), out)?;
+        table.row(&table.columns.iter().map(|column| "─".repeat(column.width)).collect::<Vec<_>>(), out)?;
         Ok(table)
     }
 
     pub fn row(&self, cells: &[String], out: &mut dyn Write) -> Result<()> {
         let line: Vec<String> = cells
             .iter()
-            .zip(&self.widths)
-            .enumerate()
-            .map(|(column, (cell, &width))| if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") })
+            .zip(&self.columns)
+            .map(|(cell, &Column { width, words, .. })| match words {
+                true => format!("{cell:<width$}"),
+                false => format!("{cell:>width$}"),
+            })
             .collect();
-        writeln!(out, "{}", line.join("  ").trim_end())?;
+        writeln!(out, "{}{}", self.indent, line.join("  ").trim_end())?;
         Ok(())
     }
 }

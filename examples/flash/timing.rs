@@ -31,7 +31,11 @@ pub struct Timing {
 impl Timing {
     pub fn median(&self) -> f64 {
         let middle = self.times.len() / 2;
-        if self.times.len().is_multiple_of(2) { (self.times[middle - 1] + self.times[middle]) / 2.0 } else { self.times[middle] }
+        if self.times.len().is_multiple_of(2) {
+            (self.times[middle - 1] + self.times[middle]) / 2.0
+        } else {
+            self.times[middle]
+        }
     }
 
     pub fn min(&self) -> f64 {

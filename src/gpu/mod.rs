@@ -101,7 +101,21 @@ impl FlashAttention {
     /// # Errors
     /// Those of [`Plan::new`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
     pub async fn prepare_forward(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
-        let plan = Plan::new(problem, &self.capabilities)?;
+        self.prepare_plan(Plan::new(problem, &self.capabilities)?).await
+    }
+
+    /// Compiles a plan that was made for this device's capabilities.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device; [`Error::Unsupported`] for a plan
+    /// made for other capabilities.
+    pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedForward, Error> {
+        if plan.capabilities() != self.capabilities() {
+            return Err(Error::Unsupported {
+                feature: "plans for another device",
+                reason: "the plan was made with other capabilities; plan with FlashAttention::capabilities".into(),
+            });
+        }
         PreparedForward::new(self, plan).await
     }
 }

@@ -49,6 +49,19 @@ impl Plan {
     /// [`Error::InvalidProblem`] if it contradicts itself, [`Error::TooLarge`] if a tensor passes a limit of the device
     /// and no split helps, [`Error::Unsupported`] if no kernel fits the device.
     pub fn new(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
+        Self::plan(problem, capabilities, None)
+    }
+
+    /// As [`Plan::new`], with tiles of the caller's choice instead of the table's: to measure, or to test one meaning
+    /// under many tilings.
+    ///
+    /// # Errors
+    /// Those of `new`; [`Error::Unsupported`] for tiles that make no kernel or don't fit the device.
+    pub fn with_tiles(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Tiles) -> Result<Self, Error> {
+        Self::plan(problem, capabilities, Some(tiles))
+    }
+
+    fn plan(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Option<Tiles>) -> Result<Self, Error> {
         check::check(problem)?;
         for operand in [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse] {
             let needed = check::required_bytes(problem, operand).unwrap_or(u64::MAX);
@@ -62,7 +75,12 @@ impl Plan {
             Algorithm::Standard => &[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput],
         };
         let AttentionShape { head_dim, head_dim_v, .. } = problem.shape;
-        let Some(tiles) = tiles::choose(kernels, capabilities, head_dim, head_dim_v) else {
+        let candidates = match tiles {
+            Some(tiles) => &[tiles],
+            None => tiles::candidates(capabilities.device_class, head_dim, head_dim_v),
+        };
+        let fits = |tiles: &&Tiles| tiles.fit(kernels, capabilities, head_dim, head_dim_v);
+        let Some(&tiles) = candidates.iter().find(fits) else {
             return Err(Error::Unsupported {
                 feature: "workgroups of this size",
                 reason: format!(
@@ -85,6 +103,11 @@ impl Plan {
     /// The problem it answers.
     pub fn problem(&self) -> &AttentionProblem {
         &self.problem
+    }
+
+    /// The device it was made for.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
     }
 
     /// The kernels, in the order in which they run.

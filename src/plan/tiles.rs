@@ -21,8 +21,24 @@ impl fmt::Display for Tiles {
 }
 
 impl Tiles {
-    const fn new(tile_q: u32, tile_kv: u32, thread_rows: u32, chunk_quads: u32) -> Self {
+    /// Tiles with these sides.
+    pub const fn new(tile_q: u32, tile_kv: u32, thread_rows: u32, chunk_quads: u32) -> Self {
         Self { tile_q, tile_kv, thread_rows, chunk_quads }
+    }
+
+    /// Whether these are tiles at all, and kernels made of them fit the device.
+    pub(super) fn fit(&self, kernels: &[Kernel], capabilities: &Capabilities, head_dim: u32, head_dim_v: u32) -> bool {
+        let Self { tile_q, tile_kv, thread_rows, chunk_quads } = *self;
+        // The row reductions pair lanes off, so the lanes must be a power of two; sides beyond these fit no device.
+        let in_range = [tile_q, tile_kv, thread_rows, chunk_quads].iter().all(|side| (1..=1024).contains(side));
+        in_range
+            && tile_kv >= 4
+            && tile_kv.is_power_of_two()
+            && tile_q.is_multiple_of(thread_rows)
+            && self.invocations().max(SOFTMAX_INVOCATIONS) <= capabilities.max_invocations
+            && kernels.iter().all(|&kernel| {
+                self.workgroup_bytes(kernel, head_dim, head_dim_v, false) <= capabilities.max_workgroup_storage
+            })
     }
 
     /// Invocations side by side along the keys, four keys each.
@@ -82,20 +98,4 @@ pub(crate) fn candidates(class: DeviceClass, head_dim: u32, head_dim_v: u32) -> 
         }
         _ => const { &[Tiles::new(64, 32, 4, 32), Tiles::new(32, 16, 4, 16), Tiles::new(16, 16, 4, 8)] },
     }
-}
-
-/// The tiles for kernels of one operation on this device, or `None` if none fit.
-pub(crate) fn choose(
-    kernels: &[Kernel],
-    capabilities: &Capabilities,
-    head_dim: u32,
-    head_dim_v: u32,
-) -> Option<Tiles> {
-    candidates(capabilities.device_class, head_dim, head_dim_v).iter().copied().find(|tiles| {
-        tiles.invocations() <= capabilities.max_invocations
-            && SOFTMAX_INVOCATIONS <= capabilities.max_invocations
-            && kernels.iter().all(|&kernel| {
-                tiles.workgroup_bytes(kernel, head_dim, head_dim_v, false) <= capabilities.max_workgroup_storage
-            })
-    })
 }

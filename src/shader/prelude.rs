@@ -35,6 +35,8 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         ("K_CHUNK_QUADS", k_chunk_quads),
         ("V_CHUNKS", v_chunks),
         ("THREAD_QUADS", thread_quads),
+        ("K_FETCHES", (tiles.tile_kv * k_chunk_quads).div_ceil(tiles.invocations())),
+        ("V_FETCHES", (tiles.tile_kv * thread_quads * tiles.key_lanes()).div_ceil(tiles.invocations())),
         ("SOFTMAX_INVOCATIONS", SOFTMAX_INVOCATIONS),
     ];
     let mut lists = Lists::default();

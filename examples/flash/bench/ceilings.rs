@@ -105,7 +105,12 @@ fn compute(gpu: &Gpu) -> Result<f64> {
         cache: None,
     });
     let buffer = |size, usage| {
-        device.create_buffer(&wgpu::BufferDescriptor { label: Some("multiply-add loop"), size, usage, mapped_at_creation: false })
+        device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("multiply-add loop"),
+            size,
+            usage,
+            mapped_at_creation: false,
+        })
     };
     let params = buffer(16, wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST);
     let sums = buffer(16 * u64::from(INVOCATIONS), wgpu::BufferUsages::STORAGE);

@@ -11,6 +11,7 @@ pub const SIZE: (u32, u32) = (960, 600);
 pub const INK: RGBColor = RGBColor(40, 44, 52);
 pub const FAINT: RGBColor = RGBColor(110, 116, 128);
 pub const GRID: RGBColor = RGBColor(222, 225, 230);
+pub const FAINT_GRID: RGBColor = RGBColor(243, 244, 246);
 pub const FONT: &str = "sans-serif";
 
 /// One line of a figure.
@@ -66,7 +67,14 @@ impl Ranged for LogAxis {
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
         let powers = (self.to - self.from).round() as usize;
         let step = powers.div_ceil(hint.bold_points().clamp(1, 12)).max(1);
-        (0..=powers).step_by(step).map(|power| self.base.powf(self.from + power as f64)).collect()
+        // Light lines between powers of ten: 2 to 9 times each.
+        let between = if hint.weight().allow_light_points() && self.base == 10.0 && powers <= 6 { 9 } else { 1 };
+        (0..=powers)
+            .step_by(step)
+            .map(|power| self.base.powf(self.from + power as f64))
+            .flat_map(|power| (1..=between).map(move |times| f64::from(times) * power))
+            .filter(|value| *value <= self.end())
+            .collect()
     }
 
     fn range(&self) -> std::ops::Range<f64> {
@@ -107,10 +115,22 @@ pub fn time(records: &[Record], subtitle: &str) -> Result<String> {
 }
 
 pub fn memory(records: &[Record], subtitle: &str) -> Result<String> {
-    let lines = series(records, |record| {
+    let mut lines = series(records, |record| {
         record.ms_median?;
         Some((f64::from(record.seqlen_q), record.extra_bytes? as f64))
     });
+    // Memory that does not depend on head_dim is one line, not several on top of each other.
+    let all = lines.len();
+    let mut distinct: Vec<(&str, Vec<(f64, f64)>)> = Vec::new();
+    lines.retain(|line| {
+        let identity = (line.algorithm, line.points.clone());
+        let is_new = !distinct.contains(&identity);
+        distinct.push(identity);
+        is_new
+    });
+    if lines.len() < all && lines.len() <= 2 {
+        lines.iter_mut().for_each(|line| line.name = line.algorithm.to_owned());
+    }
     let title = "Attention forward: device memory beyond Q, K, V and O";
     against_seqlen(title, subtitle, "extra memory", &lines, 4.0, &|bytes| text::bytes(*bytes as u64))
 }
@@ -161,6 +181,7 @@ fn draw(
     let mut chart = ChartBuilder::on(&area)
         .margin(20)
         .margin_left(12)
+        .margin_right(40)
         .x_label_area_size(52)
         .y_label_area_size(86)
         .build_cartesian_2d(x, y)?;
@@ -171,7 +192,7 @@ fn draw(
         .x_label_formatter(&|seqlen| format!("{seqlen:.0}"))
         .y_label_formatter(y_label)
         .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
+        .light_line_style(FAINT_GRID)
         .axis_style(FAINT)
         .label_style((FONT, 16).into_font().color(&INK))
         .axis_desc_style((FONT, 17).into_font().color(&INK))

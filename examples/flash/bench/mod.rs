@@ -17,7 +17,7 @@ use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
 use crate::resident::Resident;
 use crate::run::json;
-use crate::text::Table;
+use crate::text::{self, Table};
 use crate::timing::{self, Effort};
 use ceilings::Ceilings;
 use record::Record;
@@ -54,7 +54,11 @@ pub async fn bench(options: &BenchOptions, adapter: Option<&str>, out: &mut dyn 
             for sentence in roofline::sentences(&records, &ceilings) {
                 writeln!(out, "{sentence}")?;
             }
-            writeln!(out, "wrote bench.json, bench.csv, time.svg, memory.svg and roofline.svg to {}", folder.display())?;
+            writeln!(
+                out,
+                "wrote bench.json, bench.csv, time.svg, memory.svg and roofline.svg to {}",
+                folder.display()
+            )?;
         }
     }
     Ok(records.iter().all(Record::is_good))
@@ -89,9 +93,12 @@ fn header(options: &BenchOptions, gpu: &Gpu, problems: &[AttentionProblem], out:
         writeln!(out, "{}", conditions(options, problem))?;
     }
     let clock = if timing::has_clock(gpu) { "GPU timestamps" } else { "the wall clock" };
-    writeln!(out, "Times by {clock}; errors are the largest |error| of O over 16 sampled rows against the f64 oracle.")?;
+    writeln!(
+        out,
+        "Times by {clock}; errors are the largest |error| of O over 16 sampled rows against the f64 oracle."
+    )?;
     writeln!(out)?;
-    Table::new(&Record::columns(), out)
+    Table::new("", Record::columns(), out)
 }
 
 /// Batch, heads, element and mask.
@@ -155,13 +162,16 @@ fn measure_one(
     record: &mut Record,
 ) -> Result<()> {
     let plan = forward.plan();
-    let kernels: Vec<&str> = plan.passes().iter().map(|pass| pass.kernel.name()).collect();
-    record.kernel = Some(kernels.join(" + "));
+    record.kernel = Some(text::kernels(plan));
     record.tiles = Some(plan.tiles().to_string());
     record.extra_bytes = Some(plan.extra_bytes());
 
     tensors.poison(gpu)?;
-    let effort = options.iterations.map_or(Effort::BENCH, |iterations| Effort { least: iterations, most: iterations, ..Effort::BENCH });
+    let effort = options.iterations.map_or(Effort::BENCH, |iterations| Effort {
+        least: iterations,
+        most: iterations,
+        ..Effort::BENCH
+    });
     let time = timing::measure(gpu, effort, |encoder| tensors.encode(forward, encoder))?;
 
     let deviation = sample::compare(gpu, problem, tensors, samples)?;
@@ -180,12 +190,7 @@ fn measure_one(
     Ok(())
 }
 
-fn write_files(
-    folder: &Path,
-    records: &[Record],
-    ceilings: &Ceilings,
-    subtitle: &str,
-) -> Result<()> {
+fn write_files(folder: &Path, records: &[Record], ceilings: &Ceilings, subtitle: &str) -> Result<()> {
     let json = serde_json::to_string_pretty(records).map_err(|error| Failure::new(format_args!("no JSON: {error}")))?;
     let files = [
         ("bench.json", json + "\n"),

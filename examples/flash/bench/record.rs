@@ -4,7 +4,7 @@ use serde::Serialize;
 use wgpu_flash_attention::{Algorithm, AttentionProblem, Mask};
 
 use crate::failure::Result;
-use crate::text::{self, Table};
+use crate::text::{self, Column, Table, numbers, words};
 
 /// One algorithm on one shape. What could not be measured is null, and `error` says why.
 #[derive(Clone, Serialize)]
@@ -79,17 +79,17 @@ impl Record {
         self.error.is_none() || (!self.wrong && self.algorithm == Algorithm::Standard.name())
     }
 
-    pub fn columns() -> Vec<(&'static str, usize)> {
+    pub fn columns() -> Vec<Column> {
         vec![
-            ("seqlen", 15),
-            ("head_dim", 8),
-            ("algorithm", 9),
-            ("median", 8),
-            ("fastest", 8),
-            ("speed", 13),
-            ("extra memory", 12),
-            ("max error", 9),
-            ("kernels and tiles", 18),
+            numbers("seqlen", 13),
+            numbers("head_dim", 8),
+            words("algorithm", 9),
+            numbers("median", 8),
+            numbers("fastest", 8),
+            numbers("speed", 13),
+            numbers("extra memory", 12),
+            numbers("max error", 9),
+            words("kernels, tiles (query rows × keys)", 44),
         ]
     }
 

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use super::ceilings::Ceilings;
-use super::figures::{self, FAINT, FONT, GRID, INK, LogAxis, SIZE, Series};
+use super::figures::{self, FAINT, FAINT_GRID, FONT, GRID, INK, LogAxis, SIZE, Series};
 use super::record::Record;
 use crate::failure::Result;
 use crate::text;
@@ -72,20 +72,27 @@ fn draw(
     sentences: &[String],
 ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
     const LINE: u32 = 22;
+    let sentences: Vec<String> = sentences.iter().flat_map(|sentence| wrapped(sentence)).collect();
     let caption_height = LINE * sentences.len() as u32 + 18;
     let root = SVGBackend::with_string(svg, (SIZE.0, SIZE.1 + caption_height)).into_drawing_area();
     root.fill(&WHITE)?;
     let area = figures::titled(&root, "Attention forward: compute-bound or memory-bound?", subtitle)?;
     let (area, caption) = area.split_vertically(SIZE.1 as i32 - 68);
 
+    // Nothing lies above the roof: the legend goes there.
+    const HEADROOM: f64 = 12.0;
     let points = || lines.iter().flat_map(|line| &line.points);
     let ridge = ceilings.ridge();
     let x = LogAxis::around(points().map(|point| point.0).chain([ridge / 3.0, ridge * 3.0]), 2.0);
-    let y = LogAxis::around(points().map(|point| point.1).chain([ceilings.compute * 1.2, ceilings.compute / 12.0]), 10.0);
+    let y = LogAxis::around(
+        points().map(|point| point.1).chain([ceilings.compute * HEADROOM, ceilings.compute / 12.0]),
+        10.0,
+    );
     let (x_from, x_to, y_from) = (x.start(), x.end(), y.start());
     let mut chart = ChartBuilder::on(&area)
         .margin(20)
         .margin_left(12)
+        .margin_right(40)
         .x_label_area_size(52)
         .y_label_area_size(108)
         .build_cartesian_2d(x, y)?;
@@ -96,7 +103,7 @@ fn draw(
         .x_label_formatter(&|x| if *x < 1.0 { format!("1/{:.0}", 1.0 / x) } else { format!("{x:.0}") })
         .y_label_formatter(&|y| plain_speed(*y))
         .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
+        .light_line_style(FAINT_GRID)
         .axis_style(FAINT)
         .label_style((FONT, 16).into_font().color(&INK))
         .axis_desc_style((FONT, 17).into_font().color(&INK))
@@ -110,7 +117,12 @@ fn draw(
         .draw_series(LineSeries::new(roof, roof_style))?
         .label("measured ceilings: copy bandwidth, f32 multiply-add")
         .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], roof_style));
-    chart.draw_series(DashedLineSeries::new([(ridge, y_from), (ridge, ceilings.compute)], 5, 5, FAINT.stroke_width(1)))?;
+    chart.draw_series(DashedLineSeries::new(
+        [(ridge, y_from), (ridge, ceilings.compute)],
+        5,
+        5,
+        FAINT.stroke_width(1),
+    ))?;
     for line in lines {
         let style = line.color.stroke_width(2);
         let color = line.color;
@@ -122,7 +134,7 @@ fn draw(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(SeriesLabelPosition::UpperLeft)
         .margin(14)
         .legend_area_size(30)
         .label_font((FONT, 17).into_font().color(&INK))
@@ -138,6 +150,22 @@ fn draw(
         ))?;
     }
     root.present()
+}
+
+/// Lines that fit the width of the figure.
+fn wrapped(sentence: &str) -> Vec<String> {
+    const WIDTH: usize = 134;
+    let mut lines = vec![String::new()];
+    for word in sentence.split(' ') {
+        let last = lines.len() - 1;
+        if !lines[last].is_empty() && lines[last].chars().count() + word.chars().count() >= WIDTH {
+            lines.push(word.to_owned());
+        } else {
+            let space = if lines[last].is_empty() { "" } else { " " };
+            lines[last] += &format!("{space}{word}");
+        }
+    }
+    lines
 }
 
 /// A power of ten of FLOP/s.

@@ -13,15 +13,14 @@ use wgpu_flash_attention::{
 use crate::arguments::CheckOptions;
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
-use crate::text::{self, Table};
+use crate::text::{self, Table, numbers, words};
 use crate::{elements, random};
 use cases::Case;
 
-/// One table row: the cases of one option group, element and algorithm.
+/// One table row: the cases of one option group with one element and the same kernels.
 struct Row {
     group: &'static str,
     element: Element,
-    algorithm: Algorithm,
     kernels: String,
     cases: u32,
     /// Of the case that is closest to its bound, or past it.
@@ -67,26 +66,25 @@ pub async fn check(options: &CheckOptions, adapter: Option<&str>, out: &mut dyn 
     writeln!(
         out,
         "Largest error against the f64 oracle. Standard attention may err by the rounding of its element; flash by \
-         twice what standard attention errs, plus a floor of 1e-6 of the largest |O| (f16, bf16: 1e-5)."
+         twice what standard attention errs, plus a floor of 1e-6 of the largest |O| (f16, bf16: 1e-5). LSE may err by \
+         {LSE_BOUND:.0e} of max(1, |LSE|)."
     )?;
     writeln!(out)?;
     print(&rows, out)
 }
 
 fn print(rows: &[Row], out: &mut dyn Write) -> Result<bool> {
-    let columns = [
-        ("options", 21),
-        ("element", 7),
-        ("algorithm", 9),
-        ("cases", 5),
-        ("error of O", 10),
-        ("bound", 7),
-        ("of LSE", 7),
-        ("bound", 7),
-        ("", 4),
-        ("kernels", 16),
+    let columns = vec![
+        words("options", 21),
+        words("element", 7),
+        words("kernels", 32),
+        numbers("cases", 5),
+        numbers("error of O", 10),
+        numbers("bound", 7),
+        numbers("of LSE", 7),
+        words("", 4),
     ];
-    let table = Table::new(&columns, out)?;
+    let table = Table::new("", columns, out)?;
     let mut bad = 0;
     for row in rows {
         let good = row.failure.is_none() && row.worst.is_some_and(|worst| worst.closeness() <= 1.0);
@@ -95,14 +93,16 @@ fn print(rows: &[Row], out: &mut dyn Write) -> Result<bool> {
         let cells = [
             row.group.to_owned(),
             row.element.name().to_owned(),
-            row.algorithm.name().to_owned(),
+            row.kernels.clone(),
             row.cases.to_string(),
             of(|worst| worst.o_error),
             of(|worst| worst.o_bound),
             of(|worst| worst.lse_error),
-            text::error(LSE_BOUND),
-            if good { "ok" } else { "FAIL" }.to_owned(),
-            row.failure.clone().unwrap_or_else(|| row.kernels.clone()),
+            match (&row.failure, good) {
+                (Some(failure), _) => failure.clone(),
+                (None, true) => "ok".to_owned(),
+                (None, false) => "FAIL".to_owned(),
+            },
         ];
         table.row(&cells, out)?;
     }
@@ -183,20 +183,13 @@ fn relative_to(lse: f64) -> f64 {
 
 /// The row that this case belongs to.
 fn row<'a>(rows: &'a mut Vec<Row>, gpu: &Gpu, group: &'static str, problem: &AttentionProblem) -> &'a mut Row {
-    let key = |row: &Row| row.group == group && row.element == problem.element && row.algorithm == problem.algorithm;
-    let position = rows.iter().position(key).unwrap_or_else(|| {
-        let passes = Plan::new(problem, gpu.attention.capabilities());
-        let kernels: Vec<&str> =
-            passes.iter().flat_map(|plan| plan.passes()).map(|pass| pass.kernel.name()).collect();
-        rows.push(Row {
-            group,
-            element: problem.element,
-            algorithm: problem.algorithm,
-            kernels: kernels.join(", "),
-            cases: 0,
-            worst: None,
-            failure: None,
-        });
+    let (element, kernels) = match Plan::new(problem, gpu.attention.capabilities()) {
+        Ok(plan) => (problem.element, text::kernels(&plan)),
+        Err(_) => (problem.element, problem.algorithm.name().to_owned()),
+    };
+    let same = |row: &Row| row.group == group && row.element == element && row.kernels == kernels;
+    let position = rows.iter().position(same).unwrap_or_else(|| {
+        rows.push(Row { group, element, kernels, cases: 0, worst: None, failure: None });
         rows.len() - 1
     });
     &mut rows[position]

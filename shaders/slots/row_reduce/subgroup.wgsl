@@ -1,4 +1,4 @@
-// Reductions over the KEY_LANES invocations that share a row, by subgroup shuffles: no memory, no barrier. The planner
+// Reductions over the KEY_LANES invocations that share a row, by subgroup shuffles: no memory. The planner
 // chooses it where every subgroup holds at least KEY_LANES invocations.
 
 // WGSL does not say which invocations of a workgroup form a subgroup, so the index is made from the subgroup's own
@@ -14,8 +14,6 @@ fn invocation_index(invocation: Invocation) -> u32 {
 }
 
 fn row_share(row: u32, lane: u32, value: f32) {}
-
-fn row_barrier() {}
 
 fn row_max(row: u32, value: f32) -> f32 {
   var result = value;

@@ -1,4 +1,4 @@
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::OnceLock;
 
 use wgpu_flash_attention::FlashAttention;
 use wgpu_flash_attention::plan::{Capabilities, DeviceClass};
@@ -66,9 +66,11 @@ impl Variant {
     pub const TILES: [Variant; 3] = [Variant::Full, Variant::SmallTiles, Variant::LargeTiles];
 }
 
+/// Clones share one cache of pipelines.
 fn new_attention() -> FlashAttention {
+    static ATTENTION: OnceLock<FlashAttention> = OnceLock::new();
     let gpu = gpu();
-    FlashAttention::new(&gpu.adapter, &gpu.device, &gpu.queue)
+    ATTENTION.get_or_init(|| FlashAttention::new(&gpu.adapter, &gpu.device, &gpu.queue)).clone()
 }
 
 /// The library on a variant of the device. Each variant is made once, so that pipelines are compiled once.
@@ -76,9 +78,9 @@ pub fn attention(variant: Variant) -> &'static FlashAttention {
     static VARIANTS: [OnceLock<FlashAttention>; Variant::ALL.len()] = [const { OnceLock::new() }; Variant::ALL.len()];
     VARIANTS[variant as usize].get_or_init(|| match variant {
         Variant::Full => new_attention(),
-        Variant::NoShaderF16 => lower(|capabilities| capabilities.shader_f16 = false),
-        Variant::NoSubgroups => lower(|capabilities| capabilities.subgroups = false),
-        Variant::WebGpuDefaults => lower(|capabilities| {
+        Variant::NoShaderF16 => limited(|capabilities| capabilities.shader_f16 = false),
+        Variant::NoSubgroups => limited(|capabilities| capabilities.subgroups = false),
+        Variant::WebGpuDefaults => limited(|capabilities| {
             capabilities.shader_f16 = false;
             capabilities.subgroups = false;
             capabilities.max_workgroup_storage = 16384;
@@ -89,26 +91,15 @@ pub fn attention(variant: Variant) -> &'static FlashAttention {
         .with_checked_shaders(true),
         Variant::Checked => new_attention().with_checked_shaders(true),
         Variant::Unchecked => new_attention().with_checked_shaders(false),
-        Variant::SmallTiles => lower(|capabilities| capabilities.max_workgroup_storage = 8192),
-        Variant::LargeTiles => lower(|capabilities| capabilities.device_class = DeviceClass::Discrete),
+        Variant::SmallTiles => limited(|capabilities| capabilities.max_workgroup_storage = 8192),
+        Variant::LargeTiles => limited(|capabilities| capabilities.device_class = DeviceClass::Discrete),
     })
 }
 
-fn lower(change: impl FnOnce(&mut Capabilities)) -> FlashAttention {
+/// The library on a device with less than it has.
+pub fn limited(change: impl FnOnce(&mut Capabilities)) -> FlashAttention {
     let attention = new_attention();
     let mut capabilities = attention.capabilities().clone();
     change(&mut capabilities);
     attention.with_capabilities(capabilities)
-}
-
-/// The library on a device with less than it has. Equal capabilities share one instance and its pipelines.
-pub fn limited(change: impl FnOnce(&mut Capabilities)) -> Arc<FlashAttention> {
-    static MADE: Mutex<Vec<Arc<FlashAttention>>> = Mutex::new(Vec::new());
-    let new = lower(change);
-    let mut made = MADE.lock().unwrap();
-    if let Some(same) = made.iter().find(|made| made.capabilities() == new.capabilities()) {
-        return same.clone();
-    }
-    made.push(Arc::new(new));
-    made.last().unwrap().clone()
 }

@@ -1,0 +1,5 @@
+//! The `flash` program from outside: what it computes, and how it refuses.
+
+mod answers;
+mod refusals;
+mod workplace;

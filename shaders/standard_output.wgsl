@@ -3,7 +3,8 @@
 //   for each Q tile i:                                   one workgroup
 //     O_i = Σ_j P_ij V_j over the KV tiles j that some row of i sees
 //
-// Ownership is that of flash_forward.wgsl.
+// An invocation owns THREAD_ROWS rows and, of S, four
+// neighbouring keys in each, of O every LANES-th quad of head dimensions.
 
 @group(0) @binding(BINDING_s) var<storage, read> s: array<vec4<f32>>;
 
@@ -14,8 +15,8 @@ fn main(
 ) {
   let tile = q_tile_at(workgroup_id.y * params.grid_width + workgroup_id.x);
   if tile.batch >= params.batch_count { return; }
-  let lane = invocation % KEY_LANES;
-  let row_lane = invocation / KEY_LANES;
+  let lane = invocation % LANES;
+  let row_lane = invocation / LANES;
   // unroll N in THREAD_ROWS {
   let row_N = row_lane + N * ROW_LANES;
   // unroll C in V_CHUNKS {
@@ -33,9 +34,9 @@ fn main(
     // unroll C in V_CHUNKS {
     workgroupBarrier(); // the last tile is read
     if C == 0u {
-      for (var index = invocation; index < TILE_Q * KEY_LANES; index += INVOCATIONS) {
-        let row = index / KEY_LANES;
-        let quad = index % KEY_LANES;
+      for (var index = invocation; index < TILE_Q * LANES; index += INVOCATIONS) {
+        let row = index / LANES;
+        let quad = index % LANES;
         var p = vec4<f32>(0.0);
         if tile.row + row < params.row_count { p = s[((s_row + row) * params.s_stride_row + key_first) / 4u + quad]; }
         p_tile[row * P_STRIDE + quad] = p;
@@ -47,15 +48,15 @@ fn main(
     workgroupBarrier();
 
     // O_i += P_ij V_j
-    for (var quad = 0u; quad < KEY_LANES; quad++) {
+    for (var quad = 0u; quad < LANES; quad++) {
       // unroll N in THREAD_ROWS {
       let p_N = p_tile[row_N * P_STRIDE + quad];
       // }
       // unroll M in THREAD_QUADS {
-      let v_0_M = kv_tile[quad * 4u * KV_STRIDE + lane + M * KEY_LANES];
-      let v_1_M = kv_tile[(quad * 4u + 1u) * KV_STRIDE + lane + M * KEY_LANES];
-      let v_2_M = kv_tile[(quad * 4u + 2u) * KV_STRIDE + lane + M * KEY_LANES];
-      let v_3_M = kv_tile[(quad * 4u + 3u) * KV_STRIDE + lane + M * KEY_LANES];
+      let v_0_M = kv_tile[quad * 4u * KV_STRIDE + lane + M * LANES];
+      let v_1_M = kv_tile[(quad * 4u + 1u) * KV_STRIDE + lane + M * LANES];
+      let v_2_M = kv_tile[(quad * 4u + 2u) * KV_STRIDE + lane + M * LANES];
+      let v_3_M = kv_tile[(quad * 4u + 3u) * KV_STRIDE + lane + M * LANES];
       // unroll N in THREAD_ROWS {
       if HAS_WINDOW && !whole {
         o_N_C_M = add_visible(p_N.x, v_0_M, o_N_C_M);
@@ -80,7 +81,7 @@ fn main(
       + (tile.row + row_N) * params.o_stride_row;
     // unroll C in V_CHUNKS {
     // unroll M in THREAD_QUADS {
-    let dim_C_M = (C * V_CHUNK_QUADS + lane + M * KEY_LANES) * 4u;
+    let dim_C_M = (C * V_CHUNK_QUADS + lane + M * LANES) * 4u;
     if dim_C_M < HEAD_DIM_V { store_o(first + dim_C_M, HEAD_DIM_V - dim_C_M, o_N_C_M); }
     // }
     // }

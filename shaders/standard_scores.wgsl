@@ -20,8 +20,8 @@ fn main(
   if tile.batch >= params.batch_count { return; }
   let range = block_range(tile.first_row, tile.last_row);
   if j < range.first || j >= range.end { return; }
-  let lane = invocation % KEY_LANES;
-  let row_lane = invocation / KEY_LANES;
+  let lane = invocation % LANES;
+  let row_lane = invocation / LANES;
   let key_first = j * TILE_KV;
   let key = key_first + lane * 4u;
 
@@ -39,9 +39,9 @@ fn main(
     workgroupBarrier();
     for (var d = 0u; d < K_CHUNK_QUADS; d++) {
       let k_0 = kv_tile[lane * KV_STRIDE + d];
-      let k_1 = kv_tile[(lane + KEY_LANES) * KV_STRIDE + d];
-      let k_2 = kv_tile[(lane + 2u * KEY_LANES) * KV_STRIDE + d];
-      let k_3 = kv_tile[(lane + 3u * KEY_LANES) * KV_STRIDE + d];
+      let k_1 = kv_tile[(lane + LANES) * KV_STRIDE + d];
+      let k_2 = kv_tile[(lane + 2u * LANES) * KV_STRIDE + d];
+      let k_3 = kv_tile[(lane + 3u * LANES) * KV_STRIDE + d];
       // unroll N in THREAD_ROWS {
       let q_N = q_tile[row_N * Q_STRIDE + d];
       s_N = vec4<f32>(dot_add(q_N, k_0, s_N.x), dot_add(q_N, k_1, s_N.y), dot_add(q_N, k_2, s_N.z), dot_add(q_N, k_3, s_N.w));

@@ -1,5 +1,5 @@
-use crate::problem::Element;
 use crate::plan::Operand;
+use crate::problem::Element;
 
 /// Everything that can go wrong. Each message says what was given, what is allowed and what to do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

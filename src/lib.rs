@@ -34,5 +34,8 @@ pub mod shader;
 
 pub use error::{Error, InvalidProblem};
 pub use gpu::{FlashAttention, ForwardBuffers, ForwardOutput, PreparedForward};
-pub use problem::{Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask, TensorLayout};
 pub use plan::{Call, Capabilities, Operand, Plan};
+pub use problem::{
+    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask,
+    TensorLayout,
+};

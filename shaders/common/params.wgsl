@@ -63,8 +63,6 @@ const LN_2 = 0.6931471805599453;
 // Stands for −∞ inside the kernels: WGSL compilers may assume that there are no infinities.
 const MASKED = -3.0e38;
 
-// The score tile is shared out in quads: an invocation owns THREAD_ROWS rows by 4 neighbouring keys of it, so that a
-// row of invocations covers the tile's keys and one Philox call serves one invocation's row.
-const KEY_LANES = TILE_KV / 4u;
+// LANES neighbouring invocations share each row of a Q tile.
 const ROW_LANES = TILE_Q / THREAD_ROWS;
-const INVOCATIONS = KEY_LANES * ROW_LANES;
+const INVOCATIONS = LANES * ROW_LANES;

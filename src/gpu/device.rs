@@ -13,10 +13,8 @@ pub(super) async fn request_adapter() -> Result<wgpu::Adapter, Error> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     // Validation layers are the caller's to switch on, on an instance of their own.
     descriptor.flags = wgpu::InstanceFlags::empty();
-    let options = wgpu::RequestAdapterOptions {
-        power_preference: wgpu::PowerPreference::HighPerformance,
-        ..Default::default()
-    };
+    let options =
+        wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
     let adapter = wgpu::Instance::new(descriptor)
         .request_adapter(&options)
         .await

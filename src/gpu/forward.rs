@@ -216,10 +216,7 @@ impl PreparedForward {
             (Some(buffer), Some(size)) => wgpu::BufferBinding { buffer, offset: window.offset, size: Some(size) },
             _ => wgpu::BufferBinding { buffer: &self.nothing, offset: 0, size: None },
         };
-        wgpu::BindGroupEntry {
-            binding: window.operand.binding(),
-            resource: wgpu::BindingResource::Buffer(resource),
-        }
+        wgpu::BindGroupEntry { binding: window.operand.binding(), resource: wgpu::BindingResource::Buffer(resource) }
     }
 
     /// One buffer with the uniform of every dispatch, and their distance. It is filled before the GPU ever sees it and

@@ -80,13 +80,8 @@ impl FlashAttention {
         };
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
         let (o, lse) = (output(Operand::O, storage), output(Operand::Lse, storage));
-        let buffers = ForwardBuffers {
-            q: q.slice(..),
-            k: k.slice(..),
-            v: v.slice(..),
-            o: o.slice(..),
-            lse: lse.slice(..),
-        };
+        let buffers =
+            ForwardBuffers { q: q.slice(..), k: k.slice(..), v: v.slice(..), o: o.slice(..), lse: lse.slice(..) };
 
         let encoder = || self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let call = Call::default();

@@ -77,10 +77,9 @@ impl Plan {
             seqlen_q: call.seqlen_q.unwrap_or(shape.seqlen_q),
             seqlen_kv: call.seqlen_kv.unwrap_or(shape.seqlen_kv),
         };
-        for (name, found, prepared) in [
-            ("seqlen_q", lengths.seqlen_q, shape.seqlen_q),
-            ("seqlen_kv", lengths.seqlen_kv, shape.seqlen_kv),
-        ] {
+        for (name, found, prepared) in
+            [("seqlen_q", lengths.seqlen_q, shape.seqlen_q), ("seqlen_kv", lengths.seqlen_kv, shape.seqlen_kv)]
+        {
             if found > prepared {
                 return Err(Error::LengthExceedsPrepared { name, found, prepared });
             }

@@ -77,7 +77,7 @@ impl Plan {
         let AttentionShape { head_dim, head_dim_v, .. } = problem.shape;
         let candidates = match tiles {
             Some(tiles) => &[tiles],
-            None => tiles::candidates(capabilities.device_class, head_dim, head_dim_v),
+            None => tiles::candidates(kernels, capabilities, head_dim, head_dim_v),
         };
         let fits = |tiles: &&Tiles| tiles.fit(kernels, capabilities, head_dim, head_dim_v);
         let Some(&tiles) = candidates.iter().find(fits) else {
@@ -171,7 +171,6 @@ impl Plan {
             .passes
             .iter()
             .map(|pass| match pass.kernel {
-                Kernel::FlashForward if self.tiles.k_chunks(shape.head_dim).0 > 1 => q_again + k + v + o + lse,
                 Kernel::FlashForward => q + k + v + o + lse,
                 Kernel::StandardScores => q_again + k + s,
                 // Read for the sums, read and written for the probabilities.
@@ -183,12 +182,7 @@ impl Plan {
     }
 }
 
-fn specialize(
-    problem: &AttentionProblem,
-    capabilities: &Capabilities,
-    kernel: Kernel,
-    tiles: Tiles,
-) -> Specialization {
+fn specialize(problem: &AttentionProblem, capabilities: &Capabilities, kernel: Kernel, tiles: Tiles) -> Specialization {
     let layout = &problem.layout;
     let is_quad = |layout: &TensorLayout, dim: u32| {
         [layout.offset, layout.stride_batch, layout.stride_row, layout.stride_head, u64::from(dim)]
@@ -200,13 +194,11 @@ fn specialize(
         && is_quad(&layout.k, shape.head_dim)
         && is_quad(&layout.v, shape.head_dim_v)
         && is_quad(&layout.o, shape.head_dim_v);
-    // A smaller subgroup than a row of invocations would reduce only a part of the row.
-    let subgroups = capabilities.subgroups && capabilities.subgroup_min_size >= tiles.key_lanes();
     Specialization {
         kernel,
         storage: Storage::of(problem.element, capabilities),
         access: if quads { Access::Quad } else { Access::Single },
-        row_reduce: if subgroups { RowReduce::Subgroup } else { RowReduce::Workgroup },
+        row_reduce: tiles.row_reduce(capabilities),
         tiles,
         head_dim: shape.head_dim,
         head_dim_v: shape.head_dim_v,

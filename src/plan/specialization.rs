@@ -37,6 +37,8 @@ pub enum Access {
 /// How the invocations of a row reduce: the slot `shaders/slots/row_reduce/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RowReduce {
+    /// Not at all: one invocation to a row.
+    Alone,
     /// Through workgroup memory.
     Workgroup,
     /// By subgroup shuffles.
@@ -71,7 +73,7 @@ impl Specialization {
     pub(crate) fn canonical(mut self) -> Self {
         let reads = |operand| self.kernel.operands().iter().any(|&(other, _)| other == operand);
         if !self.kernel.reduces_rows() {
-            self.row_reduce = RowReduce::Workgroup;
+            self.row_reduce = RowReduce::Alone;
         }
         if !reads(super::Operand::Q) {
             self.head_dim = 1;
@@ -92,8 +94,7 @@ impl Specialization {
 
     /// Bytes of workgroup memory that the shader declares.
     pub fn workgroup_bytes(&self) -> u32 {
-        let subgroups = self.row_reduce == RowReduce::Subgroup;
-        self.tiles.workgroup_bytes(self.kernel, self.head_dim, self.head_dim_v, subgroups)
+        self.tiles.workgroup_bytes(self.kernel, self.head_dim, self.head_dim_v, self.row_reduce)
     }
 
     /// The workgroup size.

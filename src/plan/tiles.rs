@@ -1,101 +1,138 @@
-use super::{Capabilities, DeviceClass, Kernel};
+use super::{Capabilities, DeviceClass, Kernel, RowReduce};
 use std::fmt;
 
-/// The sides of a workgroup's tiles.
+/// The sides of a workgroup's tiles, and how its invocations share them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tiles {
     /// Rows of Q and O in a workgroup.
     pub tile_q: u32,
     /// Keys in a tile of K and V; a multiple of 4.
     pub tile_kv: u32,
-    /// Rows that one invocation owns.
+    /// Rows that one invocation works on.
     pub thread_rows: u32,
-    /// Quads of head dimensions that workgroup memory holds at a time; larger heads go through in chunks.
-    pub chunk_quads: u32,
+    /// Neighbouring invocations that share each row: its head dimensions in flash attention, its keys in standard
+    /// attention.
+    pub lanes: u32,
 }
 
 impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}x{}", self.tile_q, self.tile_kv)
+        write!(f, "{}x{}, {} rows by {} lanes", self.tile_q, self.tile_kv, self.thread_rows, self.lanes)
     }
 }
 
+/// Bytes of a quad in workgroup memory, which holds f32 whatever the storage.
+const QUAD: u32 = 16;
+
+/// Quads of head dimensions that workgroup memory holds at a time in standard attention.
+const STANDARD_CHUNK_QUADS: u32 = 16;
+
+/// Invocations that share a row in `standard_softmax.wgsl`.
+pub(crate) const SOFTMAX_INVOCATIONS: u32 = 64;
+
 impl Tiles {
     /// Tiles with these sides.
-    pub const fn new(tile_q: u32, tile_kv: u32, thread_rows: u32, chunk_quads: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows, chunk_quads }
-    }
-
-    /// Whether these are tiles at all, and kernels made of them fit the device.
-    pub(super) fn fit(&self, kernels: &[Kernel], capabilities: &Capabilities, head_dim: u32, head_dim_v: u32) -> bool {
-        let Self { tile_q, tile_kv, thread_rows, chunk_quads } = *self;
-        // The row reductions pair lanes off, so the lanes must be a power of two; sides beyond these fit no device.
-        let in_range = [tile_q, tile_kv, thread_rows, chunk_quads].iter().all(|side| (1..=1024).contains(side));
-        in_range
-            && tile_kv >= 4
-            && tile_kv.is_power_of_two()
-            && tile_q.is_multiple_of(thread_rows)
-            && self.invocations().max(SOFTMAX_INVOCATIONS) <= capabilities.max_invocations
-            && kernels.iter().all(|&kernel| {
-                self.workgroup_bytes(kernel, head_dim, head_dim_v, false) <= capabilities.max_workgroup_storage
-            })
-    }
-
-    /// Invocations side by side along the keys, four keys each.
-    pub const fn key_lanes(&self) -> u32 {
-        self.tile_kv / 4
+    pub const fn new(tile_q: u32, tile_kv: u32, thread_rows: u32, lanes: u32) -> Self {
+        Self { tile_q, tile_kv, thread_rows, lanes }
     }
 
     /// Invocations of a workgroup.
     pub const fn invocations(&self) -> u32 {
-        self.key_lanes() * (self.tile_q / self.thread_rows)
+        self.lanes * (self.tile_q / self.thread_rows)
     }
 
-    /// In how many chunks Q and K pass, and how many quads of head dimensions each holds.
+    /// Quads of a head that one lane holds.
+    pub const fn quads(&self, head_dim: u32) -> u32 {
+        head_dim.div_ceil(4).div_ceil(self.lanes)
+    }
+
+    /// Standard attention: in how many chunks Q and K pass, and how many quads of head dimensions each holds.
     pub const fn k_chunks(&self, head_dim: u32) -> (u32, u32) {
         let quads = head_dim.div_ceil(4);
-        let chunks = quads.div_ceil(self.chunk_quads);
+        let chunks = quads.div_ceil(STANDARD_CHUNK_QUADS);
         (chunks, quads.div_ceil(chunks))
     }
 
-    /// In how many chunks V passes, and how many quads of each one invocation owns.
+    /// Standard attention: in how many chunks V passes, and how many quads of each one invocation owns.
     pub const fn v_chunks(&self, head_dim_v: u32) -> (u32, u32) {
-        let quads_per_lane = head_dim_v.div_ceil(4).div_ceil(self.key_lanes());
-        let at_most = self.chunk_quads / self.key_lanes();
-        let chunks = quads_per_lane.div_ceil(if at_most == 0 { 1 } else { at_most });
-        (chunks, quads_per_lane.div_ceil(chunks))
+        let quads = self.quads(head_dim_v);
+        let at_most = STANDARD_CHUNK_QUADS / self.lanes;
+        let chunks = quads.div_ceil(if at_most == 0 { 1 } else { at_most });
+        (chunks, quads.div_ceil(chunks))
     }
 
     /// Bytes of workgroup memory. A test compares this with the shader.
-    pub fn workgroup_bytes(&self, kernel: Kernel, head_dim: u32, head_dim_v: u32, subgroups: bool) -> u32 {
-        const QUAD: u32 = 16;
+    pub fn workgroup_bytes(&self, kernel: Kernel, head_dim: u32, head_dim_v: u32, row_reduce: RowReduce) -> u32 {
         let k_chunk = self.k_chunks(head_dim).1;
-        let v_chunk = self.v_chunks(head_dim_v).1 * self.key_lanes();
+        let v_chunk = self.v_chunks(head_dim_v).1 * self.lanes;
         let q_tile = QUAD * self.tile_q * (k_chunk | 1);
         let kv_tile = QUAD * self.tile_kv * (k_chunk.max(v_chunk) | 1);
-        let p_tile = QUAD * self.tile_q * (self.key_lanes() | 1);
-        let row_partials = if subgroups { 0 } else { 4 * self.tile_q * self.key_lanes() };
+        let p_tile = QUAD * self.tile_q * (self.lanes | 1);
         match kernel {
-            Kernel::FlashForward => q_tile + kv_tile + p_tile + row_partials,
+            Kernel::FlashForward => {
+                let tiles = QUAD * self.tile_kv * self.lanes * (self.quads(head_dim) + self.quads(head_dim_v));
+                let partials = match row_reduce {
+                    RowReduce::Workgroup => QUAD * self.thread_rows * self.invocations(),
+                    RowReduce::Alone | RowReduce::Subgroup => 0,
+                };
+                tiles + partials
+            }
             Kernel::StandardScores => q_tile + kv_tile,
             Kernel::StandardSoftmax => 8 * SOFTMAX_INVOCATIONS,
             Kernel::StandardOutput => p_tile + kv_tile,
         }
     }
-}
 
-/// Invocations that share a row in `standard_softmax.wgsl`.
-pub(crate) const SOFTMAX_INVOCATIONS: u32 = 64;
+    /// How the lanes of a row reduce on this device.
+    pub(super) fn row_reduce(&self, capabilities: &Capabilities) -> RowReduce {
+        // A smaller subgroup than a row's lanes would reduce only a part of the row.
+        match self.lanes {
+            1 => RowReduce::Alone,
+            lanes if capabilities.subgroups && capabilities.subgroup_min_size >= lanes => RowReduce::Subgroup,
+            _ => RowReduce::Workgroup,
+        }
+    }
+
+    /// Whether these are tiles at all, and kernels made of them fit the device.
+    pub(super) fn fit(&self, kernels: &[Kernel], capabilities: &Capabilities, head_dim: u32, head_dim_v: u32) -> bool {
+        let Self { tile_q, tile_kv, thread_rows, lanes } = *self;
+        // Sides beyond these fit no device, and would overflow the sums below.
+        let in_range = [tile_q, tile_kv, thread_rows, lanes].iter().all(|side| (1..=1024).contains(side));
+        let row_reduce = self.row_reduce(capabilities);
+        in_range
+            && tile_kv.is_multiple_of(4)
+            && tile_q.is_multiple_of(thread_rows)
+            // The row reductions pair lanes off.
+            && lanes.is_power_of_two()
+            && self.invocations().max(SOFTMAX_INVOCATIONS) <= capabilities.max_invocations
+            && kernels.iter().all(|&kernel| {
+                (kernel == Kernel::FlashForward || tile_kv == 4 * lanes)
+                    && self.workgroup_bytes(kernel, head_dim, head_dim_v, row_reduce)
+                        <= capabilities.max_workgroup_storage
+            })
+    }
+}
 
 /// Tiles to try, the best first: the first that fits the device's limits is taken. The last fits WebGPU's least limits
 /// at every head_dim.
-pub(crate) fn candidates(class: DeviceClass, head_dim: u32, head_dim_v: u32) -> &'static [Tiles] {
+pub(super) fn candidates(
+    kernels: &[Kernel],
+    capabilities: &Capabilities,
+    head_dim: u32,
+    head_dim_v: u32,
+) -> &'static [Tiles] {
     let widest = if head_dim > head_dim_v { head_dim } else { head_dim_v };
-    match class {
-        DeviceClass::Cpu => const { &[Tiles::new(32, 16, 4, 16), Tiles::new(16, 16, 4, 8)] },
-        _ if widest <= 64 => {
-            const { &[Tiles::new(64, 32, 8, 16), Tiles::new(32, 16, 4, 16), Tiles::new(16, 16, 4, 8)] }
+    if kernels[0] != Kernel::FlashForward {
+        return const { &[Tiles::new(64, 32, 4, 8), Tiles::new(32, 16, 4, 4)] };
+    }
+    match capabilities.device_class {
+        DeviceClass::Cpu => const { &[Tiles::new(32, 16, 1, 1), Tiles::new(32, 4, 1, 1)] },
+        _ if capabilities.subgroups && widest <= 64 => {
+            const { &[Tiles::new(128, 32, 4, 4), Tiles::new(64, 16, 4, 4), Tiles::new(32, 4, 1, 1)] }
         }
-        _ => const { &[Tiles::new(64, 32, 4, 32), Tiles::new(32, 16, 4, 16), Tiles::new(16, 16, 4, 8)] },
+        _ if capabilities.subgroups => {
+            const { &[Tiles::new(64, 16, 4, 8), Tiles::new(32, 8, 4, 8), Tiles::new(32, 4, 1, 1)] }
+        }
+        _ => const { &[Tiles::new(64, 16, 1, 1), Tiles::new(32, 8, 1, 1), Tiles::new(32, 4, 1, 1)] },
     }
 }

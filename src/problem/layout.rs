@@ -20,23 +20,13 @@ impl TensorLayout {
     /// Contiguous `[batch, rows, heads, dim]`.
     pub fn bshd(rows: u32, heads: u32, dim: u32) -> Self {
         let (rows, heads, dim) = (u64::from(rows), u64::from(heads), u64::from(dim));
-        Self {
-            offset: 0,
-            stride_batch: rows.saturating_mul(heads * dim),
-            stride_row: heads * dim,
-            stride_head: dim,
-        }
+        Self { offset: 0, stride_batch: rows.saturating_mul(heads * dim), stride_row: heads * dim, stride_head: dim }
     }
 
     /// Contiguous `[batch, heads, rows, dim]`.
     pub fn bhsd(rows: u32, heads: u32, dim: u32) -> Self {
         let (rows, heads, dim) = (u64::from(rows), u64::from(heads), u64::from(dim));
-        Self {
-            offset: 0,
-            stride_batch: heads.saturating_mul(rows * dim),
-            stride_row: dim,
-            stride_head: rows * dim,
-        }
+        Self { offset: 0, stride_batch: heads.saturating_mul(rows * dim), stride_row: dim, stride_head: rows * dim }
     }
 
     /// The element index of (batch, row, head, 0). Wraps silently on layouts that [`crate::plan`] would refuse.

@@ -34,19 +34,24 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             Access::Single => file!("slots/access/single.wgsl"),
         });
         files.push(file!("common/q_tile.wgsl"));
-        files.push(file!("common/kv_tile.wgsl"));
+        files.push(file!("common/arithmetic.wgsl"));
     }
-    if matches!(kernel, Kernel::FlashForward | Kernel::StandardScores) {
-        files.push(file!("common/stage_qk.wgsl"));
-    }
-    if matches!(kernel, Kernel::FlashForward | Kernel::StandardOutput) {
-        files.push(file!("common/stage_pv.wgsl"));
-    }
-    if kernel == Kernel::FlashForward {
-        files.push(match specialization.row_reduce {
-            RowReduce::Workgroup => file!("slots/row_reduce/workgroup.wgsl"),
-            RowReduce::Subgroup => file!("slots/row_reduce/subgroup.wgsl"),
-        });
+    match kernel {
+        Kernel::FlashForward => {
+            files.push(match specialization.row_reduce {
+                RowReduce::Alone => file!("slots/row_reduce/alone.wgsl"),
+                RowReduce::Workgroup => file!("slots/row_reduce/workgroup.wgsl"),
+                RowReduce::Subgroup => file!("slots/row_reduce/subgroup.wgsl"),
+            });
+            files.push(file!("common/flash_tiles.wgsl"));
+        }
+        Kernel::StandardScores => {
+            files.extend([file!("common/standard_kv_tile.wgsl"), file!("common/standard_qk_tiles.wgsl")]);
+        }
+        Kernel::StandardSoftmax => {}
+        Kernel::StandardOutput => {
+            files.extend([file!("common/standard_kv_tile.wgsl"), file!("common/standard_pv_tiles.wgsl")]);
+        }
     }
     files.push(match kernel {
         Kernel::FlashForward => file!("flash_forward.wgsl"),

@@ -64,8 +64,11 @@ impl ShaderSource {
     }
 
     fn append(&mut self, file: &'static str, text: &str, lists: &Lists) -> Result<(), Error> {
-        let lines =
-            unroll::unroll(text, lists).map_err(|(line, message)| Error::Shader { file: file.into(), line, message })?;
+        let lines = unroll::unroll(text, lists).map_err(|(line, message)| Error::Shader {
+            file: file.into(),
+            line,
+            message,
+        })?;
         for (line, text) in lines {
             self.text.push_str(&text);
             self.text.push('\n');

@@ -2,14 +2,12 @@
 
 use super::Dialect;
 use super::unroll::Lists;
-use crate::plan::{Access, Operand, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage, Usage};
+use crate::plan::{Access, Kernel, Operand, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage, Usage};
 use std::fmt::Write;
 
 pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (String, Lists) {
     let tiles = specialization.tiles;
-    let (k_chunks, k_chunk_quads) = tiles.k_chunks(specialization.head_dim);
-    let (v_chunks, thread_quads) = tiles.v_chunks(specialization.head_dim_v);
-
+    let Specialization { head_dim, head_dim_v, .. } = *specialization;
     let mut text = String::new();
     let mut line = |arguments: std::fmt::Arguments| {
         // Writing to a String cannot fail.
@@ -25,20 +23,30 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     for operand in Operand::ALL {
         line(format_args!("const BINDING_{} = {}u;", operand.name(), operand.binding()));
     }
-    let counts = [
+    let invocations = tiles.invocations();
+    let mut counts = vec![
         ("TILE_Q", tiles.tile_q),
         ("TILE_KV", tiles.tile_kv),
         ("THREAD_ROWS", tiles.thread_rows),
-        ("HEAD_DIM", specialization.head_dim),
-        ("HEAD_DIM_V", specialization.head_dim_v),
-        ("K_CHUNKS", k_chunks),
-        ("K_CHUNK_QUADS", k_chunk_quads),
-        ("V_CHUNKS", v_chunks),
-        ("THREAD_QUADS", thread_quads),
-        ("K_FETCHES", (tiles.tile_kv * k_chunk_quads).div_ceil(tiles.invocations())),
-        ("V_FETCHES", (tiles.tile_kv * thread_quads * tiles.key_lanes()).div_ceil(tiles.invocations())),
-        ("SOFTMAX_INVOCATIONS", SOFTMAX_INVOCATIONS),
+        ("LANES", tiles.lanes),
+        ("HEAD_DIM", head_dim),
+        ("HEAD_DIM_V", head_dim_v),
     ];
+    // Quads of a K and of a V tile, or of the chunks of them that standard attention holds at a time.
+    let (k_quads, v_quads) = if specialization.kernel == Kernel::FlashForward {
+        let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
+        counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads), ("KEYS", 4)]);
+        (tiles.lanes * k_quads, tiles.lanes * v_quads)
+    } else {
+        let (k_chunks, k_chunk_quads) = tiles.k_chunks(head_dim);
+        let (v_chunks, thread_quads) = tiles.v_chunks(head_dim_v);
+        counts.extend([("K_CHUNKS", k_chunks), ("K_CHUNK_QUADS", k_chunk_quads)]);
+        counts.extend([("V_CHUNKS", v_chunks), ("THREAD_QUADS", thread_quads)]);
+        counts.push(("SOFTMAX_INVOCATIONS", SOFTMAX_INVOCATIONS));
+        (k_chunk_quads, thread_quads * tiles.lanes)
+    };
+    counts.push(("K_FETCHES", (tiles.tile_kv * k_quads).div_ceil(invocations)));
+    counts.push(("V_FETCHES", (tiles.tile_kv * v_quads).div_ceil(invocations)));
     let mut lists = Lists::default();
     for (name, value) in counts {
         line(format_args!("const {name} = {value}u;"));

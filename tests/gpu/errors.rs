@@ -4,20 +4,24 @@ use half::f16;
 use wgpu::BufferUsages;
 use wgpu_flash_attention::plan::{Call, Operand};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Element, Error, ForwardBuffers, InvalidProblem, PreparedForward,
-    TensorLayout,
+    Algorithm, AttentionProblem, AttentionShape, Element, Error, FlashAttention, ForwardBuffers, InvalidProblem,
+    PreparedForward, TensorLayout,
 };
 
-use crate::support::{Tensors, Variant, attention, gpu, inputs, limited};
+use crate::support::{Tensors, Variant, attention, inputs, limited};
 
 const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).num_heads_kv(2);
+
+fn full() -> &'static FlashAttention {
+    attention(Variant::Full)
+}
 
 fn problem() -> AttentionProblem {
     AttentionProblem::new(SHAPE)
 }
 
 fn refusal(problem: &AttentionProblem) -> Error {
-    pollster::block_on(attention(Variant::Full).prepare_forward(problem)).err().expect("the problem is refused")
+    pollster::block_on(full().prepare_forward(problem)).err().expect("the problem is refused")
 }
 
 fn invalid(problem: &AttentionProblem) -> InvalidProblem {
@@ -134,20 +138,20 @@ fn devices_too_small_for_any_kernel() {
 }
 
 fn prepared(problem: &AttentionProblem) -> PreparedForward {
-    pollster::block_on(attention(Variant::Full).prepare_forward(problem)).unwrap()
+    pollster::block_on(full().prepare_forward(problem)).unwrap()
 }
 
 fn encode(prepared: &PreparedForward, buffers: &ForwardBuffers) -> Result<(), Error> {
-    let mut encoder = gpu().device.create_command_encoder(&Default::default());
+    let mut encoder = full().device().create_command_encoder(&Default::default());
     let result = prepared.encode(&mut encoder, buffers);
     // A refused call must leave an encoder that can still be used.
-    gpu().queue.submit([encoder.finish()]);
+    full().queue().submit([encoder.finish()]);
     result
 }
 
 /// Encodes with one operand's slice replaced.
 fn encode_with(operand: Operand, change: impl FnOnce(wgpu::BufferSlice<'_>) -> wgpu::BufferSlice<'_>) -> Error {
-    let tensors = Tensors::new(&problem(), &inputs(&problem(), 1));
+    let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
     let mut buffers = tensors.buffers();
     let slice = match operand {
         Operand::Q => &mut buffers.q,
@@ -190,9 +194,9 @@ fn buffers_at_odd_offsets() {
 fn buffers_without_storage_usage() {
     let usage = BufferUsages::COPY_SRC | BufferUsages::COPY_DST;
     let descriptor = wgpu::BufferDescriptor { label: None, size: 1 << 16, usage, mapped_at_creation: false };
-    let buffer = gpu().device.create_buffer(&descriptor);
+    let buffer = full().device().create_buffer(&descriptor);
     for operand in OPERANDS {
-        let tensors = Tensors::new(&problem(), &inputs(&problem(), 1));
+        let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
         let mut buffers = tensors.buffers();
         match operand {
             Operand::Q => buffers.q = buffer.slice(..),
@@ -208,7 +212,7 @@ fn buffers_without_storage_usage() {
 
 #[test]
 fn outputs_that_share_a_buffer() {
-    let tensors = Tensors::new(&problem(), &inputs(&problem(), 1));
+    let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
     let prepared = prepared(&problem());
     let good = tensors.buffers();
     let cases = [
@@ -222,7 +226,7 @@ fn outputs_that_share_a_buffer() {
         let size = 16384;
         let usage = BufferUsages::STORAGE;
         let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-        let shared = gpu().device.create_buffer(&descriptor);
+        let shared = full().device().create_buffer(&descriptor);
         let mut buffers = case;
         for operand in [output, other] {
             // The two halves: not even slices that do not meet.
@@ -248,7 +252,7 @@ fn outputs_that_share_a_buffer() {
 #[test]
 fn inputs_may_share_a_buffer() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 2, 10, 8));
-    let tensors = Tensors::new(&problem, &inputs(&problem, 1));
+    let tensors = Tensors::new(full(), &problem, &inputs(&problem, 1));
     let good = tensors.buffers();
     encode(&prepared(&problem), &ForwardBuffers { k: good.q, v: good.q, ..good }).unwrap();
 }
@@ -256,14 +260,14 @@ fn inputs_may_share_a_buffer() {
 #[test]
 fn calls_longer_than_prepared() {
     let prepared = prepared(&problem());
-    let tensors = Tensors::new(&problem(), &inputs(&problem(), 1));
+    let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
     let calls = [
         ("seqlen_q", Call { seqlen_q: Some(11), ..Call::default() }),
         ("seqlen_kv", Call { seqlen_kv: Some(11), ..Call::default() }),
     ];
     for (name, call) in calls {
         let expected = Error::LengthExceedsPrepared { name, found: 11, prepared: 10 };
-        let mut encoder = gpu().device.create_command_encoder(&Default::default());
+        let mut encoder = full().device().create_command_encoder(&Default::default());
         assert_eq!(prepared.encode_call(&mut encoder, &tensors.buffers(), &call).unwrap_err(), expected);
         assert_eq!(prepared.num_dispatches(&call).unwrap_err(), expected);
         assert_eq!(prepared.encode_dispatches(&mut encoder, &tensors.buffers(), &call, 0..1).unwrap_err(), expected);
@@ -273,10 +277,10 @@ fn calls_longer_than_prepared() {
 #[test]
 fn dispatches_that_do_not_exist() {
     let prepared = prepared(&problem());
-    let tensors = Tensors::new(&problem(), &inputs(&problem(), 1));
+    let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
     let backwards = std::ops::Range { start: 1, end: 0 };
     for range in [0..2, 1..2, 2..2, backwards] {
-        let mut encoder = gpu().device.create_command_encoder(&Default::default());
+        let mut encoder = full().device().create_command_encoder(&Default::default());
         let error = prepared.encode_dispatches(&mut encoder, &tensors.buffers(), &Call::default(), range.clone());
         let expected = Error::NoSuchDispatch { start: range.start, end: range.end, count: 1 };
         assert_eq!(error.unwrap_err(), expected);
@@ -287,7 +291,7 @@ fn dispatches_that_do_not_exist() {
 fn slices_that_are_too_short_or_of_another_type() {
     let (q, kv) = (vec![0f32; 640], vec![0f32; 320]);
     let forward = |problem: &AttentionProblem, q: &[f32], k: &[f32], v: &[f32]| {
-        pollster::block_on(attention(Variant::Full).forward(problem, q, k, v)).map(|output| output.o.len())
+        pollster::block_on(full().forward(problem, q, k, v)).map(|output| output.o.len())
     };
     assert_eq!(forward(&problem(), &q, &kv, &kv).unwrap(), 640);
     let short = |operand, needed, found| Error::SliceTooShort { operand, needed, found };
@@ -298,7 +302,7 @@ fn slices_that_are_too_short_or_of_another_type() {
     let expected = Error::ElementMismatch { expected: Element::F16, found: Element::F32 };
     assert_eq!(forward(&problem().element(Element::F16), &q, &kv, &kv).unwrap_err(), expected);
     let halves = vec![f16::ZERO; 640];
-    let error = pollster::block_on(attention(Variant::Full).forward(&problem(), &halves, &halves, &halves)).err();
+    let error = pollster::block_on(full().forward(&problem(), &halves, &halves, &halves)).err();
     assert_eq!(error, Some(Error::ElementMismatch { expected: Element::F32, found: Element::F16 }));
 }
 
@@ -314,7 +318,7 @@ fn messages_say_what_was_given_and_what_is_allowed() {
 
 #[test]
 fn capabilities_are_only_ever_lowered() {
-    let real = attention(Variant::Full).capabilities().clone();
+    let real = full().capabilities().clone();
     let same = limited(|capabilities| {
         capabilities.max_binding = u64::MAX;
         capabilities.max_buffer = u64::MAX;

@@ -1,5 +1,5 @@
-// Reductions over the KEY_LANES invocations that share a row, by subgroup shuffles: no memory. The planner
-// chooses it where every subgroup holds at least KEY_LANES invocations.
+// Sums over the LANES invocations that share a row, by subgroup shuffles: no memory, no barrier. The planner chooses it
+// where every subgroup holds at least LANES invocations.
 
 // WGSL does not say which invocations of a workgroup form a subgroup, so the index is made from the subgroup's own
 // numbering: invocations that share a row are then neighbours in one subgroup by construction.
@@ -13,20 +13,13 @@ fn invocation_index(invocation: Invocation) -> u32 {
   return invocation.subgroup_id * invocation.subgroup_size + invocation.subgroup_invocation_id;
 }
 
-fn row_share(row: u32, lane: u32, value: f32) {}
+fn lane_share(row: u32, invocation: u32, value: vec4<f32>) {}
 
-fn row_max(row: u32, value: f32) -> f32 {
-  var result = value;
-  for (var distance = 1u; distance < KEY_LANES; distance *= 2u) {
-    result = max(result, subgroupShuffleXor(result, distance));
-  }
-  return result;
-}
+fn lane_barrier() {}
 
-fn row_sum(row: u32, value: f32) -> f32 {
-  var result = value;
-  for (var distance = 1u; distance < KEY_LANES; distance *= 2u) {
-    result += subgroupShuffleXor(result, distance);
-  }
-  return result;
+// Every lane adds the same pairs, so all of them get the same bits.
+fn lane_sum(row: u32, invocation: u32, value: vec4<f32>) -> vec4<f32> {
+  var sum = value;
+  for (var distance = 1u; distance < LANES; distance *= 2u) { sum += subgroupShuffleXor(sum, distance); }
+  return sum;
 }

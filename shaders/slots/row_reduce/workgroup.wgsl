@@ -1,7 +1,6 @@
-// Reductions over the KEY_LANES invocations that share a row, through workgroup memory: works everywhere.
+// Sums over the LANES invocations that share a row, through workgroup memory: works everywhere.
 //
-// Use: every invocation calls row_share for its rows, then workgroupBarrier once, then row_max or row_sum. Another
-// barrier must lie between those and the next row_share.
+// Use: every invocation calls lane_share for its rows, then lane_barrier once, then lane_sum for the same rows.
 
 struct Invocation {
   @builtin(local_invocation_index) local_invocation_index: u32,
@@ -9,18 +8,18 @@ struct Invocation {
 
 fn invocation_index(invocation: Invocation) -> u32 { return invocation.local_invocation_index; }
 
-var<workgroup> row_partials: array<f32, TILE_Q * KEY_LANES>;
+var<workgroup> lane_partials: array<vec4<f32>, THREAD_ROWS * INVOCATIONS>;
 
-fn row_share(row: u32, lane: u32, value: f32) { row_partials[row * KEY_LANES + lane] = value; }
-
-fn row_max(row: u32, value: f32) -> f32 {
-  var result = value;
-  for (var lane = 0u; lane < KEY_LANES; lane++) { result = max(result, row_partials[row * KEY_LANES + lane]); }
-  return result;
+fn lane_share(row: u32, invocation: u32, value: vec4<f32>) {
+  if row == 0u { workgroupBarrier(); } // the last sums are read
+  lane_partials[row * INVOCATIONS + invocation] = value;
 }
 
-fn row_sum(row: u32, value: f32) -> f32 {
-  var result = 0.0;
-  for (var lane = 0u; lane < KEY_LANES; lane++) { result += row_partials[row * KEY_LANES + lane]; }
-  return result;
+fn lane_barrier() { workgroupBarrier(); }
+
+fn lane_sum(row: u32, invocation: u32, value: vec4<f32>) -> vec4<f32> {
+  let first = row * INVOCATIONS + invocation / LANES * LANES;
+  var sum = vec4<f32>(0.0);
+  for (var lane = 0u; lane < LANES; lane++) { sum += lane_partials[first + lane]; }
+  return sum;
 }

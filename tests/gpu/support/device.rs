@@ -3,17 +3,10 @@ use std::sync::OnceLock;
 use wgpu_flash_attention::FlashAttention;
 use wgpu_flash_attention::plan::{Capabilities, DeviceClass};
 
-/// The device that all tests share.
-pub struct Gpu {
-    pub adapter: wgpu::Adapter,
-    pub device: wgpu::Device,
-    pub queue: wgpu::Queue,
-}
-
 /// Panics without an adapter: a test that cannot run must not pass.
-pub fn gpu() -> &'static Gpu {
-    static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| {
+pub fn adapter() -> &'static wgpu::Adapter {
+    static ADAPTER: OnceLock<wgpu::Adapter> = OnceLock::new();
+    ADAPTER.get_or_init(|| {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let options = wgpu::RequestAdapterOptions {
             power_preference: wgpu::PowerPreference::HighPerformance,
@@ -21,29 +14,36 @@ pub fn gpu() -> &'static Gpu {
         };
         let adapter = pollster::block_on(instance.request_adapter(&options))
             .expect("these tests need a GPU adapter; Mesa's software driver (Debian: mesa-vulkan-drivers) is enough");
-        let descriptor = FlashAttention::device_descriptor(&adapter);
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&descriptor)).expect("the adapter has a device");
         println!("adapter: {:?}", adapter.get_info());
-        Gpu { adapter, device, queue }
+        adapter
     })
+}
+
+/// A new device, with everything that the library can use.
+fn whole_device() -> FlashAttention {
+    pollster::block_on(FlashAttention::from_adapter(adapter())).expect("the adapter has a device")
+}
+
+/// A new device with WebGPU's default limits and no feature.
+fn default_device() -> FlashAttention {
+    let device = pollster::block_on(adapter().request_device(&wgpu::DeviceDescriptor::default()));
+    let (device, queue) = device.expect("the adapter has a device");
+    FlashAttention::new(adapter(), &device, &queue)
 }
 
 /// The same device with all or only part of what it offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Variant {
-    /// As the library would use it.
+    /// As the library would use it: everything that the adapter has, shader modules without bounds checks.
     Full,
     /// f16 in storage, but not in the shader language.
     NoShaderF16,
     /// Rows are reduced through workgroup memory.
     NoSubgroups,
-    /// What every WebGPU browser grants: default limits, no optional feature.
+    /// A device like every browser's: default limits, no optional feature, bounds-checked shader modules.
     WebGpuDefaults,
-    /// Bounds-checked shader modules, as in browsers.
+    /// As the library would use it, but with bounds-checked shader modules.
     Checked,
-    /// Shader modules without bounds checks.
-    Unchecked,
     /// Too little workgroup memory for any but the smallest tiles.
     SmallTiles,
     /// The tiles of GPUs with memory of their own, even on a software driver.
@@ -51,13 +51,12 @@ pub enum Variant {
 }
 
 impl Variant {
-    pub const ALL: [Variant; 8] = [
+    pub const ALL: [Variant; 7] = [
         Variant::Full,
         Variant::NoShaderF16,
         Variant::NoSubgroups,
         Variant::WebGpuDefaults,
         Variant::Checked,
-        Variant::Unchecked,
         Variant::SmallTiles,
         Variant::LargeTiles,
     ];
@@ -66,39 +65,24 @@ impl Variant {
     pub const TILES: [Variant; 3] = [Variant::Full, Variant::SmallTiles, Variant::LargeTiles];
 }
 
-/// Clones share one cache of pipelines.
-fn new_attention() -> FlashAttention {
-    static ATTENTION: OnceLock<FlashAttention> = OnceLock::new();
-    let gpu = gpu();
-    ATTENTION.get_or_init(|| FlashAttention::new(&gpu.adapter, &gpu.device, &gpu.queue)).clone()
-}
-
-/// The library on a variant of the device. Each variant is made once, so that pipelines are compiled once.
+/// The library on a variant of the device. Each variant is made once, so that pipelines are compiled once; variants
+/// share a device where they share pipelines, and no other, because a software driver compiles on one thread per device.
 pub fn attention(variant: Variant) -> &'static FlashAttention {
     static VARIANTS: [OnceLock<FlashAttention>; Variant::ALL.len()] = [const { OnceLock::new() }; Variant::ALL.len()];
     VARIANTS[variant as usize].get_or_init(|| match variant {
-        Variant::Full => new_attention(),
+        Variant::Full => whole_device(),
         Variant::NoShaderF16 => limited(|capabilities| capabilities.shader_f16 = false),
         Variant::NoSubgroups => limited(|capabilities| capabilities.subgroups = false),
-        Variant::WebGpuDefaults => limited(|capabilities| {
-            capabilities.shader_f16 = false;
-            capabilities.subgroups = false;
-            capabilities.max_workgroup_storage = 16384;
-            capabilities.max_invocations = 256;
-            capabilities.max_binding = 128 << 20;
-            capabilities.max_buffer = 256 << 20;
-        })
-        .with_checked_shaders(true),
-        Variant::Checked => new_attention().with_checked_shaders(true),
-        Variant::Unchecked => new_attention().with_checked_shaders(false),
+        Variant::WebGpuDefaults => default_device().with_checked_shaders(true),
+        Variant::Checked => whole_device().with_checked_shaders(true),
         Variant::SmallTiles => limited(|capabilities| capabilities.max_workgroup_storage = 8192),
         Variant::LargeTiles => limited(|capabilities| capabilities.device_class = DeviceClass::Discrete),
     })
 }
 
-/// The library on a device with less than it has.
+/// The library as if the device had less than it has. Clones share one device and its pipelines.
 pub fn limited(change: impl FnOnce(&mut Capabilities)) -> FlashAttention {
-    let attention = new_attention();
+    let attention = attention(Variant::Full).clone();
     let mut capabilities = attention.capabilities().clone();
     change(&mut capabilities);
     attention.with_capabilities(capabilities)

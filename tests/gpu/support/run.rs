@@ -1,9 +1,8 @@
 use half::{bf16, f16};
 use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{AttentionProblem, Element, FlashAttention, ForwardBuffers, PreparedForward};
+use wgpu_flash_attention::{AttentionProblem, Element, FlashAttention, ForwardBuffers};
 
 use super::data::{Inputs, gaps};
-use super::device::gpu;
 
 /// Fills outputs before a run and everything around the tensors: a NaN in every element type.
 const POISON: u8 = 0xff;
@@ -12,14 +11,14 @@ const POISON: u8 = 0xff;
 const GUARD: u64 = 272;
 
 /// A buffer with poison before and behind the bytes of its tensor.
-pub struct Guarded {
-    pub buffer: wgpu::Buffer,
-    pub bytes: u64,
+struct Guarded {
+    buffer: wgpu::Buffer,
+    bytes: u64,
 }
 
 impl Guarded {
     /// A buffer around `contents`.
-    pub fn new(contents: &[u8]) -> Self {
+    fn new(attention: &FlashAttention, contents: &[u8]) -> Self {
         // Bindings and copies are multiples of 4 bytes.
         let bytes = (contents.len() as u64).next_multiple_of(4);
         let mut all = vec![POISON; (GUARD + bytes + GUARD) as usize];
@@ -27,37 +26,31 @@ impl Guarded {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let descriptor =
             wgpu::BufferDescriptor { label: None, size: all.len() as u64, usage, mapped_at_creation: false };
-        let buffer = gpu().device.create_buffer(&descriptor);
-        gpu().queue.write_buffer(&buffer, 0, &all);
+        let buffer = attention.device().create_buffer(&descriptor);
+        attention.queue().write_buffer(&buffer, 0, &all);
         Self { buffer, bytes }
     }
 
     /// An output of `bytes` bytes, all poison.
-    pub fn poisoned(bytes: u64) -> Self {
-        Self::new(&vec![POISON; bytes as usize])
+    fn poisoned(attention: &FlashAttention, bytes: u64) -> Self {
+        Self::new(attention, &vec![POISON; bytes as usize])
     }
 
-    /// An input.
-    pub fn values(element: Element, values: &[f64]) -> Self {
-        Self::new(&to_bytes(element, values))
-    }
-
-    pub fn slice(&self) -> wgpu::BufferSlice<'_> {
+    fn slice(&self) -> wgpu::BufferSlice<'_> {
         self.buffer.slice(GUARD..GUARD + self.bytes)
     }
 
     /// The tensor's bytes, after a check that nothing around them was written.
-    pub fn read(&self) -> Vec<u8> {
-        let gpu = gpu();
+    fn read(&self, attention: &FlashAttention) -> Vec<u8> {
         let size = self.buffer.size();
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-        let copy = gpu.device.create_buffer(&descriptor);
-        let mut encoder = gpu.device.create_command_encoder(&Default::default());
+        let copy = attention.device().create_buffer(&descriptor);
+        let mut encoder = attention.device().create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(&self.buffer, 0, &copy, 0, size);
-        gpu.queue.submit([encoder.finish()]);
+        attention.queue().submit([encoder.finish()]);
         copy.slice(..).map_async(wgpu::MapMode::Read, |result| result.expect("the copy can be mapped"));
-        gpu.device.poll(wgpu::PollType::wait_indefinitely()).expect("the GPU finishes");
+        attention.device().poll(wgpu::PollType::wait_indefinitely()).expect("the GPU finishes");
         let all = copy.slice(..).get_mapped_range().expect("the copy is mapped").to_vec();
         let (before, rest) = all.split_at(GUARD as usize);
         let (tensor, behind) = rest.split_at(self.bytes as usize);
@@ -111,46 +104,47 @@ pub fn run_calls(
     calls: &[Call],
 ) -> Vec<Output> {
     let prepared = pollster::block_on(attention.prepare_forward(problem)).expect("the problem can be prepared");
-    let tensors: Vec<Tensors> = calls.iter().map(|_| Tensors::new(problem, inputs)).collect();
-    let mut encoder = gpu().device.create_command_encoder(&Default::default());
+    let tensors: Vec<Tensors> = calls.iter().map(|_| Tensors::new(attention, problem, inputs)).collect();
+    let mut encoder = attention.device().create_command_encoder(&Default::default());
     for (call, tensors) in calls.iter().zip(&tensors) {
         prepared.encode_call(&mut encoder, &tensors.buffers(), call).expect("the call can be encoded");
     }
-    gpu().queue.submit([encoder.finish()]);
-    calls.iter().zip(&tensors).map(|(call, tensors)| tensors.finish(problem, call)).collect()
+    attention.queue().submit([encoder.finish()]);
+    calls.iter().zip(&tensors).map(|(call, tensors)| tensors.finish(attention, problem, call)).collect()
 }
 
 /// One run that submits every dispatch on its own.
-pub fn run_dispatch_by_dispatch(prepared: &PreparedForward, problem: &AttentionProblem, inputs: &Inputs) -> Output {
-    let tensors = Tensors::new(problem, inputs);
+pub fn run_dispatch_by_dispatch(attention: &FlashAttention, problem: &AttentionProblem, inputs: &Inputs) -> Output {
+    let prepared = pollster::block_on(attention.prepare_forward(problem)).expect("the problem can be prepared");
+    let tensors = Tensors::new(attention, problem, inputs);
     let call = Call::default();
     for dispatch in 0..prepared.num_dispatches(&call).unwrap() {
-        let mut encoder = gpu().device.create_command_encoder(&Default::default());
+        let mut encoder = attention.device().create_command_encoder(&Default::default());
         prepared.encode_dispatches(&mut encoder, &tensors.buffers(), &call, dispatch..dispatch + 1).unwrap();
-        gpu().queue.submit([encoder.finish()]);
+        attention.queue().submit([encoder.finish()]);
     }
-    tensors.finish(problem, &call)
+    tensors.finish(attention, problem, &call)
 }
 
 /// The buffers of one call.
 pub struct Tensors {
-    pub q: Guarded,
+    q: Guarded,
     /// `None` where K and V are views of Q's buffer.
     k_and_v: Option<(Guarded, Guarded)>,
-    pub o: Guarded,
-    pub lse: Guarded,
+    o: Guarded,
+    lse: Guarded,
 }
 
 impl Tensors {
     /// Inputs uploaded, outputs poisoned.
-    pub fn new(problem: &AttentionProblem, inputs: &Inputs) -> Self {
-        let upload = |values| Guarded::values(problem.element, values);
+    pub fn new(attention: &FlashAttention, problem: &AttentionProblem, inputs: &Inputs) -> Self {
+        let upload = |values| Guarded::new(attention, &to_bytes(problem.element, values));
         let o_len = gaps(problem).len() as u64;
         Self {
             q: upload(&inputs.q),
             k_and_v: (!inputs.one_buffer).then(|| (upload(&inputs.k), upload(&inputs.v))),
-            o: Guarded::poisoned(o_len * problem.element.size()),
-            lse: Guarded::poisoned(problem.shape.lse_len() * 4),
+            o: Guarded::poisoned(attention, o_len * problem.element.size()),
+            lse: Guarded::poisoned(attention, problem.shape.lse_len() * 4),
         }
     }
 
@@ -160,10 +154,10 @@ impl Tensors {
     }
 
     /// Reads the outputs of a submitted call back, and checks that all that is not theirs still holds the poison.
-    pub fn finish(&self, problem: &AttentionProblem, call: &Call) -> Output {
+    fn finish(&self, attention: &FlashAttention, problem: &AttentionProblem, call: &Call) -> Output {
         let solved = problem_of(problem, call);
         let size = problem.element.size() as usize;
-        let mut o = self.o.read();
+        let mut o = self.o.read(attention);
         // A shorter call leaves the rows behind its own alone.
         let own = gaps(&solved);
         let mut gap = own.clone();
@@ -177,7 +171,7 @@ impl Tensors {
         // LSE keeps the prepared stride from head to head.
         let (prepared_rows, rows) = (problem.shape.seqlen_q as usize * 4, solved.shape.seqlen_q as usize * 4);
         let mut lse = Vec::new();
-        for head in self.lse.read().chunks(prepared_rows.max(1)) {
+        for head in self.lse.read(attention).chunks(prepared_rows.max(1)) {
             lse.extend_from_slice(&head[..rows]);
             let kept = head[rows..].iter().all(|byte| *byte == POISON);
             assert!(kept, "LSE rows behind a shorter call were written\n{problem:?}");

@@ -36,15 +36,10 @@ fn fetch_k(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
   return select(vec4<f32>(0.0), value, key < params.seqlen_kv && dim < HEAD_DIM);
 }
 
-// The four neighbouring keys of an invocation lie KEY_LANES rows apart, so that the invocations of a row of the score
+// The four neighbouring keys of an invocation lie LANES rows apart, so that the invocations of a row of the score
 // tile read neighbouring rows.
 fn place_k(index: u32, value: vec4<f32>) {
   let key = index / K_CHUNK_QUADS;
-  let row = key % 4u * KEY_LANES + key / 4u;
+  let row = key % 4u * LANES + key / 4u;
   if index < TILE_KV * K_CHUNK_QUADS { kv_tile[row * KV_STRIDE + index % K_CHUNK_QUADS] = value; }
-}
-
-// a · b + c, in the order that compiles to four fused multiply-adds.
-fn dot_add(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
-  return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, c))));
 }

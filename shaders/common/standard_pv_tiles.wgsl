@@ -1,7 +1,7 @@
 // P in workgroup memory, and V on its way there, a chunk of V_CHUNK_QUADS · 4 head dimensions at a time, in which an
-// invocation owns the quads lane, lane + KEY_LANES, … As in stage_qk.wgsl, what lies outside V is 0.
+// invocation owns the quads lane, lane + LANES, … As in stage_qk.wgsl, what lies outside V is 0.
 
-const P_STRIDE = KEY_LANES | 1u;
+const P_STRIDE = LANES | 1u;
 
 var<workgroup> p_tile: array<vec4<f32>, TILE_Q * P_STRIDE>;
 
@@ -21,9 +21,4 @@ fn place_v(index: u32, value: vec4<f32>) {
   if index < TILE_KV * V_CHUNK_QUADS {
     kv_tile[index / V_CHUNK_QUADS * KV_STRIDE + index % V_CHUNK_QUADS] = value;
   }
-}
-
-// o + p · v, where a key that the row does not see (p = 0) leaves o alone even if its v is infinite or not a number.
-fn add_visible(p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {
-  return select(o, fma(vec4<f32>(p), v, o), vec4<bool>(p != 0.0));
 }

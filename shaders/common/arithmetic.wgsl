@@ -1,0 +1,9 @@
+// a · b + c, in the order that compiles to four fused multiply-adds.
+fn dot_add(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
+  return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, c))));
+}
+
+// o + p · v, where a key that the row does not see (p = 0) leaves o alone even if its v is infinite or not a number.
+fn add_visible(p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {
+  return select(o, fma(vec4<f32>(p), v, o), vec4<bool>(p != 0.0));
+}

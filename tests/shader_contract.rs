@@ -1,0 +1,258 @@
+//! What Rust and WGSL promise each other, held for every shader variant the planner can emit. No GPU needed.
+
+use naga::valid::{Capabilities as NagaCapabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, TypeInner};
+use std::collections::HashSet;
+use wgpu_flash_attention::plan::{
+    Capabilities, DeviceClass, Kernel, Operand, Params, Plan, RowReduce, Specialization, Storage, Usage,
+};
+use wgpu_flash_attention::shader::{Dialect, ShaderSource};
+use wgpu_flash_attention::{Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, TensorLayout};
+
+/// Devices that lead the planner to different tiles, elements and reductions.
+fn devices() -> Vec<Capabilities> {
+    let mut devices = Vec::new();
+    for class in [DeviceClass::Discrete, DeviceClass::Integrated, DeviceClass::Cpu, DeviceClass::Other] {
+        for storage in [16_384, 32_768, 49_152] {
+            for subgroups in [None, Some(4), Some(8), Some(32)] {
+                for shader_f16 in [false, true] {
+                    devices.push(Capabilities {
+                        device_class: class,
+                        max_workgroup_storage: storage,
+                        max_invocations: if storage == 16_384 { 256 } else { 1024 },
+                        subgroups: subgroups.is_some(),
+                        subgroup_min_size: subgroups.unwrap_or(4),
+                        shader_f16,
+                        ..Capabilities::webgpu_defaults()
+                    });
+                }
+            }
+        }
+    }
+    devices
+}
+
+/// Every variant that the planner emits for these devices over a grid of problems.
+fn variants() -> Vec<Specialization> {
+    let mut variants = HashSet::new();
+    for device in devices() {
+        for element in Element::ALL {
+            for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+                for (head_dim, head_dim_v) in [(1, 1), (40, 40), (64, 64), (59, 111), (128, 128), (256, 256), (64, 256)]
+                {
+                    let shape = AttentionShape::new(2, 4, 100, head_dim).head_dim_v(head_dim_v);
+                    let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
+                    for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 7)] {
+                        let plan = Plan::new(&problem, &device).expect("every device runs every problem");
+                        variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                    }
+                }
+            }
+        }
+    }
+    let mut variants: Vec<_> = variants.into_iter().collect();
+    variants.sort_by_key(|variant| format!("{variant:?}"));
+    variants
+}
+
+/// The naga capabilities that a variant may use: what the planner checked the device for, and nothing else.
+fn claimed(variant: &Specialization) -> NagaCapabilities {
+    let mut claimed = NagaCapabilities::empty();
+    if variant.storage == Storage::F16 {
+        claimed |= NagaCapabilities::SHADER_FLOAT16;
+    }
+    if variant.storage == Storage::F16Packed {
+        // unpack2x16float and pack2x16float, which every WebGPU device has.
+        claimed |= NagaCapabilities::SHADER_FLOAT16_IN_FLOAT32;
+    }
+    if variant.row_reduce == RowReduce::Subgroup {
+        claimed |= NagaCapabilities::SUBGROUP;
+    }
+    claimed
+}
+
+fn compile(variant: &Specialization) -> (Module, ModuleInfo, ShaderSource) {
+    let source = ShaderSource::new(variant, Dialect::Naga).unwrap();
+    let module = naga::front::wgsl::parse_str(source.text())
+        .unwrap_or_else(|error| panic!("{variant:?}\n{}", error.emit_to_string(source.text())));
+    let mut validator = Validator::new(ValidationFlags::all(), claimed(variant));
+    if variant.row_reduce == RowReduce::Subgroup {
+        validator
+            .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
+            .subgroup_operations(naga::valid::SubgroupOperationSet::all());
+    }
+    let info = validator
+        .validate(&module)
+        .unwrap_or_else(|error| panic!("{variant:?}\n{}", error.emit_to_string(source.text())));
+    (module, info, source)
+}
+
+#[test]
+fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
+    let variants = variants();
+    for kernel in Kernel::ALL {
+        assert!(variants.iter().any(|variant| variant.kernel == kernel), "{kernel:?} is never planned");
+    }
+    for row_reduce in [RowReduce::Alone, RowReduce::Workgroup, RowReduce::Subgroup] {
+        assert!(variants.iter().any(|variant| variant.row_reduce == row_reduce), "{row_reduce:?} is never planned");
+    }
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+    std::thread::scope(|scope| {
+        for part in variants.chunks(variants.len().div_ceil(threads)) {
+            scope.spawn(move || part.iter().for_each(check));
+        }
+    });
+    println!("{} variants parsed, validated, and written to SPIR-V, MSL and HLSL", variants.len());
+}
+
+fn check(variant: &Specialization) {
+    let (module, info, source) = compile(variant);
+    uniform_matches(&module);
+    bindings_match(variant, &module);
+    let bytes: u32 = module
+        .global_variables
+        .iter()
+        .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
+        .map(|(_, variable)| module.types[variable.ty].inner.size(module.to_ctx()))
+        .sum();
+    assert_eq!(bytes, variant.workgroup_bytes(), "workgroup memory of {variant:?}");
+    assert_eq!(module.entry_points[0].workgroup_size, [variant.invocations(), 1, 1], "{variant:?}");
+
+    naga::back::spv::write_vec(
+        &module,
+        &info,
+        &naga::back::spv::Options { lang_version: (1, 3), ..Default::default() },
+        None,
+    )
+    .unwrap_or_else(|error| panic!("SPIR-V of {variant:?}: {error}"));
+    naga::back::msl::write_string(
+        &module,
+        &info,
+        &naga::back::msl::Options { lang_version: (2, 4), ..Default::default() },
+        &naga::back::msl::PipelineOptions::default(),
+    )
+    .unwrap_or_else(|error| panic!("MSL of {variant:?}: {error}"));
+    let options = naga::back::hlsl::Options { shader_model: naga::back::hlsl::ShaderModel::V6_2, ..Default::default() };
+    let pipeline_options = naga::back::hlsl::PipelineOptions::default();
+    let mut text = String::new();
+    naga::back::hlsl::Writer::new(&mut text, &options, &pipeline_options)
+        .write(&module, &info, None)
+        .unwrap_or_else(|error| panic!("HLSL of {variant:?}: {error}"));
+
+    // The line map covers the text, and a line of the kernel file is where it says.
+    assert_eq!(source.origin(0), None);
+    let lines: Vec<&str> = source.text().lines().collect();
+    assert_eq!(source.origin(lines.len() as u32 + 1), None);
+    let entry = 1 + lines.iter().position(|line| line.contains("@compute")).unwrap() as u32;
+    let origin = source.origin(entry).unwrap();
+    assert_eq!(origin.file, format!("{}.wgsl", variant.kernel.name()));
+    let path = format!("{}/shaders/{}", env!("CARGO_MANIFEST_DIR"), origin.file);
+    let file = std::fs::read_to_string(path).unwrap();
+    assert!(file.lines().nth(origin.line as usize - 1).unwrap().contains("@compute"));
+}
+
+fn uniform_matches(module: &Module) {
+    let (_, uniform) =
+        module.global_variables.iter().find(|(_, variable)| variable.space == AddressSpace::Uniform).unwrap();
+    let TypeInner::Struct { members, span } = &module.types[uniform.ty].inner else { panic!("params is no struct") };
+    assert_eq!(*span as usize, size_of::<Params>());
+    assert_eq!(*span % 16, 0);
+    let found: Vec<(&str, usize)> =
+        members.iter().map(|member| (member.name.as_deref().unwrap(), member.offset as usize)).collect();
+    assert_eq!(found, Params::FIELDS);
+}
+
+fn bindings_match(variant: &Specialization, module: &Module) {
+    let mut found: Vec<(String, u32, Usage)> = module
+        .global_variables
+        .iter()
+        .filter_map(|(_, variable)| {
+            let binding = variable.binding.as_ref()?;
+            assert_eq!(binding.group, 0);
+            let usage = match variable.space {
+                AddressSpace::Uniform => Usage::Uniform,
+                AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => Usage::Write,
+                _ => Usage::Read,
+            };
+            Some((variable.name.clone().unwrap(), binding.binding, usage))
+        })
+        .collect();
+    found.sort_by_key(|(_, binding, _)| *binding);
+    let operands = variant.kernel.operands();
+    let expected: Vec<_> = operands.iter().map(|(op, usage)| (op.name().to_string(), op.binding(), *usage)).collect();
+    assert_eq!(found, expected, "{variant:?}");
+    let storage = operands.iter().filter(|(_, usage)| *usage != Usage::Uniform).count();
+    assert!(storage <= 8, "WebGPU promises 8 storage buffers, {variant:?} has {storage}");
+}
+
+#[test]
+fn operands_have_distinct_numbers_and_names() {
+    let numbers: HashSet<u32> = Operand::ALL.iter().map(|operand| operand.binding()).collect();
+    let names: HashSet<&str> = Operand::ALL.iter().map(|operand| operand.name()).collect();
+    assert_eq!((numbers.len(), names.len()), (Operand::ALL.len(), Operand::ALL.len()));
+}
+
+/// A shader file holds plain WGSL: no directive but `// unroll`, no uninitialised `var` (Dawn does not zero variables
+/// again in loops), and every file is used.
+#[test]
+fn shader_files_are_plain() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
+    let mut folders = vec![std::path::PathBuf::from(root)];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "wgsl") {
+                files.push(path);
+            }
+        }
+    }
+    let used: HashSet<String> = variants()
+        .iter()
+        .flat_map(|variant| {
+            let source = ShaderSource::new(variant, Dialect::Naga).unwrap();
+            let lines = source.text().lines().count() as u32;
+            (1..=lines).map(|line| source.origin(line).unwrap().file.to_string()).collect::<HashSet<_>>()
+        })
+        .collect();
+    assert!(files.len() > 10);
+    for path in files {
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+        assert!(used.contains(&name), "{name} is in no shader");
+        for (number, line) in (1..).zip(std::fs::read_to_string(&path).unwrap().lines()) {
+            let code = line.trim();
+            assert!(!code.starts_with('#'), "{name}:{number}: a preprocessor directive");
+            let local = code.starts_with("var ");
+            assert!(!local || code.contains('='), "{name}:{number}: a var without an initialiser");
+        }
+    }
+}
+
+/// Tint insists on `enable subgroups`, naga refuses it.
+#[test]
+fn dialects_differ_in_the_enable_line_alone() {
+    let subgroup = variants().into_iter().find(|variant| variant.row_reduce == RowReduce::Subgroup).unwrap();
+    let naga = ShaderSource::new(&subgroup, Dialect::Naga).unwrap();
+    let tint = ShaderSource::new(&subgroup, Dialect::Tint).unwrap();
+    assert!(!naga.text().contains("enable subgroups;"));
+    let without: Vec<&str> = tint.text().lines().filter(|line| *line != "enable subgroups;").collect();
+    assert_eq!(without, naga.text().lines().collect::<Vec<_>>());
+}
+
+/// Layouts whose rows are no whole numbers of quads are read element by element.
+#[test]
+fn odd_layouts_are_read_element_by_element() {
+    use wgpu_flash_attention::plan::Access;
+    let device = Capabilities::webgpu_defaults();
+    let access = |problem: &AttentionProblem| Plan::new(problem, &device).unwrap().passes()[0].specialization.access;
+    let shape = AttentionShape::new(2, 4, 100, 64);
+    let aligned = AttentionProblem::new(shape);
+    assert_eq!(access(&aligned), Access::Quad);
+    assert_eq!(access(&AttentionProblem::new(AttentionShape::new(2, 4, 100, 63))), Access::Single);
+    let q = TensorLayout { offset: 2, ..aligned.layout.q };
+    assert_eq!(access(&aligned.clone().layout(AttentionLayout { q, ..aligned.layout })), Access::Single);
+    let v = TensorLayout { stride_row: 4 * 64 + 1, ..aligned.layout.v };
+    assert_eq!(access(&aligned.clone().layout(AttentionLayout { v, ..aligned.layout })), Access::Single);
+}

@@ -20,8 +20,9 @@ pub enum Error {
 
     /// A tensor passes a limit of the device, and no split over batches, heads or rows helps.
     #[error(
-        "{operand} is too large for this device: one dispatch needs {needed} bytes of it, {limit} allows {allowed}; \
-         split the problem, use a layout in which one head is contiguous (bhsd), or ask for a device with a higher limit"
+        "{operand} is too large for this device: it needs {needed} bytes in one piece, {limit} allows {allowed}; ask for \
+         a device with a higher limit, split the problem, or (where heads are interleaved) use a layout with contiguous \
+         heads, such as bhsd"
     )]
     TooLarge {
         /// The tensor.

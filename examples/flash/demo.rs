@@ -119,7 +119,7 @@ async fn compute(gpu: &Gpu, problem: &AttentionProblem, inputs: &Inputs<'_>) -> 
         resident::upload(gpu, buffer, 0, bytes.to_vec())?;
     }
     tensors.poison(gpu)?;
-    let time = timing::measure(gpu, Effort::BENCH, |encoder| tensors.encode(&prepared, encoder))?;
+    let time = timing::measure(gpu, Effort::GLANCE, |encoder| tensors.encode(&prepared, encoder))?;
     let read = |buffer: &wgpu::Buffer| -> Result<Vec<f64>> {
         Ok(elements::decode(problem.element, &resident::read(gpu, buffer, 0, buffer.size())?).collect())
     };

@@ -19,6 +19,8 @@ pub struct Effort {
 
 impl Effort {
     pub const BENCH: Effort = Effort { least: 3, most: 20, budget: Duration::from_secs(2) };
+    /// For a glance.
+    pub const GLANCE: Effort = Effort { least: 3, most: 20, budget: Duration::from_millis(300) };
     /// For a command whose purpose is the answer.
     pub const ASIDE: Effort = Effort { least: 0, most: 5, budget: Duration::from_millis(500) };
 }

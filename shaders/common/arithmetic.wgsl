@@ -4,6 +4,7 @@ fn dot_add(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 }
 
 // o + p · v, where a key that the row does not see (p = 0) leaves o alone even if its v is infinite or not a number.
+// Not `p != 0.0`: naga compiles that to a comparison that is false for NaN, and the NaN would be lost.
 fn add_visible(p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {
-  return select(o, fma(vec4<f32>(p), v, o), vec4<bool>(p != 0.0));
+  return select(o, fma(vec4<f32>(p), v, o), vec4<bool>(!(p == 0.0)));
 }

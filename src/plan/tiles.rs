@@ -113,26 +113,46 @@ impl Tiles {
     }
 }
 
-/// Tiles to try, the best first: the first that fits the device's limits is taken. The last fits WebGPU's least limits
-/// at every head_dim.
+/// Tiles to try, the best first: the first that fits the device's limits is taken. The last of each list fits WebGPU's
+/// least limits.
 pub(super) fn candidates(
     kernels: &[Kernel],
     capabilities: &Capabilities,
     head_dim: u32,
     head_dim_v: u32,
 ) -> &'static [Tiles] {
-    let widest = if head_dim > head_dim_v { head_dim } else { head_dim_v };
     if kernels[0] != Kernel::FlashForward {
         return const { &[Tiles::new(64, 32, 4, 8), Tiles::new(32, 16, 4, 4)] };
     }
-    match capabilities.device_class {
-        DeviceClass::Cpu => const { &[Tiles::new(32, 16, 1, 1), Tiles::new(32, 4, 1, 1)] },
-        _ if capabilities.subgroups && widest <= 64 => {
-            const { &[Tiles::new(128, 32, 4, 4), Tiles::new(64, 16, 4, 4), Tiles::new(32, 4, 1, 1)] }
-        }
-        _ if capabilities.subgroups => {
-            const { &[Tiles::new(64, 16, 4, 8), Tiles::new(32, 8, 4, 8), Tiles::new(32, 4, 1, 1)] }
-        }
-        _ => const { &[Tiles::new(64, 16, 1, 1), Tiles::new(32, 8, 1, 1), Tiles::new(32, 4, 1, 1)] },
+    let widest = if head_dim > head_dim_v { head_dim } else { head_dim_v };
+    match (capabilities.device_class, capabilities.subgroups) {
+        // lavapipe works on 8 invocations at a time and pays for each load: many rows share one, and lanes keep the
+        // registers of a row in bounds. 1×4×512×64 f32, Mesa 22.3.6, 2 cores: 85 ms; 64x16 with 4 rows by 4 lanes 145,
+        // one row to an invocation 500.
+        (DeviceClass::Cpu, true) => const { &[Tiles::new(64, 16, 8, 4), Tiles::new(32, 4, 1, 1)] },
+        (DeviceClass::Cpu, false) => const { &[Tiles::new(64, 16, 2, 1), Tiles::new(32, 4, 1, 1)] },
+        // The numbers are TFLOP/s on an NVIDIA H200, f32, 2×16×4096 (256: 2048). What decides is how many invocations
+        // the registers leave room for (workgroup memory too: about 48 KiB serve all workgroups of one core together),
+        // then how many rows share one load of K or V: 32 dimensions of 2 rows in an invocation.
+        (_, true) => match widest {
+            // 25.2; 4 rows by 2 lanes 21.6, 4 by 4 21.0
+            0..=32 => const { &[Tiles::new(64, 32, 2, 1), Tiles::new(32, 4, 1, 1)] },
+            // 30.9; 256 invocations 24.3, one row to an invocation 26.8, 4 rows by 4 lanes 25.3
+            33..=64 => const { &[Tiles::new(128, 32, 2, 2), Tiles::new(32, 4, 1, 1)] },
+            // head_dim 80: 26.1; 2 rows by 4 lanes 21.5, 4 rows by 8 lanes 16.2
+            65..=96 => const { &[Tiles::new(64, 16, 4, 4), Tiles::new(32, 4, 1, 1)] },
+            // 23.1; 4 rows by 8 lanes 22.1, 4 by 16 18.5
+            97..=128 => const { &[Tiles::new(64, 16, 2, 4), Tiles::new(32, 4, 1, 1)] },
+            // 20.6; 4 rows by 16 lanes 18.9
+            _ => const { &[Tiles::new(64, 16, 2, 8), Tiles::new(64, 8, 2, 8), Tiles::new(32, 4, 1, 1)] },
+        },
+        // Without subgroups the lanes would meet in workgroup memory, at half the speed: one row to an invocation, as
+        // long as the registers hold it.
+        (_, false) => match widest {
+            // 26.8
+            0..=64 => const { &[Tiles::new(128, 32, 1, 1), Tiles::new(32, 4, 1, 1)] },
+            65..=128 => const { &[Tiles::new(64, 8, 2, 4), Tiles::new(32, 4, 1, 1)] },
+            _ => const { &[Tiles::new(32, 4, 2, 8), Tiles::new(32, 4, 1, 1)] },
+        },
     }
 }

@@ -39,4 +39,41 @@ impl Mask {
         let end = self.window_right.map_or(seqlen_kv, |right| (diagonal + i64::from(right) + 1).clamp(0, seqlen_kv));
         first as u32..end.max(first) as u32
     }
+
+    /// How many (row, key) pairs of one head it shows, without walking over the rows.
+    pub fn visible_pairs(&self, seqlen_q: u32, seqlen_kv: u32) -> u64 {
+        let offset = i128::from(self.offset(seqlen_q, seqlen_kv));
+        let (rows, keys) = (i128::from(seqlen_q), i128::from(seqlen_kv));
+        // Σ clamp(start + i, 0, keys) over the rows i: a stretch of zeros, a slope, a stretch of `keys`.
+        let ramp = |start: i128| {
+            let (rise, top) = ((-start).clamp(0, rows), (keys - start).clamp(0, rows));
+            (rise + start + top - 1 + start) * (top - rise) / 2 + keys * (rows - top)
+        };
+        let end = self.window_right.map_or(rows * keys, |right| ramp(offset + i128::from(right) + 1));
+        let first = self.window_left.map_or(0, |left| ramp(offset - i128::from(left)));
+        // Windows reach from the diagonal outwards, so no row's end lies before its first key.
+        (end - first) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counted_pairs_are_those_of_the_rows() {
+        let windows = [None, Some(0), Some(1), Some(3), Some(8), Some(40), Some(u32::MAX)];
+        for alignment in [Alignment::BottomRight, Alignment::TopLeft] {
+            for window_left in windows {
+                for window_right in windows {
+                    let mask = Mask { alignment, window_left, window_right };
+                    for (seqlen_q, seqlen_kv) in [(0, 5), (5, 0), (1, 1), (7, 7), (9, 4), (4, 9), (1, 30), (30, 2)] {
+                        let rows = (0..seqlen_q).map(|i| mask.visible_keys(i, seqlen_q, seqlen_kv).len() as u64);
+                        let expected: u64 = rows.sum();
+                        assert_eq!(mask.visible_pairs(seqlen_q, seqlen_kv), expected, "{mask:?} {seqlen_q}x{seqlen_kv}");
+                    }
+                }
+            }
+        }
+    }
 }

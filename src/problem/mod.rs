@@ -154,13 +154,15 @@ impl AttentionProblem {
 
     /// How many (row, key) pairs the mask shows, over all batches and heads.
     pub fn visible_pairs(&self) -> u64 {
-        let per_head: u64 = (0..self.shape.seqlen_q).map(|i| self.visible_keys(i).len() as u64).sum();
-        per_head * u64::from(self.shape.batch) * u64::from(self.shape.num_heads)
+        let shape = &self.shape;
+        let per_head = self.mask.visible_pairs(shape.seqlen_q, shape.seqlen_kv);
+        per_head.saturating_mul(u64::from(shape.batch)).saturating_mul(u64::from(shape.num_heads))
     }
 
     /// Floating-point operations of the forward pass, counted as the field does: 2·(head_dim + head_dim_v) for each
     /// visible (row, key) pair.
     pub fn forward_flops(&self) -> u64 {
-        2 * u64::from(self.shape.head_dim + self.shape.head_dim_v) * self.visible_pairs()
+        let dims = u64::from(self.shape.head_dim) + u64::from(self.shape.head_dim_v);
+        self.visible_pairs().saturating_mul(2 * dims)
     }
 }

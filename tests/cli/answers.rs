@@ -36,14 +36,16 @@ fn flash_standard_and_reference_agree() {
     let shapes = ([2, 4, 19, 24], [2, 2, 30, 24], [2, 2, 30, 12]);
     for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 4.0 / 2048.0), (Dtype::BF16, 4.0 / 256.0)] {
         let input = place.write("in", &qkv(dtype, shapes.0, shapes.1, shapes.2));
-        for options in [
-            &[][..],
-            &["--causal"],
+        let options = [
+            &["--window", "inf,3", "--dropout", "0.3", "--seed", "18446744073709551615"][..],
             &["--causal", "top-left", "--scale", "-0.3"],
+            &[],
+            &["--causal"],
             &["--causal=top-left", "--window", "4,inf"],
-            &["--window", "inf,3", "--dropout", "0.3", "--seed", "18446744073709551615"],
-        ] {
-            let of = |algorithm| place.run(&input, &[&["--algorithm", algorithm], options].concat());
+        ];
+        // The masks are the same for every element, and each first use costs a compilation.
+        for options in &options[..if dtype == Dtype::F32 { 5 } else { 2 }] {
+            let of = |algorithm| place.run(&input, &[&["--algorithm", algorithm], *options].concat());
             let reference = of("reference");
             assert_eq!((reference.dtype, &reference.o_shape[..]), (dtype, &[2, 4, 19, 12][..]));
             assert_eq!(reference.lse_shape, [2, 4, 19]);

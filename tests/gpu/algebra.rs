@@ -2,7 +2,7 @@
 
 use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, reference};
 
-use crate::support::{Inputs, Random, Variant, attention, check, inputs, run};
+use crate::support::{Inputs, Random, Variant, check, inputs, library, run};
 
 /// A bound on how far two right answers of one f32 problem with |O| near `max` lie apart.
 fn rounding(max: f64) -> f64 {
@@ -24,7 +24,7 @@ fn the_order_of_keys_does_not_matter() {
     }
     let permuted = |values: &[f64]| order.iter().flat_map(|key| &values[key * 16..][..16]).copied().collect();
     let back = Inputs { k: permuted(&forth.k), v: permuted(&forth.v), ..forth.clone() };
-    let [forth, back] = [forth, back].map(|inputs| check(attention(Variant::Full), &problem, &inputs));
+    let [forth, back] = [forth, back].map(|inputs| check(library(Variant::Full), &problem, &inputs));
     let max = max_of(&forth.o());
     for (forth, back) in forth.o().into_iter().zip(back.o()) {
         assert!((forth - back).abs() <= rounding(max), "{forth} and {back}");
@@ -37,7 +37,7 @@ fn constant_values_come_out_unchanged() {
         let problem = AttentionProblem::new(AttentionShape::new(2, 2, 40, 16).seqlen_kv(75)).element(element).causal();
         let mut inputs = inputs(&problem, 1);
         inputs.v.fill(1.5);
-        let o = check(attention(Variant::Full), &problem, &inputs).o();
+        let o = check(library(Variant::Full), &problem, &inputs).o();
         assert!(o.iter().all(|o| (o - 1.5).abs() <= rounding(1.5)), "{element:?}");
     }
 }
@@ -51,8 +51,8 @@ fn grouped_heads_equal_repeated_heads() {
         let few = inputs(&grouped, 1);
         let repeat = |values: &[f64]| -> Vec<f64> { values.chunks(16).flat_map(|head| head.repeat(3)).collect() };
         let many = Inputs { k: repeat(&few.k), v: repeat(&few.v), ..few.clone() };
-        let grouped = run(attention(Variant::Full), &grouped, &few);
-        let repeated = run(attention(Variant::Full), &repeated, &many);
+        let grouped = run(library(Variant::Full), &grouped, &few);
+        let repeated = run(library(Variant::Full), &repeated, &many);
         assert!(grouped == repeated, "{element:?}: bits differ");
     }
 }
@@ -65,10 +65,10 @@ fn parts_merge_into_the_whole() {
     let part = |from: u32, to: u32| {
         let problem = AttentionProblem::new(AttentionShape { seqlen_kv: to - from, ..whole.shape });
         let cut = |values: &[f64]| values[from as usize * 16..to as usize * 16].to_vec();
-        run(attention(Variant::Full), &problem, &Inputs { k: cut(&inputs.k), v: cut(&inputs.v), ..inputs.clone() })
+        run(library(Variant::Full), &problem, &Inputs { k: cut(&inputs.k), v: cut(&inputs.v), ..inputs.clone() })
     };
     let parts = [part(0, cut), part(cut, seqlen_kv)].map(|part| (part.o(), part.lse()));
-    let whole = check(attention(Variant::Full), &whole, &inputs);
+    let whole = check(library(Variant::Full), &whole, &inputs);
     let (o, lse, max) = (whole.o(), whole.lse(), max_of(&whole.o()));
     for row in 0..20 {
         let merged_lse = parts.iter().map(|(_, lse)| lse[row].exp()).sum::<f64>().ln();
@@ -84,7 +84,7 @@ fn parts_merge_into_the_whole() {
 fn a_window_of_one_key_copies_its_value() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 2, 70, 16)).window(Some(0), Some(0));
     let inputs = inputs(&problem, 1);
-    let output = check(attention(Variant::Full), &problem, &inputs);
+    let output = check(library(Variant::Full), &problem, &inputs);
     assert_eq!(output.o(), inputs.v);
 }
 
@@ -93,7 +93,7 @@ fn equal_scores_average_the_values() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, 3, 16).seqlen_kv(64));
     let mut inputs = inputs(&problem, 1);
     inputs.q.fill(0.0);
-    let output = check(attention(Variant::Full), &problem, &inputs);
+    let output = check(library(Variant::Full), &problem, &inputs);
     assert!(output.lse().iter().all(|lse| (lse - 64f64.ln()).abs() < 1e-6));
     let (row, _) = reference::forward_row(&problem, &inputs.q, &inputs.k, &inputs.v, 0, 0, 0);
     let mean = inputs.v.chunks(16).map(|v| v[5]).sum::<f64>() / 64.0;

@@ -3,7 +3,7 @@
 use wgpu_flash_attention::plan::Call;
 use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element};
 
-use crate::support::{Variant, attention, inputs, run, run_calls};
+use crate::support::{Variant, inputs, library, run, run_calls};
 
 const REPEATS: usize = 50;
 
@@ -14,10 +14,9 @@ fn fifty_runs_are_identical() {
             let shape = AttentionShape::new(2, 4, 70, 32).num_heads_kv(2).seqlen_kv(90);
             let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.3, 17).algorithm(algorithm);
             let inputs = inputs(&problem, 1);
-            let mut outputs =
-                run_calls(attention(Variant::Full), &problem, &inputs, &vec![Call::default(); REPEATS / 2]);
+            let mut outputs = run_calls(library(Variant::Full), &problem, &inputs, &vec![Call::default(); REPEATS / 2]);
             // The other half with a submission, and buffers, of its own each.
-            outputs.extend((0..REPEATS / 2).map(|_| run(attention(Variant::Full), &problem, &inputs)));
+            outputs.extend((0..REPEATS / 2).map(|_| run(library(Variant::Full), &problem, &inputs)));
             for (n, output) in outputs.iter().enumerate() {
                 assert!(*output == outputs[0], "{algorithm:?} {element:?}: run {n} differs from the first");
             }

@@ -1,19 +1,18 @@
 //! Operations that change from call to call, and operations cut into several dispatches.
 
 use wgpu_flash_attention::plan::{Call, Capabilities};
-use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error, FlashAttention,
-};
+use wgpu_flash_attention::{Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error};
 
 use crate::support::{
-    Inputs, Variant, attention, check_answer, inputs, limited, problem_of, run, run_calls, run_dispatch_by_dispatch,
+    Inputs, Library, Variant, check_answer, inputs, library, limited, problem_of, run, run_calls,
+    run_dispatch_by_dispatch,
 };
 
 /// Runs all calls of one prepared operation in one encoder, and holds each to its own answer.
 fn check_calls(problem: &AttentionProblem, calls: &[Call]) {
     let given = inputs(problem, 1);
     let [flash, standard] = [Algorithm::Flash, Algorithm::Standard]
-        .map(|algorithm| run_calls(attention(Variant::Full), &problem.clone().algorithm(algorithm), &given, calls));
+        .map(|algorithm| run_calls(library(Variant::Full), &problem.clone().algorithm(algorithm), &given, calls));
     for ((call, flash), standard) in calls.iter().zip(&flash).zip(&standard) {
         check_answer(&problem_of(problem, call), &given, flash, standard);
     }
@@ -45,29 +44,34 @@ fn calls_in_one_encoder_keep_their_own_lengths() {
     }
 }
 
-fn dispatches(attention: &FlashAttention, problem: &AttentionProblem) -> usize {
-    let prepared = pollster::block_on(attention.prepare_forward(problem)).unwrap();
-    prepared.num_dispatches(&Call::default()).unwrap()
+fn dispatches(library: &Library, problem: &AttentionProblem) -> usize {
+    library.prepare(problem).unwrap().num_dispatches(&Call::default()).unwrap()
 }
 
 /// The same bits from a device whose limits force more work into rows of the grid or into more dispatches. Returns how
-/// many dispatches each algorithm took.
-fn same_bits(problem: &AttentionProblem, change: impl Fn(Algorithm, &mut Capabilities)) -> [usize; 2] {
+/// many dispatches that took.
+fn same_bits(problem: &AttentionProblem, change: impl Fn(&mut Capabilities)) -> usize {
+    let limited = limited(change);
     let inputs = inputs(problem, 1);
-    [Algorithm::Flash, Algorithm::Standard].map(|algorithm| {
-        let limited = limited(|capabilities| change(algorithm, capabilities));
-        let problem = problem.clone().algorithm(algorithm);
-        let whole = run(attention(Variant::Full), &problem, &inputs);
-        let parts = run(&limited, &problem, &inputs);
-        assert!(whole == parts, "{algorithm:?}: bits differ");
-        assert!(run_dispatch_by_dispatch(&limited, &problem, &inputs) == whole, "{algorithm:?}: one by one");
-        dispatches(&limited, &problem)
-    })
+    let algorithm = problem.algorithm;
+    let whole = run(library(Variant::Full), problem, &inputs);
+    assert!(run(&limited, problem, &inputs) == whole, "{algorithm:?}: bits differ");
+    assert!(run_dispatch_by_dispatch(&limited, problem, &inputs) == whole, "{algorithm:?}: one by one");
+    dispatches(&limited, problem)
 }
 
-/// Nine workgroups to a dispatch; standard attention needs one for each of the 32 rows of a query tile.
-fn tiny_grids(algorithm: Algorithm, capabilities: &mut Capabilities) {
-    capabilities.max_workgroups_per_dimension = if algorithm == Algorithm::Flash { 3 } else { 6 };
+/// The most that a dimension of the grid may have for one query tile to fit a dispatch, but not two.
+fn smallest_grid(problem: &AttentionProblem) -> u32 {
+    let plan = library(Variant::Full).prepare(problem).unwrap().plan().clone();
+    match problem.algorithm {
+        Algorithm::Flash => 1,
+        // A workgroup for each row of the query tile, or for each key tile, in two dimensions.
+        Algorithm::Standard => {
+            let tiles = plan.tiles();
+            let workgroups = tiles.tile_q.max(problem.shape.seqlen_kv.div_ceil(tiles.tile_kv));
+            (1..).find(|side| side * side >= workgroups).unwrap()
+        }
+    }
 }
 
 /// 2 sequences of 4 heads over 2 KV heads; one head of Q is 6,400 bytes in f32.
@@ -78,35 +82,42 @@ fn problem() -> AttentionProblem {
 
 #[test]
 fn undivided_problems_take_one_dispatch_per_pass() {
-    assert_eq!(dispatches(attention(Variant::Full), &problem()), 1);
-    assert_eq!(dispatches(attention(Variant::Full), &problem().algorithm(Algorithm::Standard)), 3);
+    assert_eq!(dispatches(library(Variant::Full), &problem()), 1);
+    assert_eq!(dispatches(library(Variant::Full), &problem().algorithm(Algorithm::Standard)), 3);
 }
 
 #[test]
 fn grids_fold_below_the_limit_of_a_dimension() {
-    // 32 query tiles: a dimension of 30 needs a second row of the grid, and leaves 28 workgroups without work.
-    let [flash, _] = same_bits(&problem(), |_, capabilities| capabilities.max_workgroups_per_dimension = 30);
-    assert_eq!(flash, 1);
+    // One workgroup more than a row of the grid holds: the second row is nearly all idle.
+    let tile_q = library(Variant::Full).prepare(&problem()).unwrap().plan().tiles().tile_q;
+    let workgroups = 2 * 4 * 100u32.div_ceil(tile_q);
+    let count = same_bits(&problem(), |capabilities| capabilities.max_workgroups_per_dimension = workgroups - 1);
+    assert_eq!(count, 1);
 }
 
 #[test]
 fn grids_past_both_dimensions_are_split() {
-    let [flash, standard] = same_bits(&problem(), tiny_grids);
-    assert!(flash >= 4, "{flash} dispatches");
-    assert!(standard >= 3 * 32, "{standard} dispatches");
+    for (algorithm, passes) in [(Algorithm::Flash, 1), (Algorithm::Standard, 3)] {
+        let problem = problem().algorithm(algorithm);
+        let tile_q = library(Variant::Full).prepare(&problem).unwrap().plan().tiles().tile_q;
+        let side = smallest_grid(&problem);
+        let count = same_bits(&problem, |capabilities| capabilities.max_workgroups_per_dimension = side);
+        assert_eq!(count, passes * 2 * 4 * 100usize.div_ceil(tile_q as usize), "{algorithm:?}");
+    }
 }
 
 #[test]
 fn bindings_past_the_limit_are_split() {
     for element in [Element::F32, Element::F16] {
-        let problem = problem().element(element);
-        // The score matrix takes 358,400 bytes and more.
-        let [flash, standard] = same_bits(&problem, |_, capabilities| capabilities.max_binding = 64 << 10);
-        assert_eq!(flash, 1);
-        assert!(standard >= 3 * 6, "{standard} dispatches");
-        let [flash, standard] = same_bits(&problem, |_, capabilities| capabilities.max_binding = 16 << 10);
-        assert!(flash >= 2, "{flash} dispatches");
-        assert!(standard >= 3 * 24, "{standard} dispatches");
+        let flash = problem().element(element);
+        assert_eq!(same_bits(&flash, |capabilities| capabilities.max_binding = 128 << 10), 1);
+        let count = same_bits(&flash, |capabilities| capabilities.max_binding = 16 << 10);
+        assert!(count >= 2, "{count} dispatches");
+        // The score matrix takes 320,000 bytes and more, and one query tile of it up to 64 · 128 · 4.
+        let standard = flash.algorithm(Algorithm::Standard);
+        let few = same_bits(&standard, |capabilities| capabilities.max_binding = 128 << 10);
+        let many = same_bits(&standard, |capabilities| capabilities.max_binding = 33 << 10);
+        assert!(few >= 3 * 3 && many >= 3 * 10, "{few} and {many} dispatches");
     }
 }
 
@@ -116,8 +127,11 @@ fn rows_that_share_words_survive_a_split() {
     let shape = AttentionShape::new(2, 4, 75, 7).num_heads_kv(2);
     for element in [Element::F16, Element::Bf16] {
         for layout in [AttentionLayout::bshd(&shape), AttentionLayout::bhsd(&shape)] {
-            let problem = AttentionProblem::new(shape).element(element).layout(layout);
-            same_bits(&problem, tiny_grids);
+            for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+                let problem = AttentionProblem::new(shape).element(element).layout(layout).algorithm(algorithm);
+                let side = smallest_grid(&problem);
+                same_bits(&problem, |capabilities| capabilities.max_workgroups_per_dimension = side);
+            }
         }
     }
 }
@@ -128,19 +142,19 @@ fn work_is_bounded() {
     let given = inputs(&whole, 1);
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         let whole = whole.clone().algorithm(algorithm);
-        let expected = run(attention(Variant::Full), &whole, &given);
-        let mut before = dispatches(attention(Variant::Full), &whole);
+        let expected = run(library(Variant::Full), &whole, &given);
+        let mut before = dispatches(library(Variant::Full), &whole);
         // Half of the work, and less than one query tile does.
         for max_flops in [whole.forward_flops() / 2, 1] {
             let bounded = whole.clone().bounded_work(max_flops);
-            assert!(run(attention(Variant::Full), &bounded, &given) == expected, "{algorithm:?}: bits differ");
-            let now = dispatches(attention(Variant::Full), &bounded);
+            assert!(run(library(Variant::Full), &bounded, &given) == expected, "{algorithm:?}: bits differ");
+            let now = dispatches(library(Variant::Full), &bounded);
             assert!(now > before, "{algorithm:?}, {max_flops} operations: {now} dispatches after {before}");
             before = now;
         }
         assert_eq!(
-            dispatches(attention(Variant::Full), &whole.clone().bounded_work(u64::MAX)),
-            dispatches(attention(Variant::Full), &whole)
+            dispatches(library(Variant::Full), &whole.clone().bounded_work(u64::MAX)),
+            dispatches(library(Variant::Full), &whole)
         );
     }
 }
@@ -152,7 +166,7 @@ fn a_head_that_cannot_be_split_is_refused() {
     let limited = limited(|capabilities| capabilities.max_binding = 16 << 10);
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         let problem = AttentionProblem::new(shape).algorithm(algorithm);
-        let error = pollster::block_on(limited.prepare_forward(&problem)).err().unwrap();
+        let error = limited.prepare(&problem).err().unwrap();
         assert!(matches!(error, Error::TooLarge { limit: "max_storage_buffer_binding_size", .. }), "{error}");
     }
 }
@@ -166,12 +180,12 @@ fn shorter_calls_may_be_split_differently() {
         seqlen_kv: Some(seqlen_kv),
         ..Call::default()
     });
-    let prepared = pollster::block_on(attention(Variant::Full).prepare_forward(&problem)).unwrap();
+    let prepared = library(Variant::Full).prepare(&problem).unwrap();
     let counts = calls.map(|call| prepared.num_dispatches(&call).unwrap());
     assert!(counts[0] > counts[1] && counts[1] > counts[2], "{counts:?}");
-    let flash = run_calls(attention(Variant::Full), &problem, &inputs, &calls);
+    let flash = run_calls(library(Variant::Full), &problem, &inputs, &calls);
     let standard = problem.clone().algorithm(Algorithm::Standard);
-    let standard = run_calls(attention(Variant::Full), &standard, &inputs, &calls);
+    let standard = run_calls(library(Variant::Full), &standard, &inputs, &calls);
     for ((call, flash), standard) in calls.iter().zip(&flash).zip(&standard) {
         check_answer(&problem_of(&problem, call), &inputs, flash, standard);
     }

@@ -2,7 +2,7 @@
 
 use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Dropout, Element, reference};
 
-use crate::support::{Inputs, Variant, attention, check, inputs, run};
+use crate::support::{Inputs, Variant, check, inputs, library, run};
 
 const WIDTH: u32 = 64;
 
@@ -25,7 +25,7 @@ fn kept_by_the_kernel(variant: Variant, problem: &AttentionProblem) -> Vec<bool>
             v: v.collect(),
             one_buffer: false,
         };
-        let o = run(attention(variant), problem, &inputs).o();
+        let o = run(library(variant), problem, &inputs).o();
         for (row, o) in o.chunks(WIDTH as usize).enumerate() {
             for key in first..(first + WIDTH).min(shape.seqlen_kv) {
                 kept[row * keys + key as usize] = o[(key - first) as usize] != 0.0;
@@ -102,7 +102,7 @@ fn kept_entries_are_scaled() {
         for dropout_p in [0.0, 0.1, 0.5, 0.999] {
             let shape = AttentionShape::new(2, 4, 39, 16).num_heads_kv(2).seqlen_kv(70);
             let problem = AttentionProblem::new(shape).element(element).causal().dropout(dropout_p, 11);
-            check(attention(Variant::Full), &problem, &inputs(&problem, 12));
+            check(library(Variant::Full), &problem, &inputs(&problem, 12));
         }
     }
 }
@@ -113,7 +113,7 @@ fn lse_is_that_of_the_softmax_before_dropout() {
     let inputs = inputs(&dry, 1);
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         let lse = |problem: &AttentionProblem| {
-            run(attention(Variant::Full), &problem.clone().algorithm(algorithm), &inputs).lse()
+            run(library(Variant::Full), &problem.clone().algorithm(algorithm), &inputs).lse()
         };
         for (dry, dropped) in lse(&dry).into_iter().zip(lse(&dry.clone().dropout(0.9, 2))) {
             assert!((dry - dropped).abs() <= 1e-6 * dry.abs().max(1.0), "{algorithm:?}: {dry} and {dropped}");

@@ -2,18 +2,18 @@
 
 use half::f16;
 use wgpu::BufferUsages;
-use wgpu_flash_attention::plan::{Call, Operand};
+use wgpu_flash_attention::plan::{Call, Operand, Plan, Tiles};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Element, Error, FlashAttention, ForwardBuffers, InvalidProblem,
-    PreparedForward, TensorLayout,
+    Algorithm, AttentionProblem, AttentionShape, Element, Error, ForwardBuffers, InvalidProblem, PreparedForward,
+    TensorLayout,
 };
 
-use crate::support::{Tensors, Variant, attention, inputs, limited};
+use crate::support::{Library, Tensors, Variant, inputs, library, limited};
 
 const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).num_heads_kv(2);
 
-fn full() -> &'static FlashAttention {
-    attention(Variant::Full)
+fn full() -> &'static Library {
+    library(Variant::Full)
 }
 
 fn problem() -> AttentionProblem {
@@ -21,7 +21,7 @@ fn problem() -> AttentionProblem {
 }
 
 fn refusal(problem: &AttentionProblem) -> Error {
-    pollster::block_on(full().prepare_forward(problem)).err().expect("the problem is refused")
+    full().prepare(problem).err().expect("the problem is refused")
 }
 
 fn invalid(problem: &AttentionProblem) -> InvalidProblem {
@@ -113,7 +113,7 @@ fn chances_and_scales_that_are_none() {
 #[test]
 fn tensors_past_the_limits_of_the_device() {
     let limited = limited(|capabilities| capabilities.max_buffer = 1000);
-    let error = pollster::block_on(limited.prepare_forward(&problem())).err().unwrap();
+    let error = limited.prepare(&problem()).err().unwrap();
     // 2 · 10 · 4 · 8 floats.
     let expected = Error::TooLarge { operand: Operand::Q, needed: 2560, allowed: 1000, limit: "max_buffer_size" };
     assert_eq!(error, expected);
@@ -132,13 +132,42 @@ fn devices_too_small_for_any_kernel() {
     ];
     for limited in limits {
         let problem = AttentionProblem::new(AttentionShape::new(1, 1, 100, 8)).algorithm(Algorithm::Standard);
-        let error = pollster::block_on(limited.prepare_forward(&problem)).err().unwrap();
+        let error = limited.prepare(&problem).err().unwrap();
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     }
 }
 
+#[test]
+fn plans_for_another_device() {
+    let limited = limited(|capabilities| capabilities.max_binding = 1 << 20);
+    let plan = Plan::new(&problem(), limited.capabilities()).unwrap();
+    let error = pollster::block_on(full().prepare_plan(plan)).err().unwrap();
+    assert!(matches!(error, Error::Unsupported { feature: "plans for another device", .. }), "{error}");
+}
+
+#[test]
+fn tiles_that_make_no_kernel() {
+    for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+        let problem = problem().algorithm(algorithm);
+        for tiles in [
+            Tiles::new(0, 4, 1, 1),
+            Tiles::new(32, 0, 1, 1),
+            Tiles::new(32, 16, 0, 4),
+            Tiles::new(32, 16, 4, 0),
+            Tiles::new(32, 3, 4, 1),
+            Tiles::new(30, 16, 4, 4),
+            Tiles::new(32, 12, 4, 3),
+            Tiles::new(u32::MAX, 16, 1, 4),
+            Tiles::new(32, u32::MAX - 3, 1, 4),
+        ] {
+            let error = Plan::with_tiles(&problem, full().capabilities(), tiles).err().expect("no such kernel");
+            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+        }
+    }
+}
+
 fn prepared(problem: &AttentionProblem) -> PreparedForward {
-    pollster::block_on(full().prepare_forward(problem)).unwrap()
+    full().prepare(problem).unwrap()
 }
 
 fn encode(prepared: &PreparedForward, buffers: &ForwardBuffers) -> Result<(), Error> {

@@ -5,10 +5,10 @@ use wgpu_flash_attention::{
     AttentionLayout, AttentionProblem, AttentionShape, Element, ElementType, FlashAttention, ForwardOutput,
 };
 
-use crate::support::{Inputs, Random, Variant, adapter, attention, check, inputs, round, run, strided};
+use crate::support::{Inputs, Random, Variant, adapter, check, inputs, library, round, run, strided};
 
 fn check_seeded(variant: Variant, problem: &AttentionProblem, seed: u64) {
-    check(attention(variant), problem, &inputs(problem, seed));
+    check(library(variant), problem, &inputs(problem, seed));
 }
 
 /// (head_dim, head_dim_v): what models use, what no model uses, and V of another width.
@@ -120,7 +120,7 @@ fn every_layout() {
 fn layouts_change_no_bit() {
     let shape = AttentionShape::new(2, 4, 21, 8).num_heads_kv(2);
     let plain = AttentionProblem::new(shape);
-    let expected = run(attention(Variant::Full), &plain, &inputs(&plain, 3));
+    let expected = run(library(Variant::Full), &plain, &inputs(&plain, 3));
     let bhsd = plain.clone().layout(AttentionLayout::bhsd(&shape));
     // From [batch, row, head, 8] to [batch, head, row, 8].
     let moved = |values: &[f64], rows: u32, heads: u32| -> Vec<f64> {
@@ -133,7 +133,7 @@ fn layouts_change_no_bit() {
     };
     let Inputs { q, k, v, .. } = inputs(&plain, 3);
     let placed = Inputs { q: moved(&q, 21, 4), k: moved(&k, 21, 2), v: moved(&v, 21, 2), one_buffer: false };
-    let output = run(attention(Variant::Full), &bhsd, &placed);
+    let output = run(library(Variant::Full), &bhsd, &placed);
     assert_eq!(output.lse(), expected.lse());
     assert_eq!(output.o(), moved(&expected.o(), 21, 4));
 }
@@ -169,7 +169,7 @@ fn every_device_ability() {
 fn wide_heads_fit_a_device_with_default_limits() {
     let shape = AttentionShape::new(1, 1, 40, 256);
     check_seeded(Variant::WebGpuDefaults, &AttentionProblem::new(shape).element(Element::F16).causal(), 8);
-    let capabilities = attention(Variant::WebGpuDefaults).capabilities();
+    let capabilities = library(Variant::WebGpuDefaults).capabilities();
     assert!(!capabilities.shader_f16 && !capabilities.subgroups);
     assert_eq!((capabilities.max_workgroup_storage, capabilities.max_invocations), (16384, 256));
 }
@@ -179,8 +179,8 @@ fn software_f16_equals_the_features_f16_closely() {
     // Same inputs, same f32 arithmetic: only the order of sums may differ, so the stored results differ by rounding.
     let problem = AttentionProblem::new(AttentionShape::new(1, 2, 40, 64)).element(Element::F16);
     let inputs = inputs(&problem, 4);
-    let native = run(attention(Variant::Full), &problem, &inputs).o();
-    let packed = run(attention(Variant::NoShaderF16), &problem, &inputs).o();
+    let native = run(library(Variant::Full), &problem, &inputs).o();
+    let packed = run(library(Variant::NoShaderF16), &problem, &inputs).o();
     for (native, packed) in native.iter().zip(&packed) {
         assert!((native - packed).abs() <= native.abs() / 1024.0 + 1e-7, "{native} and {packed}");
     }
@@ -207,7 +207,7 @@ fn scores_far_from_zero() {
     for tensor in [&mut inputs.q, &mut inputs.k] {
         tensor.iter_mut().for_each(|value| *value = value.round());
     }
-    check(attention(Variant::Full), &problem, &inputs);
+    check(library(Variant::Full), &problem, &inputs);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn scores_that_rise_and_fall_along_the_keys() {
         for (n, key) in inputs.k.chunks_mut(4).enumerate() {
             key[n % 4] = direction * 0.25 * n as f64;
         }
-        check(attention(Variant::Full), &problem, &inputs);
+        check(library(Variant::Full), &problem, &inputs);
     }
 }
 
@@ -231,11 +231,11 @@ fn slices<T: ElementType + PartialEq>() {
         AttentionProblem::new(AttentionShape::new(2, 2, 13, 7).seqlen_kv(9).head_dim_v(5)).element(T::ELEMENT);
     let inputs = inputs(&problem, 9);
     let typed = |values: &[f64]| -> Vec<T> { values.iter().map(|value| T::from_f64(*value)).collect() };
-    let attention: &FlashAttention = attention(Variant::Full);
+    let library = library(Variant::Full);
     let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|values| typed(values));
-    let forward = attention.forward(&problem, &q, &k, &v);
+    let forward = library.forward(&problem, &q, &k, &v);
     let ForwardOutput { o, lse } = pollster::block_on(forward).unwrap();
-    let expected = run(attention, &problem, &inputs);
+    let expected = run(library, &problem, &inputs);
     assert_eq!(o.iter().map(|value| value.to_f64()).collect::<Vec<_>>(), expected.o());
     assert_eq!(lse.iter().map(|value| f64::from(*value)).collect::<Vec<_>>(), expected.lse());
 }

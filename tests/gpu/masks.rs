@@ -2,7 +2,7 @@
 
 use wgpu_flash_attention::{Algorithm, Alignment, AttentionProblem, AttentionShape, Element, Mask};
 
-use crate::support::{Variant, attention, check, inputs, run};
+use crate::support::{Variant, check, inputs, library, run};
 
 const LENGTHS: [(u32, u32); 7] = [(1, 1), (1, 40), (40, 1), (33, 33), (70, 45), (45, 70), (64, 128)];
 
@@ -31,7 +31,7 @@ fn every_mask_at_every_length() {
         for (n, (seqlen_q, seqlen_kv)) in LENGTHS.into_iter().enumerate() {
             let mut problem = AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, 16).seqlen_kv(seqlen_kv));
             problem.mask = mask;
-            check(attention(Variant::Full), &problem, &inputs(&problem, n as u64));
+            check(library(Variant::Full), &problem, &inputs(&problem, n as u64));
         }
     }
 }
@@ -46,7 +46,7 @@ fn every_mask_on_other_tiles_and_elements() {
         for mask in masks() {
             let mut problem = AttentionProblem::new(AttentionShape::new(2, 2, 70, 16).seqlen_kv(45)).element(element);
             problem.mask = mask;
-            check(attention(variant), &problem, &inputs(&problem, 1));
+            check(library(variant), &problem, &inputs(&problem, 1));
         }
     }
 }
@@ -58,7 +58,7 @@ fn a_mask_that_hides_nothing_changes_no_answer() {
     let all = dense.clone().window(Some(u32::MAX), Some(u32::MAX));
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         let [dense, all] =
-            [&dense, &all].map(|problem| run(attention(Variant::Full), &problem.clone().algorithm(algorithm), &inputs));
+            [&dense, &all].map(|problem| run(library(Variant::Full), &problem.clone().algorithm(algorithm), &inputs));
         for (dense, all) in dense.o().iter().zip(all.o()).chain(dense.lse().iter().zip(all.lse())) {
             assert!((dense - all).abs() <= 1e-6 * dense.abs().max(1.0), "{algorithm:?}: {dense} and {all}");
         }
@@ -70,7 +70,7 @@ fn rows_that_see_nothing_are_zero() {
     for element in Element::ALL {
         // The first 25 rows of each head lie before the first key: whole tiles, and part of one.
         let problem = AttentionProblem::new(AttentionShape::new(2, 2, 45, 16).seqlen_kv(20)).element(element).causal();
-        let output = check(attention(Variant::Full), &problem, &inputs(&problem, 3));
+        let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
         let lse = output.lse();
         for head in lse.chunks(45) {
             assert!(head[..25].iter().all(|lse| *lse == f64::NEG_INFINITY));
@@ -87,7 +87,7 @@ fn windows_past_the_last_key_leave_rows_empty() {
     // Top-left with more rows than keys: late rows look only behind the end.
     let shape = AttentionShape::new(1, 1, 70, 16).seqlen_kv(9);
     let problem = AttentionProblem::new(shape).causal_top_left().window(Some(4), None);
-    let output = check(attention(Variant::Full), &problem, &inputs(&problem, 3));
+    let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
     assert!(output.lse()[13..].iter().all(|lse| *lse == f64::NEG_INFINITY));
     assert!(output.lse()[..13].iter().all(|lse| lse.is_finite()));
 }
@@ -100,7 +100,7 @@ fn no_keys_at_all() {
             AttentionProblem::new(AttentionShape::new(2, 2, 19, 16).seqlen_kv(0)).causal().dropout(0.5, 1),
         ] {
             let problem = problem.element(element);
-            let output = check(attention(Variant::Full), &problem, &inputs(&problem, 3));
+            let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
             assert_eq!(output.o(), [0.0; 2 * 2 * 19 * 16]);
             assert_eq!(output.lse(), [f64::NEG_INFINITY; 2 * 2 * 19]);
         }
@@ -114,11 +114,11 @@ fn empty_outputs_are_a_no_op() {
     for shape in [AttentionShape { batch: 0, ..shape }, AttentionShape { seqlen_q: 0, ..shape }, no_heads] {
         for element in [Element::F32, Element::F16] {
             let problem = AttentionProblem::new(shape).element(element).causal();
-            let output = check(attention(Variant::Full), &problem, &inputs(&problem, 3));
+            let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
             assert!(output.o().is_empty() && output.lse().is_empty());
             let nothing: [f32; 0] = [];
             if element == Element::F32 {
-                let forward = attention(Variant::Full).forward(&problem, &nothing, &[0.0; 512], &[0.0; 512]);
+                let forward = library(Variant::Full).forward(&problem, &nothing, &[0.0; 512], &[0.0; 512]);
                 assert!(pollster::block_on(forward).unwrap().o.is_empty());
             }
         }

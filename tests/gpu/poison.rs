@@ -2,7 +2,7 @@
 
 use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element};
 
-use crate::support::{Inputs, Output, Variant, attention, check, inputs, strided};
+use crate::support::{Inputs, Output, Variant, check, inputs, library, strided};
 
 const SEQLEN: usize = 45;
 const DIM: usize = 16;
@@ -41,7 +41,7 @@ fn a_nan_in_q_reaches_its_row() {
             let clean = inputs(&problem, 1);
             for row in [0, 17, SEQLEN - 1] {
                 let inputs = with_nan(&clean, |inputs| inputs.q[row * DIM + 3] = f64::NAN);
-                let output = check(attention(variant), &problem, &inputs);
+                let output = check(library(variant), &problem, &inputs);
                 assert_eq!(rows_with_nan(&output), [row]);
                 assert!(output.lse()[row].is_nan());
             }
@@ -56,7 +56,7 @@ fn a_nan_in_k_reaches_the_rows_that_see_it() {
             let clean = inputs(&problem, 1);
             for key in [0, 20, SEQLEN - 1] {
                 let inputs = with_nan(&clean, |inputs| inputs.k[key * DIM + 3] = f64::NAN);
-                let output = check(attention(variant), &problem, &inputs);
+                let output = check(library(variant), &problem, &inputs);
                 assert_eq!(rows_with_nan(&output), rows_that_see(&problem, key), "{problem:?}");
             }
         }
@@ -70,7 +70,7 @@ fn a_nan_in_v_reaches_one_dim_of_the_rows_that_see_it() {
             let clean = inputs(&problem, 1);
             for key in [0, 20, SEQLEN - 1] {
                 let inputs = with_nan(&clean, |inputs| inputs.v[key * DIM + 3] = f64::NAN);
-                let output = check(attention(variant), &problem, &inputs);
+                let output = check(library(variant), &problem, &inputs);
                 assert_eq!(rows_with_nan(&output), rows_that_see(&problem, key), "{problem:?}");
                 let other_dims = output.o().into_iter().enumerate().filter(|(n, _)| n % DIM != 3);
                 assert!(other_dims.into_iter().all(|(_, o)| !o.is_nan()));
@@ -89,7 +89,7 @@ fn one_head_and_batch_do_not_poison_another() {
     let poison: [fn(&mut Inputs) -> &mut Vec<f64>; 3] = [|i| &mut i.q, |i| &mut i.k, |i| &mut i.v];
     for tensor in poison {
         let inputs = with_nan(&clean, |inputs| tensor(inputs)[at] = f64::NAN);
-        let o = check(attention(Variant::Full), &problem, &inputs).o();
+        let o = check(library(Variant::Full), &problem, &inputs).o();
         for (n, row) in o.chunks(16).enumerate() {
             let (head, row_number, batch) = (n % 2, n / 2 % 20, n / 40);
             let may = batch == 1 && head == 0 && row_number >= 10;
@@ -107,7 +107,7 @@ fn gaps_of_nan_do_not_leak_at_any_width() {
                 let shape = AttentionShape::new(2, 2, 18, head_dim).seqlen_kv(21).head_dim_v(head_dim_v);
                 let layout = strided(&shape, odd);
                 let problem = AttentionProblem::new(shape).element(element).layout(layout).causal();
-                let output = check(attention(Variant::Full), &problem, &inputs(&problem, 1));
+                let output = check(library(Variant::Full), &problem, &inputs(&problem, 1));
                 assert!(output.lse().iter().all(|lse| lse.is_finite()));
             }
         }
@@ -120,6 +120,6 @@ fn huge_values_stay_finite() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32)).window(Some(0), Some(0));
     let mut inputs = inputs(&problem, 1);
     inputs.v[20 * DIM] = f64::from(f32::MAX);
-    let o = check(attention(Variant::Full), &problem, &inputs).o();
+    let o = check(library(Variant::Full), &problem, &inputs).o();
     assert_eq!(o[20 * DIM], f64::from(f32::MAX));
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use wgpu_flash_attention::{Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Mask};
 
-use crate::support::{Variant, attention, check, inputs, strided};
+use crate::support::{check, inputs, limited, strided};
 
 fn shapes() -> impl Strategy<Value = AttentionShape> {
     // Few widths: each compiles its own pipelines.
@@ -73,6 +73,7 @@ proptest! {
 
     #[test]
     fn random_problems_have_the_oracles_answers(problem in problems(), seed in any::<u64>()) {
-        check(attention(Variant::Full), &problem, &inputs(&problem, seed));
+        // Few of these pipelines are used elsewhere, so they are compiled beside those of the other tests.
+        check(&limited(|_| ()), &problem, &inputs(&problem, seed));
     }
 }

@@ -35,8 +35,8 @@ fn sentence(records: &[Record], series: &Series, ceilings: &Ceilings) -> String 
     }
     let ridge = ceilings.ridge();
     let side = match (least >= ridge, most >= ridge) {
-        (true, true) => "right of the ridge, so compute-bound".to_owned(),
-        (false, false) => "left of the ridge, so memory-bound".to_owned(),
+        (true, true) => "right of the ridge: compute-bound".to_owned(),
+        (false, false) => "left of the ridge: memory-bound".to_owned(),
         _ => {
             let mine = |record: &&Record| point(record).is_some_and(|at| series.points.contains(&at) && at.0 < ridge);
             let left: Vec<String> = records
@@ -50,7 +50,7 @@ fn sentence(records: &[Record], series: &Series, ceilings: &Ceilings) -> String 
     };
     let best = series.points.iter().map(|(x, y)| y / ceilings.at(*x)).fold(0.0, f64::max);
     format!(
-        "{}: {} FLOPs per byte of device memory, {side}; its best point reaches {:.0} % of the roof.",
+        "{}: {} FLOPs per byte of device memory, {side}; at best {:.0} % of the roof.",
         series.name,
         if most - least < 0.5 { format!("{most:.1}") } else { format!("{least:.1} to {most:.1}") },
         100.0 * best

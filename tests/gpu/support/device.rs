@@ -1,7 +1,8 @@
+use std::ops::Deref;
 use std::sync::OnceLock;
 
-use wgpu_flash_attention::FlashAttention;
-use wgpu_flash_attention::plan::{Capabilities, DeviceClass};
+use wgpu_flash_attention::plan::{Capabilities, Plan, Tiles};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Error, FlashAttention, PreparedForward};
 
 /// Panics without an adapter: a test that cannot run must not pass.
 pub fn adapter() -> &'static wgpu::Adapter {
@@ -19,16 +20,54 @@ pub fn adapter() -> &'static wgpu::Adapter {
     })
 }
 
-/// A new device, with everything that the library can use.
-fn whole_device() -> FlashAttention {
-    pollster::block_on(FlashAttention::from_adapter(adapter())).expect("the adapter has a device")
+/// The library on one device, perhaps with tiles of the test's choice.
+#[derive(Clone)]
+pub struct Library {
+    attention: FlashAttention,
+    /// For flash and for standard attention; without them the planner chooses.
+    tiles: Option<[Tiles; 2]>,
 }
 
-/// A new device with WebGPU's default limits and no feature.
-fn default_device() -> FlashAttention {
-    let device = pollster::block_on(adapter().request_device(&wgpu::DeviceDescriptor::default()));
-    let (device, queue) = device.expect("the adapter has a device");
-    FlashAttention::new(adapter(), &device, &queue)
+impl Deref for Library {
+    type Target = FlashAttention;
+
+    fn deref(&self) -> &FlashAttention {
+        &self.attention
+    }
+}
+
+impl Library {
+    /// A new device, with everything that the library can use.
+    fn whole() -> Self {
+        let attention = pollster::block_on(FlashAttention::from_adapter(adapter())).expect("the adapter has a device");
+        Self { attention, tiles: None }
+    }
+
+    /// A new device with WebGPU's default limits and no feature.
+    fn with_defaults() -> Self {
+        let device = pollster::block_on(adapter().request_device(&wgpu::DeviceDescriptor::default()));
+        let (device, queue) = device.expect("the adapter has a device");
+        Self { attention: FlashAttention::new(adapter(), &device, &queue), tiles: None }
+    }
+
+    fn checked(mut self) -> Self {
+        self.attention = self.attention.with_checked_shaders(true);
+        self
+    }
+
+    fn tiles(mut self, flash: Tiles, standard: Tiles) -> Self {
+        self.tiles = Some([flash, standard]);
+        self
+    }
+
+    /// Plans and compiles a problem.
+    pub fn prepare(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
+        let Some([flash, standard]) = self.tiles else {
+            return pollster::block_on(self.prepare_forward(problem));
+        };
+        let tiles = if problem.algorithm == Algorithm::Flash { flash } else { standard };
+        pollster::block_on(self.prepare_plan(Plan::with_tiles(problem, self.capabilities(), tiles)?))
+    }
 }
 
 /// The same device with all or only part of what it offers.
@@ -44,9 +83,9 @@ pub enum Variant {
     WebGpuDefaults,
     /// As the library would use it, but with bounds-checked shader modules.
     Checked,
-    /// Too little workgroup memory for any but the smallest tiles.
+    /// The smallest tiles, one lane to a row.
     SmallTiles,
-    /// The tiles of GPUs with memory of their own, even on a software driver.
+    /// The largest tiles, several lanes to a row.
     LargeTiles,
 }
 
@@ -65,25 +104,30 @@ impl Variant {
     pub const TILES: [Variant; 3] = [Variant::Full, Variant::SmallTiles, Variant::LargeTiles];
 }
 
-/// The library on a variant of the device. Each variant is made once, so that pipelines are compiled once; variants
-/// share a device where they share pipelines, and no other, because a software driver compiles on one thread per device.
-pub fn attention(variant: Variant) -> &'static FlashAttention {
-    static VARIANTS: [OnceLock<FlashAttention>; Variant::ALL.len()] = [const { OnceLock::new() }; Variant::ALL.len()];
+/// The library on a variant of the device, made once, so that pipelines are compiled once. A software driver compiles on
+/// one thread per device, so there are four: for all abilities, all abilities with checked shader modules, browsers, and
+/// one that the remaining variants share.
+pub fn library(variant: Variant) -> &'static Library {
+    static VARIANTS: [OnceLock<Library>; Variant::ALL.len()] = [const { OnceLock::new() }; Variant::ALL.len()];
     VARIANTS[variant as usize].get_or_init(|| match variant {
-        Variant::Full => whole_device(),
+        Variant::Full => Library::whole(),
         Variant::NoShaderF16 => limited(|capabilities| capabilities.shader_f16 = false),
-        Variant::NoSubgroups => limited(|capabilities| capabilities.subgroups = false),
-        Variant::WebGpuDefaults => default_device().with_checked_shaders(true),
-        Variant::Checked => whole_device().with_checked_shaders(true),
-        Variant::SmallTiles => limited(|capabilities| capabilities.max_workgroup_storage = 8192),
-        Variant::LargeTiles => limited(|capabilities| capabilities.device_class = DeviceClass::Discrete),
+        // Several lanes to a row, so that there is something to reduce.
+        Variant::NoSubgroups => limited(|capabilities| capabilities.subgroups = false)
+            .tiles(Tiles::new(64, 8, 2, 4), Tiles::new(64, 32, 4, 8)),
+        Variant::WebGpuDefaults => Library::with_defaults().checked(),
+        Variant::Checked => Library::whole().checked(),
+        Variant::SmallTiles => limited(|_| ()).tiles(Tiles::new(32, 4, 1, 1), Tiles::new(16, 8, 4, 2)),
+        Variant::LargeTiles => limited(|_| ()).tiles(Tiles::new(128, 32, 2, 2), Tiles::new(128, 32, 4, 8)),
     })
 }
 
-/// The library as if the device had less than it has. Clones share one device and its pipelines.
-pub fn limited(change: impl FnOnce(&mut Capabilities)) -> FlashAttention {
-    let attention = attention(Variant::Full).clone();
-    let mut capabilities = attention.capabilities().clone();
+/// The library as if the device had less than it has.
+pub fn limited(change: impl FnOnce(&mut Capabilities)) -> Library {
+    static BASE: OnceLock<Library> = OnceLock::new();
+    let mut library = BASE.get_or_init(Library::whole).clone();
+    let mut capabilities = library.capabilities().clone();
     change(&mut capabilities);
-    attention.with_capabilities(capabilities)
+    library.attention = library.attention.with_capabilities(capabilities);
+    library
 }

@@ -1,8 +1,9 @@
 use half::{bf16, f16};
 use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{AttentionProblem, Element, FlashAttention, ForwardBuffers};
+use wgpu_flash_attention::{AttentionProblem, Element, ForwardBuffers};
 
 use super::data::{Inputs, gaps};
+use super::device::Library;
 
 /// Fills outputs before a run and everything around the tensors: a NaN in every element type.
 const POISON: u8 = 0xff;
@@ -18,7 +19,7 @@ struct Guarded {
 
 impl Guarded {
     /// A buffer around `contents`.
-    fn new(attention: &FlashAttention, contents: &[u8]) -> Self {
+    fn new(library: &Library, contents: &[u8]) -> Self {
         // Bindings and copies are multiples of 4 bytes.
         let bytes = (contents.len() as u64).next_multiple_of(4);
         let mut all = vec![POISON; (GUARD + bytes + GUARD) as usize];
@@ -26,14 +27,14 @@ impl Guarded {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let descriptor =
             wgpu::BufferDescriptor { label: None, size: all.len() as u64, usage, mapped_at_creation: false };
-        let buffer = attention.device().create_buffer(&descriptor);
-        attention.queue().write_buffer(&buffer, 0, &all);
+        let buffer = library.device().create_buffer(&descriptor);
+        library.queue().write_buffer(&buffer, 0, &all);
         Self { buffer, bytes }
     }
 
     /// An output of `bytes` bytes, all poison.
-    fn poisoned(attention: &FlashAttention, bytes: u64) -> Self {
-        Self::new(attention, &vec![POISON; bytes as usize])
+    fn poisoned(library: &Library, bytes: u64) -> Self {
+        Self::new(library, &vec![POISON; bytes as usize])
     }
 
     fn slice(&self) -> wgpu::BufferSlice<'_> {
@@ -41,16 +42,16 @@ impl Guarded {
     }
 
     /// The tensor's bytes, after a check that nothing around them was written.
-    fn read(&self, attention: &FlashAttention) -> Vec<u8> {
+    fn read(&self, library: &Library) -> Vec<u8> {
         let size = self.buffer.size();
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-        let copy = attention.device().create_buffer(&descriptor);
-        let mut encoder = attention.device().create_command_encoder(&Default::default());
+        let copy = library.device().create_buffer(&descriptor);
+        let mut encoder = library.device().create_command_encoder(&Default::default());
         encoder.copy_buffer_to_buffer(&self.buffer, 0, &copy, 0, size);
-        attention.queue().submit([encoder.finish()]);
+        library.queue().submit([encoder.finish()]);
         copy.slice(..).map_async(wgpu::MapMode::Read, |result| result.expect("the copy can be mapped"));
-        attention.device().poll(wgpu::PollType::wait_indefinitely()).expect("the GPU finishes");
+        library.device().poll(wgpu::PollType::wait_indefinitely()).expect("the GPU finishes");
         let all = copy.slice(..).get_mapped_range().expect("the copy is mapped").to_vec();
         let (before, rest) = all.split_at(GUARD as usize);
         let (tensor, behind) = rest.split_at(self.bytes as usize);
@@ -92,38 +93,33 @@ pub fn problem_of(problem: &AttentionProblem, call: &Call) -> AttentionProblem {
 }
 
 /// One run through the caller's own buffers, each at an offset and between guards.
-pub fn run(attention: &FlashAttention, problem: &AttentionProblem, inputs: &Inputs) -> Output {
-    run_calls(attention, problem, inputs, &[Call::default()]).pop().unwrap()
+pub fn run(library: &Library, problem: &AttentionProblem, inputs: &Inputs) -> Output {
+    run_calls(library, problem, inputs, &[Call::default()]).pop().unwrap()
 }
 
 /// Prepares once and encodes all calls into one encoder, each with outputs of its own.
-pub fn run_calls(
-    attention: &FlashAttention,
-    problem: &AttentionProblem,
-    inputs: &Inputs,
-    calls: &[Call],
-) -> Vec<Output> {
-    let prepared = pollster::block_on(attention.prepare_forward(problem)).expect("the problem can be prepared");
-    let tensors: Vec<Tensors> = calls.iter().map(|_| Tensors::new(attention, problem, inputs)).collect();
-    let mut encoder = attention.device().create_command_encoder(&Default::default());
+pub fn run_calls(library: &Library, problem: &AttentionProblem, inputs: &Inputs, calls: &[Call]) -> Vec<Output> {
+    let prepared = library.prepare(problem).expect("the problem can be prepared");
+    let tensors: Vec<Tensors> = calls.iter().map(|_| Tensors::new(library, problem, inputs)).collect();
+    let mut encoder = library.device().create_command_encoder(&Default::default());
     for (call, tensors) in calls.iter().zip(&tensors) {
         prepared.encode_call(&mut encoder, &tensors.buffers(), call).expect("the call can be encoded");
     }
-    attention.queue().submit([encoder.finish()]);
-    calls.iter().zip(&tensors).map(|(call, tensors)| tensors.finish(attention, problem, call)).collect()
+    library.queue().submit([encoder.finish()]);
+    calls.iter().zip(&tensors).map(|(call, tensors)| tensors.finish(library, problem, call)).collect()
 }
 
 /// One run that submits every dispatch on its own.
-pub fn run_dispatch_by_dispatch(attention: &FlashAttention, problem: &AttentionProblem, inputs: &Inputs) -> Output {
-    let prepared = pollster::block_on(attention.prepare_forward(problem)).expect("the problem can be prepared");
-    let tensors = Tensors::new(attention, problem, inputs);
+pub fn run_dispatch_by_dispatch(library: &Library, problem: &AttentionProblem, inputs: &Inputs) -> Output {
+    let prepared = library.prepare(problem).expect("the problem can be prepared");
+    let tensors = Tensors::new(library, problem, inputs);
     let call = Call::default();
     for dispatch in 0..prepared.num_dispatches(&call).unwrap() {
-        let mut encoder = attention.device().create_command_encoder(&Default::default());
+        let mut encoder = library.device().create_command_encoder(&Default::default());
         prepared.encode_dispatches(&mut encoder, &tensors.buffers(), &call, dispatch..dispatch + 1).unwrap();
-        attention.queue().submit([encoder.finish()]);
+        library.queue().submit([encoder.finish()]);
     }
-    tensors.finish(attention, problem, &call)
+    tensors.finish(library, problem, &call)
 }
 
 /// The buffers of one call.
@@ -137,14 +133,14 @@ pub struct Tensors {
 
 impl Tensors {
     /// Inputs uploaded, outputs poisoned.
-    pub fn new(attention: &FlashAttention, problem: &AttentionProblem, inputs: &Inputs) -> Self {
-        let upload = |values| Guarded::new(attention, &to_bytes(problem.element, values));
+    pub fn new(library: &Library, problem: &AttentionProblem, inputs: &Inputs) -> Self {
+        let upload = |values| Guarded::new(library, &to_bytes(problem.element, values));
         let o_len = gaps(problem).len() as u64;
         Self {
             q: upload(&inputs.q),
             k_and_v: (!inputs.one_buffer).then(|| (upload(&inputs.k), upload(&inputs.v))),
-            o: Guarded::poisoned(attention, o_len * problem.element.size()),
-            lse: Guarded::poisoned(attention, problem.shape.lse_len() * 4),
+            o: Guarded::poisoned(library, o_len * problem.element.size()),
+            lse: Guarded::poisoned(library, problem.shape.lse_len() * 4),
         }
     }
 
@@ -154,10 +150,10 @@ impl Tensors {
     }
 
     /// Reads the outputs of a submitted call back, and checks that all that is not theirs still holds the poison.
-    fn finish(&self, attention: &FlashAttention, problem: &AttentionProblem, call: &Call) -> Output {
+    fn finish(&self, library: &Library, problem: &AttentionProblem, call: &Call) -> Output {
         let solved = problem_of(problem, call);
         let size = problem.element.size() as usize;
-        let mut o = self.o.read(attention);
+        let mut o = self.o.read(library);
         // A shorter call leaves the rows behind its own alone.
         let own = gaps(&solved);
         let mut gap = own.clone();
@@ -171,7 +167,7 @@ impl Tensors {
         // LSE keeps the prepared stride from head to head.
         let (prepared_rows, rows) = (problem.shape.seqlen_q as usize * 4, solved.shape.seqlen_q as usize * 4);
         let mut lse = Vec::new();
-        for head in self.lse.read(attention).chunks(prepared_rows.max(1)) {
+        for head in self.lse.read(library).chunks(prepared_rows.max(1)) {
             lse.extend_from_slice(&head[..rows]);
             let kept = head[rows..].iter().all(|byte| *byte == POISON);
             assert!(kept, "LSE rows behind a shorter call were written\n{problem:?}");

@@ -14,15 +14,16 @@
 //! exactly where the oracle's is.
 
 use wgpu_flash_attention::reference::{self, ReferenceOutput};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, FlashAttention};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Element};
 
 use super::data::{Inputs, gaps, places};
+use super::device::Library;
 use super::run::{Output, run};
 
 /// Solves the problem with both algorithms, holds both to their bounds, and returns the flash kernel's output.
-pub fn check(attention: &FlashAttention, problem: &AttentionProblem, inputs: &Inputs) -> Output {
-    let flash = run(attention, &problem.clone().algorithm(Algorithm::Flash), inputs);
-    let standard = run(attention, &problem.clone().algorithm(Algorithm::Standard), inputs);
+pub fn check(library: &Library, problem: &AttentionProblem, inputs: &Inputs) -> Output {
+    let flash = run(library, &problem.clone().algorithm(Algorithm::Flash), inputs);
+    let standard = run(library, &problem.clone().algorithm(Algorithm::Standard), inputs);
     check_answer(problem, inputs, &flash, &standard);
     flash
 }

@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh Debian machine with Rust and make: `make demo` and `make test`.
+# Elsewhere the cargo commands below work as they stand.
+
+CARGO ?= cargo
+# Mesa's software driver complains on stderr without it.
+export XDG_RUNTIME_DIR ?= /tmp
+
+.PHONY: demo test lint cross driver clean
+
+demo: driver
+	$(CARGO) run --quiet --example flash -- demo
+
+test: driver
+	$(CARGO) test
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+
+# The other platforms' code type-checks; it runs where it runs.
+TARGETS = wasm32-unknown-unknown x86_64-pc-windows-gnu aarch64-apple-darwin
+cross:
+	rustup target add $(TARGETS)
+	for target in $(TARGETS); do $(CARGO) check --lib --target $$target || exit 1; done
+
+# Without any adapter, Debian's software Vulkan driver is installed, or the user is told.
+driver:
+	@$(CARGO) build --example flash
+	@$(CARGO) run --quiet --example flash -- info >/dev/null 2>&1 || $(MAKE) --no-print-directory install-driver
+
+.PHONY: install-driver
+install-driver:
+	@if [ "$$(uname)" != Linux ]; then \
+		echo "no GPU adapter found: update the graphics driver" >&2; exit 1; \
+	elif ! command -v apt-get >/dev/null; then \
+		echo "no Vulkan adapter found: install your GPU's Vulkan driver, or Mesa's software one (lavapipe)" >&2; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && apt-get install -y -qq mesa-vulkan-drivers libvulkan1; \
+	elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then \
+		sudo apt-get update -qq && sudo apt-get install -y -qq mesa-vulkan-drivers libvulkan1; \
+	else \
+		echo "no Vulkan adapter found: sudo apt-get install mesa-vulkan-drivers libvulkan1" >&2; exit 1; \
+	fi
+	@$(CARGO) run --quiet --example flash -- info >/dev/null
+
+clean:
+	$(CARGO) clean

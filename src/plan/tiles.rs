@@ -125,34 +125,38 @@ pub(super) fn candidates(
         return const { &[Tiles::new(64, 32, 4, 8), Tiles::new(32, 16, 4, 4)] };
     }
     let widest = if head_dim > head_dim_v { head_dim } else { head_dim_v };
-    match (capabilities.device_class, capabilities.subgroups) {
-        // lavapipe works on 8 invocations at a time and pays for each load: many rows share one, and lanes keep the
-        // registers of a row in bounds. 1×4×512×64 f32, Mesa 22.3.6, 2 cores: 85 ms; 64x16 with 4 rows by 4 lanes 145,
-        // one row to an invocation 500.
-        (DeviceClass::Cpu, true) => const { &[Tiles::new(64, 16, 8, 4), Tiles::new(32, 4, 1, 1)] },
-        (DeviceClass::Cpu, false) => const { &[Tiles::new(64, 16, 2, 1), Tiles::new(32, 4, 1, 1)] },
-        // The numbers are TFLOP/s on an NVIDIA H200, f32, 2×16×4096 (256: 2048). What decides is how many invocations
-        // the registers leave room for (workgroup memory too: about 48 KiB serve all workgroups of one core together),
-        // then how many rows share one load of K or V: 32 dimensions of 2 rows in an invocation.
-        (_, true) => match widest {
-            // 25.2; 4 rows by 2 lanes 21.6, 4 by 4 21.0
-            0..=32 => const { &[Tiles::new(64, 32, 2, 1), Tiles::new(32, 4, 1, 1)] },
-            // 30.9; 256 invocations 24.3, one row to an invocation 26.8, 4 rows by 4 lanes 25.3
-            33..=64 => const { &[Tiles::new(128, 32, 2, 2), Tiles::new(32, 4, 1, 1)] },
-            // head_dim 80: 26.1; 2 rows by 4 lanes 21.5, 4 rows by 8 lanes 16.2
-            65..=96 => const { &[Tiles::new(64, 16, 4, 4), Tiles::new(32, 4, 1, 1)] },
-            // 23.1; 4 rows by 8 lanes 22.1, 4 by 16 18.5
-            97..=128 => const { &[Tiles::new(64, 16, 2, 4), Tiles::new(32, 4, 1, 1)] },
-            // 20.6; 4 rows by 16 lanes 18.9
-            _ => const { &[Tiles::new(64, 16, 2, 8), Tiles::new(64, 8, 2, 8), Tiles::new(32, 4, 1, 1)] },
-        },
-        // Without subgroups the lanes would meet in workgroup memory, at half the speed: one row to an invocation, as
-        // long as the registers hold it.
-        (_, false) => match widest {
-            // 26.8
-            0..=64 => const { &[Tiles::new(128, 32, 1, 1), Tiles::new(32, 4, 1, 1)] },
-            65..=128 => const { &[Tiles::new(64, 8, 2, 4), Tiles::new(32, 4, 1, 1)] },
-            _ => const { &[Tiles::new(32, 4, 2, 8), Tiles::new(32, 4, 1, 1)] },
-        },
+    // Lanes meet by shuffles as far as one subgroup reaches, and in slow workgroup memory beyond.
+    let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
+    const LEAST: Tiles = Tiles::new(32, 4, 1, 1);
+    match (capabilities.device_class, subgroup) {
+        // lavapipe (Mesa 22.3.6, 2 cores) works on 8 invocations at a time and pays for each load, so many rows share
+        // one; and it compiles slowly, so each invocation holds few quads. 1×1×256×head_dim f32 in ms, and compilation
+        // in s: head_dim 64 11.2 and 0.9 (4 rows by 8 lanes 19.0 and 0.5, 8 by 4 slower to compile by half; one row to
+        // an invocation 82 and 1.6); head_dim 256 24.5 and 4.3, 4 rows by 8 lanes 36.8 and 2.0.
+        (DeviceClass::Cpu, 8..) if widest <= 128 => const { &[Tiles::new(64, 16, 8, 8), LEAST] },
+        (DeviceClass::Cpu, 8..) => const { &[Tiles::new(64, 16, 4, 8), Tiles::new(64, 8, 4, 8), LEAST] },
+        // Without shuffles, head_dim 64: 26.8 and 1.0; 4 rows by 8 lanes 51.6, 2 rows of one invocation 34.0 and 2.5.
+        (DeviceClass::Cpu, _) if widest <= 128 => const { &[Tiles::new(64, 16, 4, 4), Tiles::new(32, 8, 4, 4), LEAST] },
+        (DeviceClass::Cpu, _) => const { &[Tiles::new(32, 8, 4, 8), Tiles::new(32, 4, 4, 8), LEAST] },
+
+        // TFLOP/s on an NVIDIA H200, f32, 2×16×4096 (head_dim 256: 2048). What decides is how many invocations the
+        // registers leave room for (workgroup memory too: about 48 KiB serve all workgroups of a core together), then
+        // how many rows share one load of K or V. All fit the 16 KiB that WebGPU promises, or the next one does.
+        //
+        // head_dim 32: 25.2; 4 rows by 2 lanes 21.6, 4 by 4 21.0.
+        (_, 1..) if widest <= 32 => const { &[Tiles::new(64, 32, 2, 1), LEAST] },
+        // head_dim 64: 30.9; 256 invocations 24.3, one row to an invocation 26.8, 4 rows by 4 lanes 25.3.
+        (_, 2..) if widest <= 64 => const { &[Tiles::new(128, 32, 2, 2), LEAST] },
+        // head_dim 80: 26.1; 2 rows by 4 lanes 21.5, 4 rows by 8 lanes 16.2.
+        (_, 4..) if widest <= 96 => const { &[Tiles::new(64, 16, 4, 4), LEAST] },
+        // head_dim 128: 23.1; 4 rows by 8 lanes 22.1, 4 by 16 18.5.
+        (_, 4..) if widest <= 128 => const { &[Tiles::new(64, 16, 2, 4), LEAST] },
+        // head_dim 256: 20.6; 4 rows by 16 lanes 18.9.
+        (_, 8..) => const { &[Tiles::new(64, 16, 2, 8), Tiles::new(64, 8, 2, 8), LEAST] },
+        // Without shuffles, head_dim 64: 26.8, one row to an invocation as long as the registers hold it; 4 rows by 4
+        // lanes in workgroup memory 12.0.
+        _ if widest <= 64 => const { &[Tiles::new(128, 32, 1, 1), LEAST] },
+        _ if widest <= 128 => const { &[Tiles::new(64, 8, 2, 4), LEAST] },
+        _ => const { &[Tiles::new(32, 4, 2, 8), LEAST] },
     }
 }

@@ -70,7 +70,11 @@ mod tests {
                     for (seqlen_q, seqlen_kv) in [(0, 5), (5, 0), (1, 1), (7, 7), (9, 4), (4, 9), (1, 30), (30, 2)] {
                         let rows = (0..seqlen_q).map(|i| mask.visible_keys(i, seqlen_q, seqlen_kv).len() as u64);
                         let expected: u64 = rows.sum();
-                        assert_eq!(mask.visible_pairs(seqlen_q, seqlen_kv), expected, "{mask:?} {seqlen_q}x{seqlen_kv}");
+                        assert_eq!(
+                            mask.visible_pairs(seqlen_q, seqlen_kv),
+                            expected,
+                            "{mask:?} {seqlen_q}x{seqlen_kv}"
+                        );
                     }
                 }
             }

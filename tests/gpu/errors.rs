@@ -4,11 +4,11 @@ use half::f16;
 use wgpu::BufferUsages;
 use wgpu_flash_attention::plan::{Call, Operand, Plan, Tiles};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Element, Error, ForwardBuffers, InvalidProblem, PreparedForward,
-    TensorLayout,
+    Algorithm, AttentionProblem, AttentionShape, Element, Error, FlashAttention, ForwardBuffers, InvalidProblem,
+    PreparedForward, TensorLayout,
 };
 
-use crate::support::{Library, Tensors, Variant, inputs, library, limited};
+use crate::support::{Library, Tensors, Variant, adapter, inputs, library, limited};
 
 const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).num_heads_kv(2);
 
@@ -358,4 +358,15 @@ fn capabilities_are_only_ever_lowered() {
         capabilities.subgroups = true;
     });
     assert_eq!(*same.capabilities(), real);
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_no_panic() {
+    let lost = pollster::block_on(FlashAttention::from_adapter(adapter())).unwrap();
+    let (q, kv) = (vec![0f32; 640], vec![0f32; 320]);
+    let forward = || pollster::block_on(lost.forward(&problem(), &q, &kv, &kv));
+    forward().unwrap();
+    lost.device().destroy();
+    let error = forward().unwrap_err();
+    assert!(matches!(error, Error::DeviceLost(_)), "{error}");
 }

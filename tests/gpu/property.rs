@@ -64,7 +64,7 @@ fn problems() -> impl Strategy<Value = AttentionProblem> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 64,
+        cases: 200,
         // Every step of a search for a smaller failure may compile shaders.
         max_shrink_iters: 100,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/gpu/property.regressions"))),

@@ -122,9 +122,9 @@ pub(super) fn buffer_with(
     let size = (bytes.len() as u64).next_multiple_of(4).max(16);
     let buffer =
         device.create_buffer(&wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: true });
-    // A buffer that could not be allocated has no mapped range; the scope around has the reason, if wgpu gave one.
+    // Without memory there is nothing mapped either, but then the scope around knows, and its error goes first.
     let mut mapped =
-        buffer.slice(..).get_mapped_range_mut().map_err(|_| Error::OutOfMemory("allocating an input buffer"))?;
+        buffer.slice(..).get_mapped_range_mut().map_err(|_| Error::DeviceLost("no buffer can be created".into()))?;
     mapped.slice(..bytes.len()).copy_from_slice(bytes);
     drop(mapped);
     buffer.unmap();

@@ -64,9 +64,10 @@ impl FlashAttention {
         device::descriptor(adapter)
     }
 
-    /// Plans as if the device had only this. For tests of what a smaller device would run: what it lacks cannot be added.
+    /// Plans as if the device had only this, for tests of what a smaller device would run. What the device lacks is not
+    /// added by it.
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
-        self.capabilities = Arc::new(capabilities);
+        self.capabilities = Arc::new(capabilities.at_most(&self.capabilities));
         self
     }
 

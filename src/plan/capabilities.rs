@@ -70,4 +70,20 @@ impl Capabilities {
             uniform_alignment: 256,
         }
     }
+
+    /// These, but nowhere more than `limits`.
+    pub(crate) fn at_most(mut self, limits: &Self) -> Self {
+        self.shader_f16 &= limits.shader_f16;
+        self.subgroups &= limits.subgroups;
+        self.subgroup_min_size = self.subgroup_min_size.min(limits.subgroup_min_size);
+        self.timestamps &= limits.timestamps;
+        self.max_workgroup_storage = self.max_workgroup_storage.min(limits.max_workgroup_storage);
+        self.max_invocations = self.max_invocations.min(limits.max_invocations);
+        self.max_workgroups_per_dimension = self.max_workgroups_per_dimension.min(limits.max_workgroups_per_dimension);
+        self.max_binding = self.max_binding.min(limits.max_binding);
+        self.max_buffer = self.max_buffer.min(limits.max_buffer);
+        self.binding_alignment = self.binding_alignment.max(limits.binding_alignment);
+        self.uniform_alignment = self.uniform_alignment.max(limits.uniform_alignment);
+        self
+    }
 }

@@ -23,8 +23,9 @@
 @compute @workgroup_size(INVOCATIONS)
 fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invocation) {
   let invocation = invocation_index(invocation_input);
-  let tile = q_tile_at(workgroup_id.y * params.grid_width + workgroup_id.x);
-  if tile.batch >= params.batch_count { return; }
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  if index >= q_tile_count() { return; }
+  let tile = q_tile_at(index);
   let lane = invocation % LANES;
 
   // Q_i; O_i = 0, l_i = 0, m_i = −∞
@@ -44,11 +45,11 @@ fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invoca
   let range = block_range(tile.first_row, tile.last_row);
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
-  var k_next_L = vec4<f32>(0.0);
+  var k_next_L = Loaded();
   if range.first < range.end { k_next_L = fetch_k(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
   // }
   // unroll L in V_FETCHES {
-  var v_next_L = vec4<f32>(0.0);
+  var v_next_L = Loaded();
   if range.first < range.end { v_next_L = fetch_v(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
   // }
   for (var j = range.first; j < range.end; j++) {

@@ -13,8 +13,9 @@ fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,
   @builtin(local_invocation_index) invocation: u32,
 ) {
-  let tile = q_tile_at(workgroup_id.y * params.grid_width + workgroup_id.x);
-  if tile.batch >= params.batch_count { return; }
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  if index >= q_tile_count() { return; }
+  let tile = q_tile_at(index);
   let lane = invocation % LANES;
   let row_lane = invocation / LANES;
   // unroll N in THREAD_ROWS {

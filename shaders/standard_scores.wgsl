@@ -16,8 +16,8 @@ fn main(
   let num_kv_tiles = params.s_stride_row / TILE_KV;
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   let j = index % num_kv_tiles;
+  if index / num_kv_tiles >= q_tile_count() { return; }
   let tile = q_tile_at(index / num_kv_tiles);
-  if tile.batch >= params.batch_count { return; }
   let range = block_range(tile.first_row, tile.last_row);
   if j < range.first || j >= range.end { return; }
   let lane = invocation % LANES;

@@ -11,17 +11,28 @@ struct QTile {
   last_row: u32,
 }
 
-// `index` counts Q tiles, heads and sequences, innermost first. Later rows go first: with a causal mask they see most,
-// and a GPU that starts with its longest work finishes together.
+fn num_q_tiles() -> u32 { return (params.row_count + TILE_Q - 1u) / TILE_Q; }
+
+// Q tiles of all heads and sequences of this dispatch. The folded grid may be larger.
+fn q_tile_count() -> u32 { return num_q_tiles() * params.head_count * params.batch_count; }
+
+// Neighbouring workgroups share a head, whose K and V then stay in the cache. Under a mask they share the tile's place
+// instead, the last rows first: with a causal mask those see most, and a GPU that starts with its longest work
+// finishes together.
 fn q_tile_at(index: u32) -> QTile {
-  let num_q_tiles = (params.row_count + TILE_Q - 1u) / TILE_Q;
-  let head_and_batch = index / num_q_tiles;
+  let heads = params.head_count * params.batch_count;
+  var place = index % num_q_tiles();
+  var head_and_batch = index / num_q_tiles();
+  if HAS_WINDOW {
+    place = num_q_tiles() - 1u - index / heads;
+    head_and_batch = index % heads;
+  }
+  let heads_per_kv = params.heads_per_kv;
   var tile = QTile(0u, 0u, 0u, 0u, 0u, 0u);
   tile.batch = head_and_batch / params.head_count;
   tile.head = head_and_batch % params.head_count;
-  let heads_per_kv = params.heads_per_kv;
   tile.head_kv = (params.head_first + tile.head) / heads_per_kv - params.head_first / heads_per_kv;
-  tile.row = (num_q_tiles - 1u - index % num_q_tiles) * TILE_Q;
+  tile.row = place * TILE_Q;
   tile.first_row = params.row_first + tile.row;
   tile.last_row = params.row_first + min(tile.row + TILE_Q, params.row_count) - 1u;
   return tile;

@@ -14,7 +14,7 @@ fn fetch_v(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
   let dim = (chunk * V_CHUNK_QUADS + index % V_CHUNK_QUADS) * 4u;
   let inside_dim = min(dim, LAST_QUAD_V);
   let value = load_v(first + min(key, params.seqlen_kv - 1u) * params.v_stride_row + inside_dim, HEAD_DIM_V - inside_dim);
-  return select(vec4<f32>(0.0), value, key < params.seqlen_kv && dim < HEAD_DIM_V);
+  return select(vec4<f32>(0.0), decode(value), key < params.seqlen_kv && dim < HEAD_DIM_V);
 }
 
 fn place_v(index: u32, value: vec4<f32>) {

@@ -18,7 +18,7 @@ fn stage_q(tile: QTile, chunk: u32, invocation: u32) {
     let inside_dim = min(dim, LAST_QUAD);
     let value = load_q(first + inside_row * params.q_stride_row + inside_dim, HEAD_DIM - inside_dim);
     let inside = tile.row + row < params.row_count && dim < HEAD_DIM;
-    q_tile[row * Q_STRIDE + quad] = select(vec4<f32>(0.0), value * params.softmax_scale_log2, inside);
+    q_tile[row * Q_STRIDE + quad] = select(vec4<f32>(0.0), decode(value) * params.softmax_scale_log2, inside);
   }
 }
 
@@ -33,7 +33,7 @@ fn fetch_k(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
   let dim = (chunk * K_CHUNK_QUADS + index % K_CHUNK_QUADS) * 4u;
   let inside_dim = min(dim, LAST_QUAD);
   let value = load_k(first + min(key, params.seqlen_kv - 1u) * params.k_stride_row + inside_dim, HEAD_DIM - inside_dim);
-  return select(vec4<f32>(0.0), value, key < params.seqlen_kv && dim < HEAD_DIM);
+  return select(vec4<f32>(0.0), decode(value), key < params.seqlen_kv && dim < HEAD_DIM);
 }
 
 // The four neighbouring keys of an invocation lie LANES rows apart, so that the invocations of a row of the score

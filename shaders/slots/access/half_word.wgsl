@@ -2,12 +2,16 @@
 
 fn half_of(word: u32, index: u32) -> u32 { return (word >> (16u * (index & 1u))) & 0xffffu; }
 
+alias Loaded = vec4<f32>;
+
+fn decode(loaded: Loaded) -> vec4<f32> { return loaded; }
+
 // unroll TENSOR in INPUTS {
 @group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<u32>;
 
 fn load_half_TENSOR(index: u32) -> f32 { return decode_half(half_of(TENSOR[index / 2u], index)); }
 
-fn load_TENSOR(index: u32, valid: u32) -> vec4<f32> {
+fn load_TENSOR(index: u32, valid: u32) -> Loaded {
   let last = valid - 1u;
   let x = load_half_TENSOR(index);
   let y = load_half_TENSOR(index + min(1u, last));

@@ -1,9 +1,14 @@
 // Tensors whose rows start on, and are whole numbers of, four elements: one vector load for four.
 
+// What a load leaves in registers until it is used: the stored form, which for 16-bit elements is half as large.
+alias Loaded = Quad;
+
+fn decode(loaded: Loaded) -> vec4<f32> { return decode_quad(loaded); }
+
 // unroll TENSOR in INPUTS {
 @group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<Quad>;
 
-fn load_TENSOR(index: u32, valid: u32) -> vec4<f32> { return decode_quad(TENSOR[index / 4u]); }
+fn load_TENSOR(index: u32, valid: u32) -> Loaded { return TENSOR[index / 4u]; }
 // }
 
 // unroll TENSOR in OUTPUTS {

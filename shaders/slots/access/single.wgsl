@@ -1,10 +1,14 @@
 // Tensors of any shape, element by element. `valid` (at least 1) says how many elements are left in the row: the
 // others belong to a neighbour, so they are neither read nor written, and load as 0.
 
+alias Loaded = vec4<f32>;
+
+fn decode(loaded: Loaded) -> vec4<f32> { return loaded; }
+
 // unroll TENSOR in INPUTS {
 @group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<Single>;
 
-fn load_TENSOR(index: u32, valid: u32) -> vec4<f32> {
+fn load_TENSOR(index: u32, valid: u32) -> Loaded {
   let last = valid - 1u;
   let x = decode_single(TENSOR[index]);
   let y = decode_single(TENSOR[index + min(1u, last)]);

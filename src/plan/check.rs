@@ -12,7 +12,7 @@ pub const MAX_LENGTH: u32 = 1 << 29;
 
 pub(super) fn check(problem: &AttentionProblem) -> Result<(), Error> {
     let shape = &problem.shape;
-    if shape.num_heads != 0 && (shape.num_heads_kv == 0 || shape.num_heads % shape.num_heads_kv != 0) {
+    if shape.num_heads != 0 && (shape.num_heads_kv == 0 || !shape.num_heads.is_multiple_of(shape.num_heads_kv)) {
         let (num_heads, num_heads_kv) = (shape.num_heads, shape.num_heads_kv);
         return Err(InvalidProblem::HeadsMismatch { num_heads, num_heads_kv }.into());
     }

@@ -49,7 +49,7 @@ impl Plan {
     /// [`Error::InvalidProblem`] if it contradicts itself, [`Error::TooLarge`] if a tensor passes a limit of the device
     /// and no split helps, [`Error::Unsupported`] if no kernel fits the device.
     pub fn new(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
-        Self::plan(problem, capabilities, None)
+        Self::build(problem, capabilities, None)
     }
 
     /// As [`Plan::new`], with tiles of the caller's choice instead of the table's: to measure, or to test one meaning
@@ -58,10 +58,10 @@ impl Plan {
     /// # Errors
     /// Those of `new`; [`Error::Unsupported`] for tiles that make no kernel or don't fit the device.
     pub fn with_tiles(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Tiles) -> Result<Self, Error> {
-        Self::plan(problem, capabilities, Some(tiles))
+        Self::build(problem, capabilities, Some(tiles))
     }
 
-    fn plan(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Option<Tiles>) -> Result<Self, Error> {
+    fn build(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Option<Tiles>) -> Result<Self, Error> {
         check::check(problem)?;
         for operand in [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse] {
             let needed = check::required_bytes(problem, operand).unwrap_or(u64::MAX);

@@ -161,7 +161,8 @@ fn bench_checks_times_and_draws() {
         for number in ["ms_median", "ms_min", "tflops", "max_error", "flops_per_byte"] {
             assert!(record[number].is_f64(), "{number} in {record}");
         }
-        for name in ["algorithm", "element", "causal", "adapter", "kernel", "tiles"] {
+        assert_eq!(record["causal"], true);
+        for name in ["algorithm", "element", "adapter", "kernel", "tiles"] {
             assert!(record[name].is_string(), "{name} in {record}");
         }
         assert!(record["error"].is_null(), "{record}");

@@ -21,7 +21,7 @@ fn problem() -> AttentionProblem {
 }
 
 fn refusal(problem: &AttentionProblem) -> Error {
-    full().prepare(problem).err().expect("the problem is refused")
+    full().prepare(problem).expect_err("the problem is refused")
 }
 
 fn invalid(problem: &AttentionProblem) -> InvalidProblem {
@@ -160,7 +160,7 @@ fn tiles_that_make_no_kernel() {
             Tiles::new(u32::MAX, 16, 1, 4),
             Tiles::new(32, u32::MAX - 3, 1, 4),
         ] {
-            let error = Plan::with_tiles(&problem, full().capabilities(), tiles).err().expect("no such kernel");
+            let error = Plan::with_tiles(&problem, full().capabilities(), tiles).expect_err("no such kernel");
             assert!(matches!(error, Error::Unsupported { .. }), "{error}");
         }
     }

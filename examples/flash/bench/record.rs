@@ -17,7 +17,9 @@ pub struct Record {
     pub seqlen_kv: u32,
     pub head_dim: u32,
     pub element: &'static str,
-    pub causal: Option<&'static str>,
+    pub causal: bool,
+    /// Which corner the diagonal is tied to, under a causal mask.
+    pub alignment: Option<&'static str>,
     pub adapter: String,
     pub kernel: Option<String>,
     pub tiles: Option<String>,
@@ -44,7 +46,7 @@ impl Record {
     /// The identity, without a measurement.
     pub fn new(problem: &AttentionProblem, adapter: String) -> Self {
         let shape = problem.shape;
-        let causal = match problem.mask {
+        let alignment = match problem.mask {
             Mask { window_right: None, .. } => None,
             Mask { alignment: wgpu_flash_attention::Alignment::BottomRight, .. } => Some("bottom-right"),
             Mask { alignment: wgpu_flash_attention::Alignment::TopLeft, .. } => Some("top-left"),
@@ -58,7 +60,8 @@ impl Record {
             seqlen_kv: shape.seqlen_kv,
             head_dim: shape.head_dim,
             element: problem.element.name(),
-            causal,
+            causal: alignment.is_some(),
+            alignment,
             adapter,
             kernel: None,
             tiles: None,
@@ -122,7 +125,7 @@ impl Record {
     /// The header and the lines of a CSV file.
     pub fn csv(records: &[Record]) -> String {
         let mut csv = String::from(
-            "algorithm,batch,heads,heads_kv,seqlen_q,seqlen_kv,head_dim,element,causal,adapter,kernel,tiles,ms_median,\
+            "algorithm,batch,heads,heads_kv,seqlen_q,seqlen_kv,head_dim,element,causal,alignment,adapter,kernel,tiles,ms_median,\
              ms_min,tflops,extra_bytes,flops_per_byte,max_error,error_bound,error\n",
         );
         for record in records {
@@ -137,7 +140,8 @@ impl Record {
                 record.seqlen_kv.to_string(),
                 record.head_dim.to_string(),
                 record.element.to_owned(),
-                record.causal.unwrap_or("none").to_owned(),
+                record.causal.to_string(),
+                record.alignment.unwrap_or_default().to_owned(),
                 record.adapter.clone(),
                 text(&record.kernel),
                 text(&record.tiles),

@@ -161,20 +161,22 @@ impl Readback {
     }
 }
 
-/// Makes callbacks arrive. A browser does so by itself; elsewhere a thread waits for the device, so that the caller's
-/// executor does not.
+/// Makes callbacks arrive: a thread waits for the device, so that the caller's executor does not.
+#[cfg(not(target_arch = "wasm32"))]
 fn drive(device: &wgpu::Device) {
-    if cfg!(not(target_arch = "wasm32")) {
-        let wait = {
-            let device = device.clone();
-            // An error here is a lost device, which the callback reports too.
-            move || drop(device.poll(wgpu::PollType::wait_indefinitely()))
-        };
-        if std::thread::Builder::new().name("wgpu poll".into()).spawn(wait).is_err() {
-            drop(device.poll(wgpu::PollType::wait_indefinitely()));
-        }
+    let wait = {
+        let device = device.clone();
+        // An error here is a lost device, which the callback reports too.
+        move || drop(device.poll(wgpu::PollType::wait_indefinitely()))
+    };
+    if std::thread::Builder::new().name("wgpu poll".into()).spawn(wait).is_err() {
+        drop(device.poll(wgpu::PollType::wait_indefinitely()));
     }
 }
+
+/// A browser makes callbacks arrive by itself.
+#[cfg(target_arch = "wasm32")]
+fn drive(_: &wgpu::Device) {}
 
 #[derive(Default)]
 struct MapState {

@@ -152,10 +152,10 @@ fn inputs_may_broadcast() {
 #[test]
 fn every_device_ability() {
     for variant in Variant::ALL {
-        for element in Element::ALL {
-            // In whole quads of elements; element by element where that is another path.
-            let by_element = matches!(variant, Variant::Full | Variant::WebGpuDefaults);
-            for (head_dim, head_dim_v) in [(40, 24)].into_iter().chain(by_element.then_some((31, 20))) {
+        // Element by element and in bf16 where that is another path; in whole quads everywhere.
+        let every_path = matches!(variant, Variant::Full | Variant::WebGpuDefaults);
+        for element in Element::ALL.into_iter().filter(|element| every_path || *element != Element::Bf16) {
+            for (head_dim, head_dim_v) in [(40, 24)].into_iter().chain(every_path.then_some((31, 20))) {
                 let shape =
                     AttentionShape::new(1, 4, 67, head_dim).seqlen_kv(45).num_heads_kv(2).head_dim_v(head_dim_v);
                 let problem = AttentionProblem::new(shape).element(element);

@@ -15,13 +15,17 @@ fn devices() -> Vec<Capabilities> {
     for class in [DeviceClass::Discrete, DeviceClass::Integrated, DeviceClass::Cpu, DeviceClass::Other] {
         for storage in [16_384, 32_768, 49_152] {
             for subgroups in [None, Some(4), Some(8), Some(32)] {
-                for shader_f16 in [false, true] {
+                for (shader_f16, matrix_side) in [(false, None), (true, None), (true, Some(8)), (true, Some(16))] {
+                    // Matrices need subgroups of one size.
+                    let subgroup = matrix_side.map_or(subgroups.unwrap_or(4), |side| side * side / 8);
                     devices.push(Capabilities {
                         device_class: class,
                         max_workgroup_storage: storage,
                         max_invocations: if storage == 16_384 { 256 } else { 1024 },
                         subgroups: subgroups.is_some(),
-                        subgroup_min_size: subgroups.unwrap_or(4),
+                        subgroup_min_size: subgroup,
+                        subgroup_max_size: matrix_side.map_or(128, |_| subgroup),
+                        matrix_side,
                         shader_f16,
                         ..Capabilities::webgpu_defaults()
                     });
@@ -68,6 +72,10 @@ fn claimed(variant: &Specialization) -> NagaCapabilities {
     if variant.row_reduce == RowReduce::Subgroup {
         claimed |= NagaCapabilities::SUBGROUP;
     }
+    if variant.kernel == Kernel::FlashForwardCooperative {
+        claimed |=
+            NagaCapabilities::SUBGROUP | NagaCapabilities::SUBGROUP_BARRIER | NagaCapabilities::COOPERATIVE_MATRIX;
+    }
     claimed
 }
 
@@ -76,7 +84,7 @@ fn compile(variant: &Specialization) -> (Module, ModuleInfo, ShaderSource) {
     let module = naga::front::wgsl::parse_str(source.text())
         .unwrap_or_else(|error| panic!("{variant:?}\n{}", error.emit_to_string(source.text())));
     let mut validator = Validator::new(ValidationFlags::all(), claimed(variant));
-    if variant.row_reduce == RowReduce::Subgroup {
+    if claimed(variant).contains(NagaCapabilities::SUBGROUP) {
         validator
             .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
             .subgroup_operations(naga::valid::SubgroupOperationSet::all());
@@ -125,21 +133,34 @@ fn check(variant: &Specialization) {
         None,
     )
     .unwrap_or_else(|error| panic!("SPIR-V of {variant:?}: {error}"));
-    naga::back::msl::write_string(
-        &module,
-        &info,
-        &naga::back::msl::Options { lang_version: (2, 4), ..Default::default() },
-        &naga::back::msl::PipelineOptions::default(),
-    )
-    .unwrap_or_else(|error| panic!("MSL of {variant:?}: {error}"));
+    // MSL knows 8x8 matrices alone.
+    if variant.tiles.matrix_side != Some(16) {
+        naga::back::msl::write_string(
+            &module,
+            &info,
+            &naga::back::msl::Options { lang_version: (2, 4), ..Default::default() },
+            &naga::back::msl::PipelineOptions::default(),
+        )
+        .unwrap_or_else(|error| panic!("MSL of {variant:?}: {error}"));
+    }
+    // HLSL has no cooperative matrices, so wgpu offers none on DX12.
+    if variant.kernel != Kernel::FlashForwardCooperative {
+        hlsl(variant, &module, &info);
+    }
+    line_map(variant, &source);
+}
+
+fn hlsl(variant: &Specialization, module: &Module, info: &ModuleInfo) {
     let options = naga::back::hlsl::Options { shader_model: naga::back::hlsl::ShaderModel::V6_2, ..Default::default() };
     let pipeline_options = naga::back::hlsl::PipelineOptions::default();
     let mut text = String::new();
     naga::back::hlsl::Writer::new(&mut text, &options, &pipeline_options)
-        .write(&module, &info, None)
+        .write(module, info, None)
         .unwrap_or_else(|error| panic!("HLSL of {variant:?}: {error}"));
+}
 
-    // The line map covers the text, and a line of the kernel file is where it says.
+/// The line map covers the text, and a line of the kernel file is where it says.
+fn line_map(variant: &Specialization, source: &ShaderSource) {
     assert_eq!(source.origin(0), None);
     let lines: Vec<&str> = source.text().lines().collect();
     assert_eq!(source.origin(lines.len() as u32 + 1), None);

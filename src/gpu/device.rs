@@ -6,6 +6,8 @@ use wgpu::Features;
 
 const WANTED: Features = Features::SHADER_F16
     .union(Features::SUBGROUP)
+    .union(Features::SUBGROUP_BARRIER)
+    .union(Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
     .union(Features::TIMESTAMP_QUERY)
     .union(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
 
@@ -30,6 +32,9 @@ pub(super) fn descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'sta
         label: Some("flash attention"),
         required_features: adapter.features() & WANTED,
         required_limits: adapter.limits(),
+        // SAFETY: the one experimental feature asked for is cooperative matrices. Their bugs on this path were looked
+        // for: the kernel that uses them is tested against the oracle like every other.
+        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
         ..Default::default()
     }
 }
@@ -53,6 +58,7 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
         subgroups: features.contains(Features::SUBGROUP),
         subgroup_min_size: info.subgroup_min_size,
         subgroup_max_size: info.subgroup_max_size,
+        matrix_side: matrix_side(adapter, features),
         timestamps: features.contains(timestamps),
         max_workgroup_storage: limits.max_compute_workgroup_storage_size,
         max_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -62,4 +68,23 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
         binding_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
         uniform_alignment: u64::from(limits.min_uniform_buffer_offset_alignment),
     }
+}
+
+/// The largest square matrices with f16 factors and an f32 sum that WGSL can name, if the device has any.
+fn matrix_side(adapter: &wgpu::Adapter, features: Features) -> Option<u32> {
+    let needed = Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+        | Features::SHADER_F16
+        | Features::SUBGROUP
+        | Features::SUBGROUP_BARRIER;
+    if !features.contains(needed) {
+        return None;
+    }
+    let offered = adapter.cooperative_matrix_properties();
+    [16, 8].into_iter().find(|&side| {
+        offered.iter().any(|matrix| {
+            [matrix.m_size, matrix.n_size, matrix.k_size] == [side; 3]
+                && matrix.ab_type == wgpu::CooperativeScalarType::F16
+                && matrix.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    })
 }

@@ -30,6 +30,8 @@ pub struct Capabilities {
     pub subgroup_min_size: u32,
     /// Largest subgroup a shader may run with.
     pub subgroup_max_size: u32,
+    /// The side of the square cooperative matrices with f16 factors and an f32 sum that shaders may use, if any.
+    pub matrix_side: Option<u32>,
     /// Whether the device has timestamps around encoder commands.
     pub timestamps: bool,
     /// Bytes of workgroup memory.
@@ -60,6 +62,7 @@ impl Capabilities {
             subgroups: false,
             subgroup_min_size: 4,
             subgroup_max_size: 128,
+            matrix_side: None,
             timestamps: false,
             max_workgroup_storage: 16_384,
             max_invocations: 256,
@@ -76,6 +79,7 @@ impl Capabilities {
         self.shader_f16 &= limits.shader_f16;
         self.subgroups &= limits.subgroups;
         self.subgroup_min_size = self.subgroup_min_size.min(limits.subgroup_min_size);
+        self.matrix_side = self.matrix_side.and(limits.matrix_side);
         self.timestamps &= limits.timestamps;
         self.max_workgroup_storage = self.max_workgroup_storage.min(limits.max_workgroup_storage);
         self.max_invocations = self.max_invocations.min(limits.max_invocations);

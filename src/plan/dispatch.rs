@@ -234,7 +234,7 @@ impl Plan {
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
         let q_tiles = heads * u64::from(part.row_count.div_ceil(self.tiles.tile_q));
         match kernel {
-            Kernel::FlashForward | Kernel::StandardOutput => q_tiles,
+            Kernel::FlashForward | Kernel::FlashForwardCooperative | Kernel::StandardOutput => q_tiles,
             Kernel::StandardScores => {
                 q_tiles.saturating_mul(u64::from(self.s_stride_row(lengths) / self.tiles.tile_kv))
             }

@@ -68,6 +68,8 @@ pub enum Usage {
 pub enum Kernel {
     /// `flash_forward.wgsl`
     FlashForward,
+    /// `flash_forward_cooperative.wgsl`
+    FlashForwardCooperative,
     /// `standard_scores.wgsl`
     StandardScores,
     /// `standard_softmax.wgsl`
@@ -78,13 +80,19 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 4] =
-        [Kernel::FlashForward, Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput];
+    pub const ALL: [Kernel; 5] = [
+        Kernel::FlashForward,
+        Kernel::FlashForwardCooperative,
+        Kernel::StandardScores,
+        Kernel::StandardSoftmax,
+        Kernel::StandardOutput,
+    ];
 
     /// The name of its file, without `.wgsl`.
     pub const fn name(self) -> &'static str {
         match self {
             Kernel::FlashForward => "flash_forward",
+            Kernel::FlashForwardCooperative => "flash_forward_cooperative",
             Kernel::StandardScores => "standard_scores",
             Kernel::StandardSoftmax => "standard_softmax",
             Kernel::StandardOutput => "standard_output",
@@ -96,7 +104,9 @@ impl Kernel {
         use Operand::{K, Lse, O, Params, Q, S, V};
         use Usage::{Read, Uniform, Write};
         match self {
-            Kernel::FlashForward => &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (O, Write), (Lse, Write)],
+            Kernel::FlashForward | Kernel::FlashForwardCooperative => {
+                &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (O, Write), (Lse, Write)]
+            }
             Kernel::StandardScores => &[(Params, Uniform), (Q, Read), (K, Read), (S, Write)],
             Kernel::StandardSoftmax => &[(Params, Uniform), (Lse, Write), (S, Write)],
             Kernel::StandardOutput => &[(Params, Uniform), (V, Read), (O, Write), (S, Read)],

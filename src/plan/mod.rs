@@ -19,7 +19,7 @@ pub use tiles::Tiles;
 pub(crate) use tiles::SOFTMAX_INVOCATIONS;
 
 use crate::error::Error;
-use crate::problem::{Algorithm, AttentionProblem, AttentionShape, TensorLayout};
+use crate::problem::{Algorithm, AttentionProblem, AttentionShape, Element, TensorLayout};
 
 /// One kernel of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,17 +70,27 @@ impl Plan {
                 return Err(Error::TooLarge { operand, needed, allowed, limit: "max_buffer_size" });
             }
         }
-        let kernels: &[Kernel] = match problem.algorithm {
-            Algorithm::Flash => &[Kernel::FlashForward],
-            Algorithm::Standard => &[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput],
-        };
         let AttentionShape { head_dim, head_dim_v, .. } = problem.shape;
-        let candidates = match tiles {
-            Some(tiles) => &[tiles],
-            None => tiles::candidates(kernels, capabilities, head_dim, head_dim_v),
+        let kernels = |tiles: &Tiles| -> &'static [Kernel] {
+            match problem.algorithm {
+                Algorithm::Flash if tiles.matrix_side.is_some() => &[Kernel::FlashForwardCooperative],
+                Algorithm::Flash => &[Kernel::FlashForward],
+                Algorithm::Standard => &[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput],
+            }
         };
-        let fits = |tiles: &&Tiles| tiles.fit(kernels, capabilities, head_dim, head_dim_v);
-        let Some(&tiles) = candidates.iter().find(fits) else {
+        // Matrices hold f16: the wider range of bf16 does not fit them, the precision of f32 would be lost.
+        let may_use_matrices = problem.algorithm == Algorithm::Flash && problem.element == Element::F16;
+        let fits = |tiles: &&Tiles| {
+            (tiles.matrix_side.is_none() || may_use_matrices)
+                && tiles.fit(kernels(tiles), capabilities, head_dim, head_dim_v)
+        };
+        let cooperative = if may_use_matrices { tiles::cooperative_candidates(capabilities) } else { &[] };
+        let portable = tiles::candidates(problem.algorithm, capabilities, head_dim, head_dim_v);
+        let chosen = match &tiles {
+            Some(tiles) => Some(tiles).filter(fits),
+            None => cooperative.iter().chain(portable).find(fits),
+        };
+        let Some(&tiles) = chosen else {
             return Err(Error::Unsupported {
                 feature: "workgroups of this size",
                 reason: format!(
@@ -90,7 +100,7 @@ impl Plan {
                 ),
             });
         };
-        let passes = kernels
+        let passes = kernels(&tiles)
             .iter()
             .map(|&kernel| Pass { kernel, specialization: specialize(problem, capabilities, kernel, tiles) })
             .collect();
@@ -171,7 +181,7 @@ impl Plan {
             .passes
             .iter()
             .map(|pass| match pass.kernel {
-                Kernel::FlashForward => q + k + v + o + lse,
+                Kernel::FlashForward | Kernel::FlashForwardCooperative => q + k + v + o + lse,
                 Kernel::StandardScores => q_again + k + s,
                 // Read for the sums, read and written for the probabilities.
                 Kernel::StandardSoftmax => 3 * s + lse,
@@ -204,6 +214,7 @@ fn specialize(problem: &AttentionProblem, capabilities: &Capabilities, kernel: K
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some() || problem.mask.window_right.is_some(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
+        in_lockstep: capabilities.device_class == DeviceClass::Cpu,
     }
     .canonical()
 }

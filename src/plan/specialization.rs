@@ -66,12 +66,16 @@ pub struct Specialization {
     pub has_window: bool,
     /// Whether probabilities are dropped.
     pub has_dropout: bool,
+    /// Whether the invocations of a subgroup run in lockstep, as they do on software drivers. Only the cooperative
+    /// kernel asks.
+    pub in_lockstep: bool,
 }
 
 impl Specialization {
     /// The same with everything that this kernel does not depend on set to one value, so that it is a cache key.
     pub(crate) fn canonical(mut self) -> Self {
         let reads = |operand| self.kernel.operands().iter().any(|&(other, _)| other == operand);
+        self.in_lockstep &= self.kernel == Kernel::FlashForwardCooperative;
         if !self.kernel.reduces_rows() {
             self.row_reduce = RowReduce::Alone;
         }

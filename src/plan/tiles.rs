@@ -1,4 +1,5 @@
 use super::{Capabilities, DeviceClass, Kernel, RowReduce};
+use crate::problem::Algorithm;
 use std::fmt;
 
 /// The sides of a workgroup's tiles, and how its invocations share them.
@@ -11,13 +12,19 @@ pub struct Tiles {
     /// Rows that one invocation works on.
     pub thread_rows: u32,
     /// Neighbouring invocations that share each row: its head dimensions in flash attention, its keys in standard
-    /// attention.
+    /// attention. With matrices, the size of a subgroup.
     pub lanes: u32,
+    /// The side of the cooperative matrices that compute the products, or `None` for plain arithmetic.
+    pub matrix_side: Option<u32>,
 }
 
 impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}x{}, {} rows by {} lanes", self.tile_q, self.tile_kv, self.thread_rows, self.lanes)
+        write!(f, "{}x{}, ", self.tile_q, self.tile_kv)?;
+        match self.matrix_side {
+            Some(side) => write!(f, "{side}x{side} matrices"),
+            None => write!(f, "{} rows by {} lanes", self.thread_rows, self.lanes),
+        }
     }
 }
 
@@ -33,7 +40,13 @@ pub(crate) const SOFTMAX_INVOCATIONS: u32 = 64;
 impl Tiles {
     /// Tiles with these sides.
     pub const fn new(tile_q: u32, tile_kv: u32, thread_rows: u32, lanes: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows, lanes }
+        Self { tile_q, tile_kv, thread_rows, lanes, matrix_side: None }
+    }
+
+    /// Tiles on cooperative matrices with this side: a subgroup owns as many rows, and each of its invocations 8
+    /// elements of a matrix, which sets the size of a subgroup.
+    pub const fn cooperative(tile_q: u32, tile_kv: u32, side: u32) -> Self {
+        Self { tile_q, tile_kv, thread_rows: side, lanes: side * side / 8, matrix_side: Some(side) }
     }
 
     /// Invocations of a workgroup.
@@ -77,6 +90,13 @@ impl Tiles {
                 };
                 tiles + partials
             }
+            Kernel::FlashForwardCooperative => {
+                let side = self.matrix_side.unwrap_or(1);
+                let row = |dim: u32| dim.div_ceil(side) * side / 4 + 2;
+                let scratch = self.tile_q * (side / 4 + 1);
+                // K, V and P are f16, S is f32.
+                QUAD / 2 * (self.tile_kv * (row(head_dim) + row(head_dim_v)) + scratch) + QUAD * scratch
+            }
             Kernel::StandardScores => q_tile + kv_tile,
             Kernel::StandardSoftmax => 8 * SOFTMAX_INVOCATIONS,
             Kernel::StandardOutput => p_tile + kv_tile,
@@ -95,33 +115,55 @@ impl Tiles {
 
     /// Whether these are tiles at all, and kernels made of them fit the device.
     pub(super) fn fit(&self, kernels: &[Kernel], capabilities: &Capabilities, head_dim: u32, head_dim_v: u32) -> bool {
-        let Self { tile_q, tile_kv, thread_rows, lanes } = *self;
+        let Self { tile_q, tile_kv, thread_rows, lanes, matrix_side } = *self;
         // Sides beyond these fit no device, and would overflow the sums below.
         let in_range = [tile_q, tile_kv, thread_rows, lanes].iter().all(|side| (1..=1024).contains(side));
         let row_reduce = self.row_reduce(capabilities);
+        let matrices_fit = matrix_side.is_none_or(|side| {
+            capabilities.matrix_side == Some(side)
+                && capabilities.shader_f16
+                && capabilities.subgroups
+                && [capabilities.subgroup_min_size, capabilities.subgroup_max_size] == [lanes; 2]
+                && lanes == side * side / 8
+                && thread_rows == side
+                && tile_kv.is_multiple_of(side)
+        });
         in_range
+            && matrices_fit
             && tile_kv.is_multiple_of(4)
             && tile_q.is_multiple_of(thread_rows)
             // The row reductions pair lanes off.
             && lanes.is_power_of_two()
             && self.invocations().max(SOFTMAX_INVOCATIONS) <= capabilities.max_invocations
             && kernels.iter().all(|&kernel| {
-                (kernel == Kernel::FlashForward || tile_kv == 4 * lanes)
+                (matches!(kernel, Kernel::FlashForward | Kernel::FlashForwardCooperative) || tile_kv == 4 * lanes)
                     && self.workgroup_bytes(kernel, head_dim, head_dim_v, row_reduce)
                         <= capabilities.max_workgroup_storage
             })
     }
 }
 
+/// Tiles on cooperative matrices to try, the best first. They need f16 in storage and in shaders.
+pub(super) fn cooperative_candidates(capabilities: &Capabilities) -> &'static [Tiles] {
+    match capabilities.matrix_side {
+        // lavapipe (Mesa 26) computes matrices one element at a time: 200 rows at head_dim 64 take 6.7 ms, and 3.0 ms
+        // without them.
+        _ if capabilities.device_class == DeviceClass::Cpu => &[],
+        Some(16) => const { &[Tiles::cooperative(128, 32, 16)] },
+        Some(8) => const { &[Tiles::cooperative(32, 32, 8)] },
+        _ => &[],
+    }
+}
+
 /// Tiles to try, the best first: the first that fits the device's limits is taken. The last of each list fits WebGPU's
 /// least limits.
 pub(super) fn candidates(
-    kernels: &[Kernel],
+    algorithm: Algorithm,
     capabilities: &Capabilities,
     head_dim: u32,
     head_dim_v: u32,
 ) -> &'static [Tiles] {
-    if kernels[0] != Kernel::FlashForward {
+    if algorithm == Algorithm::Standard {
         return const { &[Tiles::new(64, 32, 4, 8), Tiles::new(32, 16, 4, 4)] };
     }
     let widest = if head_dim > head_dim_v { head_dim } else { head_dim_v };

@@ -18,7 +18,7 @@ macro_rules! file {
 pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     let mut files = vec![file!("common/params.wgsl"), file!("common/mask.wgsl"), file!("common/block_range.wgsl")];
     let kernel = specialization.kernel;
-    if matches!(kernel, Kernel::FlashForward | Kernel::StandardSoftmax) {
+    if matches!(kernel, Kernel::FlashForward | Kernel::FlashForwardCooperative | Kernel::StandardSoftmax) {
         files.push(file!("common/philox.wgsl"));
     }
     if kernel != Kernel::StandardSoftmax {
@@ -45,6 +45,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             });
             files.push(file!("common/flash_tiles.wgsl"));
         }
+        Kernel::FlashForwardCooperative => files.push(file!("common/cooperative_tiles.wgsl")),
         Kernel::StandardScores => {
             files.extend([file!("common/standard_kv_tile.wgsl"), file!("common/standard_qk_tiles.wgsl")]);
         }
@@ -55,6 +56,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     }
     files.push(match kernel {
         Kernel::FlashForward => file!("flash_forward.wgsl"),
+        Kernel::FlashForwardCooperative => file!("flash_forward_cooperative.wgsl"),
         Kernel::StandardScores => file!("standard_scores.wgsl"),
         Kernel::StandardSoftmax => file!("standard_softmax.wgsl"),
         Kernel::StandardOutput => file!("standard_output.wgsl"),

@@ -20,6 +20,12 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     if specialization.row_reduce == RowReduce::Subgroup && dialect == Dialect::Tint {
         line(format_args!("enable subgroups;"));
     }
+    if let Some(side) = tiles.matrix_side {
+        line(format_args!("enable wgpu_cooperative_matrix;"));
+        for (name, scalar) in [("A", "f16"), ("B", "f16"), ("C", "f32")] {
+            line(format_args!("alias Matrix{name} = coop_mat{side}x{side}<{scalar}, {name}>;"));
+        }
+    }
     for operand in Operand::ALL {
         line(format_args!("const BINDING_{} = {}u;", operand.name(), operand.binding()));
     }
@@ -32,18 +38,29 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         ("HEAD_DIM", head_dim),
         ("HEAD_DIM_V", head_dim_v),
     ];
-    // Quads of a K and of a V tile, or of the chunks of them that standard attention holds at a time.
-    let (k_quads, v_quads) = if specialization.kernel == Kernel::FlashForward {
-        let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
-        counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads), ("KEYS", 4)]);
-        (tiles.lanes * k_quads, tiles.lanes * v_quads)
-    } else {
-        let (k_chunks, k_chunk_quads) = tiles.k_chunks(head_dim);
-        let (v_chunks, thread_quads) = tiles.v_chunks(head_dim_v);
-        counts.extend([("K_CHUNKS", k_chunks), ("K_CHUNK_QUADS", k_chunk_quads)]);
-        counts.extend([("V_CHUNKS", v_chunks), ("THREAD_QUADS", thread_quads)]);
-        counts.push(("SOFTMAX_INVOCATIONS", SOFTMAX_INVOCATIONS));
-        (k_chunk_quads, thread_quads * tiles.lanes)
+    // Quads in a row of a K and of a V tile, or of the chunks of them that standard attention holds at a time.
+    let (k_quads, v_quads) = match specialization.kernel {
+        Kernel::FlashForward => {
+            let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
+            counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads), ("KEYS", 4)]);
+            (tiles.lanes * k_quads, tiles.lanes * v_quads)
+        }
+        Kernel::FlashForwardCooperative => {
+            let side = tiles.matrix_side.unwrap_or(1);
+            let (k_fragments, v_fragments) = (head_dim.div_ceil(side), head_dim_v.div_ceil(side));
+            line(format_args!("const IN_LOCKSTEP = {};", specialization.in_lockstep));
+            counts.extend([("MATRIX_SIDE", side), ("KEY_FRAGMENTS", tiles.tile_kv / side)]);
+            counts.extend([("K_FRAGMENTS", k_fragments), ("V_FRAGMENTS", v_fragments)]);
+            (k_fragments * side / 4, v_fragments * side / 4)
+        }
+        Kernel::StandardScores | Kernel::StandardSoftmax | Kernel::StandardOutput => {
+            let (k_chunks, k_chunk_quads) = tiles.k_chunks(head_dim);
+            let (v_chunks, thread_quads) = tiles.v_chunks(head_dim_v);
+            counts.extend([("K_CHUNKS", k_chunks), ("K_CHUNK_QUADS", k_chunk_quads)]);
+            counts.extend([("V_CHUNKS", v_chunks), ("THREAD_QUADS", thread_quads)]);
+            counts.push(("SOFTMAX_INVOCATIONS", SOFTMAX_INVOCATIONS));
+            (k_chunk_quads, thread_quads * tiles.lanes)
+        }
     };
     counts.push(("K_FETCHES", (tiles.tile_kv * k_quads).div_ceil(invocations)));
     counts.push(("V_FETCHES", (tiles.tile_kv * v_quads).div_ceil(invocations)));

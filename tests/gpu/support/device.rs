@@ -2,7 +2,7 @@ use std::ops::Deref;
 use std::sync::OnceLock;
 
 use wgpu_flash_attention::plan::{Capabilities, Plan, Tiles};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Error, FlashAttention, PreparedForward};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, Error, FlashAttention, PreparedForward};
 
 /// Panics without an adapter: a test that cannot run must not pass.
 pub fn adapter() -> &'static wgpu::Adapter {
@@ -62,11 +62,28 @@ impl Library {
 
     /// Plans and compiles a problem.
     pub fn prepare(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
-        let Some([flash, standard]) = self.tiles else {
-            return pollster::block_on(self.prepare_forward(problem));
+        let tiles = match (self.tiles, problem.algorithm) {
+            (Some([flash, _]), Algorithm::Flash) => Some(flash),
+            (Some([_, standard]), Algorithm::Standard) => Some(standard),
+            (None, _) => self.matrix_tiles(problem),
         };
-        let tiles = if problem.algorithm == Algorithm::Flash { flash } else { standard };
-        pollster::block_on(self.prepare_plan(Plan::with_tiles(problem, self.capabilities(), tiles)?))
+        pollster::block_on(async {
+            match tiles.map(|tiles| Plan::with_tiles(problem, self.capabilities(), tiles)) {
+                Some(plan) => self.prepare_plan(plan?).await,
+                None => self.prepare_forward(problem).await,
+            }
+        })
+    }
+}
+
+impl Library {
+    /// Matrices where the device has them, also on the software driver, where the planner knows better: there they are
+    /// slow, but no GPU is needed to test them.
+    fn matrix_tiles(&self, problem: &AttentionProblem) -> Option<Tiles> {
+        let side = self.capabilities().matrix_side.filter(|side| *side == 8)?;
+        let tiles = Tiles::cooperative(32, 32, side);
+        let fits = Plan::with_tiles(problem, self.capabilities(), tiles).is_ok();
+        (problem.algorithm == Algorithm::Flash && problem.element == Element::F16 && fits).then_some(tiles)
     }
 }
 

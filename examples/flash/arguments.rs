@@ -12,6 +12,9 @@ pub struct Arguments {
     /// The adapter to use: its number in `flash info`, or a part of its name.
     #[arg(long, global = true, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,
+    /// Run f16 on cooperative matrices (tensor cores) where the adapter has them: faster, with P rounded to f16.
+    #[arg(long, global = true)]
+    pub matrices: bool,
     #[command(subcommand)]
     pub command: Command,
 }

@@ -25,7 +25,7 @@ struct Outcome {
     lse: Vec<f64>,
 }
 
-pub async fn demo(adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
+pub async fn demo(choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let file = File::read(Path::new(INPUT))?;
     let inputs = file.inputs(Layout::Bhsd)?;
     let values = |name: &str| -> Result<Vec<f64>> {
@@ -34,7 +34,7 @@ pub async fn demo(adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
     };
     let (o, o_causal, lse) = (values("o")?, values("o_causal")?, values("lse")?);
 
-    let gpu = device::open(adapter).await?;
+    let gpu = device::open(choice).await?;
     let shape = inputs.shape;
     writeln!(out, "{}", gpu.describe())?;
     writeln!(

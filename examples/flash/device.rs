@@ -49,21 +49,30 @@ pub async fn adapters() -> Vec<wgpu::Adapter> {
     adapters
 }
 
+/// What the command line says of the device.
+#[derive(Clone, Copy)]
+pub struct Choice<'a> {
+    /// A number in `flash info`, or a part of a name.
+    pub adapter: Option<&'a str>,
+    /// Whether f16 runs on cooperative matrices.
+    pub matrices: bool,
+}
+
 /// A device on the adapter with this number or name, or on the fastest kind there is.
-pub async fn open(selector: Option<&str>) -> Result<Gpu> {
+pub async fn open(choice: Choice<'_>) -> Result<Gpu> {
     let adapters = adapters().await;
     if adapters.is_empty() {
         return Err(Error::NoAdapter("none offers compute shaders".to_owned()).into());
     }
-    let adapter = match selector {
+    let adapter = match choice.adapter {
         Some(selector) => select(&adapters, selector)?,
         None => adapters.iter().min_by_key(|adapter| slowness(adapter.get_info().device_type)).unwrap_or(&adapters[0]),
     };
-    open_on(adapter).await
+    open_on(adapter, choice.matrices).await
 }
 
 /// A device on this adapter.
-pub async fn open_on(adapter: &wgpu::Adapter) -> Result<Gpu> {
+pub async fn open_on(adapter: &wgpu::Adapter, matrices: bool) -> Result<Gpu> {
     let mut descriptor = FlashAttention::device_descriptor(adapter);
     descriptor.required_features |= adapter.features() & timing::CLOCK_FEATURES;
     let (device, queue) = adapter
@@ -78,7 +87,7 @@ pub async fn open_on(adapter: &wgpu::Adapter) -> Result<Gpu> {
             fault.get_or_insert_with(|| error.to_string());
         }
     }));
-    Ok(Gpu { attention: FlashAttention::new(adapter, &device, &queue), faults })
+    Ok(Gpu { attention: FlashAttention::new(adapter, &device, &queue).with_matrices(matrices), faults })
 }
 
 /// The position of the adapter that `selector` names.

@@ -7,17 +7,17 @@ use crate::failure::Result;
 use crate::text::{self, Table, numbers, words};
 use crate::timing;
 
-pub async fn info(adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
+pub async fn info(choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let adapters = device::adapters().await;
     if adapters.is_empty() {
         return Err(wgpu_flash_attention::Error::NoAdapter("none offers compute shaders".to_owned()).into());
     }
-    let only = adapter.map(|selector| device::position(&adapters, selector)).transpose()?;
+    let only = choice.adapter.map(|selector| device::position(&adapters, selector)).transpose()?;
     for (index, adapter) in adapters.iter().enumerate() {
         if only.is_some_and(|only| only != index) {
             continue;
         }
-        match device::open_on(adapter).await {
+        match device::open_on(adapter, choice.matrices).await {
             Ok(gpu) => {
                 writeln!(out, "{index}: {}", gpu.describe())?;
                 limits(&gpu, out)?;

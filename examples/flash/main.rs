@@ -46,13 +46,13 @@ fn main() -> ExitCode {
 
 /// Whether what the command looked at is good: false is exit status 1.
 async fn dispatch(arguments: &Arguments, out: &mut dyn Write) -> Result<bool> {
-    let adapter = arguments.adapter.as_deref();
+    let choice = device::Choice { adapter: arguments.adapter.as_deref(), matrices: arguments.matrices };
     match &arguments.command {
-        Command::Info => info::info(adapter, out).await,
-        Command::Demo => demo::demo(adapter, out).await,
-        Command::Run(options) => run::run(options, adapter, out).await,
-        Command::Check(options) => check::check(options, adapter, out).await,
-        Command::Bench(options) => bench::bench(options, adapter, out).await,
+        Command::Info => info::info(choice, out).await,
+        Command::Demo => demo::demo(choice, out).await,
+        Command::Run(options) => run::run(options, choice, out).await,
+        Command::Check(options) => check::check(options, choice, out).await,
+        Command::Bench(options) => bench::bench(options, choice, out).await,
     }
 }
 

@@ -40,7 +40,7 @@ struct Answer {
     summary: Summary,
 }
 
-pub async fn run(options: &RunOptions, adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
+pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let file = File::read(&options.input)?;
     let mut inputs = file.inputs(options.layout)?;
     let target = Target::new(&options.output)?;
@@ -58,7 +58,7 @@ pub async fn run(options: &RunOptions, adapter: Option<&str>, out: &mut dyn Writ
         problem = problem.algorithm(Algorithm::Standard);
     }
     let answer = match options.algorithm {
-        RunAlgorithm::Flash | RunAlgorithm::Standard => on_gpu(options, &problem, &inputs, adapter).await?,
+        RunAlgorithm::Flash | RunAlgorithm::Standard => on_gpu(options, &problem, &inputs, choice).await?,
         RunAlgorithm::Reference => on_cpu(options, &problem, &inputs)?,
     };
 
@@ -96,9 +96,9 @@ async fn on_gpu(
     options: &RunOptions,
     problem: &AttentionProblem,
     inputs: &Inputs<'_>,
-    adapter: Option<&str>,
+    choice: device::Choice<'_>,
 ) -> Result<Answer> {
-    let gpu = device::open(adapter).await?;
+    let gpu = device::open(choice).await?;
     let prepared = gpu.attention.prepare_forward(problem).await?;
     let tensors = Resident::new(&gpu, problem).await?;
     for (buffer, bytes) in [(&tensors.q, inputs.q), (&tensors.k, inputs.k), (&tensors.v, inputs.v)] {

@@ -23,12 +23,12 @@ use ceilings::Ceilings;
 use record::Record;
 use sample::Sample;
 
-pub async fn bench(options: &BenchOptions, adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
+pub async fn bench(options: &BenchOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     if let Some(folder) = &options.out {
         std::fs::create_dir_all(folder)
             .map_err(|error| Failure::new(format_args!("cannot make the folder {}: {error}", folder.display())))?;
     }
-    let gpu = device::open(adapter).await?;
+    let gpu = device::open(choice).await?;
     let problems = problems(options, &gpu);
 
     let table = if options.json { None } else { Some(header(options, &gpu, &problems, out)?) };

@@ -41,8 +41,8 @@ struct Deviation {
 /// The largest error of LSE, relative to max(1, |LSE|), for every element: LSE is f32 throughout.
 const LSE_BOUND: f64 = 1e-5;
 
-pub async fn check(options: &CheckOptions, adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
-    let gpu = device::open(adapter).await?;
+pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
+    let gpu = device::open(choice).await?;
     let cases = cases::cases(options.quick);
     let narrow = cases.iter().filter(|case| case.f32_only).count();
     let progress = ProgressBar::new((cases.len() * Element::ALL.len() - narrow * (Element::ALL.len() - 1)) as u64);

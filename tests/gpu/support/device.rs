@@ -40,7 +40,7 @@ impl Library {
     /// A new device, with everything that the library can use.
     fn whole() -> Self {
         let attention = pollster::block_on(FlashAttention::from_adapter(adapter())).expect("the adapter has a device");
-        Self { attention, tiles: None }
+        Self { attention: attention.with_matrices(true), tiles: None }
     }
 
     /// A new device with WebGPU's default limits and no feature.

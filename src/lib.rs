@@ -39,3 +39,8 @@ pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask,
     TensorLayout,
 };
+
+/// The README's programs, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -44,11 +44,16 @@ fn variants() -> Vec<Specialization> {
             for algorithm in [Algorithm::Flash, Algorithm::Standard] {
                 for (head_dim, head_dim_v) in [(1, 1), (40, 40), (64, 64), (59, 111), (128, 128), (256, 256), (64, 256)]
                 {
-                    let shape = AttentionShape::new(2, 4, 100, head_dim).head_dim_v(head_dim_v);
-                    let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
-                    for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 7)] {
-                        let plan = Plan::new(&problem, &device).expect("every device runs every problem");
-                        variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                    // Few rows, and so many that the planner takes other tiles.
+                    let shapes =
+                        [100, 5000].map(|seqlen| AttentionShape::new(2, 4, seqlen, head_dim).head_dim_v(head_dim_v));
+                    for problem in
+                        shapes.map(|shape| AttentionProblem::new(shape).element(element).algorithm(algorithm))
+                    {
+                        for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 7)] {
+                            let plan = Plan::new(&problem, &device).expect("every device runs every problem");
+                            variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                        }
                     }
                 }
             }

@@ -85,7 +85,7 @@ impl Plan {
                 && tiles.fit(kernels(tiles), capabilities, head_dim, head_dim_v)
         };
         let cooperative = if may_use_matrices { tiles::cooperative_candidates(capabilities) } else { &[] };
-        let portable = tiles::candidates(problem.algorithm, capabilities, head_dim, head_dim_v);
+        let portable = tiles::candidates(problem.algorithm, capabilities, &problem.shape);
         let chosen = match &tiles {
             Some(tiles) => Some(tiles).filter(fits),
             None => cooperative.iter().chain(portable).find(fits),

@@ -8,6 +8,7 @@ mod dropout;
 mod errors;
 mod forward;
 mod masks;
+mod matrices;
 mod poison;
 mod property;
 mod support;

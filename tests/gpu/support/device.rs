@@ -2,7 +2,7 @@ use std::ops::Deref;
 use std::sync::OnceLock;
 
 use wgpu_flash_attention::plan::{Capabilities, Plan, Tiles};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, Error, FlashAttention, PreparedForward};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Error, FlashAttention, PreparedForward};
 
 /// Panics without an adapter: a test that cannot run must not pass.
 pub fn adapter() -> &'static wgpu::Adapter {
@@ -40,7 +40,7 @@ impl Library {
     /// A new device, with everything that the library can use.
     fn whole() -> Self {
         let attention = pollster::block_on(FlashAttention::from_adapter(adapter())).expect("the adapter has a device");
-        Self { attention: attention.with_matrices(true), tiles: None }
+        Self { attention, tiles: None }
     }
 
     /// A new device with WebGPU's default limits and no feature.
@@ -65,7 +65,7 @@ impl Library {
         let tiles = match (self.tiles, problem.algorithm) {
             (Some([flash, _]), Algorithm::Flash) => Some(flash),
             (Some([_, standard]), Algorithm::Standard) => Some(standard),
-            (None, _) => self.matrix_tiles(problem),
+            (None, _) => None,
         };
         pollster::block_on(async {
             match tiles.map(|tiles| Plan::with_tiles(problem, self.capabilities(), tiles)) {
@@ -76,15 +76,20 @@ impl Library {
     }
 }
 
-impl Library {
-    /// Matrices where the device has them, also on the software driver, where the planner knows better: there they are
-    /// slow, but no GPU is needed to test them.
-    fn matrix_tiles(&self, problem: &AttentionProblem) -> Option<Tiles> {
-        let side = self.capabilities().matrix_side.filter(|side| *side == 8)?;
-        let tiles = Tiles::cooperative(32, 32, side);
-        let fits = Plan::with_tiles(problem, self.capabilities(), tiles).is_ok();
-        (problem.algorithm == Algorithm::Flash && problem.element == Element::F16 && fits).then_some(tiles)
-    }
+/// The library with f16 on cooperative matrices, also on a software driver, where the planner knows better: they are slow
+/// there, but no GPU is needed to test them. `None` where the device has none.
+pub fn with_matrices() -> Option<&'static Library> {
+    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    let library = LIBRARY.get_or_init(|| {
+        let Library { attention, .. } = Library::whole();
+        let attention = attention.with_matrices(true);
+        let tiles = match attention.capabilities().matrix_side? {
+            16 => Tiles::cooperative(128, 32, 16),
+            side => Tiles::cooperative(32, 32, side),
+        };
+        Some(Library { attention, tiles: Some([tiles, Tiles::new(64, 32, 4, 8)]) })
+    });
+    library.as_ref()
 }
 
 /// The same device with all or only part of what it offers.

@@ -7,6 +7,6 @@ mod run;
 mod tolerance;
 
 pub use data::{Inputs, Random, inputs, round, strided};
-pub use device::{Library, Variant, adapter, library, limited};
+pub use device::{Library, Variant, adapter, library, limited, with_matrices};
 pub use run::{Output, Tensors, problem_of, run, run_calls, run_dispatch_by_dispatch};
 pub use tolerance::{check, check_answer};

@@ -1,6 +1,5 @@
 //! The files of `shaders/`, and which of them make up a kernel.
 
-use super::prelude::in_half_words;
 use crate::plan::{Access, Kernel, RowReduce, Specialization, Storage};
 
 #[derive(Clone, Copy)]
@@ -28,10 +27,10 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             Storage::F16Packed => file!("slots/element/f16_packed.wgsl"),
             Storage::Bf16 => file!("slots/element/bf16.wgsl"),
         });
-        files.push(match specialization.access {
-            Access::Quad => file!("slots/access/quad.wgsl"),
-            Access::Single if in_half_words(specialization) => file!("slots/access/half_word.wgsl"),
-            Access::Single => file!("slots/access/single.wgsl"),
+        files.push(match (specialization.access, specialization.storage) {
+            (Access::Quad, _) => file!("slots/access/quad.wgsl"),
+            (Access::Single, Storage::F32 | Storage::F16) => file!("slots/access/single.wgsl"),
+            (Access::Single, Storage::F16Packed | Storage::Bf16) => file!("slots/access/half_word.wgsl"),
         });
         files.push(file!("common/q_tile.wgsl"));
         files.push(file!("common/arithmetic.wgsl"));

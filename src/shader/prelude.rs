@@ -2,7 +2,7 @@
 
 use super::Dialect;
 use super::unroll::Lists;
-use crate::plan::{Access, Kernel, Operand, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage, Usage};
+use crate::plan::{Kernel, Operand, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage, Usage};
 use std::fmt::Write;
 
 pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (String, Lists) {
@@ -83,9 +83,4 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     lists.names("INPUTS", tensors(Usage::Read));
     lists.names("OUTPUTS", tensors(Usage::Write));
     (text, lists)
-}
-
-/// Whether the elements of these tensors are read through `half_word.wgsl`.
-pub(super) fn in_half_words(specialization: &Specialization) -> bool {
-    specialization.access == Access::Single && matches!(specialization.storage, Storage::F16Packed | Storage::Bf16)
 }

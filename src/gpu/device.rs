@@ -66,7 +66,6 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
         max_binding: limits.max_storage_buffer_binding_size,
         max_buffer: limits.max_buffer_size,
         binding_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
-        uniform_alignment: u64::from(limits.min_uniform_buffer_offset_alignment),
     }
 }
 

@@ -1,8 +1,10 @@
 //! The only code that calls wgpu: pipelines, bind groups, encoding, readback.
 
+mod bindings;
 mod device;
 mod forward;
 mod host;
+mod operation;
 mod pipeline;
 mod scope;
 
@@ -12,10 +14,12 @@ pub use host::ForwardOutput;
 use crate::error::Error;
 use crate::plan::{Capabilities, Plan};
 use crate::problem::AttentionProblem;
+use bindings::Uniforms;
 use pipeline::Pipelines;
 use std::sync::Arc;
 
-/// Attention on one device: its capabilities, and the pipelines compiled so far. Clones share both.
+/// Attention on one device: its capabilities, the pipelines compiled and the uniforms written so far. Clones share
+/// them.
 #[derive(Clone, Debug)]
 pub struct FlashAttention {
     device: wgpu::Device,
@@ -24,6 +28,7 @@ pub struct FlashAttention {
     /// The side of the device's matrices, which `capabilities` holds once they are switched on.
     matrix_side: Option<u32>,
     pipelines: Arc<Pipelines>,
+    uniforms: Arc<Uniforms>,
     checked_shaders: bool,
 }
 
@@ -37,6 +42,7 @@ impl FlashAttention {
             capabilities: Arc::new(device::capabilities(adapter, device)),
             matrix_side: device::matrix_side(adapter, device),
             pipelines: Arc::default(),
+            uniforms: Arc::default(),
             checked_shaders: false,
         }
     }

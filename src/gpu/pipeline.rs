@@ -107,7 +107,7 @@ fn bind_group_layout(device: &wgpu::Device, kernel: Kernel) -> wgpu::BindGroupLa
                     Usage::Read => wgpu::BufferBindingType::Storage { read_only: true },
                     Usage::Write => wgpu::BufferBindingType::Storage { read_only: false },
                 },
-                has_dynamic_offset: false,
+                has_dynamic_offset: usage == Usage::Uniform,
                 min_binding_size: None,
             },
             count: None,

@@ -47,8 +47,6 @@ pub struct Capabilities {
     pub max_buffer: u64,
     /// Storage bindings start at multiples of this many bytes.
     pub binding_alignment: u64,
-    /// Uniform bindings start at multiples of this many bytes.
-    pub uniform_alignment: u64,
 }
 
 impl Capabilities {
@@ -71,7 +69,6 @@ impl Capabilities {
             max_binding: 128 << 20,
             max_buffer: 256 << 20,
             binding_alignment: 256,
-            uniform_alignment: 256,
         }
     }
 
@@ -88,7 +85,6 @@ impl Capabilities {
         self.max_binding = self.max_binding.min(limits.max_binding);
         self.max_buffer = self.max_buffer.min(limits.max_buffer);
         self.binding_alignment = self.binding_alignment.max(limits.binding_alignment);
-        self.uniform_alignment = self.uniform_alignment.max(limits.uniform_alignment);
         self
     }
 }

@@ -310,7 +310,8 @@ impl Plan {
         let workgroups = self.workgroups(pass.kernel, &part, lengths);
         let width = workgroups.min(u64::from(self.capabilities.max_workgroups_per_dimension));
         let grid = [width as u32, workgroups.div_ceil(width) as u32];
-        let place = |operand| self.window(operand, &part, lengths, origins).1;
+        let windows = Operand::ALL.map(|operand| self.window(operand, &part, lengths, origins));
+        let place = |operand: Operand| windows[operand as usize].1;
         let dropout = problem.dropout;
         let seed = call.philox_seed.or(dropout.map(|dropout| dropout.philox_seed)).unwrap_or(0);
         let window = |limit: Option<u32>| limit.unwrap_or(UNLIMITED).min(UNLIMITED) as i32;
@@ -358,10 +359,7 @@ impl Plan {
             s_stride_row: self.s_stride_row(lengths),
             ..Params::default()
         };
-        let windows = pass.kernel.operands()[1..]
-            .iter()
-            .map(|&(operand, _)| self.window(operand, &part, lengths, origins).0)
-            .collect();
+        let windows = pass.kernel.operands()[1..].iter().map(|&(operand, _)| windows[operand as usize].0).collect();
         Dispatch { pass: index, grid, params, windows }
     }
 }

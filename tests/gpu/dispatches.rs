@@ -4,7 +4,7 @@ use wgpu_flash_attention::plan::{Call, Capabilities};
 use wgpu_flash_attention::{Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error};
 
 use crate::support::{
-    Inputs, Library, Variant, check_answer, inputs, library, limited, problem_of, run, run_calls,
+    Inputs, Library, Tensors, Variant, check_answer, inputs, library, limited, problem_of, run, run_calls,
     run_dispatch_by_dispatch,
 };
 
@@ -41,6 +41,46 @@ fn calls_in_one_encoder_keep_their_own_lengths() {
         check_calls(&problem, &calls);
         check_calls(&problem.clone().causal().dropout(0.1, 3), &calls);
         check_calls(&problem.layout(AttentionLayout::bhsd(&shape)).window(Some(9), Some(4)), &calls);
+    }
+}
+
+/// More calls than one buffer of uniforms holds, the first ones again at the end.
+#[test]
+fn hundreds_of_calls_in_one_encoder_keep_their_own_seeds() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 3, 4).seqlen_kv(40)).dropout(0.5, 0);
+    let given = inputs(&problem, 1);
+    let calls: Vec<Call> =
+        (0..600).chain(0..5).map(|seed| Call { philox_seed: Some(seed), ..Call::default() }).collect();
+    let outputs = run_calls(library(Variant::Full), &problem, &given, &calls);
+    for (seed, output) in outputs[..600].iter().enumerate().step_by(37) {
+        let alone = problem.clone().dropout(0.5, seed as u64);
+        assert!(run(library(Variant::Full), &alone, &given) == *output, "seed {seed}");
+    }
+    assert!(outputs[600..] == outputs[..5]);
+    assert!(outputs[0] != outputs[1] && outputs[0] != outputs[256] && outputs[255] != outputs[256]);
+}
+
+/// Bind groups are used again for the same buffers, and for no others.
+#[test]
+fn calls_that_take_turns_keep_their_own_buffers() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 20, 8)).causal();
+    let library = library(Variant::Full);
+    let prepared = library.prepare(&problem).unwrap();
+    let given: Vec<Inputs> = (0..3).map(|seed| inputs(&problem, seed)).collect();
+    let expected: Vec<_> = given.iter().map(|inputs| run(library, &problem, inputs)).collect();
+    for round in 0..4 {
+        let tensors: Vec<_> = given.iter().map(|inputs| Tensors::new(library, &problem, inputs)).collect();
+        for turn in [0, 0, 1, 0, 1, 1, 2] {
+            let mut encoder = library.device().create_command_encoder(&Default::default());
+            prepared.encode(&mut encoder, &tensors[turn].buffers()).unwrap();
+            library.queue().submit([encoder.finish()]);
+        }
+        for (tensors, expected) in tensors.iter().zip(&expected) {
+            assert!(tensors.finish(library, &problem, &Call::default()) == *expected, "round {round}");
+        }
+        if round == 2 {
+            prepared.release_buffers();
+        }
     }
 }
 

@@ -150,7 +150,7 @@ impl Tensors {
     }
 
     /// Reads the outputs of a submitted call back, and checks that all that is not theirs still holds the poison.
-    fn finish(&self, library: &Library, problem: &AttentionProblem, call: &Call) -> Output {
+    pub fn finish(&self, library: &Library, problem: &AttentionProblem, call: &Call) -> Output {
         let solved = problem_of(problem, call);
         let size = problem.element.size() as usize;
         let mut o = self.o.read(library);

@@ -1,0 +1,168 @@
+//! Uniforms and bind groups: made once, used again by every call that needs the same.
+
+use crate::plan::{Operand, Params};
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The part of a buffer that an operand is bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Binding<'a> {
+    pub operand: Operand,
+    pub buffer: &'a wgpu::Buffer,
+    pub offset: u64,
+    /// `None` for the rest of the buffer.
+    pub size: Option<NonZeroU64>,
+}
+
+impl<'a> Binding<'a> {
+    fn entry(&self) -> wgpu::BindGroupEntry<'a> {
+        let Self { operand, buffer, offset, size } = *self;
+        let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size });
+        wgpu::BindGroupEntry { binding: operand.binding(), resource }
+    }
+}
+
+/// Uniform values on the device, shared by all operations. Each value has a place of its own, which is written once
+/// and never again: a call that is recorded, but not yet submitted, keeps its values whatever is recorded after it. When a
+/// buffer of places is full the next one is begun, and the old one lives as long as a bind group holds it.
+#[derive(Debug, Default)]
+pub(super) struct Uniforms(Mutex<Option<Places>>);
+
+#[derive(Debug)]
+struct Places {
+    buffer: wgpu::Buffer,
+    /// Bytes from one place to the next.
+    stride: u64,
+    /// Where each value is, in bytes.
+    offsets: HashMap<[u8; size_of::<Params>()], u32>,
+}
+
+/// Values in one buffer: 64 KiB at WebGPU's alignment.
+const PLACES: usize = 256;
+
+impl Uniforms {
+    /// The buffer that holds `params`, and where.
+    pub(super) fn place(&self, device: &wgpu::Device, queue: &wgpu::Queue, params: &Params) -> (wgpu::Buffer, u32) {
+        let mut places = lock(&self.0);
+        let Places { buffer, stride, offsets } = match places.take() {
+            Some(begun) if begun.offsets.len() < PLACES => places.insert(begun),
+            _ => {
+                let alignment = u64::from(device.limits().min_uniform_buffer_offset_alignment);
+                let stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
+                let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("attention params"),
+                    size: stride * PLACES as u64,
+                    usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                });
+                places.insert(Places { buffer, stride, offsets: HashMap::with_capacity(PLACES) })
+            }
+        };
+        let next = offsets.len() as u64 * *stride;
+        let bytes = bytemuck::cast(*params);
+        let offset = *offsets.entry(bytes).or_insert_with(|| {
+            // The queue writes it before the next submission runs, and so before any call that reads it.
+            queue.write_buffer(buffer, next, &bytes);
+            next as u32
+        });
+        (buffer.clone(), offset)
+    }
+
+    /// Forgets all places: a write may have failed.
+    pub(super) fn clear(&self) {
+        *lock(&self.0) = None;
+    }
+}
+
+/// The bind groups of one operation.
+///
+/// A bind group keeps its buffers alive, and they are the caller's: so one is kept only once the same buffers have come a
+/// second time, no more than [`BIND_GROUPS`] are, and the one unused for longest makes room for the next. Buffers that
+/// are used once are never held on to.
+#[derive(Debug, Default)]
+pub(super) struct BindGroups {
+    hasher: RandomState,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    groups: HashMap<u64, Group>,
+    /// Hashes of bindings that came once, the latest last.
+    seen: VecDeque<u64>,
+    uses: u64,
+}
+
+#[derive(Debug)]
+struct Group {
+    bindings: Vec<(Operand, wgpu::Buffer, u64, Option<NonZeroU64>)>,
+    group: wgpu::BindGroup,
+    last_use: u64,
+}
+
+/// Sets of buffers that one operation remembers: as many as a model with one operation for all of its layers has layers.
+pub(super) const BIND_GROUPS: usize = 128;
+
+impl BindGroups {
+    /// The bind group of the pass with this index and layout.
+    pub(super) fn get(
+        &self,
+        device: &wgpu::Device,
+        (index, layout): (usize, &wgpu::BindGroupLayout),
+        bindings: &[Binding],
+    ) -> wgpu::BindGroup {
+        let hash = self.hasher.hash_one((index, bindings));
+        let mut kept = lock(&self.kept);
+        kept.uses += 1;
+        let now = kept.uses;
+        if let Some(found) = kept.groups.get_mut(&hash)
+            && found.is_of(bindings)
+        {
+            found.last_use = now;
+            return found.group.clone();
+        }
+        let entries: Vec<_> = bindings.iter().map(Binding::entry).collect();
+        let descriptor = wgpu::BindGroupDescriptor { label: Some("attention"), layout, entries: &entries };
+        let group = device.create_bind_group(&descriptor);
+        match kept.seen.iter().position(|&seen| seen == hash) {
+            None => {
+                if kept.seen.len() == BIND_GROUPS {
+                    kept.seen.pop_front();
+                }
+                kept.seen.push_back(hash);
+            }
+            Some(position) => {
+                kept.seen.remove(position);
+                if kept.groups.len() >= BIND_GROUPS
+                    && let Some(&oldest) =
+                        kept.groups.iter().min_by_key(|(_, group)| group.last_use).map(|(hash, _)| hash)
+                {
+                    kept.groups.remove(&oldest);
+                }
+                let bindings = bindings.iter().map(|b| (b.operand, b.buffer.clone(), b.offset, b.size)).collect();
+                kept.groups.insert(hash, Group { bindings, group: group.clone(), last_use: now });
+            }
+        }
+        group
+    }
+
+    /// Lets go of all buffers.
+    pub(super) fn clear(&self) {
+        *lock(&self.kept) = Kept::default();
+    }
+}
+
+impl Group {
+    fn is_of(&self, bindings: &[Binding]) -> bool {
+        self.bindings.len() == bindings.len()
+            && self.bindings.iter().zip(bindings).all(|((operand, buffer, offset, size), binding)| {
+                Binding { operand: *operand, buffer, offset: *offset, size: *size } == *binding
+            })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

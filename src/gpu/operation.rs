@@ -1,0 +1,141 @@
+//! What all prepared operations do: check the caller's buffers, bind them, and record dispatches.
+
+use super::FlashAttention;
+use super::bindings::{BindGroups, Binding};
+use super::pipeline::Pipeline;
+use super::scope::ErrorScope;
+use crate::error::Error;
+use crate::plan::{Call, Dispatch, Operand, Origins, Params, Plan, Usage, Window};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+/// A tensor of the caller's, and what becomes of it.
+pub(super) type Tensor<'a> = (Operand, Usage, wgpu::BufferSlice<'a>);
+
+/// Buffers start at multiples of this, so that four elements of any type are aligned.
+const BUFFER_ALIGNMENT: u64 = 16;
+
+/// A plan with its pipelines, scratch memory and bind groups.
+#[derive(Clone, Debug)]
+pub(super) struct Operation {
+    attention: FlashAttention,
+    pub plan: Plan,
+    pipelines: Vec<Arc<Pipeline>>,
+    scratch: Option<wgpu::Buffer>,
+    /// Bound in place of tensors without elements, which wgpu refuses to bind.
+    nothing: wgpu::Buffer,
+    bind_groups: Arc<BindGroups>,
+}
+
+impl Operation {
+    /// Compiles and allocates.
+    pub(super) async fn new(attention: &FlashAttention, plan: Plan) -> Result<Self, Error> {
+        let mut pipelines = Vec::with_capacity(plan.passes().len());
+        for pass in plan.passes() {
+            pipelines.push(attention.pipelines.get(attention, &pass.specialization).await?);
+        }
+        let scope = ErrorScope::open(&attention.device, "allocating scratch memory");
+        let buffer = |label, size| {
+            let usage = wgpu::BufferUsages::STORAGE;
+            attention.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let scratch = (plan.scratch_bytes() > 0).then(|| buffer("attention scratch", plan.scratch_bytes()));
+        let nothing = buffer("empty tensor", 16);
+        scope.close().await?;
+        let bind_groups = Arc::default();
+        Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups })
+    }
+
+    /// Checks the buffers; the dispatches of a call on them.
+    pub(super) fn dispatches(&self, tensors: &[Tensor], call: &Call) -> Result<Vec<Dispatch>, Error> {
+        let mut origins = Origins::default();
+        for &(operand, usage, slice) in tensors {
+            let needed = self.plan.required_bytes(operand);
+            if needed == 0 {
+                continue;
+            }
+            if !slice.buffer().usage().contains(wgpu::BufferUsages::STORAGE) {
+                return Err(Error::BufferUsage { operand, needed: "STORAGE" });
+            }
+            let found = slice.size();
+            if found < needed {
+                return Err(Error::BufferTooSmall { operand, needed, found });
+            }
+            let found = slice.offset();
+            if found % BUFFER_ALIGNMENT != 0 {
+                return Err(Error::BufferAlignment { operand, needed: BUFFER_ALIGNMENT, found });
+            }
+            if usage == Usage::Write {
+                for &(other, _, slice_other) in tensors {
+                    let is_used = other != operand && self.plan.required_bytes(other) > 0;
+                    if is_used && slice_other.buffer() == slice.buffer() {
+                        return Err(Error::BufferAliased { output: operand, other });
+                    }
+                }
+            }
+            origins[operand as usize] = slice.offset();
+        }
+        self.plan.dispatches(call, &origins)
+    }
+
+    /// Records dispatches as one compute pass.
+    pub(super) fn record(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensors: &[Tensor],
+        dispatches: &[Dispatch],
+    ) -> Result<(), Error> {
+        if dispatches.is_empty() {
+            return Ok(());
+        }
+        let scope = ErrorScope::open(&self.attention.device, "encoding");
+        let mut pass = encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
+        for dispatch in dispatches {
+            let pipeline = &self.pipelines[dispatch.pass];
+            let (group, offset) = self.bind(tensors, dispatch, &pipeline.layout);
+            pass.set_pipeline(&pipeline.pipeline);
+            pass.set_bind_group(0, &group, &[offset]);
+            pass.dispatch_workgroups(dispatch.grid[0], dispatch.grid[1], 1);
+        }
+        drop(pass);
+        let result = scope.close_now();
+        if result.is_err() {
+            // What was made may be broken, and must not be used again.
+            self.attention.uniforms.clear();
+            self.bind_groups.clear();
+        }
+        result
+    }
+
+    /// Lets go of the caller's buffers that bind groups hold.
+    pub(super) fn release_buffers(&self) {
+        self.bind_groups.clear();
+    }
+
+    /// The bind group of a dispatch, and where its uniform begins.
+    fn bind(&self, tensors: &[Tensor], dispatch: &Dispatch, layout: &wgpu::BindGroupLayout) -> (wgpu::BindGroup, u32) {
+        let FlashAttention { device, queue, uniforms, .. } = &self.attention;
+        let (uniform, offset) = uniforms.place(device, queue, &dispatch.params);
+        let size = NonZeroU64::new(size_of::<Params>() as u64);
+        let mut bindings = Vec::with_capacity(1 + dispatch.windows.len());
+        bindings.push(Binding { operand: Operand::Params, buffer: &uniform, offset: 0, size });
+        bindings.extend(dispatch.windows.iter().map(|window| self.binding(tensors, window)));
+        (self.bind_groups.get(device, (dispatch.pass, layout), &bindings), offset)
+    }
+
+    fn binding<'a>(&'a self, tensors: &[Tensor<'a>], window: &Window) -> Binding<'a> {
+        let operand = window.operand;
+        let tensor = tensors.iter().find(|(other, ..)| *other == operand).map(|(.., slice)| slice.buffer());
+        let scratch = || self.scratch.as_ref().filter(|_| operand == Operand::S);
+        match (tensor.or_else(scratch), NonZeroU64::new(window.size)) {
+            (Some(buffer), Some(size)) => Binding { operand, buffer, offset: window.offset, size: Some(size) },
+            _ => Binding { operand, buffer: &self.nothing, offset: 0, size: None },
+        }
+    }
+}

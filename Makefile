@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: demo test lint cross driver clean
+.PHONY: demo test lint cross web driver clean
 
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
@@ -14,7 +14,7 @@ test: driver
 	$(CARGO) test
 
 lint:
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 
@@ -23,6 +23,15 @@ TARGETS = wasm32-unknown-unknown x86_64-pc-windows-gnu aarch64-apple-darwin
 cross:
 	rustup target add $(TARGETS)
 	for target in $(TARGETS); do $(CARGO) check --lib --target $$target || exit 1; done
+	$(CARGO) clippy --package wgpu-flash-attention-web --target wasm32-unknown-unknown -- -D warnings
+
+# The npm package, in web/pkg. Needs Node.js 20.19 or later.
+web: web/node_modules/.package-lock.json
+	rustup target add wasm32-unknown-unknown
+	cd web && CARGO="$(CARGO)" npm run --silent build
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	cd web && npm ci --ignore-scripts
 
 # Without any adapter, Debian's software Vulkan driver is installed, or the user is told.
 driver:

@@ -109,4 +109,10 @@ impl PreparedForward {
     pub fn release_buffers(&self) {
         self.operation.release_buffers();
     }
+
+    /// Frees the scratch memory at once; recording the operation afterwards is an error of wgpu's. Dropping the last
+    /// clone does as much, except in a browser, which frees what its garbage collector finds.
+    pub fn destroy(&self) {
+        self.operation.destroy();
+    }
 }

@@ -90,6 +90,18 @@ impl FlashAttention {
         self
     }
 
+    /// Tells that the caller's device was created with the browser's `subgroups` feature. wgpu 30 neither asks a browser
+    /// for it nor sees it, so JavaScript must have asked; on a device without it every kernel that uses subgroups is
+    /// refused by the browser.
+    #[cfg(target_arch = "wasm32")]
+    pub fn with_browser_subgroups(mut self) -> Self {
+        let mut capabilities = (*self.capabilities).clone();
+        // A browser that does not tell the sizes lets no plan rely on them.
+        capabilities.subgroups = capabilities.subgroup_min_size > 0;
+        self.capabilities = Arc::new(capabilities);
+        self
+    }
+
     /// Whether wgpu adds bounds checks to every access. Off by default: all WGSL is this library's own and in bounds by
     /// construction.
     pub fn with_checked_shaders(mut self, checked_shaders: bool) -> Self {

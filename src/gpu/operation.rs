@@ -118,6 +118,14 @@ impl Operation {
         self.bind_groups.clear();
     }
 
+    /// Frees the scratch memory, whoever still holds the operation.
+    pub(super) fn destroy(&self) {
+        self.bind_groups.clear();
+        if let Some(scratch) = &self.scratch {
+            scratch.destroy();
+        }
+    }
+
     /// The bind group of a dispatch, and where its uniform begins.
     fn bind(&self, tensors: &[Tensor], dispatch: &Dispatch, layout: &wgpu::BindGroupLayout) -> (wgpu::BindGroup, u32) {
         let FlashAttention { device, queue, uniforms, .. } = &self.attention;

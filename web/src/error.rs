@@ -1,0 +1,49 @@
+use wasm_bindgen::prelude::*;
+use wgpu_flash_attention::Error;
+
+/// An error on its way to TypeScript, which makes the right subclass of `Error` of it.
+#[wasm_bindgen]
+pub struct Failure {
+    kind: &'static str,
+    message: String,
+}
+
+#[wasm_bindgen]
+impl Failure {
+    /// Which subclass.
+    #[wasm_bindgen(getter)]
+    pub fn kind(&self) -> String {
+        self.kind.into()
+    }
+
+    /// The crate's message.
+    #[wasm_bindgen(getter)]
+    pub fn message(&self) -> String {
+        self.message.clone()
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(kind: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::InvalidProblem(_) => "InvalidProblem",
+            Error::Unsupported { .. } | Error::TooLarge { .. } => "Unsupported",
+            Error::BufferTooSmall { .. }
+            | Error::BufferUsage { .. }
+            | Error::BufferAlignment { .. }
+            | Error::BufferAliased { .. } => "Buffer",
+            Error::OutOfMemory(_) => "OutOfMemory",
+            Error::DeviceLost(_) => "DeviceLost",
+            Error::NoAdapter(_) => "NoWebGPU",
+            Error::Shader { .. } => "Shader",
+            _ => "Gpu",
+        };
+        Self::new(kind, error.to_string())
+    }
+}

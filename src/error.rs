@@ -188,6 +188,16 @@ pub enum InvalidProblem {
     /// A dropout chance outside [0, 1).
     #[error("dropout_p = {0}; it must be at least 0 and below 1")]
     DropoutP(f64),
+    /// Gradients in a type that is neither that of the inputs nor f32.
+    #[error(
+        "gradients of {element:?} inputs cannot be stored as {found:?}; they are stored in the inputs' type or in F32"
+    )]
+    GradientElement {
+        /// The type of the inputs.
+        element: Element,
+        /// The type that was asked for.
+        found: Element,
+    },
     /// A softmax_scale that is not finite.
     #[error("softmax_scale = {0}; it must be a finite f32")]
     SoftmaxScale(f64),

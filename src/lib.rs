@@ -33,7 +33,10 @@ pub mod reference;
 pub mod shader;
 
 pub use error::{Error, InvalidProblem};
-pub use gpu::{FlashAttention, ForwardBuffers, ForwardOutput, PreparedForward};
+pub use gpu::{
+    BackwardBuffers, BackwardOutput, BackwardSlices, FlashAttention, ForwardBuffers, ForwardOutput, PreparedBackward,
+    PreparedForward,
+};
 pub use plan::{Call, Capabilities, Operand, Plan};
 pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask,

@@ -51,8 +51,12 @@ fn variants() -> Vec<Specialization> {
                         shapes.map(|shape| AttentionProblem::new(shape).element(element).algorithm(algorithm))
                     {
                         for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 7)] {
-                            let plan = Plan::new(&problem, &device).expect("every device runs every problem");
-                            variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                            let forward = Plan::new(&problem, &device).expect("every device runs every problem");
+                            let backward = Plan::backward(&problem, &device).expect("backward too");
+                            let in_f32 = Plan::backward(&problem.f32_gradients(), &device).expect("in f32 too");
+                            for plan in [forward, backward, in_f32] {
+                                variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                            }
                         }
                     }
                 }

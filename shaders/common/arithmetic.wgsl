@@ -8,3 +8,8 @@ fn dot_add(a: vec4<f32>, b: vec4<f32>, c: f32) -> f32 {
 fn add_visible(p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {
   return select(o, fma(vec4<f32>(p), v, o), vec4<bool>(!(p == 0.0)));
 }
+
+// o + p · v where the pair is seen, else o.
+fn add_seen(seen: bool, p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {
+  return select(o, fma(vec4<f32>(p), v, o), vec4<bool>(seen));
+}

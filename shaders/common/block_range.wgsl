@@ -9,12 +9,20 @@ struct BlockRange {
 }
 
 fn block_range(first_row: u32, last_row: u32) -> BlockRange {
-  // The first row's window starts and ends first.
-  let top = visible_keys(first_row);
-  let bottom = visible_keys(last_row);
+  return tiles_between(visible_keys(first_row), visible_keys(last_row), TILE_KV);
+}
+
+// The Q tiles with a row that sees some key of a KV tile, and those in between whose rows all see all of its keys.
+fn row_range(first_key: u32, last_key: u32) -> BlockRange {
+  return tiles_between(seeing_rows(first_key), seeing_rows(last_key), TILE_Q);
+}
+
+// Tiles of a range whose first entry is seen from `top.x` to `top.y` and whose last entry from `bottom.x` to `bottom.y`.
+fn tiles_between(top: vec2<i32>, bottom: vec2<i32>, side: u32) -> BlockRange {
+  // The first one's window starts and ends first.
   let end = max(bottom.y, 0);
   let first = min(top.x, end);
-  let tile = i32(TILE_KV);
+  let tile = i32(side);
   var range = BlockRange(0u, 0u, 0u, 0u);
   range.first = u32(first / tile);
   range.end = u32((end + tile - 1) / tile);

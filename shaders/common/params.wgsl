@@ -51,18 +51,40 @@ struct Params {
   lse_stride_head: u32,
   // Elements from one row of the score matrix to the next (standard attention).
   s_stride_row: u32,
+  // The keys that this dispatch covers; all of them but where a workgroup owns keys.
+  key_first: u32,
+  key_count: u32,
+  // Backward. LSE, its gradient and D have the same strides.
+  has_d_lse: u32,
+  d_lse_offset: u32,
+  delta_offset: u32,
+  d_o_offset: u32,
+  d_o_stride_batch: u32,
+  d_o_stride_row: u32,
+  d_o_stride_head: u32,
+  dq_offset: u32,
+  dq_stride_batch: u32,
+  dq_stride_row: u32,
+  dq_stride_head: u32,
+  dk_offset: u32,
+  dk_stride_batch: u32,
+  dk_stride_row: u32,
+  dk_stride_head: u32,
+  dv_offset: u32,
+  dv_stride_batch: u32,
+  dv_stride_row: u32,
+  dv_stride_head: u32,
   padding_0: u32,
   padding_1: u32,
-  padding_2: u32,
 }
 
 @group(0) @binding(BINDING_params) var<uniform> params: Params;
 
 const LN_2 = 0.6931471805599453;
+const LOG2_E = 1.4426950408889634;
 
 // Stands for −∞ inside the kernels: WGSL compilers may assume that there are no infinities.
 const MASKED = -3.0e38;
 
-// LANES neighbouring invocations share each row of a Q tile.
-const ROW_LANES = TILE_Q / THREAD_ROWS;
+// LANES neighbouring invocations share each row, of a Q tile or (where a workgroup owns keys) of a KV tile.
 const INVOCATIONS = LANES * ROW_LANES;

@@ -27,11 +27,15 @@ fn philox4x32_10(key: vec2<u32>, counter: vec4<u32>) -> vec4<u32> {
   return c;
 }
 
-// Zeroes the dropped ones of the probabilities of row i and the keys key, key + 1, key + 2, key + 3 (key is a multiple
-// of 4). Head and row are those of the whole problem.
-fn dropout(p: vec4<f32>, batch: u32, head: u32, i: u32, key: u32) -> vec4<f32> {
+// Which of the probabilities of row i and the keys key, key + 1, key + 2, key + 3 (key is a multiple of 4) are kept. Head
+// and row are those of the whole problem.
+fn kept(batch: u32, head: u32, i: u32, key: u32) -> vec4<bool> {
   let seed = vec2<u32>(params.philox_seed_low, params.philox_seed_high);
   let counter = vec4<u32>(key / 4u, i, batch * params.num_heads + head, params.philox_offset);
-  let keep = philox4x32_10(seed, counter) >= vec4<u32>(params.dropout_threshold);
-  return select(vec4<f32>(0.0), p, keep);
+  return philox4x32_10(seed, counter) >= vec4<u32>(params.dropout_threshold);
+}
+
+// Zeroes the dropped ones of these probabilities.
+fn dropout(p: vec4<f32>, batch: u32, head: u32, i: u32, key: u32) -> vec4<f32> {
+  return select(vec4<f32>(0.0), p, kept(batch, head, i, key));
 }

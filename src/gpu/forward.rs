@@ -96,11 +96,7 @@ impl PreparedForward {
         call: &Call,
         range: Range<usize>,
     ) -> Result<(), Error> {
-        let tensors = buffers.tensors();
-        let dispatches = self.operation.dispatches(&tensors, call)?;
-        let (start, end, count) = (range.start, range.end, dispatches.len());
-        let dispatches = dispatches.get(range).ok_or(Error::NoSuchDispatch { start, end, count })?;
-        self.operation.record(encoder, &tensors, dispatches)
+        self.operation.record_range(encoder, &buffers.tensors(), call, range)
     }
 
     /// Lets go of the caller's buffers. Buffers that came in two or more of the last calls are remembered, at most 128 sets

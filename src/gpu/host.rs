@@ -1,10 +1,11 @@
 //! The form for people who only have slices: upload, run, read back.
 
+use super::FlashAttention;
+use super::operation::{Operation, Tensor};
 use super::scope::ErrorScope;
-use super::{FlashAttention, ForwardBuffers, PreparedForward};
 use crate::error::Error;
-use crate::plan::{Call, Operand, Plan};
-use crate::problem::{AttentionProblem, ElementType};
+use crate::plan::{Call, Operand, Plan, Usage};
+use crate::problem::{AttentionProblem, Element, ElementType};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,36 @@ pub struct ForwardOutput<T> {
     pub o: Vec<T>,
     /// The log-sum-exp of each row, `[batch, num_heads, seqlen_q]`.
     pub lse: Vec<f32>,
+}
+
+/// What the slice form of the backward pass takes, each in its layout and perhaps longer than needed.
+#[derive(Clone, Copy, Debug)]
+pub struct BackwardSlices<'a, T> {
+    /// Queries.
+    pub q: &'a [T],
+    /// Keys.
+    pub k: &'a [T],
+    /// Values.
+    pub v: &'a [T],
+    /// The output of the forward pass.
+    pub o: &'a [T],
+    /// The log-sum-exp of the forward pass, `[batch, num_heads, seqlen_q]`.
+    pub lse: &'a [f32],
+    /// The gradient of O.
+    pub d_o: &'a [T],
+    /// The gradient of LSE, if there is one.
+    pub d_lse: Option<&'a [f32]>,
+}
+
+/// What the slice form of the backward pass returns, in the problem's gradient layout; places between rows are 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackwardOutput<T> {
+    /// The gradient of Q.
+    pub dq: Vec<T>,
+    /// The gradient of K.
+    pub dk: Vec<T>,
+    /// The gradient of V.
+    pub dv: Vec<T>,
 }
 
 impl FlashAttention {
@@ -34,74 +65,150 @@ impl FlashAttention {
         k: &[T],
         v: &[T],
     ) -> Result<ForwardOutput<T>, Error> {
-        if T::ELEMENT != problem.element {
-            return Err(Error::ElementMismatch { expected: problem.element, found: T::ELEMENT });
-        }
+        expect_element::<T>(problem.element)?;
         let plan = Plan::new(problem, &self.capabilities)?;
-        for (operand, slice) in [(Operand::Q, q), (Operand::K, k), (Operand::V, v)] {
-            let (needed, found) = (plan.required_len(operand), slice.len() as u64);
-            if found < needed {
-                return Err(Error::SliceTooShort { operand, needed, found });
-            }
-        }
-        let prepared = PreparedForward::new(self, plan).await?;
-        let scope = ErrorScope::open(&self.device, "uploading, running or reading back");
-        let result = self.run(&prepared, q, k, v);
-        scope.close().await?;
-        let (o, lse) = result?;
-        let (o, lse) = (o.bytes(&self.device).await?, lse.bytes(&self.device).await?);
-        let plan = prepared.plan();
+        let inputs =
+            [Input::new(&plan, Operand::Q, q)?, Input::new(&plan, Operand::K, k)?, Input::new(&plan, Operand::V, v)?];
+        let [o, lse] = self.run(plan.clone(), &inputs, [Operand::O, Operand::Lse]).await?;
         Ok(ForwardOutput {
             o: elements(&o, plan.required_len(Operand::O)),
             lse: elements(&lse, plan.required_len(Operand::Lse)),
         })
     }
 
-    fn run<T: ElementType>(
+    /// Uploads what the forward pass took and gave, and the gradient of O; reads the gradients of Q, K and V back.
+    ///
+    /// # Errors
+    /// As [`FlashAttention::forward`]; [`Error::ElementMismatch`] also for a problem with
+    /// [`f32_gradients`](AttentionProblem::f32_gradients) that are not T: see [`FlashAttention::backward_in_f32`].
+    pub async fn backward<T: ElementType>(
         &self,
-        prepared: &PreparedForward,
-        q: &[T],
-        k: &[T],
-        v: &[T],
-    ) -> Result<(Readback, Readback), Error> {
-        let plan = prepared.plan();
-        let input = |operand: Operand, slice: &[T]| {
-            let bytes = bytemuck::cast_slice(&slice[..plan.required_len(operand) as usize]);
-            buffer_with(&self.device, operand.name(), bytes, wgpu::BufferUsages::STORAGE)
-        };
-        let (q, k, v) = (input(Operand::Q, q)?, input(Operand::K, k)?, input(Operand::V, v)?);
+        problem: &AttentionProblem,
+        slices: &BackwardSlices<'_, T>,
+    ) -> Result<BackwardOutput<T>, Error> {
+        self.gradients(problem, slices).await
+    }
+
+    /// As [`FlashAttention::backward`], with gradients in f32, whatever the type of the other tensors.
+    ///
+    /// # Errors
+    /// As [`FlashAttention::backward`].
+    pub async fn backward_in_f32<T: ElementType>(
+        &self,
+        problem: &AttentionProblem,
+        slices: &BackwardSlices<'_, T>,
+    ) -> Result<BackwardOutput<f32>, Error> {
+        self.gradients(&problem.clone().f32_gradients(), slices).await
+    }
+
+    async fn gradients<T: ElementType, G: ElementType>(
+        &self,
+        problem: &AttentionProblem,
+        slices: &BackwardSlices<'_, T>,
+    ) -> Result<BackwardOutput<G>, Error> {
+        expect_element::<T>(problem.element)?;
+        expect_element::<G>(problem.gradient_element_in_force())?;
+        let plan = Plan::backward(problem, &self.capabilities)?;
+        let mut inputs = vec![
+            Input::new(&plan, Operand::Q, slices.q)?,
+            Input::new(&plan, Operand::K, slices.k)?,
+            Input::new(&plan, Operand::V, slices.v)?,
+            Input::new(&plan, Operand::O, slices.o)?,
+            Input::new(&plan, Operand::Lse, slices.lse)?,
+            Input::new(&plan, Operand::DO, slices.d_o)?,
+        ];
+        if let Some(d_lse) = slices.d_lse {
+            inputs.push(Input::new(&plan, Operand::DLse, d_lse)?);
+        }
+        let outputs = [Operand::Dq, Operand::Dk, Operand::Dv];
+        let [dq, dk, dv] = self.run(plan.clone(), &inputs, outputs).await?;
+        let [dq_len, dk_len, dv_len] = outputs.map(|operand| plan.required_len(operand));
+        Ok(BackwardOutput { dq: elements(&dq, dq_len), dk: elements(&dk, dk_len), dv: elements(&dv, dv_len) })
+    }
+
+    /// Compiles, uploads, runs and reads back.
+    async fn run<const N: usize>(
+        &self,
+        plan: Plan,
+        inputs: &[Input<'_>],
+        outputs: [Operand; N],
+    ) -> Result<[Vec<u8>; N], Error> {
+        let operation = Operation::new(self, plan).await?;
+        let scope = ErrorScope::open(&self.device, "uploading, running or reading back");
+        let result = self.submit(&operation, inputs, &outputs);
+        scope.close().await?;
+        let mut results = [const { Vec::new() }; N];
+        for (bytes, readback) in results.iter_mut().zip(result?) {
+            *bytes = readback.bytes(&self.device).await?;
+        }
+        Ok(results)
+    }
+
+    fn submit(&self, operation: &Operation, inputs: &[Input<'_>], outputs: &[Operand]) -> Result<Vec<Readback>, Error> {
         let output = |operand: Operand, usage| {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(operand.name()),
-                size: plan.required_bytes(operand).max(16),
+                size: operation.plan.required_bytes(operand).max(16),
                 usage,
                 mapped_at_creation: false,
             })
         };
-        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-        let (o, lse) = (output(Operand::O, storage), output(Operand::Lse, storage));
-        let buffers =
-            ForwardBuffers { q: q.slice(..), k: k.slice(..), v: v.slice(..), o: o.slice(..), lse: lse.slice(..) };
+        let mut buffers = Vec::with_capacity(inputs.len() + outputs.len());
+        for Input { operand, bytes } in inputs {
+            let buffer = buffer_with(&self.device, operand.name(), bytes, wgpu::BufferUsages::STORAGE)?;
+            buffers.push((*operand, Usage::Read, buffer));
+        }
+        for &operand in outputs {
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+            buffers.push((operand, Usage::Write, output(operand, usage)));
+        }
+        let tensors: Vec<Tensor> =
+            buffers.iter().map(|(operand, usage, buffer)| (*operand, *usage, buffer.slice(..))).collect();
 
         let encoder = || self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let call = Call::default();
         let mut last = encoder();
-        if plan.problem().max_flops_per_dispatch.is_some() {
+        let dispatches = operation.dispatches(&tensors, &call)?;
+        if operation.plan.problem().max_flops_per_dispatch.is_some() {
             // A watchdog counts submissions, so each part goes alone.
-            for index in 0..prepared.num_dispatches(&call)? {
+            for dispatch in dispatches.chunks(1) {
                 let mut encoder = encoder();
-                prepared.encode_dispatches(&mut encoder, &buffers, &call, index..index + 1)?;
+                operation.record(&mut encoder, &tensors, dispatch)?;
                 self.queue.submit([encoder.finish()]);
             }
         } else {
-            prepared.encode(&mut last, &buffers)?;
+            operation.record(&mut last, &tensors, &dispatches)?;
         }
-        let readback = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let (o_host, lse_host) = (output(Operand::O, readback), output(Operand::Lse, readback));
-        last.copy_buffer_to_buffer(&o, 0, &o_host, 0, None);
-        last.copy_buffer_to_buffer(&lse, 0, &lse_host, 0, None);
+        let hosts: Vec<wgpu::Buffer> = buffers[inputs.len()..]
+            .iter()
+            .map(|(operand, _, buffer)| {
+                let host = output(*operand, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+                last.copy_buffer_to_buffer(buffer, 0, &host, 0, None);
+                host
+            })
+            .collect();
         self.queue.submit([last.finish()]);
-        Ok((Readback::start(o_host), Readback::start(lse_host)))
+        Ok(hosts.into_iter().map(Readback::start).collect())
+    }
+}
+
+fn expect_element<T: ElementType>(expected: Element) -> Result<(), Error> {
+    if T::ELEMENT == expected { Ok(()) } else { Err(Error::ElementMismatch { expected, found: T::ELEMENT }) }
+}
+
+/// The bytes of a tensor on the host.
+struct Input<'a> {
+    operand: Operand,
+    bytes: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    fn new<T: bytemuck::Pod>(plan: &Plan, operand: Operand, slice: &'a [T]) -> Result<Self, Error> {
+        let (needed, found) = (plan.required_len(operand), slice.len() as u64);
+        if found < needed {
+            return Err(Error::SliceTooShort { operand, needed, found });
+        }
+        Ok(Self { operand, bytes: bytemuck::cast_slice(&slice[..needed as usize]) })
     }
 }
 

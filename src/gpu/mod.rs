@@ -1,5 +1,6 @@
 //! The only code that calls wgpu: pipelines, bind groups, encoding, readback.
 
+mod backward;
 mod bindings;
 mod device;
 mod forward;
@@ -8,11 +9,12 @@ mod operation;
 mod pipeline;
 mod scope;
 
+pub use backward::{BackwardBuffers, PreparedBackward};
 pub use forward::{ForwardBuffers, PreparedForward};
-pub use host::ForwardOutput;
+pub use host::{BackwardOutput, BackwardSlices, ForwardOutput};
 
 use crate::error::Error;
-use crate::plan::{Capabilities, Plan};
+use crate::plan::{Capabilities, Direction, Plan};
 use crate::problem::AttentionProblem;
 use bindings::Uniforms;
 use pipeline::Pipelines;
@@ -136,18 +138,45 @@ impl FlashAttention {
         self.prepare_plan(Plan::new(problem, &self.capabilities)?).await
     }
 
-    /// Compiles a plan that was made for this device's capabilities.
+    /// The same for the gradients of a problem: what [`PreparedForward::encode`] computed goes in with the gradient of O.
+    ///
+    /// # Errors
+    /// Those of [`Plan::backward`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    pub async fn prepare_backward(&self, problem: &AttentionProblem) -> Result<PreparedBackward, Error> {
+        self.prepare_backward_plan(Plan::backward(problem, &self.capabilities)?).await
+    }
+
+    /// Compiles a forward plan that was made for this device's capabilities.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device; [`Error::Unsupported`] for a plan
-    /// made for other capabilities.
+    /// made for other capabilities, or for the backward pass.
     pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedForward, Error> {
+        PreparedForward::new(self, self.own(plan, Direction::Forward)?).await
+    }
+
+    /// Compiles a backward plan that was made for this device's capabilities.
+    ///
+    /// # Errors
+    /// As [`FlashAttention::prepare_plan`].
+    pub async fn prepare_backward_plan(&self, plan: Plan) -> Result<PreparedBackward, Error> {
+        PreparedBackward::new(self, self.own(plan, Direction::Backward)?).await
+    }
+
+    /// The plan, if it was made for this device and direction.
+    fn own(&self, plan: Plan, direction: Direction) -> Result<Plan, Error> {
         if plan.capabilities() != self.capabilities() {
             return Err(Error::Unsupported {
                 feature: "plans for another device",
                 reason: "the plan was made with other capabilities; plan with FlashAttention::capabilities".into(),
             });
         }
-        PreparedForward::new(self, plan).await
+        if plan.direction() != direction {
+            return Err(Error::Unsupported {
+                feature: "plans for another direction",
+                reason: format!("the plan is {:?}, {direction:?} was prepared", plan.direction()),
+            });
+        }
+        Ok(plan)
     }
 }

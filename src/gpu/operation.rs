@@ -7,6 +7,7 @@ use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Call, Dispatch, Operand, Origins, Params, Plan, Usage, Window};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A tensor of the caller's, and what becomes of it.
@@ -21,7 +22,7 @@ pub(super) struct Operation {
     attention: FlashAttention,
     pub plan: Plan,
     pipelines: Vec<Arc<Pipeline>>,
-    scratch: Option<wgpu::Buffer>,
+    scratch: Vec<(Operand, wgpu::Buffer)>,
     /// Bound in place of tensors without elements, which wgpu refuses to bind.
     nothing: wgpu::Buffer,
     bind_groups: Arc<BindGroups>,
@@ -44,7 +45,7 @@ impl Operation {
                 mapped_at_creation: false,
             })
         };
-        let scratch = (plan.scratch_bytes() > 0).then(|| buffer("attention scratch", plan.scratch_bytes()));
+        let scratch = plan.scratch().iter().map(|&(operand, bytes)| (operand, buffer(operand.name(), bytes))).collect();
         let nothing = buffer("empty tensor", 16);
         scope.close().await?;
         let bind_groups = Arc::default();
@@ -78,9 +79,23 @@ impl Operation {
                     }
                 }
             }
-            origins[operand as usize] = slice.offset();
+            origins[operand as usize] = Some(slice.offset());
         }
         self.plan.dispatches(call, &origins)
+    }
+
+    /// Records some of the dispatches of a call.
+    pub(super) fn record_range(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensors: &[Tensor],
+        call: &Call,
+        range: Range<usize>,
+    ) -> Result<(), Error> {
+        let dispatches = self.dispatches(tensors, call)?;
+        let (start, end, count) = (range.start, range.end, dispatches.len());
+        let dispatches = dispatches.get(range).ok_or(Error::NoSuchDispatch { start, end, count })?;
+        self.record(encoder, tensors, dispatches)
     }
 
     /// Records dispatches as one compute pass.
@@ -140,7 +155,7 @@ impl Operation {
     fn binding<'a>(&'a self, tensors: &[Tensor<'a>], window: &Window) -> Binding<'a> {
         let operand = window.operand;
         let tensor = tensors.iter().find(|(other, ..)| *other == operand).map(|(.., slice)| slice.buffer());
-        let scratch = || self.scratch.as_ref().filter(|_| operand == Operand::S);
+        let scratch = || self.scratch.iter().find(|(other, _)| *other == operand).map(|(_, buffer)| buffer);
         match (tensor.or_else(scratch), NonZeroU64::new(window.size)) {
             (Some(buffer), Some(size)) => Binding { operand, buffer, offset: window.offset, size: Some(size) },
             _ => Binding { operand, buffer: &self.nothing, offset: 0, size: None },

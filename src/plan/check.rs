@@ -1,8 +1,8 @@
 //! Is the problem sound? The one place that asks.
 
-use super::Operand;
+use super::{Direction, Operand};
 use crate::error::{Error, InvalidProblem};
-use crate::problem::{AttentionProblem, TensorLayout};
+use crate::problem::{AttentionProblem, Element, TensorLayout};
 
 /// The largest head_dim and head_dim_v that a kernel exists for.
 pub const MAX_HEAD_DIM: u32 = 256;
@@ -10,7 +10,7 @@ pub const MAX_HEAD_DIM: u32 = 256;
 /// The largest batch, number of heads and length: positions, and sums of a position and a window, stay within i32.
 pub const MAX_LENGTH: u32 = 1 << 29;
 
-pub(super) fn check(problem: &AttentionProblem) -> Result<(), Error> {
+pub(super) fn check(problem: &AttentionProblem, direction: Direction) -> Result<(), Error> {
     let shape = &problem.shape;
     if shape.num_heads != 0 && (shape.num_heads_kv == 0 || !shape.num_heads.is_multiple_of(shape.num_heads_kv)) {
         let (num_heads, num_heads_kv) = (shape.num_heads, shape.num_heads_kv);
@@ -44,13 +44,19 @@ pub(super) fn check(problem: &AttentionProblem) -> Result<(), Error> {
     if problem.max_flops_per_dispatch == Some(0) {
         return Err(InvalidProblem::NoWorkAllowed.into());
     }
-    for operand in [Operand::Q, Operand::K, Operand::V, Operand::O] {
+    let found = problem.gradient_element_in_force();
+    if found != problem.element && found != Element::F32 {
+        return Err(InvalidProblem::GradientElement { element: problem.element, found }.into());
+    }
+    for &operand in direction.operands().iter().filter(|operand| operand.is_tensor()) {
         if required_bytes(problem, operand).is_none() {
             return Err(InvalidProblem::LayoutOverflows(operand).into());
         }
     }
-    if overlaps(&problem.layout.o, &extent(problem, Operand::O)) {
-        return Err(InvalidProblem::LayoutOverlaps(Operand::O).into());
+    for &operand in direction.outputs() {
+        if overlaps(&layout(problem, operand), &extent(problem, operand)) {
+            return Err(InvalidProblem::LayoutOverlaps(operand).into());
+        }
     }
     Ok(())
 }
@@ -68,22 +74,35 @@ pub(super) fn extent(problem: &AttentionProblem, operand: Operand) -> Extent {
     let shape = &problem.shape;
     let batch = shape.batch;
     match operand {
-        Operand::Q => Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: shape.head_dim },
-        Operand::K => Extent { batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim: shape.head_dim },
-        Operand::V => Extent { batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim: shape.head_dim_v },
-        Operand::O => Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: shape.head_dim_v },
-        Operand::Lse => Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: 1 },
-        Operand::Params | Operand::S => Extent { batch: 0, rows: 0, heads: 0, dim: 0 },
+        Operand::Q | Operand::Dq => Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: shape.head_dim },
+        Operand::K | Operand::Dk => {
+            Extent { batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim: shape.head_dim }
+        }
+        Operand::V | Operand::Dv => {
+            Extent { batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim: shape.head_dim_v }
+        }
+        Operand::O | Operand::DO => {
+            Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: shape.head_dim_v }
+        }
+        Operand::Lse | Operand::DLse | Operand::Delta => {
+            Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: 1 }
+        }
+        Operand::Params | Operand::S | Operand::Dp => Extent { batch: 0, rows: 0, heads: 0, dim: 0 },
     }
 }
 
 pub(super) fn layout(problem: &AttentionProblem, operand: Operand) -> TensorLayout {
     let layout = &problem.layout;
+    let gradients = problem.gradient_layout_in_force();
     match operand {
         Operand::Q => layout.q,
         Operand::K => layout.k,
         Operand::V => layout.v,
         Operand::O => layout.o,
+        Operand::Dq => gradients.q,
+        Operand::Dk => gradients.k,
+        Operand::Dv => gradients.v,
+        Operand::DO => gradients.o,
         // [batch, num_heads, seqlen_q]
         _ => TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 1),
     }
@@ -91,8 +110,9 @@ pub(super) fn layout(problem: &AttentionProblem, operand: Operand) -> TensorLayo
 
 pub(super) fn element_size(problem: &AttentionProblem, operand: Operand) -> u64 {
     match operand {
-        Operand::Q | Operand::K | Operand::V | Operand::O => problem.element.size(),
-        Operand::Params | Operand::Lse | Operand::S => 4,
+        Operand::Dq | Operand::Dk | Operand::Dv => problem.gradient_element_in_force().size(),
+        operand if operand.is_tensor() => problem.element.size(),
+        _ => 4,
     }
 }
 

@@ -1,8 +1,10 @@
 //! How a call is cut into dispatches: part of the problem, grid, bindings and uniform of each.
 
 use super::check::{self, Extent};
-use super::{Kernel, Operand, Params, Pass, Plan};
+use super::parts::{Lengths, Part};
+use super::{Operand, Params, Plan};
 use crate::error::Error;
+use crate::problem::TensorLayout;
 use std::f64::consts::LOG2_E;
 
 /// What may change from one call to the next without preparing again. `None` keeps what the problem says.
@@ -18,8 +20,9 @@ pub struct Call {
     pub seqlen_kv: Option<u32>,
 }
 
-/// Where each tensor starts in its buffer, in bytes, indexed by `Operand as usize`.
-pub type Origins = [u64; Operand::ALL.len()];
+/// Where each tensor starts in its buffer, in bytes, indexed by `Operand as usize`; `None` for those that the caller did
+/// not give.
+pub type Origins = [Option<u64>; Operand::ALL.len()];
 
 /// The part of a buffer that a dispatch binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,24 +51,6 @@ pub struct Dispatch {
 /// A window of this many keys or more is no limit: lengths end at 2²⁹.
 const UNLIMITED: u32 = 1 << 30;
 
-/// A part of the problem: ranges of sequences, heads and rows.
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    batch_first: u32,
-    batch_count: u32,
-    head_first: u32,
-    head_count: u32,
-    row_first: u32,
-    row_count: u32,
-}
-
-/// The lengths of one call.
-#[derive(Clone, Copy)]
-struct Lengths {
-    seqlen_q: u32,
-    seqlen_kv: u32,
-}
-
 impl Plan {
     /// The dispatches of one call, in order; none where there is nothing to write.
     ///
@@ -84,27 +69,16 @@ impl Plan {
                 return Err(Error::LengthExceedsPrepared { name, found, prepared });
             }
         }
-        if shape.batch == 0 || shape.num_heads == 0 || lengths.seqlen_q == 0 {
+        if shape.batch == 0 || shape.num_heads == 0 {
             return Ok(Vec::new());
         }
-        let step = self.step(lengths, self.scratch_bytes)?;
         let mut dispatches = Vec::new();
-        for batch_first in (0..shape.batch).step_by(step.batch_count as usize) {
-            for head_first in (0..shape.num_heads).step_by(step.head_count as usize) {
-                for row_first in (0..lengths.seqlen_q).step_by(step.row_count as usize) {
-                    let part = Part {
-                        batch_first,
-                        batch_count: step.batch_count.min(shape.batch - batch_first),
-                        head_first,
-                        head_count: step.head_count.min(shape.num_heads - head_first),
-                        row_first,
-                        row_count: step.row_count.min(lengths.seqlen_q - row_first),
-                    };
-                    for (index, pass) in self.passes.iter().enumerate() {
-                        // Without keys there are no scores to compute.
-                        if self.workgroups(pass.kernel, &part, lengths) > 0 {
-                            dispatches.push(self.dispatch(index, pass, call, lengths, part, origins));
-                        }
+        for stage in self.stages() {
+            for part in self.parts(&stage, lengths, self.score_bytes())? {
+                for index in stage.clone() {
+                    // Without keys there are no scores to compute.
+                    if self.workgroups(index, &part, lengths) > 0 {
+                        dispatches.push(self.dispatch(index, call, lengths, part, origins));
                     }
                 }
             }
@@ -112,143 +86,13 @@ impl Plan {
         Ok(dispatches)
     }
 
-    /// Bytes of scratch for the largest part that a dispatch covers.
-    pub(super) fn measure_scratch(&self) -> Result<u64, Error> {
-        let shape = &self.problem.shape;
-        let lengths = Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv };
-        if shape.batch == 0 || shape.num_heads == 0 || lengths.seqlen_q == 0 {
-            return Ok(0);
-        }
-        let step = self.step(lengths, self.max_binding().min(self.capabilities.max_buffer))?;
-        // An empty score matrix still needs something to bind.
-        Ok(self.scratch_of(&step, lengths).max(if self.uses_scratch() { 16 } else { 0 }))
-    }
-
-    fn uses_scratch(&self) -> bool {
-        self.passes.iter().any(|pass| pass.kernel.operands().iter().any(|&(operand, _)| operand == Operand::S))
-    }
-
-    fn scratch_of(&self, part: &Part, lengths: Lengths) -> u64 {
-        if !self.uses_scratch() {
-            return 0;
-        }
-        let rows = u64::from(part.batch_count) * u64::from(part.head_count) * u64::from(part.row_count);
-        rows.saturating_mul(4 * u64::from(self.s_stride_row(lengths)))
-    }
-
-    fn s_stride_row(&self, lengths: Lengths) -> u32 {
-        lengths.seqlen_kv.next_multiple_of(self.tiles.tile_kv)
-    }
-
-    /// The longest binding: a shader addresses its elements with 32 bits.
-    fn max_binding(&self) -> u64 {
-        self.capabilities.max_binding.min(u64::from(u32::MAX) - 3)
-    }
-
-    /// How much of the problem one dispatch takes: all of it, halved over sequences, then heads, then rows until every
-    /// limit holds. The bound on work is given up at one Q tile; the others are errors there.
-    fn step(&self, lengths: Lengths, max_scratch: u64) -> Result<Part, Error> {
-        let shape = &self.problem.shape;
-        let mut step = Part {
-            batch_first: 0,
-            batch_count: shape.batch,
-            head_first: 0,
-            head_count: shape.num_heads,
-            row_first: 0,
-            row_count: lengths.seqlen_q,
-        };
-        loop {
-            let refusal = self.refusal(&step, lengths, max_scratch);
-            let too_long = self.flops_at_most(&step, lengths) > self.problem.max_flops_per_dispatch.unwrap_or(u64::MAX);
-            if refusal.is_none() && !too_long {
-                return Ok(step);
-            }
-            let tile_q = self.tiles.tile_q;
-            if step.batch_count > 1 {
-                step.batch_count = step.batch_count.div_ceil(2);
-            } else if step.head_count > 1 {
-                step.head_count = step.head_count.div_ceil(2);
-            } else if step.row_count > tile_q {
-                step.row_count = step.row_count.div_ceil(2).next_multiple_of(tile_q);
-                if step.row_count >= lengths.seqlen_q {
-                    step.row_count = tile_q;
-                }
-            } else {
-                return refusal.map_or(Ok(step), Err);
-            }
-        }
-    }
-
-    /// Which limit of the device a part of this size passes, if any.
-    fn refusal(&self, part: &Part, lengths: Lengths, max_scratch: u64) -> Option<Error> {
-        for operand in [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse] {
-            let counts = self.extent_of(operand, part, lengths, true);
-            let size = check::element_size(&self.problem, operand);
-            // Bindings start at aligned offsets, up to one alignment before the tensor's first element.
-            let needed = check::layout(&self.problem, operand)
-                .required_len(counts.batch, counts.rows, counts.heads, counts.dim)
-                .and_then(|len| (len - check::layout(&self.problem, operand).offset.min(len)).checked_mul(size))
-                .and_then(|bytes| bytes.checked_add(self.capabilities.binding_alignment))
-                .unwrap_or(u64::MAX);
-            if needed > self.max_binding() {
-                let limit = "max_storage_buffer_binding_size";
-                return Some(Error::TooLarge { operand, needed, allowed: self.max_binding(), limit });
-            }
-        }
-        let needed = self.scratch_of(part, lengths);
-        if needed > max_scratch {
-            let limit = "max_storage_buffer_binding_size";
-            return Some(Error::TooLarge { operand: Operand::S, needed, allowed: max_scratch, limit });
-        }
-        let per_dimension = u64::from(self.capabilities.max_workgroups_per_dimension);
-        let allowed = (per_dimension * per_dimension).min(u64::from(u32::MAX));
-        for pass in &self.passes {
-            let needed = self.workgroups(pass.kernel, part, lengths);
-            if needed > allowed {
-                return Some(Error::Unsupported {
-                    feature: "grids of this size",
-                    reason: format!(
-                        "{} needs {needed} workgroups for one query tile, max_compute_workgroups_per_dimension = \
-                         {per_dimension} allows {allowed}; make seqlen_kv smaller",
-                        pass.kernel.name()
-                    ),
-                });
-            }
-        }
-        None
-    }
-
-    fn flops_at_most(&self, part: &Part, lengths: Lengths) -> u64 {
-        let shape = &self.problem.shape;
-        let mask = &self.problem.mask;
-        let window = match (mask.window_left, mask.window_right) {
-            (Some(left), Some(right)) => u64::from(left) + u64::from(right) + 1,
-            _ => u64::MAX,
-        };
-        let keys = window.min(u64::from(lengths.seqlen_kv));
-        let rows = u64::from(part.batch_count) * u64::from(part.head_count) * u64::from(part.row_count);
-        rows.saturating_mul(keys).saturating_mul(2 * u64::from(shape.head_dim + shape.head_dim_v))
-    }
-
-    fn workgroups(&self, kernel: Kernel, part: &Part, lengths: Lengths) -> u64 {
-        let heads = u64::from(part.batch_count) * u64::from(part.head_count);
-        let q_tiles = heads * u64::from(part.row_count.div_ceil(self.tiles.tile_q));
-        match kernel {
-            Kernel::FlashForward | Kernel::FlashForwardCooperative | Kernel::StandardOutput => q_tiles,
-            Kernel::StandardScores => {
-                q_tiles.saturating_mul(u64::from(self.s_stride_row(lengths) / self.tiles.tile_kv))
-            }
-            Kernel::StandardSoftmax => heads * u64::from(part.row_count),
-        }
-    }
-
     /// The extent of an operand within a part. KV heads are those of the part's query heads, or as many as a part of
     /// this size can touch wherever it starts.
-    fn extent_of(&self, operand: Operand, part: &Part, lengths: Lengths, anywhere: bool) -> Extent {
+    pub(super) fn extent_of(&self, operand: Operand, part: &Part, anywhere: bool) -> Extent {
         let Extent { dim, .. } = check::extent(&self.problem, operand);
         let batch = part.batch_count;
         match operand {
-            Operand::K | Operand::V => {
+            Operand::K | Operand::V | Operand::Dk | Operand::Dv => {
                 let heads_per_kv = self.heads_per_kv();
                 let first = part.head_first / heads_per_kv;
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
@@ -257,34 +101,46 @@ impl Plan {
                 } else {
                     last - first + 1
                 };
-                Extent { batch, rows: lengths.seqlen_kv, heads, dim }
+                Extent { batch, rows: part.key_count, heads, dim }
             }
+            // No tensors, and what does not fit of scores is told by `refusal`.
+            Operand::Params | Operand::S | Operand::Dp => Extent { batch, rows: 0, heads: 0, dim },
             _ => Extent { batch, rows: part.row_count, heads: part.head_count, dim },
         }
     }
 
-    fn heads_per_kv(&self) -> u32 {
+    pub(super) fn heads_per_kv(&self) -> u32 {
         self.problem.shape.num_heads / self.problem.shape.num_heads_kv
     }
 
     /// The window of `operand` that holds a part, and the part's first element counted from the window's start. Empty
     /// tensors get an empty window.
-    fn window(&self, operand: Operand, part: &Part, lengths: Lengths, origins: &Origins) -> (Window, u32) {
-        let origin = origins[operand as usize];
-        if operand == Operand::S {
-            return (Window { operand, offset: origin, size: self.scratch_bytes }, 0);
+    fn window(&self, operand: Operand, part: &Part, origins: &Origins) -> (Window, u32) {
+        if let Some(&(_, size)) = self.scratch.iter().find(|(other, _)| *other == operand)
+            && operand != Operand::Delta
+        {
+            return (Window { operand, offset: 0, size }, 0);
         }
-        let counts = self.extent_of(operand, part, lengths, false);
+        let nothing = (Window { operand, offset: 0, size: 0 }, 0);
+        let origin = origins[operand as usize];
+        if operand == Operand::DLse && origin.is_none() {
+            return nothing;
+        }
+        // Scratch buffers start at 0.
+        let origin = origin.unwrap_or(0);
+        let counts = self.extent_of(operand, part, false);
         let layout = check::layout(&self.problem, operand);
         let size = check::element_size(&self.problem, operand);
         let (first_row, first_head) = match operand {
-            Operand::K | Operand::V => (0, part.head_first / self.heads_per_kv()),
+            Operand::K | Operand::V | Operand::Dk | Operand::Dv => {
+                (part.key_first, part.head_first / self.heads_per_kv())
+            }
             _ => (part.row_first, part.head_first),
         };
         // `check` and `refusal` have seen that none of this overflows.
         let len = layout.required_len(counts.batch, counts.rows, counts.heads, counts.dim).unwrap_or(0);
         if len == 0 {
-            return (Window { operand, offset: 0, size: 0 }, 0);
+            return nothing;
         }
         let start = origin + layout.index(part.batch_first, first_row, first_head) * size;
         let end = start + (len - layout.offset) * size;
@@ -293,25 +149,20 @@ impl Plan {
         (window, ((start - offset) / size) as u32)
     }
 
-    fn dispatch(
-        &self,
-        index: usize,
-        pass: &Pass,
-        call: &Call,
-        lengths: Lengths,
-        part: Part,
-        origins: &Origins,
-    ) -> Dispatch {
+    fn dispatch(&self, index: usize, call: &Call, lengths: Lengths, part: Part, origins: &Origins) -> Dispatch {
         let problem = &self.problem;
-        let layout = &problem.layout;
         let shape = &problem.shape;
-        // Strides along a dimension of which the part holds one entry are never used and may pass 32 bits.
-        let stride = |stride: u64| stride as u32;
-        let workgroups = self.workgroups(pass.kernel, &part, lengths);
+        let workgroups = self.workgroups(index, &part, lengths);
         let width = workgroups.min(u64::from(self.capabilities.max_workgroups_per_dimension));
         let grid = [width as u32, workgroups.div_ceil(width) as u32];
-        let windows = Operand::ALL.map(|operand| self.window(operand, &part, lengths, origins));
-        let place = |operand: Operand| windows[operand as usize].1;
+        let operands = self.passes[index].kernel.operands()[1..].iter();
+        let windows: Vec<(Window, u32)> = operands.map(|&(operand, _)| self.window(operand, &part, origins)).collect();
+        let place = |operand: Operand| {
+            windows.iter().find(|(window, _)| window.operand == operand).map_or(0, |(_, place)| *place)
+        };
+        let layout = |operand| Strides::of(check::layout(problem, operand));
+        let [q, k, v, o, lse] = [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(layout);
+        let [d_o, dq, dk, dv] = [Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv].map(layout);
         let dropout = problem.dropout;
         let seed = call.philox_seed.or(dropout.map(|dropout| dropout.philox_seed)).unwrap_or(0);
         let window = |limit: Option<u32>| limit.unwrap_or(UNLIMITED).min(UNLIMITED) as i32;
@@ -338,28 +189,63 @@ impl Plan {
             philox_offset: call.philox_offset.or(dropout.map(|dropout| dropout.philox_offset)).unwrap_or(0),
             negative_infinity: f32::NEG_INFINITY,
             q_offset: place(Operand::Q),
-            q_stride_batch: stride(layout.q.stride_batch),
-            q_stride_row: stride(layout.q.stride_row),
-            q_stride_head: stride(layout.q.stride_head),
+            q_stride_batch: q.batch,
+            q_stride_row: q.row,
+            q_stride_head: q.head,
             k_offset: place(Operand::K),
-            k_stride_batch: stride(layout.k.stride_batch),
-            k_stride_row: stride(layout.k.stride_row),
-            k_stride_head: stride(layout.k.stride_head),
+            k_stride_batch: k.batch,
+            k_stride_row: k.row,
+            k_stride_head: k.head,
             v_offset: place(Operand::V),
-            v_stride_batch: stride(layout.v.stride_batch),
-            v_stride_row: stride(layout.v.stride_row),
-            v_stride_head: stride(layout.v.stride_head),
+            v_stride_batch: v.batch,
+            v_stride_row: v.row,
+            v_stride_head: v.head,
             o_offset: place(Operand::O),
-            o_stride_batch: stride(layout.o.stride_batch),
-            o_stride_row: stride(layout.o.stride_row),
-            o_stride_head: stride(layout.o.stride_head),
+            o_stride_batch: o.batch,
+            o_stride_row: o.row,
+            o_stride_head: o.head,
             lse_offset: place(Operand::Lse),
-            lse_stride_batch: stride(check::layout(problem, Operand::Lse).stride_batch),
-            lse_stride_head: stride(check::layout(problem, Operand::Lse).stride_head),
+            lse_stride_batch: lse.batch,
+            lse_stride_head: lse.head,
             s_stride_row: self.s_stride_row(lengths),
+            key_first: part.key_first,
+            key_count: part.key_count,
+            has_d_lse: u32::from(origins[Operand::DLse as usize].is_some()),
+            d_lse_offset: place(Operand::DLse),
+            delta_offset: place(Operand::Delta),
+            d_o_offset: place(Operand::DO),
+            d_o_stride_batch: d_o.batch,
+            d_o_stride_row: d_o.row,
+            d_o_stride_head: d_o.head,
+            dq_offset: place(Operand::Dq),
+            dq_stride_batch: dq.batch,
+            dq_stride_row: dq.row,
+            dq_stride_head: dq.head,
+            dk_offset: place(Operand::Dk),
+            dk_stride_batch: dk.batch,
+            dk_stride_row: dk.row,
+            dk_stride_head: dk.head,
+            dv_offset: place(Operand::Dv),
+            dv_stride_batch: dv.batch,
+            dv_stride_row: dv.row,
+            dv_stride_head: dv.head,
             ..Params::default()
         };
-        let windows = pass.kernel.operands()[1..].iter().map(|&(operand, _)| windows[operand as usize].0).collect();
+        let windows = windows.into_iter().map(|(window, _)| window).collect();
         Dispatch { pass: index, grid, params, windows }
+    }
+}
+
+/// The strides of a tensor as the uniform holds them. Those along a dimension of which a part holds one entry are never
+/// used and may pass 32 bits.
+struct Strides {
+    batch: u32,
+    row: u32,
+    head: u32,
+}
+
+impl Strides {
+    fn of(layout: TensorLayout) -> Self {
+        Self { batch: layout.stride_batch as u32, row: layout.stride_row as u32, head: layout.stride_head as u32 }
     }
 }

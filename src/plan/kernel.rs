@@ -19,12 +19,40 @@ pub enum Operand {
     Lse = 5,
     /// The score matrix of standard attention, later its probabilities.
     S = 6,
+    /// The gradient of O.
+    DO = 7,
+    /// The gradient of LSE, where the caller has one.
+    DLse = 8,
+    /// D = rowsum(dO ∘ O) − dLSE of each row.
+    Delta = 9,
+    /// The gradient of Q.
+    Dq = 10,
+    /// The gradient of K.
+    Dk = 11,
+    /// The gradient of V.
+    Dv = 12,
+    /// The gradient of the probabilities in standard attention, later that of the scores.
+    Dp = 13,
 }
 
 impl Operand {
     /// All operands.
-    pub const ALL: [Operand; 7] =
-        [Operand::Params, Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse, Operand::S];
+    pub const ALL: [Operand; 14] = [
+        Operand::Params,
+        Operand::Q,
+        Operand::K,
+        Operand::V,
+        Operand::O,
+        Operand::Lse,
+        Operand::S,
+        Operand::DO,
+        Operand::DLse,
+        Operand::Delta,
+        Operand::Dq,
+        Operand::Dk,
+        Operand::Dv,
+        Operand::Dp,
+    ];
 
     /// Its number in the bind group.
     pub const fn binding(self) -> u32 {
@@ -41,7 +69,25 @@ impl Operand {
             Operand::O => "o",
             Operand::Lse => "lse",
             Operand::S => "s",
+            Operand::DO => "d_o",
+            Operand::DLse => "d_lse",
+            Operand::Delta => "delta",
+            Operand::Dq => "dq",
+            Operand::Dk => "dk",
+            Operand::Dv => "dv",
+            Operand::Dp => "dp",
         }
+    }
+
+    /// Whether it is stored in the problem's element type, or its gradient.
+    pub(crate) const fn is_tensor(self) -> bool {
+        use Operand::{DO, Dk, Dq, Dv, K, O, Q, V};
+        matches!(self, Q | K | V | O | DO | Dq | Dk | Dv)
+    }
+
+    /// Whether it is the gradient of an input.
+    pub(crate) const fn is_gradient(self) -> bool {
+        matches!(self, Operand::Dq | Operand::Dk | Operand::Dv)
     }
 }
 
@@ -62,6 +108,15 @@ pub enum Usage {
     Write,
 }
 
+/// What a dispatch covers of a problem too large for one, besides whole sequences and heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// A range of rows, with all keys that they see.
+    Rows,
+    /// A range of keys, with all rows of all heads that share them.
+    Keys,
+}
+
 /// A shader file in `shaders/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -76,16 +131,25 @@ pub enum Kernel {
     StandardSoftmax,
     /// `standard_output.wgsl`
     StandardOutput,
+    /// `flash_backward_preprocess.wgsl`
+    FlashBackwardPreprocess,
+    /// `flash_backward_dkdv.wgsl`
+    FlashBackwardDkdv,
+    /// `flash_backward_dq.wgsl`
+    FlashBackwardDq,
 }
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 5] = [
+    pub const ALL: [Kernel; 8] = [
         Kernel::FlashForward,
         Kernel::FlashForwardCooperative,
         Kernel::StandardScores,
         Kernel::StandardSoftmax,
         Kernel::StandardOutput,
+        Kernel::FlashBackwardPreprocess,
+        Kernel::FlashBackwardDkdv,
+        Kernel::FlashBackwardDq,
     ];
 
     /// The name of its file, without `.wgsl`.
@@ -96,12 +160,15 @@ impl Kernel {
             Kernel::StandardScores => "standard_scores",
             Kernel::StandardSoftmax => "standard_softmax",
             Kernel::StandardOutput => "standard_output",
+            Kernel::FlashBackwardPreprocess => "flash_backward_preprocess",
+            Kernel::FlashBackwardDkdv => "flash_backward_dkdv",
+            Kernel::FlashBackwardDq => "flash_backward_dq",
         }
     }
 
     /// What it binds.
     pub const fn operands(self) -> &'static [(Operand, Usage)] {
-        use Operand::{K, Lse, O, Params, Q, S, V};
+        use Operand::{DLse, DO, Delta, Dk, Dq, Dv, K, Lse, O, Params, Q, S, V};
         use Usage::{Read, Uniform, Write};
         match self {
             Kernel::FlashForward | Kernel::FlashForwardCooperative => {
@@ -110,11 +177,73 @@ impl Kernel {
             Kernel::StandardScores => &[(Params, Uniform), (Q, Read), (K, Read), (S, Write)],
             Kernel::StandardSoftmax => &[(Params, Uniform), (Lse, Write), (S, Write)],
             Kernel::StandardOutput => &[(Params, Uniform), (V, Read), (O, Write), (S, Read)],
+            Kernel::FlashBackwardPreprocess => {
+                &[(Params, Uniform), (O, Read), (DO, Read), (DLse, Read), (Delta, Write)]
+            }
+            Kernel::FlashBackwardDkdv => &[
+                (Params, Uniform),
+                (Q, Read),
+                (K, Read),
+                (V, Read),
+                (Lse, Read),
+                (DO, Read),
+                (Delta, Read),
+                (Dk, Write),
+                (Dv, Write),
+            ],
+            Kernel::FlashBackwardDq => &[
+                (Params, Uniform),
+                (Q, Read),
+                (K, Read),
+                (V, Read),
+                (Lse, Read),
+                (DO, Read),
+                (Delta, Read),
+                (Dq, Write),
+            ],
         }
+    }
+
+    pub(crate) fn binds(self, operand: Operand) -> bool {
+        self.operands().iter().any(|&(other, _)| other == operand)
     }
 
     /// Whether it reduces rows over invocations, and so has a subgroup form.
     pub(crate) const fn reduces_rows(self) -> bool {
-        matches!(self, Kernel::FlashForward)
+        matches!(
+            self,
+            Kernel::FlashForward
+                | Kernel::FlashBackwardPreprocess
+                | Kernel::FlashBackwardDkdv
+                | Kernel::FlashBackwardDq
+        )
+    }
+
+    /// Whether cooperative matrices compute its products.
+    pub(crate) const fn uses_matrices(self) -> bool {
+        matches!(self, Kernel::FlashForwardCooperative)
+    }
+
+    /// Whether a workgroup owns a tile of keys, over which it walks with the rows; else it owns a tile of rows.
+    pub(crate) const fn owns_keys(self) -> bool {
+        matches!(self, Kernel::FlashBackwardDkdv)
+    }
+
+    /// Whether its text depends on there being keys that some row does not see.
+    pub(crate) const fn masks(self) -> bool {
+        !matches!(self, Kernel::StandardScores | Kernel::StandardSoftmax | Kernel::FlashBackwardPreprocess)
+    }
+
+    /// Whether it drops probabilities.
+    pub(crate) const fn drops(self) -> bool {
+        !matches!(self, Kernel::StandardScores | Kernel::StandardOutput | Kernel::FlashBackwardPreprocess)
+    }
+
+    /// How a problem that is too large for one dispatch of it is cut.
+    pub(crate) const fn cut(self) -> Cut {
+        match self {
+            Kernel::FlashBackwardDkdv => Cut::Keys,
+            _ => Cut::Rows,
+        }
     }
 }

@@ -2,14 +2,17 @@
 
 mod capabilities;
 mod check;
+mod direction;
 mod dispatch;
 mod kernel;
 mod params;
+mod parts;
 mod specialization;
 mod tiles;
 
 pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
+pub use direction::Direction;
 pub use dispatch::{Call, Dispatch, Origins, Window};
 pub use kernel::{Kernel, Operand, Usage};
 pub use params::Params;
@@ -19,7 +22,7 @@ pub use tiles::Tiles;
 pub(crate) use tiles::SOFTMAX_INVOCATIONS;
 
 use crate::error::Error;
-use crate::problem::{Algorithm, AttentionProblem, AttentionShape, Element, TensorLayout};
+use crate::problem::{Algorithm, AttentionProblem, Element, TensorLayout};
 
 /// One kernel of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,20 +39,22 @@ pub struct Pass {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     problem: AttentionProblem,
+    direction: Direction,
     capabilities: Capabilities,
     passes: Vec<Pass>,
+    /// Of the last pass, and of all passes that share scores in memory.
     tiles: Tiles,
-    scratch_bytes: u64,
+    scratch: Vec<(Operand, u64)>,
 }
 
 impl Plan {
-    /// Checks the problem and plans it.
+    /// Checks the problem and plans its forward pass.
     ///
     /// # Errors
     /// [`Error::InvalidProblem`] if it contradicts itself, [`Error::TooLarge`] if a tensor passes a limit of the device
     /// and no split helps, [`Error::Unsupported`] if no kernel fits the device.
     pub fn new(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
-        Self::build(problem, capabilities, None)
+        Self::build(problem, capabilities, Direction::Forward, &[])
     }
 
     /// As [`Plan::new`], with tiles of the caller's choice instead of the table's: to measure, or to test one meaning
@@ -58,55 +63,58 @@ impl Plan {
     /// # Errors
     /// Those of `new`; [`Error::Unsupported`] for tiles that make no kernel or don't fit the device.
     pub fn with_tiles(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Tiles) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Some(tiles))
+        Self::build(problem, capabilities, Direction::Forward, &[tiles])
     }
 
-    fn build(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Option<Tiles>) -> Result<Self, Error> {
-        check::check(problem)?;
-        for operand in [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse] {
+    /// Checks the problem and plans its backward pass.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`].
+    pub fn backward(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
+        Self::build(problem, capabilities, Direction::Backward, &[])
+    }
+
+    /// As [`Plan::backward`], with tiles of the caller's choice for dK and dV, and for dQ. (Standard attention has one
+    /// choice for both, the first.)
+    ///
+    /// # Errors
+    /// Those of [`Plan::with_tiles`].
+    pub fn backward_with_tiles(
+        problem: &AttentionProblem,
+        capabilities: &Capabilities,
+        tiles: [Tiles; 2],
+    ) -> Result<Self, Error> {
+        Self::build(problem, capabilities, Direction::Backward, &tiles)
+    }
+
+    /// `given` are tiles of the caller's choice, or none.
+    fn build(
+        problem: &AttentionProblem,
+        capabilities: &Capabilities,
+        direction: Direction,
+        given: &[Tiles],
+    ) -> Result<Self, Error> {
+        check::check(problem, direction)?;
+        for &operand in direction.operands() {
             let needed = check::required_bytes(problem, operand).unwrap_or(u64::MAX);
             if needed > capabilities.max_buffer {
                 let allowed = capabilities.max_buffer;
                 return Err(Error::TooLarge { operand, needed, allowed, limit: "max_buffer_size" });
             }
         }
-        let AttentionShape { head_dim, head_dim_v, .. } = problem.shape;
-        let kernels = |tiles: &Tiles| -> &'static [Kernel] {
-            match problem.algorithm {
-                Algorithm::Flash if tiles.matrix_side.is_some() => &[Kernel::FlashForwardCooperative],
-                Algorithm::Flash => &[Kernel::FlashForward],
-                Algorithm::Standard => &[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput],
-            }
-        };
-        // Matrices hold f16: the wider range of bf16 does not fit them, the precision of f32 would be lost.
-        let may_use_matrices = problem.algorithm == Algorithm::Flash && problem.element == Element::F16;
-        let fits = |tiles: &&Tiles| {
-            (tiles.matrix_side.is_none() || may_use_matrices)
-                && tiles.fit(kernels(tiles), capabilities, head_dim, head_dim_v)
-        };
-        let cooperative = if may_use_matrices { tiles::cooperative_candidates(capabilities) } else { &[] };
-        let portable = tiles::candidates(problem.algorithm, capabilities, &problem.shape);
-        let chosen = match &tiles {
-            Some(tiles) => Some(tiles).filter(fits),
-            None => cooperative.iter().chain(portable).find(fits),
-        };
-        let Some(&tiles) = chosen else {
-            return Err(Error::Unsupported {
-                feature: "workgroups of this size",
-                reason: format!(
-                    "{} bytes of workgroup memory and {} invocations are allowed, WebGPU promises 16384 and 256; ask \
-                     for a device with FlashAttention::device_descriptor",
-                    capabilities.max_workgroup_storage, capabilities.max_invocations
-                ),
-            });
-        };
-        let passes = kernels(&tiles)
-            .iter()
-            .map(|&kernel| Pass { kernel, specialization: specialize(problem, capabilities, kernel, tiles) })
-            .collect();
-        let mut plan =
-            Self { problem: problem.clone(), capabilities: capabilities.clone(), passes, tiles, scratch_bytes: 0 };
-        plan.scratch_bytes = plan.measure_scratch()?;
+        let mut passes = Vec::new();
+        let mut tiles = Tiles::new(1, 4, 1, 1);
+        for step in steps(problem, capabilities, direction) {
+            let own = given_for(&step, given);
+            let kernels;
+            (kernels, tiles) = choose(&step, problem, capabilities, own)?;
+            let pass =
+                |&kernel| Pass { kernel, specialization: specialize(problem, capabilities, direction, kernel, tiles) };
+            passes.extend(kernels.iter().map(pass));
+        }
+        let (problem, capabilities) = (problem.clone(), capabilities.clone());
+        let mut plan = Self { problem, direction, capabilities, passes, tiles, scratch: Vec::new() };
+        plan.scratch = plan.measure_scratch()?;
         Ok(plan)
     }
 
@@ -125,20 +133,30 @@ impl Plan {
         &self.passes
     }
 
-    /// The tiles of all its kernels.
+    /// Forward or backward.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// The tiles of its kernels, or of the last one (dQ) where they differ.
     pub fn tiles(&self) -> Tiles {
         self.tiles
     }
 
-    /// Bytes of scratch memory: the score matrix of standard attention, or of as many heads and rows of it as one
-    /// storage binding holds; 0 for flash.
-    pub fn scratch_bytes(&self) -> u64 {
-        self.scratch_bytes
+    /// Scratch buffers and their bytes. Standard attention: the score matrix, or of as many heads and rows of it as one
+    /// storage binding holds. Backward: D.
+    pub fn scratch(&self) -> &[(Operand, u64)] {
+        &self.scratch
     }
 
-    /// Bytes of device memory beyond Q, K, V and O: LSE and scratch.
+    /// Bytes of all scratch buffers.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.scratch.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Bytes of device memory beyond Q, K, V, O and the gradients: LSE and scratch.
     pub fn extra_bytes(&self) -> u64 {
-        self.scratch_bytes + 4 * self.problem.shape.lse_len()
+        self.scratch_bytes() + 4 * self.problem.shape.lse_len()
     }
 
     /// Bytes that the buffer of `operand` must hold: whole 4-byte words.
@@ -155,55 +173,142 @@ impl Plan {
     /// Bytes that the kernels read from and write to device memory, counted from the tiles: what one workgroup loads
     /// and stores, with no reuse between workgroups. Caches make the true number smaller.
     pub fn traffic_bytes(&self) -> u64 {
-        let problem = &self.problem;
-        let shape = &problem.shape;
-        let size = problem.element.size();
-        let (tile_q, tile_kv) = (u64::from(self.tiles.tile_q), u64::from(self.tiles.tile_kv));
-        let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
+        let shape = &self.problem.shape;
         let heads = u64::from(shape.batch) * u64::from(shape.num_heads);
-
-        // Pairs of a Q tile and a KV tile that are visited, in one head.
-        let mut visits = 0u64;
-        let mut row = 0;
-        while row < shape.seqlen_q {
-            let last = (row + self.tiles.tile_q).min(shape.seqlen_q) - 1;
-            let end = u64::from(problem.visible_keys(last).end);
-            let first = u64::from(problem.visible_keys(row).start).min(end);
-            visits += end.div_ceil(tile_kv) - first / tile_kv;
-            row += self.tiles.tile_q;
-        }
-        let rows = u64::from(shape.seqlen_q);
+        let size = self.problem.element.size();
+        let gradient_size = self.problem.gradient_element_in_force().size();
+        let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
+        let (rows, keys) = (u64::from(shape.seqlen_q), u64::from(shape.seqlen_kv));
         let (q, o, lse) = (rows * head_dim * size, rows * head_dim_v * size, rows * 4);
-        let (k, v) = (visits * tile_kv * head_dim * size, visits * tile_kv * head_dim_v * size);
-        let q_again = visits * tile_q * head_dim * size;
-        let s = visits * tile_q * tile_kv * 4;
         let per_head: u64 = self
             .passes
             .iter()
-            .map(|pass| match pass.kernel {
-                Kernel::FlashForward | Kernel::FlashForwardCooperative => q + k + v + o + lse,
-                Kernel::StandardScores => q_again + k + s,
-                // Read for the sums, read and written for the probabilities.
-                Kernel::StandardSoftmax => 3 * s + lse,
-                Kernel::StandardOutput => s + v + o,
+            .map(|pass| {
+                let tiles = pass.specialization.tiles;
+                let (tile_q, tile_kv) = (u64::from(tiles.tile_q), u64::from(tiles.tile_kv));
+                let visits = self.visits(tiles);
+                let (k, v) = (visits * tile_kv * head_dim * size, visits * tile_kv * head_dim_v * size);
+                let (q_again, o_again) = (visits * tile_q * head_dim * size, visits * tile_q * head_dim_v * size);
+                let s = visits * tile_q * tile_kv * 4;
+                match pass.kernel {
+                    Kernel::FlashForward | Kernel::FlashForwardCooperative => q + k + v + o + lse,
+                    Kernel::StandardScores => q_again + k + s,
+                    // Read for the sums, read and written for the probabilities.
+                    Kernel::StandardSoftmax => 3 * s + lse,
+                    Kernel::StandardOutput => s + v + o,
+                    Kernel::FlashBackwardPreprocess => 2 * o + lse,
+                    Kernel::FlashBackwardDkdv => {
+                        let own = keys * (head_dim + head_dim_v) * (size + gradient_size);
+                        q_again + o_again + visits * tile_q * 8 + own
+                    }
+                    Kernel::FlashBackwardDq => q + o + 2 * lse + k + v + rows * head_dim * gradient_size,
+                }
             })
             .sum();
         per_head * heads
     }
+
+    /// Pairs of a Q tile and a KV tile that are visited, in one head.
+    fn visits(&self, tiles: Tiles) -> u64 {
+        let seqlen_q = self.problem.shape.seqlen_q;
+        let tile_kv = u64::from(tiles.tile_kv);
+        let mut visits = 0u64;
+        let mut row = 0;
+        while row < seqlen_q {
+            let last = (row + tiles.tile_q).min(seqlen_q) - 1;
+            let end = u64::from(self.problem.visible_keys(last).end);
+            let first = u64::from(self.problem.visible_keys(row).start).min(end);
+            visits += end.div_ceil(tile_kv) - first / tile_kv;
+            row += tiles.tile_q;
+        }
+        visits
+    }
 }
 
-fn specialize(problem: &AttentionProblem, capabilities: &Capabilities, kernel: Kernel, tiles: Tiles) -> Specialization {
-    let layout = &problem.layout;
-    let is_quad = |layout: &TensorLayout, dim: u32| {
-        [layout.offset, layout.stride_batch, layout.stride_row, layout.stride_head, u64::from(dim)]
-            .iter()
-            .all(|number| number % 4 == 0)
+/// Kernels that share their tiles, and the tiles to try for them; of several such alternatives the first that fits is
+/// taken.
+type Step = Vec<(&'static [Kernel], &'static [Tiles])>;
+
+/// The steps of an operation, each to be answered by one of its alternatives.
+fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Direction) -> Vec<Step> {
+    let shape = &problem.shape;
+    // Matrices hold f16: the wider range of bf16 does not fit them, the precision of f32 would be lost.
+    let may_use_matrices = problem.element == Element::F16;
+    let portable = tiles::candidates(problem.algorithm, capabilities, shape);
+    match (direction, problem.algorithm) {
+        (Direction::Forward, Algorithm::Flash) => {
+            let mut step: Step = vec![(&[Kernel::FlashForward], portable)];
+            if may_use_matrices {
+                step.insert(0, (&[Kernel::FlashForwardCooperative], tiles::cooperative_candidates(capabilities)));
+            }
+            vec![step]
+        }
+        (Direction::Forward, Algorithm::Standard) => {
+            vec![vec![(&[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput], portable)]]
+        }
+        (Direction::Backward, _) => {
+            let step = |kernels: &'static [Kernel]| -> Step {
+                vec![(kernels, tiles::backward_candidates(kernels[0], capabilities, shape))]
+            };
+            vec![
+                step(&[Kernel::FlashBackwardPreprocess]),
+                step(&[Kernel::FlashBackwardDkdv]),
+                step(&[Kernel::FlashBackwardDq]),
+            ]
+        }
+    }
+}
+
+/// Which of the caller's tiles are for this step: none for the rows' sums, the last for dQ, else the first.
+fn given_for(step: &Step, given: &[Tiles]) -> Option<Tiles> {
+    let first = step.first().and_then(|(kernels, _)| kernels.first());
+    match first {
+        Some(Kernel::FlashBackwardPreprocess) => None,
+        Some(kernel) if kernel.binds(Operand::Dq) => given.last().copied(),
+        _ => given.first().copied(),
+    }
+}
+
+/// The kernels that answer a step on this device, and their tiles.
+fn choose(
+    step: &Step,
+    problem: &AttentionProblem,
+    capabilities: &Capabilities,
+    given: Option<Tiles>,
+) -> Result<(&'static [Kernel], Tiles), Error> {
+    for &(kernels, candidates) in step {
+        let fits = |tiles: &&Tiles| {
+            let matrices = tiles.matrix_side.is_some();
+            kernels.iter().all(|&kernel| kernel.uses_matrices() == matrices && tiles.fit(kernel, capabilities, problem))
+        };
+        if let Some(tiles) = given.as_ref().map_or(candidates, std::slice::from_ref).iter().find(fits) {
+            return Ok((kernels, *tiles));
+        }
+    }
+    Err(Error::Unsupported {
+        feature: "workgroups of this size",
+        reason: format!(
+            "{} bytes of workgroup memory and {} invocations are allowed, WebGPU promises 16384 and 256; ask for a device \
+             with FlashAttention::device_descriptor",
+            capabilities.max_workgroup_storage, capabilities.max_invocations
+        ),
+    })
+}
+
+fn specialize(
+    problem: &AttentionProblem,
+    capabilities: &Capabilities,
+    direction: Direction,
+    kernel: Kernel,
+    tiles: Tiles,
+) -> Specialization {
+    let is_quad = |operand: Operand| {
+        let TensorLayout { offset, stride_batch, stride_row, stride_head } = check::layout(problem, operand);
+        let dim = check::extent(problem, operand).dim;
+        [offset, stride_batch, stride_row, stride_head, u64::from(dim)].iter().all(|number| number % 4 == 0)
     };
     let shape = &problem.shape;
-    let quads = is_quad(&layout.q, shape.head_dim)
-        && is_quad(&layout.k, shape.head_dim)
-        && is_quad(&layout.v, shape.head_dim_v)
-        && is_quad(&layout.o, shape.head_dim_v);
+    let quads = direction.operands().iter().filter(|operand| operand.is_tensor()).all(|&operand| is_quad(operand));
     Specialization {
         kernel,
         storage: Storage::of(problem.element, capabilities),
@@ -214,6 +319,7 @@ fn specialize(problem: &AttentionProblem, capabilities: &Capabilities, kernel: K
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some() || problem.mask.window_right.is_some(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
+        f32_gradients: problem.element != Element::F32 && problem.gradient_element_in_force() == Element::F32,
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,
     }
     .canonical()

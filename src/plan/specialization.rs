@@ -66,6 +66,8 @@ pub struct Specialization {
     pub has_window: bool,
     /// Whether probabilities are dropped.
     pub has_dropout: bool,
+    /// Whether gradients are stored in f32 though the element is another.
+    pub f32_gradients: bool,
     /// Whether the invocations of a subgroup run in lockstep, as they do on software drivers. Only the cooperative
     /// kernel asks.
     pub in_lockstep: bool,
@@ -74,22 +76,23 @@ pub struct Specialization {
 impl Specialization {
     /// The same with everything that this kernel does not depend on set to one value, so that it is a cache key.
     pub(crate) fn canonical(mut self) -> Self {
-        let reads = |operand| self.kernel.operands().iter().any(|&(other, _)| other == operand);
+        use super::Operand::{DO, K, O, Q, V};
+        let kernel = self.kernel;
+        let binds_any = |operands: &[super::Operand]| operands.iter().any(|&operand| kernel.binds(operand));
         self.in_lockstep &= self.kernel == Kernel::FlashForwardCooperative;
-        if !self.kernel.reduces_rows() {
+        self.has_window &= kernel.masks();
+        self.has_dropout &= kernel.drops();
+        self.f32_gradients &= kernel.operands().iter().any(|(operand, _)| operand.is_gradient());
+        if !kernel.reduces_rows() {
             self.row_reduce = RowReduce::Alone;
         }
-        if !reads(super::Operand::Q) {
+        if !binds_any(&[Q, K]) {
             self.head_dim = 1;
         }
-        if !reads(super::Operand::V) {
+        if !binds_any(&[V, O, DO]) {
             self.head_dim_v = 1;
-            self.has_window = false;
         }
-        if !reads(super::Operand::Lse) {
-            self.has_dropout = false;
-        }
-        if self.kernel == Kernel::StandardSoftmax {
+        if !kernel.operands().iter().any(|(operand, _)| operand.is_tensor()) {
             self.storage = Storage::F32;
             self.access = Access::Quad;
         }
@@ -98,14 +101,14 @@ impl Specialization {
 
     /// Bytes of workgroup memory that the shader declares.
     pub fn workgroup_bytes(&self) -> u32 {
-        self.tiles.workgroup_bytes(self.kernel, self.head_dim, self.head_dim_v, self.row_reduce)
+        self.tiles.workgroup_bytes(self.kernel, self.head_dim, self.head_dim_v, self.row_reduce, self.has_dropout)
     }
 
     /// The workgroup size.
     pub fn invocations(&self) -> u32 {
         match self.kernel {
             Kernel::StandardSoftmax => super::tiles::SOFTMAX_INVOCATIONS,
-            _ => self.tiles.invocations(),
+            kernel => self.tiles.invocations_of(kernel),
         }
     }
 }

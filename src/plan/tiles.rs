@@ -1,5 +1,5 @@
 use super::{Capabilities, DeviceClass, Kernel, RowReduce};
-use crate::problem::{Algorithm, AttentionShape};
+use crate::problem::{Algorithm, AttentionProblem, AttentionShape};
 use std::fmt;
 
 /// The sides of a workgroup's tiles, and how its invocations share them.
@@ -54,6 +54,11 @@ impl Tiles {
         self.lanes * (self.tile_q / self.thread_rows)
     }
 
+    /// Invocations of a workgroup of this kernel, which may own a tile of keys instead of one of rows.
+    pub(crate) const fn invocations_of(&self, kernel: Kernel) -> u32 {
+        if kernel.owns_keys() { self.lanes * (self.tile_kv / self.thread_rows) } else { self.invocations() }
+    }
+
     /// Quads of a head that one lane holds.
     pub const fn quads(&self, head_dim: u32) -> u32 {
         head_dim.div_ceil(4).div_ceil(self.lanes)
@@ -75,19 +80,35 @@ impl Tiles {
     }
 
     /// Bytes of workgroup memory. A test compares this with the shader.
-    pub fn workgroup_bytes(&self, kernel: Kernel, head_dim: u32, head_dim_v: u32, row_reduce: RowReduce) -> u32 {
+    pub fn workgroup_bytes(
+        &self,
+        kernel: Kernel,
+        head_dim: u32,
+        head_dim_v: u32,
+        row_reduce: RowReduce,
+        has_dropout: bool,
+    ) -> u32 {
         let k_chunk = self.k_chunks(head_dim).1;
         let v_chunk = self.v_chunks(head_dim_v).1 * self.lanes;
         let q_tile = QUAD * self.tile_q * (k_chunk | 1);
         let kv_tile = QUAD * self.tile_kv * (k_chunk.max(v_chunk) | 1);
         let p_tile = QUAD * self.tile_q * (self.lanes | 1);
+        let partials = match row_reduce {
+            RowReduce::Workgroup => QUAD * self.thread_rows * self.invocations_of(kernel),
+            RowReduce::Alone | RowReduce::Subgroup => 0,
+        };
         match kernel {
+            Kernel::FlashBackwardPreprocess => partials / 2,
+            Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq => {
+                let (walked, stats) =
+                    if kernel.owns_keys() { (self.tile_q, 8 * self.tile_q) } else { (self.tile_kv, 0) };
+                let quads = self.lanes * (self.quads(head_dim) + self.quads(head_dim_v));
+                let keep = if has_dropout { self.tile_q * self.tile_kv } else { 0 };
+                // Two floats of each row are summed, where the forward sums four.
+                QUAD * walked * quads + stats + keep + partials / 2
+            }
             Kernel::FlashForward => {
                 let tiles = QUAD * self.tile_kv * self.lanes * (self.quads(head_dim) + self.quads(head_dim_v));
-                let partials = match row_reduce {
-                    RowReduce::Workgroup => QUAD * self.thread_rows * self.invocations(),
-                    RowReduce::Alone | RowReduce::Subgroup => 0,
-                };
                 tiles + partials
             }
             Kernel::FlashForwardCooperative => {
@@ -113,8 +134,8 @@ impl Tiles {
         }
     }
 
-    /// Whether these are tiles at all, and kernels made of them fit the device.
-    pub(super) fn fit(&self, kernels: &[Kernel], capabilities: &Capabilities, head_dim: u32, head_dim_v: u32) -> bool {
+    /// Whether these are tiles at all, and this kernel made of them fits the device.
+    pub(super) fn fit(&self, kernel: Kernel, capabilities: &Capabilities, problem: &AttentionProblem) -> bool {
         let Self { tile_q, tile_kv, thread_rows, lanes, matrix_side } = *self;
         // Sides beyond these fit no device, and would overflow the sums below.
         let in_range = [tile_q, tile_kv, thread_rows, lanes].iter().all(|side| (1..=1024).contains(side));
@@ -128,18 +149,24 @@ impl Tiles {
                 && thread_rows == side
                 && tile_kv.is_multiple_of(side)
         });
+        let sides_fit = match kernel {
+            // The keys of an invocation lie within one quad, whose dropout is drawn together.
+            Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
+            Kernel::StandardScores | Kernel::StandardSoftmax | Kernel::StandardOutput => {
+                tile_q.is_multiple_of(thread_rows) && tile_kv == 4 * lanes
+            }
+            _ => tile_q.is_multiple_of(thread_rows),
+        };
+        let (head_dim, head_dim_v) = (problem.shape.head_dim, problem.shape.head_dim_v);
         in_range
             && matrices_fit
+            && sides_fit
             && tile_kv.is_multiple_of(4)
-            && tile_q.is_multiple_of(thread_rows)
             // The row reductions pair lanes off.
             && lanes.is_power_of_two()
-            && self.invocations().max(SOFTMAX_INVOCATIONS) <= capabilities.max_invocations
-            && kernels.iter().all(|&kernel| {
-                (matches!(kernel, Kernel::FlashForward | Kernel::FlashForwardCooperative) || tile_kv == 4 * lanes)
-                    && self.workgroup_bytes(kernel, head_dim, head_dim_v, row_reduce)
-                        <= capabilities.max_workgroup_storage
-            })
+            && self.invocations_of(kernel).max(SOFTMAX_INVOCATIONS) <= capabilities.max_invocations
+            && self.workgroup_bytes(kernel, head_dim, head_dim_v, row_reduce, problem.dropout.is_some())
+                <= capabilities.max_workgroup_storage
     }
 }
 
@@ -209,5 +236,38 @@ pub(super) fn candidates(
         _ if widest <= 64 => const { &[Tiles::new(128, 32, 1, 1), LEAST] },
         _ if widest <= 128 => const { &[Tiles::new(64, 8, 2, 4), LEAST] },
         _ => const { &[Tiles::new(32, 4, 2, 8), LEAST] },
+    }
+}
+
+/// Tiles to try for a kernel of the backward pass, the best first. The last of each list fits WebGPU's least limits.
+pub(super) fn backward_candidates(
+    kernel: Kernel,
+    capabilities: &Capabilities,
+    shape: &AttentionShape,
+) -> &'static [Tiles] {
+    let widest = shape.head_dim.max(shape.head_dim_v);
+    let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
+    match (kernel, subgroup) {
+        (Kernel::FlashBackwardPreprocess, 4..) => const { &[Tiles::new(32, 4, 1, 4)] },
+        (Kernel::FlashBackwardPreprocess, _) => const { &[Tiles::new(64, 4, 1, 1)] },
+        (Kernel::FlashBackwardDkdv, 8..) if capabilities.device_class == DeviceClass::Cpu => {
+            const { &[Tiles::new(8, 32, 4, 8), Tiles::new(4, 32, 4, 8)] }
+        }
+        (_, 8..) if capabilities.device_class == DeviceClass::Cpu => {
+            const { &[Tiles::new(32, 8, 4, 8), Tiles::new(32, 4, 4, 8)] }
+        }
+        (Kernel::FlashBackwardDkdv, 2..) if widest <= 32 => const { &[Tiles::new(16, 64, 2, 2)] },
+        (Kernel::FlashBackwardDkdv, 4..) if widest <= 64 => const { &[Tiles::new(16, 64, 2, 4)] },
+        (Kernel::FlashBackwardDkdv, 8..) if widest <= 128 => const { &[Tiles::new(8, 32, 2, 8)] },
+        (Kernel::FlashBackwardDkdv, 16..) => const { &[Tiles::new(4, 16, 2, 16)] },
+        (_, 2..) if widest <= 32 => const { &[Tiles::new(64, 16, 2, 2)] },
+        (_, 4..) if widest <= 64 => const { &[Tiles::new(64, 16, 2, 4)] },
+        (_, 8..) if widest <= 128 => const { &[Tiles::new(32, 8, 2, 8)] },
+        (_, 16..) => const { &[Tiles::new(16, 4, 2, 16)] },
+        // Without shuffles: one invocation to a row as long as the registers hold it.
+        (Kernel::FlashBackwardDkdv, _) if widest <= 64 => const { &[Tiles::new(16, 32, 1, 1)] },
+        (Kernel::FlashBackwardDkdv, _) => const { &[Tiles::new(4, 16, 1, 4)] },
+        _ if widest <= 64 => const { &[Tiles::new(32, 16, 1, 1)] },
+        _ => const { &[Tiles::new(16, 4, 1, 4)] },
     }
 }

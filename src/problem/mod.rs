@@ -62,6 +62,10 @@ pub struct AttentionProblem {
     /// The most floating-point operations that one dispatch may hold, or `None` for no bound. See
     /// [`AttentionProblem::bounded_work`].
     pub max_flops_per_dispatch: Option<u64>,
+    /// Backward: where dQ, dK, dV and dO lie, or `None` for the layouts of Q, K, V and O.
+    pub gradient_layout: Option<AttentionLayout>,
+    /// Backward: the type that dQ, dK and dV are stored in, or `None` for that of Q, K and V.
+    pub gradient_element: Option<Element>,
 }
 
 impl AttentionProblem {
@@ -76,6 +80,8 @@ impl AttentionProblem {
             dropout: None,
             algorithm: Algorithm::Flash,
             max_flops_per_dispatch: None,
+            gradient_layout: None,
+            gradient_element: None,
         }
     }
 
@@ -142,6 +148,29 @@ impl AttentionProblem {
         self
     }
 
+    /// Backward: places dQ, dK, dV and dO as the entries `q`, `k`, `v` and `o` of `layout` say, instead of like the
+    /// tensors themselves. Gradients must not overlap, so inputs that broadcast need another layout here.
+    pub fn gradient_layout(mut self, layout: AttentionLayout) -> Self {
+        self.gradient_layout = Some(layout);
+        self
+    }
+
+    /// Backward: stores dQ, dK and dV in f32, the type they are summed in, whatever the type of Q, K and V.
+    pub fn f32_gradients(mut self) -> Self {
+        self.gradient_element = Some(Element::F32);
+        self
+    }
+
+    /// Where dQ, dK, dV and dO (`o`) lie.
+    pub fn gradient_layout_in_force(&self) -> AttentionLayout {
+        self.gradient_layout.unwrap_or(self.layout)
+    }
+
+    /// The type that dQ, dK and dV are stored in.
+    pub fn gradient_element_in_force(&self) -> Element {
+        self.gradient_element.unwrap_or(self.element)
+    }
+
     /// The factor on Q Kᵀ that is in force.
     pub fn softmax_scale(&self) -> f64 {
         self.softmax_scale.unwrap_or_else(|| 1.0 / f64::from(self.shape.head_dim).sqrt())
@@ -163,6 +192,14 @@ impl AttentionProblem {
     /// visible (row, key) pair.
     pub fn forward_flops(&self) -> u64 {
         let dims = u64::from(self.shape.head_dim) + u64::from(self.shape.head_dim_v);
+        self.visible_pairs().saturating_mul(2 * dims)
+    }
+
+    /// Floating-point operations of the backward pass, counted as the field does: five products for the forward's two,
+    /// three of width head_dim and two of width head_dim_v. (2.5 times the forward's where the two are equal.) What
+    /// recomputation costs on top is not counted.
+    pub fn backward_flops(&self) -> u64 {
+        let dims = 3 * u64::from(self.shape.head_dim) + 2 * u64::from(self.shape.head_dim_v);
         self.visible_pairs().saturating_mul(2 * dims)
     }
 }

@@ -17,10 +17,10 @@ macro_rules! file {
 pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     let mut files = vec![file!("common/params.wgsl"), file!("common/mask.wgsl"), file!("common/block_range.wgsl")];
     let kernel = specialization.kernel;
-    if matches!(kernel, Kernel::FlashForward | Kernel::FlashForwardCooperative | Kernel::StandardSoftmax) {
+    if kernel.drops() {
         files.push(file!("common/philox.wgsl"));
     }
-    if kernel != Kernel::StandardSoftmax {
+    if kernel.operands().iter().any(|(operand, _)| operand.is_tensor()) {
         files.push(match specialization.storage {
             Storage::F32 => file!("slots/element/f32.wgsl"),
             Storage::F16 => file!("slots/element/f16.wgsl"),
@@ -32,18 +32,33 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             (Access::Single, Storage::F32 | Storage::F16) => file!("slots/access/single.wgsl"),
             (Access::Single, Storage::F16Packed | Storage::Bf16) => file!("slots/access/half_word.wgsl"),
         });
-        files.push(file!("common/q_tile.wgsl"));
+        if specialization.f32_gradients {
+            files.push(match specialization.access {
+                Access::Quad => file!("slots/f32_store/quad.wgsl"),
+                Access::Single => file!("slots/f32_store/single.wgsl"),
+            });
+        }
+        files.push(if kernel.owns_keys() { file!("common/kv_tile.wgsl") } else { file!("common/q_tile.wgsl") });
         files.push(file!("common/arithmetic.wgsl"));
     }
+    if kernel.reduces_rows() {
+        files.push(match specialization.row_reduce {
+            RowReduce::Alone => file!("slots/row_reduce/alone.wgsl"),
+            RowReduce::Workgroup => file!("slots/row_reduce/workgroup.wgsl"),
+            RowReduce::Subgroup => file!("slots/row_reduce/subgroup.wgsl"),
+        });
+    }
+    if matches!(kernel, Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq) {
+        files.push(file!("common/row_stats.wgsl"));
+        files.push(match specialization.has_dropout {
+            true => file!("slots/keep/philox.wgsl"),
+            false => file!("slots/keep/all.wgsl"),
+        });
+    }
     match kernel {
-        Kernel::FlashForward => {
-            files.push(match specialization.row_reduce {
-                RowReduce::Alone => file!("slots/row_reduce/alone.wgsl"),
-                RowReduce::Workgroup => file!("slots/row_reduce/workgroup.wgsl"),
-                RowReduce::Subgroup => file!("slots/row_reduce/subgroup.wgsl"),
-            });
-            files.push(file!("common/flash_tiles.wgsl"));
-        }
+        Kernel::FlashForward | Kernel::FlashBackwardDq => files.push(file!("common/flash_tiles.wgsl")),
+        Kernel::FlashBackwardDkdv => files.push(file!("common/flash_q_tiles.wgsl")),
+        Kernel::FlashBackwardPreprocess => {}
         Kernel::FlashForwardCooperative => files.push(file!("common/cooperative_tiles.wgsl")),
         Kernel::StandardScores => {
             files.extend([file!("common/standard_kv_tile.wgsl"), file!("common/standard_qk_tiles.wgsl")]);
@@ -59,6 +74,9 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::StandardScores => file!("standard_scores.wgsl"),
         Kernel::StandardSoftmax => file!("standard_softmax.wgsl"),
         Kernel::StandardOutput => file!("standard_output.wgsl"),
+        Kernel::FlashBackwardPreprocess => file!("flash_backward_preprocess.wgsl"),
+        Kernel::FlashBackwardDkdv => file!("flash_backward_dkdv.wgsl"),
+        Kernel::FlashBackwardDq => file!("flash_backward_dq.wgsl"),
     });
     files
 }

@@ -29,12 +29,18 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     for operand in Operand::ALL {
         line(format_args!("const BINDING_{} = {}u;", operand.name(), operand.binding()));
     }
-    let invocations = tiles.invocations();
+    let invocations = tiles.invocations_of(specialization.kernel);
+    if specialization.kernel.reduces_rows() {
+        // What the lanes of a row sum: the forward four scores, the backward S and dP.
+        let size = if specialization.kernel == Kernel::FlashForward { 4 } else { 2 };
+        line(format_args!("alias Partial = vec{size}<f32>;"));
+    }
     let mut counts = vec![
         ("TILE_Q", tiles.tile_q),
         ("TILE_KV", tiles.tile_kv),
         ("THREAD_ROWS", tiles.thread_rows),
         ("LANES", tiles.lanes),
+        ("ROW_LANES", invocations / tiles.lanes),
         ("HEAD_DIM", head_dim),
         ("HEAD_DIM_V", head_dim_v),
     ];
@@ -43,6 +49,13 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         Kernel::FlashForward => {
             let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
             counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads), ("KEYS", 4)]);
+            (tiles.lanes * k_quads, tiles.lanes * v_quads)
+        }
+        Kernel::FlashBackwardPreprocess => (0, 0),
+        Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq => {
+            let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
+            counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads)]);
+            counts.push(("STATS_FETCHES", tiles.tile_q.div_ceil(invocations)));
             (tiles.lanes * k_quads, tiles.lanes * v_quads)
         }
         Kernel::FlashForwardCooperative => {
@@ -62,8 +75,10 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             (k_chunk_quads, thread_quads * tiles.lanes)
         }
     };
-    counts.push(("K_FETCHES", (tiles.tile_kv * k_quads).div_ceil(invocations)));
-    counts.push(("V_FETCHES", (tiles.tile_kv * v_quads).div_ceil(invocations)));
+    // The tile that passes through workgroup memory.
+    let rows = if specialization.kernel.owns_keys() { tiles.tile_q } else { tiles.tile_kv };
+    counts.push(("K_FETCHES", (rows * k_quads).div_ceil(invocations)));
+    counts.push(("V_FETCHES", (rows * v_quads).div_ceil(invocations)));
     let mut lists = Lists::default();
     for (name, value) in counts {
         line(format_args!("const {name} = {value}u;"));
@@ -72,15 +87,16 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     line(format_args!("const HAS_WINDOW = {};", specialization.has_window));
     line(format_args!("const HAS_DROPOUT = {};", specialization.has_dropout));
 
-    let tensors = |usage: Usage| {
-        let of_element = |operand| matches!(operand, Operand::Q | Operand::K | Operand::V | Operand::O);
+    let tensors = |usage: Usage, in_f32: bool| {
+        let stored_in_f32 = |operand: Operand| specialization.f32_gradients && operand.is_gradient();
         let operands = specialization.kernel.operands().iter();
         operands
-            .filter(|&&(operand, used)| used == usage && of_element(operand))
+            .filter(|&&(operand, used)| used == usage && operand.is_tensor() && stored_in_f32(operand) == in_f32)
             .map(|(operand, _)| operand.name())
             .collect()
     };
-    lists.names("INPUTS", tensors(Usage::Read));
-    lists.names("OUTPUTS", tensors(Usage::Write));
+    lists.names("INPUTS", tensors(Usage::Read, false));
+    lists.names("OUTPUTS", tensors(Usage::Write, false));
+    lists.names("F32_OUTPUTS", tensors(Usage::Write, true));
     (text, lists)
 }

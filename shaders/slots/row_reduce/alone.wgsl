@@ -6,8 +6,8 @@ struct Invocation {
 
 fn invocation_index(invocation: Invocation) -> u32 { return invocation.local_invocation_index; }
 
-fn lane_share(row: u32, invocation: u32, value: vec4<f32>) {}
+fn lane_share(row: u32, invocation: u32, value: Partial) {}
 
 fn lane_barrier() {}
 
-fn lane_sum(row: u32, invocation: u32, value: vec4<f32>) -> vec4<f32> { return value; }
+fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial { return value; }

@@ -13,12 +13,12 @@ fn invocation_index(invocation: Invocation) -> u32 {
   return invocation.subgroup_id * invocation.subgroup_size + invocation.subgroup_invocation_id;
 }
 
-fn lane_share(row: u32, invocation: u32, value: vec4<f32>) {}
+fn lane_share(row: u32, invocation: u32, value: Partial) {}
 
 fn lane_barrier() {}
 
 // Every lane adds the same pairs, so all of them get the same bits.
-fn lane_sum(row: u32, invocation: u32, value: vec4<f32>) -> vec4<f32> {
+fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial {
   var sum = value;
   for (var distance = 1u; distance < LANES; distance *= 2u) { sum += subgroupShuffleXor(sum, distance); }
   return sum;

@@ -8,18 +8,18 @@ struct Invocation {
 
 fn invocation_index(invocation: Invocation) -> u32 { return invocation.local_invocation_index; }
 
-var<workgroup> lane_partials: array<vec4<f32>, THREAD_ROWS * INVOCATIONS>;
+var<workgroup> lane_partials: array<Partial, THREAD_ROWS * INVOCATIONS>;
 
-fn lane_share(row: u32, invocation: u32, value: vec4<f32>) {
+fn lane_share(row: u32, invocation: u32, value: Partial) {
   if row == 0u { workgroupBarrier(); } // the last sums are read
   lane_partials[row * INVOCATIONS + invocation] = value;
 }
 
 fn lane_barrier() { workgroupBarrier(); }
 
-fn lane_sum(row: u32, invocation: u32, value: vec4<f32>) -> vec4<f32> {
+fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial {
   let first = row * INVOCATIONS + invocation / LANES * LANES;
-  var sum = vec4<f32>(0.0);
+  var sum = Partial();
   for (var lane = 0u; lane < LANES; lane++) { sum += lane_partials[first + lane]; }
   return sum;
 }

@@ -1,0 +1,164 @@
+// FlashAttention, backward, second kernel: dK and dV.
+//
+//   for each KV tile j of a KV head:                     one workgroup
+//     dK_j = 0, dV_j = 0
+//     for each query head that shares it, for each Q tile i with a row that sees some key of j:
+//       for each row of i:
+//         P    = exp(softmax_scale · Q_i K_jᵀ − LSE_i), masked
+//         dP   = dropout(dO_i V_jᵀ)
+//         dS   = P ∘ (dP − D_i)
+//         dV_j = dV_j + dropout(P)ᵀ dO_i
+//         dK_j = dK_j + dSᵀ Q_i
+//     dK_j = softmax_scale · dK_j
+//
+// S and LSE are in units of log2(e). The sums run over heads and rows in order, so the bits never change.
+//
+// Who owns what: a workgroup one KV tile of one KV head. LANES neighbouring invocations share THREAD_ROWS neighbouring
+// keys of it, each with every LANES-th quad of the head dimensions of K, V, dK and dV in registers; P and dS of their keys
+// are in the registers of all of them. Workgroup memory holds the Q and dO tiles; a row of them is read once and used for
+// all four products.
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invocation) {
+  let invocation = invocation_index(invocation_input);
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  if index >= kv_tile_count() { return; }
+  let tile = kv_tile_at(index);
+  let lane = invocation % LANES;
+  let key = invocation / LANES * THREAD_ROWS;
+
+  // K_j, V_j; dK_j = 0, dV_j = 0
+  // unroll N in THREAD_ROWS {
+  // unroll M in K_QUADS {
+  let k_N_M = fetch_k(tile, key + N, lane + M * LANES);
+  var dk_N_M = vec4<f32>(0.0);
+  // }
+  // unroll M in V_QUADS {
+  let v_N_M = fetch_v(tile, key + N, lane + M * LANES);
+  var dv_N_M = vec4<f32>(0.0);
+  // }
+  // }
+
+  // for each query head that shares it, for each Q tile i with a row that sees some key of j:
+  let range = row_range(tile.first_key, tile.last_key);
+  let tiles = max(range.end, range.first) - range.first;
+  let steps = tiles * params.heads_per_kv;
+  // The next tile is fetched into registers while the one before is computed with.
+  // unroll L in K_FETCHES {
+  var q_next_L = Loaded();
+  if steps > 0u { q_next_L = fetch_q(tile, tile.head, range.first * TILE_Q, invocation + L * INVOCATIONS); }
+  // }
+  // unroll L in V_FETCHES {
+  var d_o_next_L = Loaded();
+  if steps > 0u { d_o_next_L = fetch_d_o(tile, tile.head, range.first * TILE_Q, invocation + L * INVOCATIONS); }
+  // }
+  // unroll L in STATS_FETCHES {
+  var stats_next_L = vec2<f32>(0.0);
+  if steps > 0u { stats_next_L = fetch_stats(tile, tile.head, range.first * TILE_Q, invocation + L * INVOCATIONS); }
+  // }
+  for (var step = 0u; step < steps; step++) {
+    let head = tile.head + step / tiles;
+    let i = range.first + step % tiles;
+    let next = min(step + 1u, steps - 1u);
+    let next_head = tile.head + next / tiles;
+    let next_row = (range.first + next % tiles) * TILE_Q;
+    workgroupBarrier(); // the last tile is read
+    // unroll L in K_FETCHES {
+    place_q(invocation + L * INVOCATIONS, q_next_L);
+    q_next_L = fetch_q(tile, next_head, next_row, invocation + L * INVOCATIONS);
+    // }
+    // unroll L in V_FETCHES {
+    place_d_o(invocation + L * INVOCATIONS, d_o_next_L);
+    d_o_next_L = fetch_d_o(tile, next_head, next_row, invocation + L * INVOCATIONS);
+    // }
+    // unroll L in STATS_FETCHES {
+    place_stats(invocation + L * INVOCATIONS, stats_next_L);
+    stats_next_L = fetch_stats(tile, next_head, next_row, invocation + L * INVOCATIONS);
+    // }
+    if HAS_DROPOUT {
+      place_keep(params.batch_first + tile.batch, params.head_first + head, i * TILE_Q, tile.first_key, invocation);
+    }
+    workgroupBarrier(); // the tile is in place
+    let whole = is_whole(range, i);
+
+    for (var row = 0u; row < TILE_Q; row++) {
+      // unroll M in K_QUADS {
+      let q_M = q_tile[row * Q_STRIDE + lane + M * LANES];
+      // }
+      // unroll M in V_QUADS {
+      let d_o_M = d_o_tile[row * D_O_STRIDE + lane + M * LANES];
+      // }
+
+      // Q_i K_jᵀ and dO_i V_jᵀ
+      // unroll N in THREAD_ROWS {
+      var s_N = 0.0;
+      // unroll M in K_QUADS {
+      s_N = dot_add(q_M, k_N_M, s_N);
+      // }
+      var dp_N = 0.0;
+      // unroll M in V_QUADS {
+      dp_N = dot_add(d_o_M, v_N_M, dp_N);
+      // }
+      lane_share(N, invocation, Partial(s_N, dp_N));
+      // }
+      lane_barrier();
+
+      // P = exp(S − LSE_i), dS = P ∘ (dropout(dP) − D_i), dropout(P)
+      let stats = stats_tile[row];
+      // unroll N in THREAD_ROWS {
+      let sum_N = lane_sum(N, invocation, Partial(s_N, dp_N));
+      var p_N = exp2(sum_N.x - stats.x);
+      var gradient_N = sum_N.y;
+      if HAS_DROPOUT { gradient_N = select(0.0, gradient_N * params.dropout_scale, keeps(row, key + N)); }
+      var ds_N = p_N * (gradient_N - stats.y);
+      if HAS_DROPOUT { p_N = select(0.0, p_N, keeps(row, key + N)); }
+      // }
+
+      // dV_j = dV_j + dropout(P)ᵀ dO_i, dK_j = dK_j + dSᵀ Q_i
+      if HAS_WINDOW && !whole {
+        let visible = visible_keys(i * TILE_Q + row);
+        // unroll N in THREAD_ROWS {
+        let key_N = i32(tile.first_key + key + N);
+        let seen_N = key_N >= visible.x && key_N < visible.y;
+        p_N = select(0.0, p_N, seen_N);
+        ds_N = select(0.0, ds_N, seen_N);
+        // unroll M in V_QUADS {
+        dv_N_M = add_seen(seen_N, p_N, d_o_M, dv_N_M);
+        // }
+        // unroll M in K_QUADS {
+        dk_N_M = add_seen(seen_N, ds_N, q_M, dk_N_M);
+        // }
+        // }
+      } else {
+        // unroll N in THREAD_ROWS {
+        // unroll M in V_QUADS {
+        dv_N_M = fma(vec4<f32>(p_N), d_o_M, dv_N_M);
+        // }
+        // unroll M in K_QUADS {
+        dk_N_M = fma(vec4<f32>(ds_N), q_M, dk_N_M);
+        // }
+        // }
+      }
+    }
+  }
+
+  // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j
+  // unroll N in THREAD_ROWS {
+  if tile.key + key + N < params.key_count {
+    let dk_first = params.dk_offset + tile.batch * params.dk_stride_batch + tile.head_kv * params.dk_stride_head
+      + (tile.key + key + N) * params.dk_stride_row;
+    let dv_first = params.dv_offset + tile.batch * params.dv_stride_batch + tile.head_kv * params.dv_stride_head
+      + (tile.key + key + N) * params.dv_stride_row;
+    // unroll M in K_QUADS {
+    let k_dim_M = (lane + M * LANES) * 4u;
+    if k_dim_M < HEAD_DIM {
+      store_dk(dk_first + k_dim_M, HEAD_DIM - k_dim_M, dk_N_M * (params.softmax_scale_log2 * LN_2));
+    }
+    // }
+    // unroll M in V_QUADS {
+    let v_dim_M = (lane + M * LANES) * 4u;
+    if v_dim_M < HEAD_DIM_V { store_dv(dv_first + v_dim_M, HEAD_DIM_V - v_dim_M, dv_N_M * params.dropout_scale); }
+    // }
+  }
+  // }
+}

@@ -1,0 +1,137 @@
+// FlashAttention, backward, third kernel: dQ.
+//
+//   for each Q tile i:                                   one workgroup
+//     dQ_i = 0
+//     for each KV tile j that some row of i sees:
+//       for each key of j:
+//         P    = exp(softmax_scale · Q_i K_jᵀ − LSE_i), masked
+//         dP   = dropout(dO_i V_jᵀ)
+//         dS   = P ∘ (dP − D_i)
+//         dQ_i = dQ_i + dS K_j
+//     dQ_i = softmax_scale · dQ_i
+//
+// S and LSE are in units of log2(e).
+//
+// Who owns what: as in flash_forward.wgsl, with Q, dO and dQ of the rows in registers.
+
+// A quad of dO.
+fn fetch_d_o(tile: QTile, row: u32, quad: u32) -> vec4<f32> {
+  let first = params.d_o_offset + tile.batch * params.d_o_stride_batch + tile.head * params.d_o_stride_head;
+  let inside_row = min(tile.row + row, params.row_count - 1u);
+  let inside_dim = min(quad * 4u, LAST_QUAD_V);
+  let value = load_d_o(first + inside_row * params.d_o_stride_row + inside_dim, HEAD_DIM_V - inside_dim);
+  let inside = quad * 4u < HEAD_DIM_V && tile.row + row < params.row_count;
+  return select(vec4<f32>(0.0), decode(value), inside);
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invocation) {
+  let invocation = invocation_index(invocation_input);
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  if index >= q_tile_count() { return; }
+  let tile = q_tile_at(index);
+  let lane = invocation % LANES;
+  let head_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
+
+  // Q_i, dO_i, LSE_i, D_i; dQ_i = 0
+  // unroll N in THREAD_ROWS {
+  let row_N = invocation / LANES + N * ROW_LANES;
+  let stats_N = row_stats(head_at, tile.row + row_N, params.row_count);
+  // unroll M in K_QUADS {
+  let q_N_M = fetch_q(tile, row_N, lane + M * LANES);
+  var dq_N_M = vec4<f32>(0.0);
+  // }
+  // unroll M in V_QUADS {
+  let d_o_N_M = fetch_d_o(tile, row_N, lane + M * LANES);
+  // }
+  // }
+
+  // for each KV tile j that some row of i sees:
+  let range = block_range(tile.first_row, tile.last_row);
+  // The next tile is fetched into registers while the one before is computed with.
+  // unroll L in K_FETCHES {
+  var k_next_L = Loaded();
+  if range.first < range.end { k_next_L = fetch_k(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
+  // }
+  // unroll L in V_FETCHES {
+  var v_next_L = Loaded();
+  if range.first < range.end { v_next_L = fetch_v(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
+  // }
+  for (var j = range.first; j < range.end; j++) {
+    workgroupBarrier(); // the last tile is read
+    // unroll L in K_FETCHES {
+    place_k(invocation + L * INVOCATIONS, k_next_L);
+    k_next_L = fetch_k(tile, (j + 1u) * TILE_KV, invocation + L * INVOCATIONS);
+    // }
+    // unroll L in V_FETCHES {
+    place_v(invocation + L * INVOCATIONS, v_next_L);
+    v_next_L = fetch_v(tile, (j + 1u) * TILE_KV, invocation + L * INVOCATIONS);
+    // }
+    if HAS_DROPOUT {
+      place_keep(params.batch_first + tile.batch, params.head_first + tile.head, tile.first_row, j * TILE_KV, invocation);
+    }
+    workgroupBarrier(); // the tile is in place
+    let whole = is_whole(range, j);
+
+    for (var key = 0u; key < TILE_KV; key++) {
+      // unroll M in K_QUADS {
+      let k_M = k_tile[key * K_STRIDE + lane + M * LANES];
+      // }
+      // unroll M in V_QUADS {
+      let v_M = v_tile[key * V_STRIDE + lane + M * LANES];
+      // }
+
+      // Q_i K_jᵀ and dO_i V_jᵀ
+      // unroll N in THREAD_ROWS {
+      var s_N = 0.0;
+      // unroll M in K_QUADS {
+      s_N = dot_add(q_N_M, k_M, s_N);
+      // }
+      var dp_N = 0.0;
+      // unroll M in V_QUADS {
+      dp_N = dot_add(d_o_N_M, v_M, dp_N);
+      // }
+      lane_share(N, invocation, Partial(s_N, dp_N));
+      // }
+      lane_barrier();
+
+      // P = exp(S − LSE_i), dS = P ∘ (dropout(dP) − D_i)
+      // unroll N in THREAD_ROWS {
+      let sum_N = lane_sum(N, invocation, Partial(s_N, dp_N));
+      var gradient_N = sum_N.y;
+      if HAS_DROPOUT { gradient_N = select(0.0, gradient_N * params.dropout_scale, keeps(row_N, key)); }
+      let ds_N = exp2(sum_N.x - stats_N.x) * (gradient_N - stats_N.y);
+      // }
+
+      // dQ_i = dQ_i + dS K_j, where a key outside the tensors is like one that the row does not see
+      if !whole {
+        // unroll N in THREAD_ROWS {
+        let seen_N = sees(visible_keys(tile.first_row + row_N), j * TILE_KV + key).x;
+        // unroll M in K_QUADS {
+        dq_N_M = add_seen(seen_N, ds_N, k_M, dq_N_M);
+        // }
+        // }
+      } else {
+        // unroll N in THREAD_ROWS {
+        // unroll M in K_QUADS {
+        dq_N_M = fma(vec4<f32>(ds_N), k_M, dq_N_M);
+        // }
+        // }
+      }
+    }
+  }
+
+  // dQ_i = softmax_scale · dQ_i
+  // unroll N in THREAD_ROWS {
+  if tile.row + row_N < params.row_count {
+    let first = params.dq_offset + tile.batch * params.dq_stride_batch + tile.head * params.dq_stride_head
+      + (tile.row + row_N) * params.dq_stride_row;
+    // unroll M in K_QUADS {
+    let dim_M = (lane + M * LANES) * 4u;
+    if dim_M < HEAD_DIM {
+      store_dq(first + dim_M, HEAD_DIM - dim_M, dq_N_M * (params.softmax_scale_log2 * LN_2));
+    }
+    // }
+  }
+  // }
+}

@@ -1,0 +1,42 @@
+// FlashAttention, backward, first kernel: what the other two need of each row.
+//
+//   for each row i:                                      LANES neighbouring invocations
+//     D_i = rowsum(dO_i ∘ O_i) − dLSE_i
+//
+// rowsum(dO ∘ O) = rowsum(P ∘ dP), with dropout too, so that dS = P ∘ (dP − D) needs no sum over keys. The gradient of
+// LSE, if there is one, adds dLSE_i · P_ij to dS_ij, so it rides on D.
+
+@group(0) @binding(BINDING_d_lse) var<storage, read> d_lse: array<f32>;
+@group(0) @binding(BINDING_delta) var<storage, read_write> delta: array<f32>;
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invocation) {
+  let invocation = invocation_index(invocation_input);
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  if index >= q_tile_count() { return; }
+  let tile = q_tile_at(index);
+  let lane = invocation % LANES;
+  let row = tile.row + invocation / LANES;
+  let inside_row = min(row, params.row_count - 1u);
+  let o_first = params.o_offset + tile.batch * params.o_stride_batch + tile.head * params.o_stride_head
+    + inside_row * params.o_stride_row;
+  let d_o_first = params.d_o_offset + tile.batch * params.d_o_stride_batch + tile.head * params.d_o_stride_head
+    + inside_row * params.d_o_stride_row;
+
+  // rowsum(dO_i ∘ O_i)
+  var sum = 0.0;
+  for (var dim = lane * 4u; dim < HEAD_DIM_V; dim += LANES * 4u) {
+    let valid = HEAD_DIM_V - dim;
+    sum = dot_add(decode(load_d_o(d_o_first + dim, valid)), decode(load_o(o_first + dim, valid)), sum);
+  }
+  lane_share(0u, invocation, Partial(sum, 0.0));
+  lane_barrier();
+  sum = lane_sum(0u, invocation, Partial(sum, 0.0)).x;
+
+  // D_i
+  if lane == 0u && row < params.row_count {
+    let head_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + row;
+    if params.has_d_lse != 0u { sum -= d_lse[params.d_lse_offset + head_at]; }
+    delta[params.delta_offset + head_at] = sum;
+  }
+}

@@ -1,0 +1,255 @@
+//! How a problem too large for one dispatch is cut into parts.
+
+use super::check;
+use super::kernel::Cut;
+use super::{Direction, Kernel, Operand, Plan, Tiles};
+use crate::error::Error;
+use std::ops::Range;
+
+/// A part of the problem: ranges of sequences, heads, rows and keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub batch_first: u32,
+    pub batch_count: u32,
+    pub head_first: u32,
+    pub head_count: u32,
+    pub row_first: u32,
+    pub row_count: u32,
+    pub key_first: u32,
+    pub key_count: u32,
+}
+
+/// The lengths of one call.
+#[derive(Clone, Copy)]
+pub(super) struct Lengths {
+    pub seqlen_q: u32,
+    pub seqlen_kv: u32,
+}
+
+impl Plan {
+    /// Runs of passes that are cut in the same way, so that one part can pass through all of them before the next.
+    pub(super) fn stages(&self) -> Vec<Range<usize>> {
+        let mut stages: Vec<Range<usize>> = Vec::new();
+        for (index, pass) in self.passes.iter().enumerate() {
+            match stages.last_mut() {
+                Some(stage) if self.passes[stage.start].kernel.cut() == pass.kernel.cut() => stage.end = index + 1,
+                _ => stages.push(index..index + 1),
+            }
+        }
+        stages
+    }
+
+    /// The parts of the problem that the dispatches of a stage cover, one after another.
+    pub(super) fn parts(&self, stage: &Range<usize>, lengths: Lengths, max_scratch: u64) -> Result<Vec<Part>, Error> {
+        let shape = &self.problem.shape;
+        let step = self.step(stage, lengths, max_scratch)?;
+        let cut = self.passes[stage.start].kernel.cut();
+        let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
+        // Rows that see nothing are written too, and so are keys that no row sees.
+        let rows = || if cut == Cut::Rows { firsts(lengths.seqlen_q, step.row_count) } else { firsts(1, 1) };
+        let keys = || if cut == Cut::Keys { firsts(lengths.seqlen_kv, step.key_count) } else { firsts(1, 1) };
+        let mut parts = Vec::new();
+        for batch_first in firsts(shape.batch, step.batch_count) {
+            for head_first in firsts(shape.num_heads, step.head_count) {
+                for row_first in rows() {
+                    for key_first in keys() {
+                        parts.push(Part {
+                            batch_first,
+                            batch_count: step.batch_count.min(shape.batch - batch_first),
+                            head_first,
+                            head_count: step.head_count.min(shape.num_heads - head_first),
+                            row_first,
+                            row_count: step.row_count.min(lengths.seqlen_q - row_first),
+                            key_first,
+                            key_count: step.key_count.min(lengths.seqlen_kv - key_first),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The scratch buffers, each with the bytes of the largest part that a dispatch covers.
+    pub(super) fn measure_scratch(&self) -> Result<Vec<(Operand, u64)>, Error> {
+        let shape = &self.problem.shape;
+        let lengths = Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv };
+        let mut scratch = Vec::new();
+        if shape.batch == 0 || shape.num_heads == 0 {
+            return Ok(scratch);
+        }
+        for stage in self.stages() {
+            let max_scratch = self.max_binding().min(self.capabilities.max_buffer);
+            let step = self.step(&stage, lengths, max_scratch)?;
+            for operand in [Operand::S, Operand::Dp] {
+                if self.binds(&stage, operand) {
+                    // An empty score matrix still needs something to bind.
+                    scratch.push((operand, self.scores_of(&stage, &step, lengths).max(16)));
+                }
+            }
+            if self.binds(&stage, Operand::Delta) && scratch.iter().all(|(other, _)| *other != Operand::Delta) {
+                scratch.push((Operand::Delta, self.required_bytes(Operand::Delta).max(16)));
+            }
+        }
+        Ok(scratch)
+    }
+
+    pub(super) fn binds(&self, stage: &Range<usize>, operand: Operand) -> bool {
+        self.passes[stage.clone()].iter().any(|pass| pass.kernel.binds(operand))
+    }
+
+    /// Bytes of the score matrix that was planned for.
+    pub(super) fn score_bytes(&self) -> u64 {
+        self.scratch.iter().find(|(operand, _)| *operand == Operand::S).map_or(0, |(_, bytes)| *bytes)
+    }
+
+    pub(super) fn scores_of(&self, stage: &Range<usize>, part: &Part, lengths: Lengths) -> u64 {
+        if !self.binds(stage, Operand::S) {
+            return 0;
+        }
+        let rows = u64::from(part.batch_count) * u64::from(part.head_count) * u64::from(part.row_count);
+        rows.saturating_mul(4 * u64::from(self.s_stride_row(lengths)))
+    }
+
+    pub(super) fn s_stride_row(&self, lengths: Lengths) -> u32 {
+        lengths.seqlen_kv.next_multiple_of(self.tiles.tile_kv)
+    }
+
+    /// The longest binding: a shader addresses its elements with 32 bits.
+    pub(super) fn max_binding(&self) -> u64 {
+        self.capabilities.max_binding.min(u64::from(u32::MAX) - 3)
+    }
+
+    /// How much of the problem one dispatch takes: all of it, halved over sequences, then heads, then rows or keys until
+    /// every limit holds. The bound on work is given up at one tile; the others are errors there.
+    pub(super) fn step(&self, stage: &Range<usize>, lengths: Lengths, max_scratch: u64) -> Result<Part, Error> {
+        let shape = &self.problem.shape;
+        let mut step = Part {
+            batch_first: 0,
+            batch_count: shape.batch,
+            head_first: 0,
+            head_count: shape.num_heads,
+            row_first: 0,
+            row_count: lengths.seqlen_q,
+            key_first: 0,
+            key_count: lengths.seqlen_kv,
+        };
+        let tiles: Vec<Tiles> = self.passes[stage.clone()].iter().map(|pass| pass.specialization.tiles).collect();
+        let cut = self.passes[stage.start].kernel.cut();
+        // Heads that share keys stay together where keys are owned.
+        let least_heads = match cut {
+            Cut::Rows => 1,
+            Cut::Keys => self.heads_per_kv(),
+        };
+        let halved = |count: u32, least: u32, all: u32| {
+            let half = count.div_ceil(2).next_multiple_of(least);
+            if half >= count.min(all) { least } else { half }
+        };
+        loop {
+            let refusal = self.refusal(stage, &step, lengths, max_scratch);
+            let flops = self.flops_at_most(cut, &step, lengths);
+            if refusal.is_none() && flops <= self.problem.max_flops_per_dispatch.unwrap_or(u64::MAX) {
+                return Ok(step);
+            }
+            let tile_q = tiles.iter().map(|tiles| tiles.tile_q).max().unwrap_or(1);
+            let tile_kv = tiles.iter().map(|tiles| tiles.tile_kv).max().unwrap_or(1);
+            if step.batch_count > 1 {
+                step.batch_count = step.batch_count.div_ceil(2);
+            } else if step.head_count > least_heads {
+                step.head_count = halved(step.head_count, least_heads, shape.num_heads);
+            } else if cut == Cut::Rows && step.row_count > tile_q {
+                step.row_count = halved(step.row_count, tile_q, lengths.seqlen_q);
+            } else if cut == Cut::Keys && step.key_count > tile_kv {
+                step.key_count = halved(step.key_count, tile_kv, lengths.seqlen_kv);
+            } else {
+                return refusal.map_or(Ok(step), Err);
+            }
+        }
+    }
+
+    /// Which limit of the device a part of this size passes, if any.
+    pub(super) fn refusal(
+        &self,
+        stage: &Range<usize>,
+        part: &Part,
+        lengths: Lengths,
+        max_scratch: u64,
+    ) -> Option<Error> {
+        for &operand in Operand::ALL.iter().filter(|&&operand| self.binds(stage, operand)) {
+            let counts = self.extent_of(operand, part, true);
+            let size = check::element_size(&self.problem, operand);
+            // Bindings start at aligned offsets, up to one alignment before the tensor's first element.
+            let needed = check::layout(&self.problem, operand)
+                .required_len(counts.batch, counts.rows, counts.heads, counts.dim)
+                .and_then(|len| (len - check::layout(&self.problem, operand).offset.min(len)).checked_mul(size))
+                .and_then(|bytes| bytes.checked_add(self.capabilities.binding_alignment))
+                .unwrap_or(u64::MAX);
+            if needed > self.max_binding() {
+                let limit = "max_storage_buffer_binding_size";
+                return Some(Error::TooLarge { operand, needed, allowed: self.max_binding(), limit });
+            }
+        }
+        let needed = self.scores_of(stage, part, lengths);
+        if needed > max_scratch {
+            let limit = "max_storage_buffer_binding_size";
+            return Some(Error::TooLarge { operand: Operand::S, needed, allowed: max_scratch, limit });
+        }
+        let per_dimension = u64::from(self.capabilities.max_workgroups_per_dimension);
+        let allowed = (per_dimension * per_dimension).min(u64::from(u32::MAX));
+        for index in stage.clone() {
+            let needed = self.workgroups(index, part, lengths);
+            if needed > allowed {
+                return Some(Error::Unsupported {
+                    feature: "grids of this size",
+                    reason: format!(
+                        "{} needs {needed} workgroups for one tile, max_compute_workgroups_per_dimension = \
+                         {per_dimension} allows {allowed}; make seqlen_kv smaller",
+                        self.passes[index].kernel.name()
+                    ),
+                });
+            }
+        }
+        None
+    }
+
+    pub(super) fn flops_at_most(&self, cut: Cut, part: &Part, lengths: Lengths) -> u64 {
+        let shape = &self.problem.shape;
+        let mask = &self.problem.mask;
+        let window = match (mask.window_left, mask.window_right) {
+            (Some(left), Some(right)) => u64::from(left) + u64::from(right) + 1,
+            _ => u64::MAX,
+        };
+        let heads = u64::from(part.batch_count) * u64::from(part.head_count);
+        let pairs = match cut {
+            Cut::Rows => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
+            Cut::Keys => u64::from(part.key_count).saturating_mul(window.min(lengths.seqlen_q.into())),
+        };
+        let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
+        // Products of the largest dispatch: of the forward pass, of dQ with two recomputed, of dK and dV likewise.
+        let products = match (self.direction, cut) {
+            (Direction::Forward, _) => head_dim + head_dim_v,
+            (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
+            (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),
+        };
+        heads.saturating_mul(pairs).saturating_mul(2 * products)
+    }
+
+    pub(super) fn workgroups(&self, index: usize, part: &Part, lengths: Lengths) -> u64 {
+        let kernel = self.passes[index].kernel;
+        let tiles = self.passes[index].specialization.tiles;
+        let heads = u64::from(part.batch_count) * u64::from(part.head_count);
+        let q_tiles = heads * u64::from(part.row_count.div_ceil(tiles.tile_q));
+        match kernel {
+            Kernel::FlashForward
+            | Kernel::FlashForwardCooperative
+            | Kernel::StandardOutput
+            | Kernel::FlashBackwardPreprocess
+            | Kernel::FlashBackwardDq => q_tiles,
+            Kernel::StandardScores => q_tiles.saturating_mul(u64::from(self.s_stride_row(lengths) / tiles.tile_kv)),
+            Kernel::StandardSoftmax => heads * u64::from(part.row_count),
+            Kernel::FlashBackwardDkdv => {
+                heads / u64::from(self.heads_per_kv()) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
+            }
+        }
+    }
+}

@@ -3,8 +3,10 @@
 //! It is slow and obvious on purpose, and shares no numeric code with the shaders: no tiles, no online softmax, no
 //! 32-bit arithmetic outside the dropout mask.
 
+mod backward;
 mod philox;
 
+pub use backward::{ReferenceGradients, backward};
 pub use philox::philox4x32_10;
 
 use std::ops::Range;

@@ -1,0 +1,156 @@
+use super::{keeps, slice};
+use crate::problem::{AttentionProblem, TensorLayout};
+use std::ops::Range;
+
+/// What the backward pass computes, in f64, in the problem's gradient layout. Elements between the tensors' own are 0.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReferenceGradients {
+    /// The gradient of Q.
+    pub dq: Vec<f64>,
+    /// The gradient of K.
+    pub dk: Vec<f64>,
+    /// The gradient of V.
+    pub dv: Vec<f64>,
+}
+
+/// The gradients of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE with respect to Q, K and V, the former three lying in the problem's layouts
+/// and dO in that of its gradients. O is computed here, not rounded.
+///
+/// # Panics
+///
+/// When a slice is shorter than its tensor, or the problem is one that [`crate::plan`] refuses.
+pub fn backward(
+    problem: &AttentionProblem,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    d_o: &[f64],
+    d_lse: Option<&[f64]>,
+) -> ReferenceGradients {
+    let shape = problem.shape;
+    let layout = problem.gradient_layout_in_force();
+    let zeros = |layout: &TensorLayout, rows: u32, heads: u32, dim: u32| {
+        vec![0.0; layout.required_len(shape.batch, rows, heads, dim).expect("a gradient has an extent") as usize]
+    };
+    let mut gradients = ReferenceGradients {
+        dq: zeros(&layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
+        dk: zeros(&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
+        dv: zeros(&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v),
+    };
+    if shape.num_heads_kv == 0 {
+        return gradients;
+    }
+
+    // KV heads are independent, so they are shared out over the cores.
+    let groups = (shape.batch * shape.num_heads_kv) as usize;
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let run = groups.div_ceil(cores).max(1);
+    let of_group = |group: usize| {
+        let (batch, head_kv) = (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv);
+        of_kv_head(problem, [q, k, v, d_o], d_lse, batch, head_kv)
+    };
+    let of_groups = |groups: Range<usize>| -> Vec<Group> { groups.map(of_group).collect() };
+    let computed: Vec<Group> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..groups)
+            .step_by(run)
+            .map(|first| first..(first + run).min(groups))
+            .map(|groups| scope.spawn(|| of_groups(groups)))
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a head could be computed")).collect()
+    });
+
+    let heads_per_kv = shape.num_heads / shape.num_heads_kv;
+    for (group, Group { dq, dk, dv }) in computed.iter().enumerate() {
+        let (batch, head_kv) = (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv);
+        for (flat, row) in dq.chunks(shape.head_dim as usize).enumerate() {
+            let (member, i) = (flat as u32 / shape.seqlen_q, flat as u32 % shape.seqlen_q);
+            let first = layout.q.index(batch, i, head_kv * heads_per_kv + member) as usize;
+            gradients.dq[first..first + row.len()].copy_from_slice(row);
+        }
+        for (tensor, layout, rows, dim) in
+            [(&mut gradients.dk, &layout.k, dk, shape.head_dim), (&mut gradients.dv, &layout.v, dv, shape.head_dim_v)]
+        {
+            for (j, row) in rows.chunks(dim as usize).enumerate() {
+                let first = layout.index(batch, j as u32, head_kv) as usize;
+                tensor[first..first + row.len()].copy_from_slice(row);
+            }
+        }
+    }
+    gradients
+}
+
+/// The gradients of one KV head and of the query heads that share it, each contiguous.
+struct Group {
+    dq: Vec<f64>,
+    dk: Vec<f64>,
+    dv: Vec<f64>,
+}
+
+fn of_kv_head(
+    problem: &AttentionProblem,
+    [q, k, v, d_o]: [&[f64]; 4],
+    d_lse: Option<&[f64]>,
+    batch: u32,
+    head_kv: u32,
+) -> Group {
+    let shape = problem.shape;
+    let layout = &problem.layout;
+    let scale = problem.softmax_scale();
+    let (dim, dim_v) = (shape.head_dim as usize, shape.head_dim_v as usize);
+    let heads_per_kv = shape.num_heads / shape.num_heads_kv;
+    let mut group = Group {
+        dq: vec![0.0; (heads_per_kv * shape.seqlen_q) as usize * dim],
+        dk: vec![0.0; shape.seqlen_kv as usize * dim],
+        dv: vec![0.0; shape.seqlen_kv as usize * dim_v],
+    };
+    for member in 0..heads_per_kv {
+        let head = head_kv * heads_per_kv + member;
+        for row in 0..shape.seqlen_q {
+            let (_, lse) = super::forward_row(problem, q, k, v, batch, head, row);
+            if lse == f64::NEG_INFINITY {
+                continue;
+            }
+            let keys = problem.visible_keys(row);
+            let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
+            let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
+            let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
+            let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[flat]);
+
+            // Of each visible key: P, the factor that dropout puts on it, and the gradient of P.
+            let entries: Vec<(f64, f64, f64)> = keys
+                .clone()
+                .map(|key| {
+                    let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
+                    let v_row = slice(v, &layout.v, batch, key, head_kv, shape.head_dim_v);
+                    let p = (scale * dot(q_row, k_row) - lse).exp();
+                    let factor = match problem.dropout {
+                        Some(dropout) if keeps(problem, batch, head, row, key) => dropout.keep_scale(),
+                        Some(_) => 0.0,
+                        None => 1.0,
+                    };
+                    (p, factor, factor * dot(d_o_row, v_row))
+                })
+                .collect();
+            let delta: f64 = entries.iter().map(|(p, _, dp)| p * dp).sum();
+            let dq_first = (member * shape.seqlen_q + row) as usize * dim;
+            for (key, (p, factor, dp)) in keys.zip(entries) {
+                let ds = p * (dp - delta + d_lse_row);
+                let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
+                add(&mut group.dq[dq_first..dq_first + dim], scale * ds, k_row);
+                add(&mut group.dk[key as usize * dim..][..dim], scale * ds, q_row);
+                add(&mut group.dv[key as usize * dim_v..][..dim_v], factor * p, d_o_row);
+            }
+        }
+    }
+    group
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn add(sum: &mut [f64], factor: f64, row: &[f64]) {
+    for (sum, value) in sum.iter_mut().zip(row) {
+        *sum += factor * value;
+    }
+}

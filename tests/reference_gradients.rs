@@ -1,0 +1,113 @@
+//! The oracle's gradients against central finite differences of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE in f64. No GPU.
+
+use wgpu_flash_attention::reference::{backward, forward};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape};
+
+/// Distinct, irregular values in [−1, 1].
+fn values(len: u64, first: usize) -> Vec<f64> {
+    (first..first + len as usize).map(|n| (n as f64 * 1.618).sin()).collect()
+}
+
+struct Inputs {
+    /// Q, K and V.
+    tensors: [Vec<f64>; 3],
+    d_o: Vec<f64>,
+    d_lse: Vec<f64>,
+}
+
+fn inputs(problem: &AttentionProblem) -> Inputs {
+    let shape = problem.shape;
+    let layout = &problem.layout;
+    let len = |layout: &wgpu_flash_attention::TensorLayout, rows, heads, dim| {
+        layout.required_len(shape.batch, rows, heads, dim).unwrap()
+    };
+    Inputs {
+        tensors: [
+            values(len(&layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim), 0),
+            values(len(&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim), 1000),
+            values(len(&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v), 2000),
+        ],
+        d_o: values(len(&layout.o, shape.seqlen_q, shape.num_heads, shape.head_dim_v), 3000),
+        d_lse: values(shape.lse_len(), 4000),
+    }
+}
+
+fn phi(problem: &AttentionProblem, [q, k, v]: &[Vec<f64>; 3], inputs: &Inputs, with_lse: bool) -> f64 {
+    let output = forward(problem, q, k, v);
+    let of_o: f64 = output.o.iter().zip(&inputs.d_o).map(|(o, d_o)| o * d_o).sum();
+    let of_lse = output.lse.iter().zip(&inputs.d_lse).filter(|(lse, _)| lse.is_finite());
+    of_o + if with_lse { of_lse.map(|(lse, d_lse)| lse * d_lse).sum() } else { 0.0 }
+}
+
+fn check(problem: &AttentionProblem) {
+    let inputs = inputs(problem);
+    let [q, k, v] = &inputs.tensors;
+    for with_lse in [false, true] {
+        let d_lse = with_lse.then_some(&inputs.d_lse[..]);
+        let gradients = backward(problem, q, k, v, &inputs.d_o, d_lse);
+        for (tensor, gradient) in [&gradients.dq, &gradients.dk, &gradients.dv].into_iter().enumerate() {
+            assert_eq!(gradient.len(), inputs.tensors[tensor].len());
+            for (index, found) in gradient.iter().enumerate() {
+                // The error of the quotient falls with the square of the step until rounding takes over.
+                const STEP: f64 = 1e-5;
+                let moved = |step: f64| {
+                    let mut tensors = inputs.tensors.clone();
+                    tensors[tensor][index] += step;
+                    phi(problem, &tensors, &inputs, with_lse)
+                };
+                let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                assert!(
+                    (found - expected).abs() <= 1e-8,
+                    "tensor {tensor} [{index}]: {found}, not {expected}; {problem:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_are_those_of_finite_differences() {
+    let shape = AttentionShape::new(2, 4, 5, 3).num_heads_kv(2).seqlen_kv(6).head_dim_v(2);
+    let problem = AttentionProblem::new(shape);
+    check(&problem);
+    check(&problem.clone().causal());
+    check(&problem.clone().causal_top_left());
+    check(&problem.clone().window(Some(1), Some(2)).scale(-0.8));
+    check(&problem.clone().dropout(0.4, 7));
+    check(&problem.causal().dropout(0.2, 9).layout(AttentionLayout::bhsd(&shape)));
+    // Rows that see nothing.
+    check(&AttentionProblem::new(AttentionShape::new(1, 2, 7, 2).seqlen_kv(3)).causal());
+}
+
+#[test]
+fn gradients_of_nothing_are_zero() {
+    let no_keys = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4).seqlen_kv(0));
+    let gradients = backward(&no_keys, &values(24, 0), &[], &[], &values(24, 1), None);
+    assert_eq!((gradients.dq, gradients.dk.len()), (vec![0.0; 24], 0));
+    let no_rows = AttentionProblem::new(AttentionShape::new(1, 2, 0, 4).seqlen_kv(3));
+    let gradients = backward(&no_rows, &[], &values(24, 0), &values(24, 0), &[], None);
+    assert_eq!((gradients.dq.len(), gradients.dk, gradients.dv), (0, vec![0.0; 24], vec![0.0; 24]));
+}
+
+/// dO, dQ, dK and dV follow the gradient layout, the others their own.
+#[test]
+fn gradients_have_a_layout_of_their_own() {
+    let shape = AttentionShape::new(2, 2, 3, 2).seqlen_kv(4);
+    let plain = AttentionProblem::new(shape);
+    let moved = plain.clone().gradient_layout(AttentionLayout::bhsd(&shape));
+    let inputs = inputs(&plain);
+    let [q, k, v] = &inputs.tensors;
+    // From [batch, row, head, 2] to [batch, head, row, 2].
+    let place = |values: &[f64], rows: usize| -> Vec<f64> {
+        let mut placed = vec![0.0; values.len()];
+        for (n, pair) in values.chunks(2).enumerate() {
+            let (head, row, batch) = (n % 2, n / 2 % rows, n / 2 / rows);
+            placed[((batch * 2 + head) * rows + row) * 2..][..2].copy_from_slice(pair);
+        }
+        placed
+    };
+    let expected = backward(&plain, q, k, v, &inputs.d_o, None);
+    let found = backward(&moved, q, k, v, &place(&inputs.d_o, 3), None);
+    assert_eq!(found.dq, place(&expected.dq, 3));
+    assert_eq!((found.dk, found.dv), (place(&expected.dk, 4), place(&expected.dv, 4)));
+}

@@ -108,15 +108,6 @@ pub enum Usage {
     Write,
 }
 
-/// What a dispatch covers of a problem too large for one, besides whole sequences and heads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cut {
-    /// A range of rows, with all keys that they see.
-    Rows,
-    /// A range of keys, with all rows of all heads that share them.
-    Keys,
-}
-
 /// A shader file in `shaders/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -137,11 +128,21 @@ pub enum Kernel {
     FlashBackwardDkdv,
     /// `flash_backward_dq.wgsl`
     FlashBackwardDq,
+    /// `standard_dp.wgsl`
+    StandardDp,
+    /// `standard_ds.wgsl`
+    StandardDs,
+    /// `standard_dv.wgsl`
+    StandardDv,
+    /// `standard_dk.wgsl`
+    StandardDk,
+    /// `standard_dq.wgsl`
+    StandardDq,
 }
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 8] = [
+    pub const ALL: [Kernel; 13] = [
         Kernel::FlashForward,
         Kernel::FlashForwardCooperative,
         Kernel::StandardScores,
@@ -150,6 +151,11 @@ impl Kernel {
         Kernel::FlashBackwardPreprocess,
         Kernel::FlashBackwardDkdv,
         Kernel::FlashBackwardDq,
+        Kernel::StandardDp,
+        Kernel::StandardDs,
+        Kernel::StandardDv,
+        Kernel::StandardDk,
+        Kernel::StandardDq,
     ];
 
     /// The name of its file, without `.wgsl`.
@@ -163,12 +169,17 @@ impl Kernel {
             Kernel::FlashBackwardPreprocess => "flash_backward_preprocess",
             Kernel::FlashBackwardDkdv => "flash_backward_dkdv",
             Kernel::FlashBackwardDq => "flash_backward_dq",
+            Kernel::StandardDp => "standard_dp",
+            Kernel::StandardDs => "standard_ds",
+            Kernel::StandardDv => "standard_dv",
+            Kernel::StandardDk => "standard_dk",
+            Kernel::StandardDq => "standard_dq",
         }
     }
 
     /// What it binds.
     pub const fn operands(self) -> &'static [(Operand, Usage)] {
-        use Operand::{DLse, DO, Delta, Dk, Dq, Dv, K, Lse, O, Params, Q, S, V};
+        use Operand::{DLse, DO, Delta, Dk, Dp, Dq, Dv, K, Lse, O, Params, Q, S, V};
         use Usage::{Read, Uniform, Write};
         match self {
             Kernel::FlashForward | Kernel::FlashForwardCooperative => {
@@ -201,6 +212,11 @@ impl Kernel {
                 (Delta, Read),
                 (Dq, Write),
             ],
+            Kernel::StandardDp => &[(Params, Uniform), (V, Read), (DO, Read), (Dp, Write)],
+            Kernel::StandardDs => &[(Params, Uniform), (Lse, Read), (S, Write), (Delta, Read), (Dp, Write)],
+            Kernel::StandardDv => &[(Params, Uniform), (S, Read), (DO, Read), (Dv, Write)],
+            Kernel::StandardDk => &[(Params, Uniform), (Q, Read), (Dk, Write), (Dp, Read)],
+            Kernel::StandardDq => &[(Params, Uniform), (K, Read), (Dq, Write), (Dp, Read)],
         }
     }
 
@@ -219,6 +235,14 @@ impl Kernel {
         )
     }
 
+    /// The dimension that a kernel of standard attention sums over, or walks along.
+    pub(crate) const fn product_dim(self, head_dim: u32, head_dim_v: u32) -> u32 {
+        match self {
+            Kernel::StandardDp | Kernel::StandardOutput | Kernel::StandardDv => head_dim_v,
+            _ => head_dim,
+        }
+    }
+
     /// Whether cooperative matrices compute its products.
     pub(crate) const fn uses_matrices(self) -> bool {
         matches!(self, Kernel::FlashForwardCooperative)
@@ -226,24 +250,32 @@ impl Kernel {
 
     /// Whether a workgroup owns a tile of keys, over which it walks with the rows; else it owns a tile of rows.
     pub(crate) const fn owns_keys(self) -> bool {
-        matches!(self, Kernel::FlashBackwardDkdv)
+        matches!(self, Kernel::FlashBackwardDkdv | Kernel::StandardDv | Kernel::StandardDk)
     }
 
     /// Whether its text depends on there being keys that some row does not see.
     pub(crate) const fn masks(self) -> bool {
-        !matches!(self, Kernel::StandardScores | Kernel::StandardSoftmax | Kernel::FlashBackwardPreprocess)
+        !matches!(
+            self,
+            Kernel::StandardScores
+                | Kernel::StandardSoftmax
+                | Kernel::StandardDp
+                | Kernel::StandardDs
+                | Kernel::FlashBackwardPreprocess
+        )
     }
 
     /// Whether it drops probabilities.
     pub(crate) const fn drops(self) -> bool {
-        !matches!(self, Kernel::StandardScores | Kernel::StandardOutput | Kernel::FlashBackwardPreprocess)
-    }
-
-    /// How a problem that is too large for one dispatch of it is cut.
-    pub(crate) const fn cut(self) -> Cut {
-        match self {
-            Kernel::FlashBackwardDkdv => Cut::Keys,
-            _ => Cut::Rows,
-        }
+        !matches!(
+            self,
+            Kernel::StandardScores
+                | Kernel::StandardOutput
+                | Kernel::StandardDp
+                | Kernel::StandardDv
+                | Kernel::StandardDk
+                | Kernel::StandardDq
+                | Kernel::FlashBackwardPreprocess
+        )
     }
 }

@@ -201,6 +201,11 @@ impl Plan {
                         let own = keys * (head_dim + head_dim_v) * (size + gradient_size);
                         q_again + o_again + visits * tile_q * 8 + own
                     }
+                    Kernel::StandardDp => o_again + v + s,
+                    Kernel::StandardDs => 4 * s + 2 * lse,
+                    Kernel::StandardDv => s + o_again + keys * head_dim_v * gradient_size,
+                    Kernel::StandardDk => s + q_again + keys * head_dim * gradient_size,
+                    Kernel::StandardDq => s + k + rows * head_dim * gradient_size,
                     Kernel::FlashBackwardDq => q + o + 2 * lse + k + v + rows * head_dim * gradient_size,
                 }
             })
@@ -246,10 +251,21 @@ fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Dir
         (Direction::Forward, Algorithm::Standard) => {
             vec![vec![(&[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput], portable)]]
         }
-        (Direction::Backward, _) => {
+        (Direction::Backward, algorithm) => {
             let step = |kernels: &'static [Kernel]| -> Step {
                 vec![(kernels, tiles::backward_candidates(kernels[0], capabilities, shape))]
             };
+            if algorithm == Algorithm::Standard {
+                let kernels = &[
+                    Kernel::StandardScores,
+                    Kernel::StandardDp,
+                    Kernel::StandardDs,
+                    Kernel::StandardDv,
+                    Kernel::StandardDk,
+                    Kernel::StandardDq,
+                ];
+                return vec![step(&[Kernel::FlashBackwardPreprocess]), vec![(kernels, portable)]];
+            }
             vec![
                 step(&[Kernel::FlashBackwardPreprocess]),
                 step(&[Kernel::FlashBackwardDkdv]),

@@ -1,10 +1,21 @@
 //! How a problem too large for one dispatch is cut into parts.
 
 use super::check;
-use super::kernel::Cut;
 use super::{Direction, Kernel, Operand, Plan, Tiles};
 use crate::error::Error;
+use crate::problem::Algorithm;
 use std::ops::Range;
+
+/// What a part holds besides whole sequences and heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// A range of rows, with all keys that they see.
+    Rows,
+    /// A range of keys, with all rows of all heads that share them.
+    Keys,
+    /// All rows and keys, of all heads that share keys: what sums over both in memory cannot be cut further.
+    Groups,
+}
 
 /// A part of the problem: ranges of sequences, heads, rows and keys.
 #[derive(Clone, Copy, Debug)]
@@ -27,12 +38,28 @@ pub(super) struct Lengths {
 }
 
 impl Plan {
+    fn cut(&self, kernel: Kernel) -> Cut {
+        match (self.direction, self.problem.algorithm, kernel) {
+            (_, _, Kernel::FlashBackwardPreprocess) => Cut::Rows,
+            (Direction::Backward, Algorithm::Standard, _) => Cut::Groups,
+            (_, _, kernel) => {
+                if kernel.owns_keys() {
+                    Cut::Keys
+                } else {
+                    Cut::Rows
+                }
+            }
+        }
+    }
+
     /// Runs of passes that are cut in the same way, so that one part can pass through all of them before the next.
     pub(super) fn stages(&self) -> Vec<Range<usize>> {
         let mut stages: Vec<Range<usize>> = Vec::new();
         for (index, pass) in self.passes.iter().enumerate() {
             match stages.last_mut() {
-                Some(stage) if self.passes[stage.start].kernel.cut() == pass.kernel.cut() => stage.end = index + 1,
+                Some(stage) if self.cut(self.passes[stage.start].kernel) == self.cut(pass.kernel) => {
+                    stage.end = index + 1
+                }
                 _ => stages.push(index..index + 1),
             }
         }
@@ -43,7 +70,7 @@ impl Plan {
     pub(super) fn parts(&self, stage: &Range<usize>, lengths: Lengths, max_scratch: u64) -> Result<Vec<Part>, Error> {
         let shape = &self.problem.shape;
         let step = self.step(stage, lengths, max_scratch)?;
-        let cut = self.passes[stage.start].kernel.cut();
+        let cut = self.cut(self.passes[stage.start].kernel);
         let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
         // Rows that see nothing are written too, and so are keys that no row sees.
         let rows = || if cut == Cut::Rows { firsts(lengths.seqlen_q, step.row_count) } else { firsts(1, 1) };
@@ -135,11 +162,11 @@ impl Plan {
             key_count: lengths.seqlen_kv,
         };
         let tiles: Vec<Tiles> = self.passes[stage.clone()].iter().map(|pass| pass.specialization.tiles).collect();
-        let cut = self.passes[stage.start].kernel.cut();
+        let cut = self.cut(self.passes[stage.start].kernel);
         // Heads that share keys stay together where keys are owned.
         let least_heads = match cut {
             Cut::Rows => 1,
-            Cut::Keys => self.heads_per_kv(),
+            Cut::Keys | Cut::Groups => self.heads_per_kv(),
         };
         let halved = |count: u32, least: u32, all: u32| {
             let half = count.div_ceil(2).next_multiple_of(least);
@@ -221,7 +248,7 @@ impl Plan {
         };
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
         let pairs = match cut {
-            Cut::Rows => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
+            Cut::Rows | Cut::Groups => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
             Cut::Keys => u64::from(part.key_count).saturating_mul(window.min(lengths.seqlen_q.into())),
         };
         let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
@@ -230,6 +257,7 @@ impl Plan {
             (Direction::Forward, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
             (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),
+            (Direction::Backward, Cut::Groups) => head_dim.max(head_dim_v),
         };
         heads.saturating_mul(pairs).saturating_mul(2 * products)
     }
@@ -244,10 +272,13 @@ impl Plan {
             | Kernel::FlashForwardCooperative
             | Kernel::StandardOutput
             | Kernel::FlashBackwardPreprocess
-            | Kernel::FlashBackwardDq => q_tiles,
-            Kernel::StandardScores => q_tiles.saturating_mul(u64::from(self.s_stride_row(lengths) / tiles.tile_kv)),
-            Kernel::StandardSoftmax => heads * u64::from(part.row_count),
-            Kernel::FlashBackwardDkdv => {
+            | Kernel::FlashBackwardDq
+            | Kernel::StandardDq => q_tiles,
+            Kernel::StandardScores | Kernel::StandardDp => {
+                q_tiles.saturating_mul(u64::from(self.s_stride_row(lengths) / tiles.tile_kv))
+            }
+            Kernel::StandardSoftmax | Kernel::StandardDs => heads * u64::from(part.row_count),
+            Kernel::FlashBackwardDkdv | Kernel::StandardDv | Kernel::StandardDk => {
                 heads / u64::from(self.heads_per_kv()) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
             }
         }

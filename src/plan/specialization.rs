@@ -107,7 +107,7 @@ impl Specialization {
     /// The workgroup size.
     pub fn invocations(&self) -> u32 {
         match self.kernel {
-            Kernel::StandardSoftmax => super::tiles::SOFTMAX_INVOCATIONS,
+            Kernel::StandardSoftmax | Kernel::StandardDs => super::tiles::SOFTMAX_INVOCATIONS,
             kernel => self.tiles.invocations_of(kernel),
         }
     }

@@ -88,11 +88,9 @@ impl Tiles {
         row_reduce: RowReduce,
         has_dropout: bool,
     ) -> u32 {
-        let k_chunk = self.k_chunks(head_dim).1;
-        let v_chunk = self.v_chunks(head_dim_v).1 * self.lanes;
-        let q_tile = QUAD * self.tile_q * (k_chunk | 1);
-        let kv_tile = QUAD * self.tile_kv * (k_chunk.max(v_chunk) | 1);
-        let p_tile = QUAD * self.tile_q * (self.lanes | 1);
+        let dim = kernel.product_dim(head_dim, head_dim_v);
+        let k_chunk = self.k_chunks(dim).1 | 1;
+        let v_chunk = (self.v_chunks(dim).1 * self.lanes) | 1;
         let partials = match row_reduce {
             RowReduce::Workgroup => QUAD * self.thread_rows * self.invocations_of(kernel),
             RowReduce::Alone | RowReduce::Subgroup => 0,
@@ -118,9 +116,13 @@ impl Tiles {
                 // K, V and P are f16, S is f32.
                 QUAD / 2 * (self.tile_kv * (row(head_dim) + row(head_dim_v)) + scratch) + QUAD * scratch
             }
-            Kernel::StandardScores => q_tile + kv_tile,
+            Kernel::StandardScores | Kernel::StandardDp => QUAD * (self.tile_q + self.tile_kv) * k_chunk,
             Kernel::StandardSoftmax => 8 * SOFTMAX_INVOCATIONS,
-            Kernel::StandardOutput => p_tile + kv_tile,
+            Kernel::StandardDs => 0,
+            Kernel::StandardOutput | Kernel::StandardDq => {
+                QUAD * (self.tile_q * (self.lanes | 1) + self.tile_kv * v_chunk)
+            }
+            Kernel::StandardDv | Kernel::StandardDk => QUAD * self.tile_q * (((self.tile_kv / 4) | 1) + v_chunk),
         }
     }
 
@@ -152,9 +154,13 @@ impl Tiles {
         let sides_fit = match kernel {
             // The keys of an invocation lie within one quad, whose dropout is drawn together.
             Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
-            Kernel::StandardScores | Kernel::StandardSoftmax | Kernel::StandardOutput => {
-                tile_q.is_multiple_of(thread_rows) && tile_kv == 4 * lanes
-            }
+            Kernel::StandardDv | Kernel::StandardDk => thread_rows == 4 && tile_kv.is_multiple_of(4),
+            Kernel::StandardScores
+            | Kernel::StandardSoftmax
+            | Kernel::StandardOutput
+            | Kernel::StandardDp
+            | Kernel::StandardDs
+            | Kernel::StandardDq => tile_q.is_multiple_of(thread_rows) && tile_kv == 4 * lanes,
             _ => tile_q.is_multiple_of(thread_rows),
         };
         let (head_dim, head_dim_v) = (problem.shape.head_dim, problem.shape.head_dim_v);

@@ -48,8 +48,10 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             RowReduce::Subgroup => file!("slots/row_reduce/subgroup.wgsl"),
         });
     }
-    if matches!(kernel, Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq) {
+    if matches!(kernel, Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq | Kernel::StandardDs) {
         files.push(file!("common/row_stats.wgsl"));
+    }
+    if matches!(kernel, Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq) {
         files.push(match specialization.has_dropout {
             true => file!("slots/keep/philox.wgsl"),
             false => file!("slots/keep/all.wgsl"),
@@ -60,13 +62,10 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashBackwardDkdv => files.push(file!("common/flash_q_tiles.wgsl")),
         Kernel::FlashBackwardPreprocess => {}
         Kernel::FlashForwardCooperative => files.push(file!("common/cooperative_tiles.wgsl")),
-        Kernel::StandardScores => {
-            files.extend([file!("common/standard_kv_tile.wgsl"), file!("common/standard_qk_tiles.wgsl")]);
-        }
-        Kernel::StandardSoftmax => {}
-        Kernel::StandardOutput => {
-            files.extend([file!("common/standard_kv_tile.wgsl"), file!("common/standard_pv_tiles.wgsl")]);
-        }
+        Kernel::StandardScores | Kernel::StandardDp => files.push(file!("common/standard_product.wgsl")),
+        Kernel::StandardSoftmax | Kernel::StandardDs => {}
+        Kernel::StandardOutput | Kernel::StandardDq => files.push(file!("common/standard_sum.wgsl")),
+        Kernel::StandardDv | Kernel::StandardDk => files.push(file!("common/standard_transposed_sum.wgsl")),
     }
     files.push(match kernel {
         Kernel::FlashForward => file!("flash_forward.wgsl"),
@@ -77,6 +76,11 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashBackwardPreprocess => file!("flash_backward_preprocess.wgsl"),
         Kernel::FlashBackwardDkdv => file!("flash_backward_dkdv.wgsl"),
         Kernel::FlashBackwardDq => file!("flash_backward_dq.wgsl"),
+        Kernel::StandardDp => file!("standard_dp.wgsl"),
+        Kernel::StandardDs => file!("standard_ds.wgsl"),
+        Kernel::StandardDv => file!("standard_dv.wgsl"),
+        Kernel::StandardDk => file!("standard_dk.wgsl"),
+        Kernel::StandardDq => file!("standard_dq.wgsl"),
     });
     files
 }

@@ -66,12 +66,13 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             counts.extend([("K_FRAGMENTS", k_fragments), ("V_FRAGMENTS", v_fragments)]);
             (k_fragments * side / 4, v_fragments * side / 4)
         }
-        Kernel::StandardScores | Kernel::StandardSoftmax | Kernel::StandardOutput => {
-            let (k_chunks, k_chunk_quads) = tiles.k_chunks(head_dim);
-            let (v_chunks, thread_quads) = tiles.v_chunks(head_dim_v);
+        _ => {
+            let dim = specialization.kernel.product_dim(head_dim, head_dim_v);
+            let (k_chunks, k_chunk_quads) = tiles.k_chunks(dim);
+            let (v_chunks, thread_quads) = tiles.v_chunks(dim);
+            counts.extend([("PRODUCT_DIM", dim), ("KEYS", 4), ("SOFTMAX_INVOCATIONS", SOFTMAX_INVOCATIONS)]);
             counts.extend([("K_CHUNKS", k_chunks), ("K_CHUNK_QUADS", k_chunk_quads)]);
             counts.extend([("V_CHUNKS", v_chunks), ("THREAD_QUADS", thread_quads)]);
-            counts.push(("SOFTMAX_INVOCATIONS", SOFTMAX_INVOCATIONS));
             (k_chunk_quads, thread_quads * tiles.lanes)
         }
     };
@@ -98,5 +99,21 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     lists.names("INPUTS", tensors(Usage::Read, false));
     lists.names("OUTPUTS", tensors(Usage::Write, false));
     lists.names("F32_OUTPUTS", tensors(Usage::Write, true));
+    for (list, names) in standard_names(specialization.kernel) {
+        lists.names(list, vec![names]);
+    }
     (text, lists)
+}
+
+/// Which tensors the shared text of standard attention works on.
+fn standard_names(kernel: Kernel) -> Vec<(&'static str, &'static str)> {
+    match kernel {
+        Kernel::StandardScores => vec![("ROWS", "q"), ("KEY_TENSOR", "k")],
+        Kernel::StandardDp => vec![("ROWS", "d_o"), ("KEY_TENSOR", "v")],
+        Kernel::StandardOutput => vec![("MATRIX", "s"), ("KEY_TENSOR", "v"), ("SUM", "o")],
+        Kernel::StandardDq => vec![("MATRIX", "dp"), ("KEY_TENSOR", "k"), ("SUM", "dq")],
+        Kernel::StandardDv => vec![("MATRIX", "s"), ("ROWS", "d_o"), ("SUM", "dv")],
+        Kernel::StandardDk => vec![("MATRIX", "dp"), ("ROWS", "q"), ("SUM", "dk")],
+        _ => Vec::new(),
+    }
 }

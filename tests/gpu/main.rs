@@ -2,6 +2,8 @@
 //! adapter fails them all; Mesa's software driver (Debian: mesa-vulkan-drivers) is enough.
 
 mod algebra;
+mod backward;
+mod backward_properties;
 mod determinism;
 mod dispatches;
 mod dropout;

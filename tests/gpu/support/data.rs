@@ -82,12 +82,15 @@ pub fn places(batch: u32, rows: u32, heads: u32) -> impl Iterator<Item = (u32, u
 /// Which elements of the span of O belong to none of the tensor's own.
 pub fn gaps(problem: &AttentionProblem) -> Vec<bool> {
     let shape = problem.shape;
-    let layout = &problem.layout.o;
-    let len = layout.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v).unwrap();
-    let mut gap = vec![true; len as usize];
-    for (batch, row, head) in places(shape.batch, shape.seqlen_q, shape.num_heads) {
+    gaps_of(&problem.layout.o, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v])
+}
+
+/// Which elements of the span of a tensor with these counts of batches, rows, heads and dimensions are none of its own.
+pub fn gaps_of(layout: &TensorLayout, [batch, rows, heads, dim]: [u32; 4]) -> Vec<bool> {
+    let mut gap = vec![true; layout.required_len(batch, rows, heads, dim).unwrap() as usize];
+    for (batch, row, head) in places(batch, rows, heads) {
         let first = layout.index(batch, row, head) as usize;
-        gap[first..first + shape.head_dim_v as usize].fill(false);
+        gap[first..first + dim as usize].fill(false);
     }
     gap
 }

@@ -2,7 +2,7 @@ use std::ops::Deref;
 use std::sync::OnceLock;
 
 use wgpu_flash_attention::plan::{Capabilities, Plan, Tiles};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Error, FlashAttention, PreparedForward};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Error, FlashAttention, PreparedBackward, PreparedForward};
 
 /// Panics without an adapter: a test that cannot run must not pass.
 pub fn adapter() -> &'static wgpu::Adapter {
@@ -26,6 +26,8 @@ pub struct Library {
     attention: FlashAttention,
     /// For flash and for standard attention; without them the planner chooses.
     tiles: Option<[Tiles; 2]>,
+    /// Likewise for dK and dV of flash attention, for its dQ, and for the gradients of standard attention.
+    backward_tiles: Option<[Tiles; 3]>,
 }
 
 impl Deref for Library {
@@ -40,14 +42,14 @@ impl Library {
     /// A new device, with everything that the library can use.
     fn whole() -> Self {
         let attention = pollster::block_on(FlashAttention::from_adapter(adapter())).expect("the adapter has a device");
-        Self { attention, tiles: None }
+        Self { attention, tiles: None, backward_tiles: None }
     }
 
     /// A new device with WebGPU's default limits and no feature.
     fn with_defaults() -> Self {
         let device = pollster::block_on(adapter().request_device(&wgpu::DeviceDescriptor::default()));
         let (device, queue) = device.expect("the adapter has a device");
-        Self { attention: FlashAttention::new(adapter(), &device, &queue), tiles: None }
+        Self { attention: FlashAttention::new(adapter(), &device, &queue), tiles: None, backward_tiles: None }
     }
 
     fn checked(mut self) -> Self {
@@ -58,6 +60,25 @@ impl Library {
     fn tiles(mut self, flash: Tiles, standard: Tiles) -> Self {
         self.tiles = Some([flash, standard]);
         self
+    }
+
+    fn backward_tiles(mut self, dkdv: Tiles, dq: Tiles, standard: Tiles) -> Self {
+        self.backward_tiles = Some([dkdv, dq, standard]);
+        self
+    }
+
+    /// Plans and compiles the gradients of a problem.
+    pub fn prepare_gradients(&self, problem: &AttentionProblem) -> Result<PreparedBackward, Error> {
+        let tiles = self.backward_tiles.map(|[dkdv, dq, standard]| match problem.algorithm {
+            Algorithm::Flash => [dkdv, dq],
+            Algorithm::Standard => [standard; 2],
+        });
+        pollster::block_on(async {
+            match tiles.map(|tiles| Plan::backward_with_tiles(problem, self.capabilities(), tiles)) {
+                Some(plan) => self.prepare_backward_plan(plan?).await,
+                None => self.prepare_backward(problem).await,
+            }
+        })
     }
 
     /// Plans and compiles a problem.
@@ -87,7 +108,7 @@ pub fn with_matrices() -> Option<&'static Library> {
             16 => Tiles::cooperative(128, 32, 16),
             side => Tiles::cooperative(32, 32, side),
         };
-        Some(Library { attention, tiles: Some([tiles, Tiles::new(64, 32, 4, 8)]) })
+        Some(Library { attention, tiles: Some([tiles, Tiles::new(64, 32, 4, 8)]), backward_tiles: None })
     });
     library.as_ref()
 }
@@ -136,11 +157,18 @@ pub fn library(variant: Variant) -> &'static Library {
         Variant::NoShaderF16 => limited(|capabilities| capabilities.shader_f16 = false),
         // Several lanes to a row, so that there is something to reduce.
         Variant::NoSubgroups => limited(|capabilities| capabilities.subgroups = false)
-            .tiles(Tiles::new(64, 8, 2, 4), Tiles::new(64, 32, 4, 8)),
+            .tiles(Tiles::new(64, 8, 2, 4), Tiles::new(64, 32, 4, 8))
+            .backward_tiles(Tiles::new(8, 32, 2, 4), Tiles::new(32, 8, 2, 4), Tiles::new(64, 32, 4, 8)),
         Variant::WebGpuDefaults => Library::with_defaults().checked(),
         Variant::Checked => Library::whole().checked(),
-        Variant::SmallTiles => limited(|_| ()).tiles(Tiles::new(32, 4, 1, 1), Tiles::new(16, 8, 4, 2)),
-        Variant::LargeTiles => limited(|_| ()).tiles(Tiles::new(128, 32, 2, 2), Tiles::new(128, 32, 4, 8)),
+        Variant::SmallTiles => limited(|_| ()).tiles(Tiles::new(32, 4, 1, 1), Tiles::new(16, 8, 4, 2)).backward_tiles(
+            Tiles::new(1, 4, 1, 1),
+            Tiles::new(8, 4, 1, 1),
+            Tiles::new(16, 8, 4, 2),
+        ),
+        Variant::LargeTiles => limited(|_| ())
+            .tiles(Tiles::new(128, 32, 2, 2), Tiles::new(128, 32, 4, 8))
+            .backward_tiles(Tiles::new(32, 64, 4, 2), Tiles::new(96, 32, 3, 4), Tiles::new(64, 32, 4, 8)),
     })
 }
 

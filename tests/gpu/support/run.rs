@@ -6,20 +6,20 @@ use super::data::{Inputs, gaps};
 use super::device::Library;
 
 /// Fills outputs before a run and everything around the tensors: a NaN in every element type.
-const POISON: u8 = 0xff;
+pub(super) const POISON: u8 = 0xff;
 /// Poisoned bytes before and behind each tensor. Tensors may start at any multiple of 16 bytes; this one is no multiple
 /// of the 256 bytes to which WebGPU aligns bindings.
 const GUARD: u64 = 272;
 
 /// A buffer with poison before and behind the bytes of its tensor.
-struct Guarded {
+pub(super) struct Guarded {
     buffer: wgpu::Buffer,
     bytes: u64,
 }
 
 impl Guarded {
     /// A buffer around `contents`.
-    fn new(library: &Library, contents: &[u8]) -> Self {
+    pub(super) fn new(library: &Library, contents: &[u8]) -> Self {
         // Bindings and copies are multiples of 4 bytes.
         let bytes = (contents.len() as u64).next_multiple_of(4);
         let mut all = vec![POISON; (GUARD + bytes + GUARD) as usize];
@@ -33,16 +33,16 @@ impl Guarded {
     }
 
     /// An output of `bytes` bytes, all poison.
-    fn poisoned(library: &Library, bytes: u64) -> Self {
+    pub(super) fn poisoned(library: &Library, bytes: u64) -> Self {
         Self::new(library, &vec![POISON; bytes as usize])
     }
 
-    fn slice(&self) -> wgpu::BufferSlice<'_> {
+    pub(super) fn slice(&self) -> wgpu::BufferSlice<'_> {
         self.buffer.slice(GUARD..GUARD + self.bytes)
     }
 
     /// The tensor's bytes, after a check that nothing around them was written.
-    fn read(&self, library: &Library) -> Vec<u8> {
+    pub(super) fn read(&self, library: &Library) -> Vec<u8> {
         let size = self.buffer.size();
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
@@ -176,7 +176,7 @@ impl Tensors {
     }
 }
 
-fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
+pub(super) fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
     match element {
         Element::F32 => values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect(),
         Element::F16 => values.iter().flat_map(|value| f16::from_f64(*value).to_le_bytes()).collect(),
@@ -184,7 +184,7 @@ fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
     }
 }
 
-fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f64> {
+pub(super) fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f64> {
     let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match element {
         Element::F32 => bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap()).into()).collect(),

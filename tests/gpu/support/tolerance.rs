@@ -59,7 +59,7 @@ pub fn max_abs(problem: &AttentionProblem, o: &[f64]) -> f64 {
 }
 
 /// Half the distance between neighbours at `value` among floats with this many significand bits.
-fn half_ulp(value: f64, significand_bits: i32) -> f64 {
+pub(super) fn half_ulp(value: f64, significand_bits: i32) -> f64 {
     if value == 0.0 { 0.0 } else { 2f64.powi(value.log2().floor() as i32 - significand_bits) }
 }
 

@@ -1,0 +1,49 @@
+// Standard attention, backward: from S and dP to dropout(P) and dS, in place.
+//
+//   for each row:                                        one workgroup
+//     P = exp(S − LSE)
+//     dS = P ∘ (dropout(dP) − D)
+//     P = dropout(P)                                     its factor is applied to dV
+//
+// S is in units of log2(e).
+
+@group(0) @binding(BINDING_s) var<storage, read_write> s: array<vec4<f32>>;
+@group(0) @binding(BINDING_dp) var<storage, read_write> dp: array<vec4<f32>>;
+
+@compute @workgroup_size(SOFTMAX_INVOCATIONS)
+fn main(
+  @builtin(workgroup_id) workgroup_id: vec3<u32>,
+  @builtin(local_invocation_index) invocation: u32,
+) {
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  let row = index % params.row_count;
+  let head = index / params.row_count % params.head_count;
+  let batch = index / params.row_count / params.head_count;
+  if batch >= params.batch_count { return; }
+  let i = params.row_first + row;
+  let stats = row_stats(batch * params.lse_stride_batch + head * params.lse_stride_head, row, params.row_count);
+
+  // The keys that the other kernels visit for this row's Q tile.
+  let tile_row = row / TILE_Q * TILE_Q;
+  let last_row = min(tile_row + TILE_Q, params.row_count) - 1u;
+  let range = block_range(params.row_first + tile_row, params.row_first + last_row);
+  let first = index * (params.s_stride_row / 4u);
+
+  for (var quad = range.first * (TILE_KV / 4u) + invocation; quad < range.end * (TILE_KV / 4u); quad += SOFTMAX_INVOCATIONS) {
+    let scores = s[first + quad];
+    let masked = scores == vec4<f32>(MASKED);
+    // P = exp(S − LSE)
+    var p = exp2(scores - vec4<f32>(stats.x));
+    var gradient = dp[first + quad];
+    if HAS_DROPOUT {
+      let keep = kept(params.batch_first + batch, params.head_first + head, i, quad * 4u);
+      gradient = select(vec4<f32>(0.0), gradient * params.dropout_scale, keep);
+      // P = dropout(P)
+      s[first + quad] = select(vec4<f32>(0.0), p, keep & !masked);
+    } else {
+      s[first + quad] = select(p, vec4<f32>(0.0), masked);
+    }
+    // dS = P ∘ (dropout(dP) − D)
+    dp[first + quad] = select(p * (gradient - vec4<f32>(stats.y)), vec4<f32>(0.0), masked);
+  }
+}

@@ -1,0 +1,283 @@
+//! What holds of every backward pass: the same bits in every run, algebra, where a NaN goes, and each misuse's error.
+
+use wgpu::BufferUsages;
+use wgpu_flash_attention::plan::{Call, Operand, Plan};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, BackwardSlices, Element, Error, InvalidProblem,
+    TensorLayout,
+};
+
+use crate::support::{
+    GradientInputs, GradientTensors, Inputs, Variant, check_gradients, gradient_inputs, library, limited, run_backward,
+    run_backward_calls,
+};
+
+#[test]
+fn fifty_runs_are_identical() {
+    for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+        for element in [Element::F32, Element::F16] {
+            let shape = AttentionShape::new(2, 4, 70, 32).num_heads_kv(2).seqlen_kv(90);
+            let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.3, 17).algorithm(algorithm);
+            let given = gradient_inputs(&problem, 1);
+            let runs = run_backward_calls(library(Variant::Full), &problem, &given, &[Call::default(); 25]);
+            let alone = (0..25).map(|_| run_backward(library(Variant::Full), &problem, &given));
+            for (n, run) in runs.iter().cloned().chain(alone).enumerate() {
+                assert!(run == runs[0], "{algorithm:?} {element:?}: run {n} differs from the first");
+            }
+        }
+    }
+}
+
+fn max_of(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |max, value| max.max(value.abs()))
+}
+
+#[test]
+fn grouped_heads_sum_the_gradients_of_repeated_heads() {
+    let shape = AttentionShape::new(2, 6, 35, 16).seqlen_kv(50).num_heads_kv(2);
+    let grouped = AttentionProblem::new(shape).causal();
+    let repeated = AttentionProblem::new(shape.num_heads_kv(6)).causal();
+    let few = gradient_inputs(&grouped, 1);
+    let repeat = |values: &[f64]| -> Vec<f64> { values.chunks(16).flat_map(|head| head.repeat(3)).collect() };
+    let inputs = Inputs { k: repeat(&few.inputs.k), v: repeat(&few.inputs.v), ..few.inputs.clone() };
+    let many = GradientInputs { inputs, ..few.clone() };
+    let grouped = run_backward(library(Variant::Full), &grouped, &few);
+    let repeated = run_backward(library(Variant::Full), &repeated, &many);
+    assert_eq!(grouped.dq(), repeated.dq());
+    for (grouped, repeated) in [(grouped.dk(), repeated.dk()), (grouped.dv(), repeated.dv())] {
+        let max = max_of(&grouped);
+        for (n, found) in grouped.iter().enumerate() {
+            let (kv_head, dim) = (n / 16, n % 16);
+            let sum: f64 = (0..3).map(|member| repeated[(kv_head * 3 + member) * 16 + dim]).sum();
+            assert!((found - sum).abs() <= 4e-6 * max, "{found}, not {sum}");
+        }
+    }
+}
+
+#[test]
+fn the_scores_gradient_sums_to_zero() {
+    // Σⱼ dS = 0, so a K of which all rows are one vector gives dQ = 0; and dV summed over keys is dO summed over rows.
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 40, 16).seqlen_kv(75));
+    let mut given = gradient_inputs(&problem, 2);
+    let row: Vec<f64> = given.inputs.k[..16].to_vec();
+    given.inputs.k.chunks_mut(16).for_each(|key| key.copy_from_slice(&row));
+    let gradients = check_gradients(library(Variant::Full), &problem, &given);
+    assert!(max_of(&gradients.dq()) <= 1e-6, "{}", max_of(&gradients.dq()));
+    let column_sums =
+        |values: &[f64]| -> Vec<f64> { (0..32).map(|column| values.iter().skip(column).step_by(32).sum()).collect() };
+    for (found, expected) in column_sums(&gradients.dv()).into_iter().zip(column_sums(&given.d_o)) {
+        assert!((found - expected).abs() <= 2e-5, "{found}, not {expected}");
+    }
+}
+
+#[test]
+fn gradients_are_linear_in_d_o_and_d_lse() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 30, 16).seqlen_kv(40)).causal();
+    let both = gradient_inputs(&problem, 3);
+    let only_o = GradientInputs { d_lse: None, ..both.clone() };
+    let only_lse = GradientInputs { d_o: vec![0.0; both.d_o.len()], ..both.clone() };
+    let [both, only_o, only_lse] =
+        [both, only_o, only_lse].map(|given| run_backward(library(Variant::Full), &problem, &given).dk());
+    let max = max_of(&both);
+    assert!(max_of(&only_lse) > 0.1 * max);
+    for ((both, only_o), only_lse) in both.iter().zip(&only_o).zip(&only_lse) {
+        assert!((both - only_o - only_lse).abs() <= 4e-6 * max);
+    }
+}
+
+#[test]
+fn a_nan_reaches_what_sees_it() {
+    const DIM: usize = 16;
+    const SEQLEN: usize = 45;
+    let dense = AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32));
+    let with_nan = |values: &[f64]| -> Vec<usize> {
+        (0..SEQLEN).filter(|row| values[row * DIM..][..DIM].iter().any(|value| value.is_nan())).collect()
+    };
+    for variant in Variant::TILES {
+        for problem in [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense.clone()] {
+            let clean = gradient_inputs(&problem, 2);
+            let sees = |row: usize, key: usize| problem.visible_keys(row as u32).contains(&(key as u32));
+            let all = |condition: &dyn Fn(usize) -> bool| (0..SEQLEN).filter(|n| condition(*n)).collect::<Vec<_>>();
+            // In a row of Q or dO: its dQ, and the dK and dV of the keys that it sees.
+            let places: [fn(&mut GradientInputs) -> &mut Vec<f64>; 2] =
+                [|given| &mut given.inputs.q, |given| &mut given.d_o];
+            for place in places {
+                let mut given = clean.clone();
+                place(&mut given)[20 * DIM + 3] = f64::NAN;
+                let found = check_gradients(library(variant), &problem, &given);
+                assert_eq!(with_nan(&found.dq()), [20], "{problem:?}");
+                assert_eq!(with_nan(&found.dk()), all(&|key| sees(20, key)), "{problem:?}");
+                assert_eq!(with_nan(&found.dv()), all(&|key| sees(20, key)), "{problem:?}");
+            }
+            // In a row of K: the dQ of the rows that see it.
+            let mut given = clean.clone();
+            given.inputs.k[20 * DIM + 3] = f64::NAN;
+            let found = check_gradients(library(variant), &problem, &given);
+            assert_eq!(with_nan(&found.dq()), all(&|row| sees(row, 20)), "{problem:?}");
+        }
+    }
+}
+
+#[test]
+fn memory_beyond_the_tensors_is_lse_and_d() {
+    let problem = AttentionProblem::new(AttentionShape::new(2, 4, 1000, 64));
+    let plan = Plan::backward(&problem, library(Variant::Full).capabilities()).unwrap();
+    assert_eq!(plan.extra_bytes(), 2 * 4 * problem.shape.lse_len());
+}
+
+const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).num_heads_kv(2);
+
+fn problem() -> AttentionProblem {
+    AttentionProblem::new(SHAPE)
+}
+
+fn refusal(problem: &AttentionProblem) -> Error {
+    library(Variant::Full).prepare_gradients(problem).expect_err("the problem is refused")
+}
+
+#[test]
+fn gradients_that_overlap_or_overflow_or_have_another_type() {
+    let broadcast = TensorLayout { stride_batch: 0, ..problem().layout.k };
+    let mut overlapping = problem();
+    overlapping.layout.k = broadcast;
+    assert_eq!(refusal(&overlapping), InvalidProblem::LayoutOverlaps(Operand::Dk).into());
+    // With a layout of its own for the gradient, the input may broadcast.
+    let apart = overlapping.clone().gradient_layout(problem().layout);
+    check_gradients_of_broadcast(&apart);
+    for (operand, change) in [
+        (Operand::Dq, (|layout| layout.q.offset = u64::MAX) as fn(&mut wgpu_flash_attention::AttentionLayout)),
+        (Operand::Dv, |layout| layout.v.stride_row = u64::MAX / 4),
+        (Operand::DO, |layout| layout.o.stride_head = u64::MAX / 2),
+    ] {
+        let mut layout = problem().layout;
+        change(&mut layout);
+        assert_eq!(refusal(&problem().gradient_layout(layout)), InvalidProblem::LayoutOverflows(operand).into());
+    }
+    let mut mixed = problem().element(Element::F16);
+    mixed.gradient_element = Some(Element::Bf16);
+    let expected = InvalidProblem::GradientElement { element: Element::F16, found: Element::Bf16 };
+    assert_eq!(refusal(&mixed), expected.into());
+}
+
+/// All sequences read the K of the first; each gets a gradient of its own.
+fn check_gradients_of_broadcast(problem: &AttentionProblem) {
+    let mut given = gradient_inputs(problem, 2);
+    given.inputs.k.iter_mut().for_each(|value| *value = if value.is_nan() { 0.0 } else { *value });
+    check_gradients(library(Variant::Full), problem, &given);
+}
+
+#[test]
+fn problems_that_the_forward_pass_refuses() {
+    let heads = AttentionProblem::new(SHAPE.num_heads_kv(3));
+    assert_eq!(refusal(&heads), InvalidProblem::HeadsMismatch { num_heads: 4, num_heads_kv: 3 }.into());
+    assert_eq!(refusal(&problem().dropout(1.0, 1)), InvalidProblem::DropoutP(1.0).into());
+    let small = limited(|capabilities| capabilities.max_buffer = 1000);
+    assert!(matches!(small.prepare_gradients(&problem()), Err(Error::TooLarge { operand: Operand::Q, .. })));
+    let bindings = limited(|capabilities| capabilities.max_binding = 512);
+    assert!(matches!(bindings.prepare_gradients(&problem()), Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn plans_for_the_other_direction() {
+    let full = library(Variant::Full);
+    let backward = Plan::backward(&problem(), full.capabilities()).unwrap();
+    let forward = Plan::new(&problem(), full.capabilities()).unwrap();
+    let wrong = Err("plans for another direction");
+    let feature = |error: Error| match error {
+        Error::Unsupported { feature, .. } => feature,
+        other => panic!("{other}"),
+    };
+    assert_eq!(pollster::block_on(full.prepare_plan(backward)).map(|_| ()).map_err(feature), wrong);
+    assert_eq!(pollster::block_on(full.prepare_backward_plan(forward)).map(|_| ()).map_err(feature), wrong);
+}
+
+/// Every operand of the caller, and how to replace its slice.
+type Replace = for<'a> fn(&mut BackwardBuffers<'a>, wgpu::BufferSlice<'a>);
+const OPERANDS: [(Operand, Replace); 10] = [
+    (Operand::Q, |buffers, slice| buffers.q = slice),
+    (Operand::K, |buffers, slice| buffers.k = slice),
+    (Operand::V, |buffers, slice| buffers.v = slice),
+    (Operand::O, |buffers, slice| buffers.o = slice),
+    (Operand::Lse, |buffers, slice| buffers.lse = slice),
+    (Operand::DO, |buffers, slice| buffers.d_o = slice),
+    (Operand::DLse, |buffers, slice| buffers.d_lse = Some(slice)),
+    (Operand::Dq, |buffers, slice| buffers.dq = slice),
+    (Operand::Dk, |buffers, slice| buffers.dk = slice),
+    (Operand::Dv, |buffers, slice| buffers.dv = slice),
+];
+
+#[test]
+fn buffers_that_do_not_fit() {
+    let full = library(Variant::Full);
+    let prepared = full.prepare_gradients(&problem()).unwrap();
+    let given = gradient_inputs(&problem(), 1);
+    let buffer = |usage| {
+        let descriptor = wgpu::BufferDescriptor { label: None, size: 1 << 16, usage, mapped_at_creation: false };
+        full.device().create_buffer(&descriptor)
+    };
+    let (storage, copies) = (buffer(BufferUsages::STORAGE), buffer(BufferUsages::COPY_SRC));
+    let encode = |replace: Replace, slice: wgpu::BufferSlice<'_>| {
+        let tensors = GradientTensors::new(full, &problem(), &given);
+        let mut encoder = full.device().create_command_encoder(&Default::default());
+        let mut buffers = tensors.buffers();
+        replace(&mut buffers, slice);
+        let result = prepared.encode(&mut encoder, &buffers);
+        full.queue().submit([encoder.finish()]);
+        result.expect_err("the buffer is refused")
+    };
+    for (operand, replace) in OPERANDS {
+        let needed = prepared.plan().required_bytes(operand);
+        let found = needed - 4;
+        assert_eq!(encode(replace, storage.slice(..found)), Error::BufferTooSmall { operand, needed, found });
+        assert_eq!(encode(replace, storage.slice(4..)), Error::BufferAlignment { operand, needed: 16, found: 4 });
+        assert_eq!(encode(replace, copies.slice(..)), Error::BufferUsage { operand, needed: "STORAGE" });
+    }
+}
+
+#[test]
+fn gradients_that_share_a_buffer() {
+    let full = library(Variant::Full);
+    let prepared = full.prepare_gradients(&problem()).unwrap();
+    let tensors = GradientTensors::new(full, &problem(), &gradient_inputs(&problem(), 1));
+    let encode = |buffers: BackwardBuffers| {
+        let mut encoder = full.device().create_command_encoder(&Default::default());
+        prepared.encode(&mut encoder, &buffers)
+    };
+    let good = tensors.buffers();
+    let aliased = |output, other| Err(Error::BufferAliased { output, other });
+    assert_eq!(encode(BackwardBuffers { dq: good.q, ..good }), aliased(Operand::Dq, Operand::Q));
+    assert_eq!(encode(BackwardBuffers { dv: good.dk, ..good }), aliased(Operand::Dk, Operand::Dv));
+    // Inputs may share: O as its own gradient.
+    assert_eq!(encode(BackwardBuffers { d_o: good.o, ..good }), Ok(()));
+}
+
+#[test]
+fn calls_and_dispatches_that_were_not_prepared() {
+    let full = library(Variant::Full);
+    let prepared = full.prepare_gradients(&problem()).unwrap();
+    let tensors = GradientTensors::new(full, &problem(), &gradient_inputs(&problem(), 1));
+    let mut encoder = full.device().create_command_encoder(&Default::default());
+    let long = Call { seqlen_kv: Some(11), ..Call::default() };
+    let expected = Error::LengthExceedsPrepared { name: "seqlen_kv", found: 11, prepared: 10 };
+    assert_eq!(prepared.encode_call(&mut encoder, &tensors.buffers(), &long), Err(expected.clone()));
+    assert_eq!(prepared.num_dispatches(&long), Err(expected));
+    let found = prepared.encode_dispatches(&mut encoder, &tensors.buffers(), &Call::default(), 2..4);
+    assert_eq!(found, Err(Error::NoSuchDispatch { start: 2, end: 4, count: 3 }));
+}
+
+#[test]
+fn slices_that_do_not_fit() {
+    let (q, kv, lse) = (vec![0f32; 640], vec![0f32; 320], vec![0f32; 80]);
+    let good = BackwardSlices { q: &q, k: &kv, v: &kv, o: &q, lse: &lse, d_o: &q, d_lse: None };
+    let backward = |problem: &AttentionProblem, slices: &BackwardSlices<'_, f32>| {
+        pollster::block_on(library(Variant::Full).backward(problem, slices)).map(|output| output.dk.len())
+    };
+    assert_eq!(backward(&problem(), &good), Ok(320));
+    let short = |operand, needed, found| Err(Error::SliceTooShort { operand, needed, found });
+    assert_eq!(backward(&problem(), &BackwardSlices { d_o: &q[1..], ..good }), short(Operand::DO, 640, 639));
+    assert_eq!(backward(&problem(), &BackwardSlices { lse: &lse[1..], ..good }), short(Operand::Lse, 80, 79));
+    let d_lse = Some(&lse[..7]);
+    assert_eq!(backward(&problem(), &BackwardSlices { d_lse, ..good }), short(Operand::DLse, 80, 7));
+    let mismatch = Err(Error::ElementMismatch { expected: Element::F16, found: Element::F32 });
+    assert_eq!(backward(&problem().element(Element::F16), &good), mismatch);
+}

@@ -119,4 +119,9 @@ impl PreparedBackward {
     pub fn release_buffers(&self) {
         self.operation.release_buffers();
     }
+
+    /// Frees the scratch memory at once, as [`PreparedForward::destroy`](super::PreparedForward::destroy).
+    pub fn destroy(&self) {
+        self.operation.destroy();
+    }
 }

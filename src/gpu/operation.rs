@@ -136,9 +136,7 @@ impl Operation {
     /// Frees the scratch memory, whoever still holds the operation.
     pub(super) fn destroy(&self) {
         self.bind_groups.clear();
-        if let Some(scratch) = &self.scratch {
-            scratch.destroy();
-        }
+        self.scratch.iter().for_each(|(_, buffer)| buffer.destroy());
     }
 
     /// The bind group of a dispatch, and where its uniform begins.

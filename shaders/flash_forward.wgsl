@@ -1,8 +1,8 @@
 // FlashAttention, forward (Dao et al. 2022; loop order of FlashAttention-2).
 //
-//   for each Q tile i:                                   one workgroup
+//   for each Q tile i, for each split of the keys:       one workgroup
 //     O_i = 0, l_i = 0, m_i = −∞
-//     for each KV tile j that some row of i sees:
+//     for each KV tile j of the split that some row of i sees:
 //       S     = softmax_scale · Q_i K_jᵀ, masked
 //       m_new = max(m_i, rowmax(S))
 //       P     = exp(S − m_new)
@@ -14,18 +14,19 @@
 //
 // S, m and the exponents are in units of log2(e): exp(x) = exp2(log2(e) · x), and the factor rides on softmax_scale.
 //
-// Who owns what: a workgroup one Q tile of one head. LANES neighbouring invocations share THREAD_ROWS rows of it, each
+// The keys are split only where there are too few Q tiles to keep the device busy; combine.wgsl then merges the parts.
+//
+// Who owns what: a workgroup one Q tile of one head, and one split of the keys. LANES neighbouring invocations share THREAD_ROWS rows of it, each
 // with every LANES-th quad of the head dimensions of Q and O in registers; S, P, m and l of their rows are in the
 // registers of all of them. Workgroup memory holds the K and V tiles.
-
-@group(0) @binding(BINDING_lse) var<storage, read_write> lse: array<f32>;
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invocation) {
   let invocation = invocation_index(invocation_input);
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
-  if index >= q_tile_count() { return; }
-  let tile = q_tile_at(index);
+  if index >= q_tile_count() * num_splits() { return; }
+  let tile = q_tile_at(index / num_splits());
+  let split = index % num_splits();
   let lane = invocation % LANES;
 
   // Q_i; O_i = 0, l_i = 0, m_i = −∞
@@ -41,8 +42,8 @@ fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invoca
   // }
   // }
 
-  // for each KV tile j that some row of i sees:
-  let range = block_range(tile.first_row, tile.last_row);
+  // for each KV tile j of the split that some row of i sees:
+  let range = split_of(block_range(tile.first_row, tile.last_row), split);
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
   var k_next_L = Loaded();
@@ -144,20 +145,16 @@ fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invoca
 
   // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing gives 0 and −∞
   // unroll N in THREAD_ROWS {
-  let visible_N = visible_keys(params.row_first + tile.row + row_N);
-  let empty_N = visible_N.x >= visible_N.y;
+  let empty_N = sees_none(visible_keys(params.row_first + tile.row + row_N), range);
   if tile.row + row_N < params.row_count {
     let factor = select(params.dropout_scale / l_N, 0.0, empty_N);
-    let first = params.o_offset + tile.batch * params.o_stride_batch + tile.head * params.o_stride_head
-      + (tile.row + row_N) * params.o_stride_row;
     // unroll M in V_QUADS {
     let dim_M = (lane + M * LANES) * 4u;
-    if dim_M < HEAD_DIM_V { store_o(first + dim_M, HEAD_DIM_V - dim_M, o_N_M * factor); }
+    if dim_M < HEAD_DIM_V { write_o(split, tile.batch, tile.head, tile.row + row_N, dim_M, o_N_M * factor); }
     // }
     if lane == 0u {
-      let index = params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head
-        + tile.row + row_N;
-      lse[index] = select((m_N + log2(l_N)) * LN_2, params.negative_infinity, empty_N);
+      let lse_row = select((m_N + log2(l_N)) * LN_2, params.negative_infinity, empty_N);
+      write_lse(split, tile.batch, tile.head, tile.row + row_N, lse_row);
     }
   }
   // }

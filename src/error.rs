@@ -201,6 +201,14 @@ pub enum InvalidProblem {
     /// A softmax_scale that is not finite.
     #[error("softmax_scale = {0}; it must be a finite f32")]
     SoftmaxScale(f64),
+    /// Partial results that are neither in the type of O nor in f32.
+    #[error("the parts are stored in {found:?}; they must be in f32 or in the type of O, {element:?}")]
+    PartsElement {
+        /// The type of O.
+        element: Element,
+        /// What was given.
+        found: Element,
+    },
     /// A bound that forbids all work.
     #[error("max_flops_per_dispatch = 0 allows no work; leave it out for no bound")]
     NoWorkAllowed,

@@ -34,13 +34,13 @@ pub mod shader;
 
 pub use error::{Error, InvalidProblem};
 pub use gpu::{
-    BackwardBuffers, BackwardOutput, BackwardSlices, FlashAttention, ForwardBuffers, ForwardOutput, PreparedBackward,
-    PreparedForward,
+    BackwardBuffers, BackwardOutput, BackwardSlices, FlashAttention, ForwardBuffers, ForwardOutput, MergeBuffers,
+    PreparedBackward, PreparedForward, PreparedMerge,
 };
 pub use plan::{Call, Capabilities, Operand, Plan};
 pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask,
-    TensorLayout,
+    MergeProblem, TensorLayout,
 };
 
 /// The README's programs, as documentation tests.

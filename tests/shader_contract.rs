@@ -7,7 +7,9 @@ use wgpu_flash_attention::plan::{
     Capabilities, DeviceClass, Kernel, Operand, Params, Plan, RowReduce, Specialization, Storage, Usage,
 };
 use wgpu_flash_attention::shader::{Dialect, ShaderSource};
-use wgpu_flash_attention::{Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, TensorLayout};
+use wgpu_flash_attention::{
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, MergeProblem, TensorLayout,
+};
 
 /// Devices that lead the planner to different tiles, elements and reductions.
 fn devices() -> Vec<Capabilities> {
@@ -44,12 +46,21 @@ fn variants() -> Vec<Specialization> {
             for algorithm in [Algorithm::Flash, Algorithm::Standard] {
                 for (head_dim, head_dim_v) in [(1, 1), (40, 40), (64, 64), (59, 111), (128, 128), (256, 256), (64, 256)]
                 {
-                    // Few rows, and so many that the planner takes other tiles.
-                    let shapes =
-                        [100, 5000].map(|seqlen| AttentionShape::new(2, 4, seqlen, head_dim).head_dim_v(head_dim_v));
+                    // Few rows, and so many that the planner takes other tiles; decoding, with and without groups.
+                    let shape = |seqlen| AttentionShape::new(2, 4, seqlen, head_dim).head_dim_v(head_dim_v);
+                    let decode = |num_heads_kv| shape(1).seqlen_kv(2000).num_heads_kv(num_heads_kv);
+                    let mut many_heads = decode(1);
+                    many_heads.num_heads = 24;
+                    let busy = AttentionShape { batch: 600, ..decode(2) }.seqlen_kv(40);
+                    let shapes = [shape(100), shape(5000), decode(4), decode(1), many_heads, busy];
                     for problem in
                         shapes.map(|shape| AttentionProblem::new(shape).element(element).algorithm(algorithm))
                     {
+                        let merge = MergeProblem::of(&problem, 3);
+                        for merge in [merge.clone().parts_in_f32(), merge.clone().strides(1 << 20, 1 << 20)] {
+                            let plan = Plan::merge(&merge, &device).expect("every device merges");
+                            variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                        }
                         for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 7)] {
                             let forward = Plan::new(&problem, &device).expect("every device runs every problem");
                             let backward = Plan::backward(&problem, &device).expect("backward too");
@@ -175,7 +186,7 @@ fn line_map(variant: &Specialization, source: &ShaderSource) {
     assert_eq!(source.origin(lines.len() as u32 + 1), None);
     let entry = 1 + lines.iter().position(|line| line.contains("@compute")).unwrap() as u32;
     let origin = source.origin(entry).unwrap();
-    assert_eq!(origin.file, format!("{}.wgsl", variant.kernel.name()));
+    assert_eq!(origin.file, format!("{}.wgsl", variant.kernel.file()));
     let path = format!("{}/shaders/{}", env!("CARGO_MANIFEST_DIR"), origin.file);
     let file = std::fs::read_to_string(path).unwrap();
     assert!(file.lines().nth(origin.line as usize - 1).unwrap().contains("@compute"));

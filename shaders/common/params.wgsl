@@ -74,8 +74,17 @@ struct Params {
   dv_stride_batch: u32,
   dv_stride_row: u32,
   dv_stride_head: u32,
-  padding_0: u32,
-  padding_1: u32,
+  // Partial results: how many there are for each row, and where they lie.
+  num_splits: u32,
+  o_parts_offset: u32,
+  o_parts_stride_split: u32,
+  o_parts_stride_batch: u32,
+  o_parts_stride_row: u32,
+  o_parts_stride_head: u32,
+  lse_parts_offset: u32,
+  lse_parts_stride_split: u32,
+  lse_parts_stride_batch: u32,
+  lse_parts_stride_head: u32,
 }
 
 @group(0) @binding(BINDING_params) var<uniform> params: Params;

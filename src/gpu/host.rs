@@ -5,7 +5,7 @@ use super::operation::{Operation, Tensor};
 use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Call, Operand, Plan, Usage};
-use crate::problem::{AttentionProblem, Element, ElementType};
+use crate::problem::{AttentionProblem, Element, ElementType, MergeProblem};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -69,6 +69,27 @@ impl FlashAttention {
         let plan = Plan::new(problem, &self.capabilities)?;
         let inputs =
             [Input::new(&plan, Operand::Q, q)?, Input::new(&plan, Operand::K, k)?, Input::new(&plan, Operand::V, v)?];
+        let [o, lse] = self.run(plan.clone(), &inputs, [Operand::O, Operand::Lse]).await?;
+        Ok(ForwardOutput {
+            o: elements(&o, plan.required_len(Operand::O)),
+            lse: elements(&lse, plan.required_len(Operand::Lse)),
+        })
+    }
+
+    /// Uploads partial results, merges them and reads O and LSE back. P is the type of the parts, T that of O.
+    ///
+    /// # Errors
+    /// As [`FlashAttention::forward`], and those of [`FlashAttention::prepare_merge`].
+    pub async fn merge<P: ElementType, T: ElementType>(
+        &self,
+        merge: &MergeProblem,
+        o_parts: &[P],
+        lse_parts: &[f32],
+    ) -> Result<ForwardOutput<T>, Error> {
+        expect_element::<P>(merge.parts_element)?;
+        expect_element::<T>(merge.element)?;
+        let plan = Plan::merge(merge, &self.capabilities)?;
+        let inputs = [Input::new(&plan, Operand::OParts, o_parts)?, Input::new(&plan, Operand::LseParts, lse_parts)?];
         let [o, lse] = self.run(plan.clone(), &inputs, [Operand::O, Operand::Lse]).await?;
         Ok(ForwardOutput {
             o: elements(&o, plan.required_len(Operand::O)),

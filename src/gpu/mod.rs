@@ -5,6 +5,7 @@ mod bindings;
 mod device;
 mod forward;
 mod host;
+mod merge;
 mod operation;
 mod pipeline;
 mod scope;
@@ -12,10 +13,11 @@ mod scope;
 pub use backward::{BackwardBuffers, PreparedBackward};
 pub use forward::{ForwardBuffers, PreparedForward};
 pub use host::{BackwardOutput, BackwardSlices, ForwardOutput};
+pub use merge::{MergeBuffers, PreparedMerge};
 
 use crate::error::Error;
 use crate::plan::{Capabilities, Direction, Plan};
-use crate::problem::AttentionProblem;
+use crate::problem::{AttentionProblem, MergeProblem};
 use bindings::Uniforms;
 use pipeline::Pipelines;
 use std::sync::Arc;
@@ -161,6 +163,14 @@ impl FlashAttention {
     /// As [`FlashAttention::prepare_plan`].
     pub async fn prepare_backward_plan(&self, plan: Plan) -> Result<PreparedBackward, Error> {
         PreparedBackward::new(self, self.own(plan, Direction::Backward)?).await
+    }
+
+    /// Checks a merge of partial results, plans it and compiles its pipeline.
+    ///
+    /// # Errors
+    /// Those of [`Plan::merge`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    pub async fn prepare_merge(&self, merge: &MergeProblem) -> Result<PreparedMerge, Error> {
+        PreparedMerge::new(self, Plan::merge(merge, &self.capabilities)?).await
     }
 
     /// The plan, if it was made for this device and direction.

@@ -81,10 +81,10 @@ pub(super) fn extent(problem: &AttentionProblem, operand: Operand) -> Extent {
         Operand::V | Operand::Dv => {
             Extent { batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim: shape.head_dim_v }
         }
-        Operand::O | Operand::DO => {
+        Operand::O | Operand::DO | Operand::OParts => {
             Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: shape.head_dim_v }
         }
-        Operand::Lse | Operand::DLse | Operand::Delta => {
+        Operand::Lse | Operand::DLse | Operand::Delta | Operand::LseParts => {
             Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: 1 }
         }
         Operand::Params | Operand::S | Operand::Dp => Extent { batch: 0, rows: 0, heads: 0, dim: 0 },

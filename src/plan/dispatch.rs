@@ -2,6 +2,7 @@
 
 use super::check::{self, Extent};
 use super::parts::{Lengths, Part};
+use super::splits::heads_per_kv;
 use super::{Operand, Params, Plan};
 use crate::error::Error;
 use crate::problem::TensorLayout;
@@ -74,7 +75,7 @@ impl Plan {
         }
         let mut dispatches = Vec::new();
         for stage in self.stages() {
-            for part in self.parts(&stage, lengths, self.score_bytes())? {
+            for part in self.parts(&stage, lengths)? {
                 for index in stage.clone() {
                     // Without keys there are no scores to compute.
                     if self.workgroups(index, &part, lengths) > 0 {
@@ -93,7 +94,7 @@ impl Plan {
         let batch = part.batch_count;
         match operand {
             Operand::K | Operand::V | Operand::Dk | Operand::Dv => {
-                let heads_per_kv = self.heads_per_kv();
+                let heads_per_kv = heads_per_kv(&self.problem);
                 let first = part.head_first / heads_per_kv;
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
                 let heads = if anywhere {
@@ -103,14 +104,13 @@ impl Plan {
                 };
                 Extent { batch, rows: part.key_count, heads, dim }
             }
-            // No tensors, and what does not fit of scores is told by `refusal`.
+            // No tensors, and what does not fit of scratch is told by `refusal`.
             Operand::Params | Operand::S | Operand::Dp => Extent { batch, rows: 0, heads: 0, dim },
+            Operand::OParts | Operand::LseParts if self.merge.is_none() || self.num_splits == 0 => {
+                Extent { batch, rows: 0, heads: 0, dim }
+            }
             _ => Extent { batch, rows: part.row_count, heads: part.head_count, dim },
         }
-    }
-
-    pub(super) fn heads_per_kv(&self) -> u32 {
-        self.problem.shape.num_heads / self.problem.shape.num_heads_kv
     }
 
     /// The window of `operand` that holds a part, and the part's first element counted from the window's start. Empty
@@ -129,11 +129,11 @@ impl Plan {
         // Scratch buffers start at 0.
         let origin = origin.unwrap_or(0);
         let counts = self.extent_of(operand, part, false);
-        let layout = check::layout(&self.problem, operand);
-        let size = check::element_size(&self.problem, operand);
+        let layout = self.layout(operand);
+        let size = self.element_size(operand);
         let (first_row, first_head) = match operand {
             Operand::K | Operand::V | Operand::Dk | Operand::Dv => {
-                (part.key_first, part.head_first / self.heads_per_kv())
+                (part.key_first, part.head_first / heads_per_kv(&self.problem))
             }
             _ => (part.row_first, part.head_first),
         };
@@ -143,7 +143,7 @@ impl Plan {
             return nothing;
         }
         let start = origin + layout.index(part.batch_first, first_row, first_head) * size;
-        let end = start + (len - layout.offset) * size;
+        let end = start + (len - layout.offset + self.span_of_splits(operand).unwrap_or(0)) * size;
         let offset = start / self.capabilities.binding_alignment * self.capabilities.binding_alignment;
         let window = Window { operand, offset, size: (end - offset).next_multiple_of(4) };
         (window, ((start - offset) / size) as u32)
@@ -163,13 +163,15 @@ impl Plan {
         let layout = |operand| Strides::of(check::layout(problem, operand));
         let [q, k, v, o, lse] = [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(layout);
         let [d_o, dq, dk, dv] = [Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv].map(layout);
+        let results = self.partial_results(&part);
+        let (o_parts, lse_parts) = (Strides::of(results.o), Strides::of(results.lse));
         let dropout = problem.dropout;
         let seed = call.philox_seed.or(dropout.map(|dropout| dropout.philox_seed)).unwrap_or(0);
         let window = |limit: Option<u32>| limit.unwrap_or(UNLIMITED).min(UNLIMITED) as i32;
         let params = Params {
             seqlen_q: lengths.seqlen_q,
             seqlen_kv: lengths.seqlen_kv,
-            heads_per_kv: self.heads_per_kv(),
+            heads_per_kv: heads_per_kv(problem),
             num_heads: shape.num_heads,
             batch_first: part.batch_first,
             batch_count: part.batch_count,
@@ -229,7 +231,16 @@ impl Plan {
             dv_stride_batch: dv.batch,
             dv_stride_row: dv.row,
             dv_stride_head: dv.head,
-            ..Params::default()
+            num_splits: self.splits_of(lengths),
+            o_parts_offset: place(Operand::OParts),
+            o_parts_stride_split: results.o_stride_split as u32,
+            o_parts_stride_batch: o_parts.batch,
+            o_parts_stride_row: o_parts.row,
+            o_parts_stride_head: o_parts.head,
+            lse_parts_offset: place(Operand::LseParts),
+            lse_parts_stride_split: results.lse_stride_split as u32,
+            lse_parts_stride_batch: lse_parts.batch,
+            lse_parts_stride_head: lse_parts.head,
         };
         let windows = windows.into_iter().map(|(window, _)| window).collect();
         Dispatch { pass: index, grid, params, windows }

@@ -33,11 +33,15 @@ pub enum Operand {
     Dv = 12,
     /// The gradient of the probabilities in standard attention, later that of the scores.
     Dp = 13,
+    /// Partial results for O, one for each split of the keys.
+    OParts = 14,
+    /// Their log-sum-exp.
+    LseParts = 15,
 }
 
 impl Operand {
     /// All operands.
-    pub const ALL: [Operand; 14] = [
+    pub const ALL: [Operand; 16] = [
         Operand::Params,
         Operand::Q,
         Operand::K,
@@ -52,6 +56,8 @@ impl Operand {
         Operand::Dk,
         Operand::Dv,
         Operand::Dp,
+        Operand::OParts,
+        Operand::LseParts,
     ];
 
     /// Its number in the bind group.
@@ -76,6 +82,8 @@ impl Operand {
             Operand::Dk => "dk",
             Operand::Dv => "dv",
             Operand::Dp => "dp",
+            Operand::OParts => "o_parts",
+            Operand::LseParts => "lse_parts",
         }
     }
 
@@ -114,8 +122,16 @@ pub enum Usage {
 pub enum Kernel {
     /// `flash_forward.wgsl`
     FlashForward,
+    /// `flash_forward.wgsl` on a split of the keys
+    FlashForwardSplit,
     /// `flash_forward_cooperative.wgsl`
     FlashForwardCooperative,
+    /// `flash_decode.wgsl`
+    FlashDecode,
+    /// `flash_decode.wgsl` on a split of the keys
+    FlashDecodeSplit,
+    /// `combine.wgsl`
+    Combine,
     /// `standard_scores.wgsl`
     StandardScores,
     /// `standard_softmax.wgsl`
@@ -142,9 +158,13 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 13] = [
+    pub const ALL: [Kernel; 17] = [
         Kernel::FlashForward,
+        Kernel::FlashForwardSplit,
         Kernel::FlashForwardCooperative,
+        Kernel::FlashDecode,
+        Kernel::FlashDecodeSplit,
+        Kernel::Combine,
         Kernel::StandardScores,
         Kernel::StandardSoftmax,
         Kernel::StandardOutput,
@@ -158,11 +178,15 @@ impl Kernel {
         Kernel::StandardDq,
     ];
 
-    /// The name of its file, without `.wgsl`.
+    /// Its name.
     pub const fn name(self) -> &'static str {
         match self {
             Kernel::FlashForward => "flash_forward",
+            Kernel::FlashForwardSplit => "flash_forward_split",
             Kernel::FlashForwardCooperative => "flash_forward_cooperative",
+            Kernel::FlashDecode => "flash_decode",
+            Kernel::FlashDecodeSplit => "flash_decode_split",
+            Kernel::Combine => "combine",
             Kernel::StandardScores => "standard_scores",
             Kernel::StandardSoftmax => "standard_softmax",
             Kernel::StandardOutput => "standard_output",
@@ -179,12 +203,16 @@ impl Kernel {
 
     /// What it binds.
     pub const fn operands(self) -> &'static [(Operand, Usage)] {
-        use Operand::{DLse, DO, Delta, Dk, Dp, Dq, Dv, K, Lse, O, Params, Q, S, V};
+        use Operand::{DLse, DO, Delta, Dk, Dp, Dq, Dv, K, Lse, LseParts, O, OParts, Params, Q, S, V};
         use Usage::{Read, Uniform, Write};
         match self {
-            Kernel::FlashForward | Kernel::FlashForwardCooperative => {
+            Kernel::FlashForward | Kernel::FlashForwardCooperative | Kernel::FlashDecode => {
                 &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (O, Write), (Lse, Write)]
             }
+            Kernel::FlashForwardSplit | Kernel::FlashDecodeSplit => {
+                &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (OParts, Write), (LseParts, Write)]
+            }
+            Kernel::Combine => &[(Params, Uniform), (O, Write), (Lse, Write), (OParts, Read), (LseParts, Read)],
             Kernel::StandardScores => &[(Params, Uniform), (Q, Read), (K, Read), (S, Write)],
             Kernel::StandardSoftmax => &[(Params, Uniform), (Lse, Write), (S, Write)],
             Kernel::StandardOutput => &[(Params, Uniform), (V, Read), (O, Write), (S, Read)],
@@ -229,6 +257,9 @@ impl Kernel {
         matches!(
             self,
             Kernel::FlashForward
+                | Kernel::FlashForwardSplit
+                | Kernel::FlashDecode
+                | Kernel::FlashDecodeSplit
                 | Kernel::FlashBackwardPreprocess
                 | Kernel::FlashBackwardDkdv
                 | Kernel::FlashBackwardDq
@@ -241,6 +272,29 @@ impl Kernel {
             Kernel::StandardDp | Kernel::StandardOutput | Kernel::StandardDv => head_dim_v,
             _ => head_dim,
         }
+    }
+
+    /// The name of its file in `shaders/`, without `.wgsl`.
+    pub const fn file(self) -> &'static str {
+        match self {
+            Kernel::FlashForwardSplit => Kernel::FlashForward.name(),
+            Kernel::FlashDecodeSplit => Kernel::FlashDecode.name(),
+            kernel => kernel.name(),
+        }
+    }
+
+    /// The same on a split of the keys, if there is such a form.
+    pub(crate) const fn split(self) -> Option<Kernel> {
+        match self {
+            Kernel::FlashForward => Some(Kernel::FlashForwardSplit),
+            Kernel::FlashDecode => Some(Kernel::FlashDecodeSplit),
+            _ => None,
+        }
+    }
+
+    /// Whether the query heads that share a KV head share its workgroups.
+    pub(crate) const fn packs_heads(self) -> bool {
+        matches!(self, Kernel::FlashDecode | Kernel::FlashDecodeSplit)
     }
 
     /// Whether cooperative matrices compute its products.
@@ -262,6 +316,7 @@ impl Kernel {
                 | Kernel::StandardDp
                 | Kernel::StandardDs
                 | Kernel::FlashBackwardPreprocess
+                | Kernel::Combine
         )
     }
 
@@ -276,6 +331,7 @@ impl Kernel {
                 | Kernel::StandardDk
                 | Kernel::StandardDq
                 | Kernel::FlashBackwardPreprocess
+                | Kernel::Combine
         )
     }
 }

@@ -8,6 +8,7 @@ mod kernel;
 mod params;
 mod parts;
 mod specialization;
+mod splits;
 mod tiles;
 
 pub use capabilities::{Capabilities, DeviceClass};
@@ -19,10 +20,10 @@ pub use params::Params;
 pub use specialization::{Access, RowReduce, Specialization, Storage};
 pub use tiles::Tiles;
 
-pub(crate) use tiles::SOFTMAX_INVOCATIONS;
+pub(crate) use tiles::{COMBINE_INVOCATIONS, SOFTMAX_INVOCATIONS};
 
-use crate::error::Error;
-use crate::problem::{Algorithm, AttentionProblem, Element, TensorLayout};
+use crate::error::{Error, InvalidProblem};
+use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem, TensorLayout};
 
 /// One kernel of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +45,10 @@ pub struct Plan {
     passes: Vec<Pass>,
     /// Of the last pass, and of all passes that share scores in memory.
     tiles: Tiles,
+    /// Splits of the keys, or partial results to merge.
+    num_splits: u32,
+    /// The partial results that the caller gives.
+    merge: Option<MergeProblem>,
     scratch: Vec<(Operand, u64)>,
 }
 
@@ -54,7 +59,7 @@ impl Plan {
     /// [`Error::InvalidProblem`] if it contradicts itself, [`Error::TooLarge`] if a tensor passes a limit of the device
     /// and no split helps, [`Error::Unsupported`] if no kernel fits the device.
     pub fn new(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Forward, &[])
+        Self::build(problem, capabilities, Direction::Forward, &[], None)
     }
 
     /// As [`Plan::new`], with tiles of the caller's choice instead of the table's: to measure, or to test one meaning
@@ -63,7 +68,54 @@ impl Plan {
     /// # Errors
     /// Those of `new`; [`Error::Unsupported`] for tiles that make no kernel or don't fit the device.
     pub fn with_tiles(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Tiles) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Forward, &[tiles])
+        Self::build(problem, capabilities, Direction::Forward, &[tiles], None)
+    }
+
+    /// As [`Plan::new`], with the keys in `num_splits` splits (1 for none), whose partial results are merged; and with
+    /// tiles of the caller's choice, if any are given.
+    ///
+    /// # Errors
+    /// Those of [`Plan::with_tiles`]; [`Error::Unsupported`] for splits of an algorithm that has none, and for none.
+    pub fn with_splits(
+        problem: &AttentionProblem,
+        capabilities: &Capabilities,
+        tiles: Option<Tiles>,
+        num_splits: u32,
+    ) -> Result<Self, Error> {
+        Self::build(problem, capabilities, Direction::Forward, tiles.as_slice(), Some(num_splits))
+    }
+
+    /// Checks a merge of partial results and plans it.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`].
+    pub fn merge(merge: &MergeProblem, capabilities: &Capabilities) -> Result<Self, Error> {
+        if merge.parts_element != merge.element && merge.parts_element != Element::F32 {
+            return Err(InvalidProblem::PartsElement { element: merge.element, found: merge.parts_element }.into());
+        }
+        let problem = merge.rows();
+        check::check(&problem, Direction::Merge)?;
+        let capabilities = capabilities.clone();
+        let tiles = Tiles::new(1, 4, 1, 1);
+        let kernel = Kernel::Combine;
+        let mut specialization = specialize(&problem, &capabilities, Direction::Merge, kernel, tiles);
+        specialization.parts_in_f32 = merge.parts_element == Element::F32;
+        if !merge.stride_split.is_multiple_of(4) {
+            specialization.access = Access::Single;
+        }
+        let mut plan = Self {
+            problem,
+            direction: Direction::Merge,
+            capabilities,
+            passes: vec![Pass { kernel, specialization }],
+            tiles,
+            num_splits: merge.num_splits,
+            merge: Some(merge.clone()),
+            scratch: Vec::new(),
+        };
+        plan.check_buffers()?;
+        plan.scratch = plan.measure_scratch()?;
+        Ok(plan)
     }
 
     /// Checks the problem and plans its backward pass.
@@ -71,7 +123,7 @@ impl Plan {
     /// # Errors
     /// Those of [`Plan::new`].
     pub fn backward(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Backward, &[])
+        Self::build(problem, capabilities, Direction::Backward, &[], None)
     }
 
     /// As [`Plan::backward`], with tiles of the caller's choice for dK and dV, and for dQ. (Standard attention has one
@@ -84,38 +136,55 @@ impl Plan {
         capabilities: &Capabilities,
         tiles: [Tiles; 2],
     ) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Backward, &tiles)
+        Self::build(problem, capabilities, Direction::Backward, &tiles, None)
     }
 
-    /// `given` are tiles of the caller's choice, or none.
+    /// `given` are tiles of the caller's choice, or none, and so are the splits.
     fn build(
         problem: &AttentionProblem,
         capabilities: &Capabilities,
         direction: Direction,
         given: &[Tiles],
+        splits: Option<u32>,
     ) -> Result<Self, Error> {
         check::check(problem, direction)?;
-        for &operand in direction.operands() {
-            let needed = check::required_bytes(problem, operand).unwrap_or(u64::MAX);
-            if needed > capabilities.max_buffer {
-                let allowed = capabilities.max_buffer;
+        let mut plan = Self {
+            problem: problem.clone(),
+            direction,
+            capabilities: capabilities.clone(),
+            passes: Vec::new(),
+            tiles: Tiles::new(1, 4, 1, 1),
+            num_splits: 1,
+            merge: None,
+            scratch: Vec::new(),
+        };
+        plan.check_buffers()?;
+        for step in steps(problem, capabilities, direction) {
+            let own = given_for(&step, given);
+            let (kernels, tiles) = choose(&step, problem, capabilities, own, splits)?;
+            let pass =
+                |kernel| Pass { kernel, specialization: specialize(problem, capabilities, direction, kernel, tiles) };
+            plan.tiles = tiles;
+            plan.num_splits = splits.unwrap_or_else(|| splits::num_splits(kernels[0], tiles, problem, capabilities));
+            match kernels[0].split().filter(|_| plan.num_splits > 1) {
+                Some(kernel) => plan.passes.extend([pass(kernel), pass(Kernel::Combine)]),
+                None => plan.passes.extend(kernels.iter().copied().map(pass)),
+            }
+        }
+        plan.scratch = plan.measure_scratch()?;
+        Ok(plan)
+    }
+
+    /// Whether the device can make buffers for all of the caller's tensors.
+    fn check_buffers(&self) -> Result<(), Error> {
+        for &operand in self.direction.operands() {
+            let needed = self.required_bytes(operand);
+            let allowed = self.capabilities.max_buffer;
+            if needed > allowed {
                 return Err(Error::TooLarge { operand, needed, allowed, limit: "max_buffer_size" });
             }
         }
-        let mut passes = Vec::new();
-        let mut tiles = Tiles::new(1, 4, 1, 1);
-        for step in steps(problem, capabilities, direction) {
-            let own = given_for(&step, given);
-            let kernels;
-            (kernels, tiles) = choose(&step, problem, capabilities, own)?;
-            let pass =
-                |&kernel| Pass { kernel, specialization: specialize(problem, capabilities, direction, kernel, tiles) };
-            passes.extend(kernels.iter().map(pass));
-        }
-        let (problem, capabilities) = (problem.clone(), capabilities.clone());
-        let mut plan = Self { problem, direction, capabilities, passes, tiles, scratch: Vec::new() };
-        plan.scratch = plan.measure_scratch()?;
-        Ok(plan)
+        Ok(())
     }
 
     /// The problem it answers.
@@ -133,7 +202,12 @@ impl Plan {
         &self.passes
     }
 
-    /// Forward or backward.
+    /// Splits of the keys, whose partial results are merged: 1 for none. (Of a merge, its parts.)
+    pub fn num_splits(&self) -> u32 {
+        self.num_splits
+    }
+
+    /// Forward, backward or merge.
     pub fn direction(&self) -> Direction {
         self.direction
     }
@@ -144,7 +218,7 @@ impl Plan {
     }
 
     /// Scratch buffers and their bytes. Standard attention: the score matrix, or of as many heads and rows of it as one
-    /// storage binding holds. Backward: D.
+    /// storage binding holds. Backward: D. Split keys: the partial results.
     pub fn scratch(&self) -> &[(Operand, u64)] {
         &self.scratch
     }
@@ -162,12 +236,12 @@ impl Plan {
     /// Bytes that the buffer of `operand` must hold: whole 4-byte words.
     pub fn required_bytes(&self, operand: Operand) -> u64 {
         // `check` has seen that it does not overflow.
-        check::required_bytes(&self.problem, operand).unwrap_or(u64::MAX)
+        self.checked_bytes(operand).unwrap_or(u64::MAX)
     }
 
     /// Elements that the buffer of `operand` must hold.
     pub fn required_len(&self, operand: Operand) -> u64 {
-        check::required_len(&self.problem, operand).unwrap_or(u64::MAX)
+        self.checked_len(operand).unwrap_or(u64::MAX)
     }
 
     /// Bytes that the kernels read from and write to device memory, counted from the tiles: what one workgroup loads
@@ -190,7 +264,16 @@ impl Plan {
                 let (k, v) = (visits * tile_kv * head_dim * size, visits * tile_kv * head_dim_v * size);
                 let (q_again, o_again) = (visits * tile_q * head_dim * size, visits * tile_q * head_dim_v * size);
                 let s = visits * tile_q * tile_kv * 4;
+                let splits = u64::from(self.num_splits);
+                let parts = splits * rows * (head_dim_v.next_multiple_of(4) + 1) * 4;
+                // Decoding: the rows of a tile, and the heads that share its K and V.
+                let group = u64::from(splits::heads_per_kv(&self.problem)).max(1);
+                let shared = (rows * group).div_ceil(tile_q) * keys * (head_dim + head_dim_v) * size / group;
                 match pass.kernel {
+                    Kernel::FlashForwardSplit => splits * q + k + v + parts,
+                    Kernel::FlashDecode => q + shared + o + lse,
+                    Kernel::FlashDecodeSplit => splits * q + shared + parts,
+                    Kernel::Combine => parts + o + lse,
                     Kernel::FlashForward | Kernel::FlashForwardCooperative => q + k + v + o + lse,
                     Kernel::StandardScores => q_again + k + s,
                     // Read for the sums, read and written for the probabilities.
@@ -242,12 +325,15 @@ fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Dir
     let portable = tiles::candidates(problem.algorithm, capabilities, shape);
     match (direction, problem.algorithm) {
         (Direction::Forward, Algorithm::Flash) => {
-            let mut step: Step = vec![(&[Kernel::FlashForward], portable)];
+            let mut step: Step = vec![(&[Kernel::FlashDecode], tiles::decode_candidates(capabilities, shape))];
             if may_use_matrices {
-                step.insert(0, (&[Kernel::FlashForwardCooperative], tiles::cooperative_candidates(capabilities)));
+                step.push((&[Kernel::FlashForwardCooperative], tiles::cooperative_candidates(capabilities)));
             }
+            step.push((&[Kernel::FlashForward], portable));
             vec![step]
         }
+        // A merge has one kernel and no tiles.
+        (Direction::Merge, _) => Vec::new(),
         (Direction::Forward, Algorithm::Standard) => {
             vec![vec![(&[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput], portable)]]
         }
@@ -291,7 +377,14 @@ fn choose(
     problem: &AttentionProblem,
     capabilities: &Capabilities,
     given: Option<Tiles>,
+    splits: Option<u32>,
 ) -> Result<(&'static [Kernel], Tiles), Error> {
+    let can_split = |(kernels, _): &&(&'static [Kernel], _)| kernels[0].split().is_some();
+    if splits.is_some_and(|splits| splits == 0 || (splits > 1 && !step.iter().any(|option| can_split(&option)))) {
+        let reason = "only flash attention has splits, and there must be at least one".into();
+        return Err(Error::Unsupported { feature: "splits of the keys", reason });
+    }
+    let step = step.iter().filter(|option| splits.is_none_or(|splits| splits == 1) || can_split(option));
     for &(kernels, candidates) in step {
         let fits = |tiles: &&Tiles| {
             let matrices = tiles.matrix_side.is_some();
@@ -335,6 +428,7 @@ fn specialize(
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some() || problem.mask.window_right.is_some(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
+        parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element_in_force() == Element::F32,
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,
     }

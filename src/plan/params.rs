@@ -78,7 +78,15 @@ uniform! {
         dv_stride_batch: u32,
         dv_stride_row: u32,
         dv_stride_head: u32,
-        padding_0: u32,
-        padding_1: u32,
+        num_splits: u32,
+        o_parts_offset: u32,
+        o_parts_stride_split: u32,
+        o_parts_stride_batch: u32,
+        o_parts_stride_row: u32,
+        o_parts_stride_head: u32,
+        lse_parts_offset: u32,
+        lse_parts_stride_split: u32,
+        lse_parts_stride_batch: u32,
+        lse_parts_stride_head: u32,
     }
 }

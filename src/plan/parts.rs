@@ -1,9 +1,9 @@
 //! How a problem too large for one dispatch is cut into parts.
 
-use super::check;
-use super::{Direction, Kernel, Operand, Plan, Tiles};
+use super::splits::{heads_per_kv, row_tiles};
+use super::{COMBINE_INVOCATIONS, Direction, Kernel, Operand, Plan, Tiles};
 use crate::error::Error;
-use crate::problem::Algorithm;
+use crate::problem::{Algorithm, AttentionShape};
 use std::ops::Range;
 
 /// What a part holds besides whole sequences and heads.
@@ -30,11 +30,31 @@ pub(super) struct Part {
     pub key_count: u32,
 }
 
+impl Part {
+    /// All of it.
+    pub(super) fn whole(shape: &AttentionShape, lengths: Lengths) -> Self {
+        Self {
+            batch_first: 0,
+            batch_count: shape.batch,
+            head_first: 0,
+            head_count: shape.num_heads,
+            row_first: 0,
+            row_count: lengths.seqlen_q,
+            key_first: 0,
+            key_count: lengths.seqlen_kv,
+        }
+    }
+}
+
 /// The lengths of one call.
 #[derive(Clone, Copy)]
 pub(super) struct Lengths {
     pub seqlen_q: u32,
     pub seqlen_kv: u32,
+}
+
+fn common_divisor(a: u32, b: u32) -> u32 {
+    if b == 0 { a.max(1) } else { common_divisor(b, a % b) }
 }
 
 impl Plan {
@@ -67,9 +87,9 @@ impl Plan {
     }
 
     /// The parts of the problem that the dispatches of a stage cover, one after another.
-    pub(super) fn parts(&self, stage: &Range<usize>, lengths: Lengths, max_scratch: u64) -> Result<Vec<Part>, Error> {
+    pub(super) fn parts(&self, stage: &Range<usize>, lengths: Lengths) -> Result<Vec<Part>, Error> {
         let shape = &self.problem.shape;
-        let step = self.step(stage, lengths, max_scratch)?;
+        let step = self.step(stage, lengths)?;
         let cut = self.cut(self.passes[stage.start].kernel);
         let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
         // Rows that see nothing are written too, and so are keys that no row sees.
@@ -106,12 +126,16 @@ impl Plan {
             return Ok(scratch);
         }
         for stage in self.stages() {
-            let max_scratch = self.max_binding().min(self.capabilities.max_buffer);
-            let step = self.step(&stage, lengths, max_scratch)?;
+            let step = self.step(&stage, lengths)?;
             for operand in [Operand::S, Operand::Dp] {
                 if self.binds(&stage, operand) {
                     // An empty score matrix still needs something to bind.
                     scratch.push((operand, self.scores_of(&stage, &step, lengths).max(16)));
+                }
+            }
+            for operand in [Operand::OParts, Operand::LseParts] {
+                if self.binds(&stage, operand) && self.merge.is_none() {
+                    scratch.push((operand, self.parts_of(operand, &step).max(16)));
                 }
             }
             if self.binds(&stage, Operand::Delta) && scratch.iter().all(|(other, _)| *other != Operand::Delta) {
@@ -125,9 +149,11 @@ impl Plan {
         self.passes[stage.clone()].iter().any(|pass| pass.kernel.binds(operand))
     }
 
-    /// Bytes of the score matrix that was planned for.
-    pub(super) fn score_bytes(&self) -> u64 {
-        self.scratch.iter().find(|(operand, _)| *operand == Operand::S).map_or(0, |(_, bytes)| *bytes)
+    /// The most bytes that a dispatch may need of a scratch buffer: those that were planned for, or, while that is being
+    /// done, what the device allows.
+    fn scratch_limit(&self, operand: Operand) -> u64 {
+        let planned = self.scratch.iter().find(|(other, _)| *other == operand).map(|(_, bytes)| *bytes);
+        planned.unwrap_or(self.max_binding().min(self.capabilities.max_buffer))
     }
 
     pub(super) fn scores_of(&self, stage: &Range<usize>, part: &Part, lengths: Lengths) -> u64 {
@@ -149,36 +175,27 @@ impl Plan {
 
     /// How much of the problem one dispatch takes: all of it, halved over sequences, then heads, then rows or keys until
     /// every limit holds. The bound on work is given up at one tile; the others are errors there.
-    pub(super) fn step(&self, stage: &Range<usize>, lengths: Lengths, max_scratch: u64) -> Result<Part, Error> {
+    pub(super) fn step(&self, stage: &Range<usize>, lengths: Lengths) -> Result<Part, Error> {
         let shape = &self.problem.shape;
-        let mut step = Part {
-            batch_first: 0,
-            batch_count: shape.batch,
-            head_first: 0,
-            head_count: shape.num_heads,
-            row_first: 0,
-            row_count: lengths.seqlen_q,
-            key_first: 0,
-            key_count: lengths.seqlen_kv,
-        };
+        let mut step = Part::whole(shape, lengths);
         let tiles: Vec<Tiles> = self.passes[stage.clone()].iter().map(|pass| pass.specialization.tiles).collect();
         let cut = self.cut(self.passes[stage.start].kernel);
-        // Heads that share keys stay together where keys are owned.
-        let least_heads = match cut {
-            Cut::Rows => 1,
-            Cut::Keys | Cut::Groups => self.heads_per_kv(),
-        };
+        // Heads that share keys stay together where keys are owned, and where they share a workgroup.
+        let packed = self.passes[stage.clone()].iter().any(|pass| pass.kernel.packs_heads());
+        let least_heads = if packed || cut != Cut::Rows { heads_per_kv(&self.problem) } else { 1 };
         let halved = |count: u32, least: u32, all: u32| {
             let half = count.div_ceil(2).next_multiple_of(least);
             if half >= count.min(all) { least } else { half }
         };
         loop {
-            let refusal = self.refusal(stage, &step, lengths, max_scratch);
+            let refusal = self.refusal(stage, &step, lengths);
             let flops = self.flops_at_most(cut, &step, lengths);
             if refusal.is_none() && flops <= self.problem.max_flops_per_dispatch.unwrap_or(u64::MAX) {
                 return Ok(step);
             }
             let tile_q = tiles.iter().map(|tiles| tiles.tile_q).max().unwrap_or(1);
+            // Rows that fill whole tiles, so that a tile holds the same rows however the problem is cut.
+            let tile_q = if packed { tile_q / common_divisor(tile_q, least_heads) } else { tile_q };
             let tile_kv = tiles.iter().map(|tiles| tiles.tile_kv).max().unwrap_or(1);
             if step.batch_count > 1 {
                 step.batch_count = step.batch_count.div_ceil(2);
@@ -195,20 +212,16 @@ impl Plan {
     }
 
     /// Which limit of the device a part of this size passes, if any.
-    pub(super) fn refusal(
-        &self,
-        stage: &Range<usize>,
-        part: &Part,
-        lengths: Lengths,
-        max_scratch: u64,
-    ) -> Option<Error> {
+    pub(super) fn refusal(&self, stage: &Range<usize>, part: &Part, lengths: Lengths) -> Option<Error> {
         for &operand in Operand::ALL.iter().filter(|&&operand| self.binds(stage, operand)) {
             let counts = self.extent_of(operand, part, true);
-            let size = check::element_size(&self.problem, operand);
+            let size = self.element_size(operand);
             // Bindings start at aligned offsets, up to one alignment before the tensor's first element.
-            let needed = check::layout(&self.problem, operand)
+            let layout = self.layout(operand);
+            let needed = layout
                 .required_len(counts.batch, counts.rows, counts.heads, counts.dim)
-                .and_then(|len| (len - check::layout(&self.problem, operand).offset.min(len)).checked_mul(size))
+                .and_then(|len| (len - layout.offset.min(len)).checked_add(self.span_of_splits(operand)?))
+                .and_then(|len| len.checked_mul(size))
                 .and_then(|bytes| bytes.checked_add(self.capabilities.binding_alignment))
                 .unwrap_or(u64::MAX);
             if needed > self.max_binding() {
@@ -216,10 +229,16 @@ impl Plan {
                 return Some(Error::TooLarge { operand, needed, allowed: self.max_binding(), limit });
             }
         }
-        let needed = self.scores_of(stage, part, lengths);
-        if needed > max_scratch {
-            let limit = "max_storage_buffer_binding_size";
-            return Some(Error::TooLarge { operand: Operand::S, needed, allowed: max_scratch, limit });
+        for operand in [Operand::S, Operand::OParts, Operand::LseParts] {
+            let needed = match operand {
+                Operand::S => self.scores_of(stage, part, lengths),
+                _ if self.merge.is_none() && self.binds(stage, operand) => self.parts_of(operand, part),
+                _ => 0,
+            };
+            let allowed = self.scratch_limit(operand);
+            if needed > allowed {
+                return Some(Error::TooLarge { operand, needed, allowed, limit: "max_storage_buffer_binding_size" });
+            }
         }
         let per_dimension = u64::from(self.capabilities.max_workgroups_per_dimension);
         let allowed = (per_dimension * per_dimension).min(u64::from(u32::MAX));
@@ -254,7 +273,7 @@ impl Plan {
         let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
         // Products of the largest dispatch: of the forward pass, of dQ with two recomputed, of dK and dV likewise.
         let products = match (self.direction, cut) {
-            (Direction::Forward, _) => head_dim + head_dim_v,
+            (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
             (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),
             (Direction::Backward, Cut::Groups) => head_dim.max(head_dim_v),
@@ -266,10 +285,16 @@ impl Plan {
         let kernel = self.passes[index].kernel;
         let tiles = self.passes[index].specialization.tiles;
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
-        let q_tiles = heads * u64::from(part.row_count.div_ceil(tiles.tile_q));
+        let q_tiles = row_tiles(kernel, tiles, heads_per_kv(&self.problem), part);
         match kernel {
+            Kernel::FlashForwardSplit | Kernel::FlashDecodeSplit => q_tiles * u64::from(self.splits_of(lengths)),
+            Kernel::Combine => {
+                let quads = u64::from(self.problem.shape.head_dim_v.div_ceil(4));
+                (heads * u64::from(part.row_count) * quads).div_ceil(COMBINE_INVOCATIONS.into())
+            }
             Kernel::FlashForward
             | Kernel::FlashForwardCooperative
+            | Kernel::FlashDecode
             | Kernel::StandardOutput
             | Kernel::FlashBackwardPreprocess
             | Kernel::FlashBackwardDq
@@ -279,7 +304,7 @@ impl Plan {
             }
             Kernel::StandardSoftmax | Kernel::StandardDs => heads * u64::from(part.row_count),
             Kernel::FlashBackwardDkdv | Kernel::StandardDv | Kernel::StandardDk => {
-                heads / u64::from(self.heads_per_kv()) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
+                heads / u64::from(heads_per_kv(&self.problem)) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
             }
         }
     }

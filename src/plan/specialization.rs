@@ -68,6 +68,8 @@ pub struct Specialization {
     pub has_dropout: bool,
     /// Whether gradients are stored in f32 though the element is another.
     pub f32_gradients: bool,
+    /// Whether partial results are in f32, whatever the element. Only their merge asks.
+    pub parts_in_f32: bool,
     /// Whether the invocations of a subgroup run in lockstep, as they do on software drivers. Only the cooperative
     /// kernel asks.
     pub in_lockstep: bool,
@@ -76,7 +78,7 @@ pub struct Specialization {
 impl Specialization {
     /// The same with everything that this kernel does not depend on set to one value, so that it is a cache key.
     pub(crate) fn canonical(mut self) -> Self {
-        use super::Operand::{DO, K, O, Q, V};
+        use super::Operand::{DO, K, O, OParts, Q, V};
         let kernel = self.kernel;
         let binds_any = |operands: &[super::Operand]| operands.iter().any(|&operand| kernel.binds(operand));
         self.in_lockstep &= self.kernel == Kernel::FlashForwardCooperative;
@@ -89,8 +91,12 @@ impl Specialization {
         if !binds_any(&[Q, K]) {
             self.head_dim = 1;
         }
-        if !binds_any(&[V, O, DO]) {
+        if !binds_any(&[V, O, DO, OParts]) {
             self.head_dim_v = 1;
+        }
+        self.parts_in_f32 &= kernel == Kernel::Combine;
+        if kernel == Kernel::Combine {
+            self.tiles = Tiles::new(1, 4, 1, 1);
         }
         if !kernel.operands().iter().any(|(operand, _)| operand.is_tensor()) {
             self.storage = Storage::F32;
@@ -108,6 +114,7 @@ impl Specialization {
     pub fn invocations(&self) -> u32 {
         match self.kernel {
             Kernel::StandardSoftmax | Kernel::StandardDs => super::tiles::SOFTMAX_INVOCATIONS,
+            Kernel::Combine => super::tiles::COMBINE_INVOCATIONS,
             kernel => self.tiles.invocations_of(kernel),
         }
     }

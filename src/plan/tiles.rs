@@ -14,6 +14,8 @@ pub struct Tiles {
     /// Neighbouring invocations that share each row: its head dimensions in flash attention, its keys in standard
     /// attention. With matrices, the size of a subgroup.
     pub lanes: u32,
+    /// Groups of lanes that share out the keys of a tile, four to each; 1 in all kernels but decoding.
+    pub key_lanes: u32,
     /// The side of the cooperative matrices that compute the products, or `None` for plain arithmetic.
     pub matrix_side: Option<u32>,
 }
@@ -23,6 +25,7 @@ impl fmt::Display for Tiles {
         write!(f, "{}x{}, ", self.tile_q, self.tile_kv)?;
         match self.matrix_side {
             Some(side) => write!(f, "{side}x{side} matrices"),
+            None if self.key_lanes > 1 => write!(f, "{} lanes by {} keys", self.lanes, 4 * self.key_lanes),
             None => write!(f, "{} rows by {} lanes", self.thread_rows, self.lanes),
         }
     }
@@ -37,21 +40,30 @@ const STANDARD_CHUNK_QUADS: u32 = 16;
 /// Invocations that share a row in `standard_softmax.wgsl`.
 pub(crate) const SOFTMAX_INVOCATIONS: u32 = 64;
 
+/// Invocations of a workgroup in `combine.wgsl`.
+pub(crate) const COMBINE_INVOCATIONS: u32 = 64;
+
 impl Tiles {
     /// Tiles with these sides.
     pub const fn new(tile_q: u32, tile_kv: u32, thread_rows: u32, lanes: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows, lanes, matrix_side: None }
+        Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, matrix_side: None }
+    }
+
+    /// Tiles for decoding: `tile_q` rows in the registers of every group of `lanes` invocations, and four keys of a tile
+    /// for each group.
+    pub const fn decode(tile_q: u32, tile_kv: u32, lanes: u32) -> Self {
+        Self { tile_q, tile_kv, thread_rows: tile_q, lanes, key_lanes: tile_kv / 4, matrix_side: None }
     }
 
     /// Tiles on cooperative matrices with this side: a subgroup owns as many rows, and each of its invocations 8
     /// elements of a matrix, which sets the size of a subgroup.
     pub const fn cooperative(tile_q: u32, tile_kv: u32, side: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows: side, lanes: side * side / 8, matrix_side: Some(side) }
+        Self { tile_q, tile_kv, thread_rows: side, lanes: side * side / 8, key_lanes: 1, matrix_side: Some(side) }
     }
 
     /// Invocations of a workgroup.
     pub const fn invocations(&self) -> u32 {
-        self.lanes * (self.tile_q / self.thread_rows)
+        self.lanes * (self.tile_q / self.thread_rows) * self.key_lanes
     }
 
     /// Invocations of a workgroup of this kernel, which may own a tile of keys instead of one of rows.
@@ -105,10 +117,14 @@ impl Tiles {
                 // Two floats of each row are summed, where the forward sums four.
                 QUAD * walked * quads + stats + keep + partials / 2
             }
-            Kernel::FlashForward => {
+            Kernel::FlashForward | Kernel::FlashForwardSplit => {
                 let tiles = QUAD * self.tile_kv * self.lanes * (self.quads(head_dim) + self.quads(head_dim_v));
                 tiles + partials
             }
+            Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
+                self.key_lanes * (8 + QUAD * self.lanes * self.quads(head_dim_v)) + partials
+            }
+            Kernel::Combine => 0,
             Kernel::FlashForwardCooperative => {
                 let side = self.matrix_side.unwrap_or(1);
                 let row = |dim: u32| dim.div_ceil(side) * side / 4 + 2;
@@ -138,9 +154,9 @@ impl Tiles {
 
     /// Whether these are tiles at all, and this kernel made of them fits the device.
     pub(super) fn fit(&self, kernel: Kernel, capabilities: &Capabilities, problem: &AttentionProblem) -> bool {
-        let Self { tile_q, tile_kv, thread_rows, lanes, matrix_side } = *self;
+        let Self { tile_q, tile_kv, thread_rows, lanes, key_lanes, matrix_side } = *self;
         // Sides beyond these fit no device, and would overflow the sums below.
-        let in_range = [tile_q, tile_kv, thread_rows, lanes].iter().all(|side| (1..=1024).contains(side));
+        let in_range = [tile_q, tile_kv, thread_rows, lanes, key_lanes].iter().all(|side| (1..=1024).contains(side));
         let row_reduce = self.row_reduce(capabilities);
         let matrices_fit = matrix_side.is_none_or(|side| {
             capabilities.matrix_side == Some(side)
@@ -152,6 +168,10 @@ impl Tiles {
                 && tile_kv.is_multiple_of(side)
         });
         let sides_fit = match kernel {
+            Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
+                thread_rows == tile_q && tile_kv == 4 * key_lanes && key_lanes > 1
+            }
+            _ if key_lanes != 1 => false,
             // The keys of an invocation lie within one quad, whose dropout is drawn together.
             Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
             Kernel::StandardDv | Kernel::StandardDk => thread_rows == 4 && tile_kv.is_multiple_of(4),
@@ -242,6 +262,31 @@ pub(super) fn candidates(
         _ if widest <= 64 => const { &[Tiles::new(128, 32, 1, 1), LEAST] },
         _ if widest <= 128 => const { &[Tiles::new(64, 8, 2, 4), LEAST] },
         _ => const { &[Tiles::new(32, 4, 2, 8), LEAST] },
+    }
+}
+
+/// The most rows, of all query heads that share a KV head, for which decoding is tried.
+const DECODE_ROWS: u64 = 32;
+
+/// Tiles for decoding to try, the best first; none where there are too many rows for it.
+pub(super) fn decode_candidates(capabilities: &Capabilities, shape: &AttentionShape) -> &'static [Tiles] {
+    let group = shape.num_heads.checked_div(shape.num_heads_kv).unwrap_or(0);
+    let rows = u64::from(group) * u64::from(shape.seqlen_q);
+    let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
+    if rows > DECODE_ROWS || capabilities.device_class == DeviceClass::Cpu {
+        return &[];
+    }
+    let widest = shape.head_dim.max(shape.head_dim_v);
+    // What a lane holds of Q and O are rows times quads of registers four wide, twice.
+    match (rows, subgroup) {
+        (0..=2, 8..) if widest <= 128 => const { &[Tiles::decode(2, 64, 8), Tiles::decode(2, 32, 8)] },
+        (0..=4, 8..) if widest <= 128 => const { &[Tiles::decode(4, 64, 8), Tiles::decode(4, 32, 8)] },
+        (0..=4, 16..) => const { &[Tiles::decode(4, 32, 16), Tiles::decode(4, 16, 16)] },
+        (_, 16..) if widest <= 128 => const { &[Tiles::decode(8, 32, 16), Tiles::decode(8, 16, 16)] },
+        (_, 32..) => const { &[Tiles::decode(8, 16, 32), Tiles::decode(4, 8, 32)] },
+        (_, 8..) if widest <= 64 => const { &[Tiles::decode(8, 32, 8)] },
+        (_, 4..) if widest <= 64 => const { &[Tiles::decode(4, 32, 4)] },
+        _ => &[],
     }
 }
 

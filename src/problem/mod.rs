@@ -4,12 +4,14 @@ mod dropout;
 mod element;
 mod layout;
 mod mask;
+mod merge;
 mod shape;
 
 pub use dropout::Dropout;
 pub use element::{Element, ElementType};
 pub use layout::{AttentionLayout, TensorLayout};
 pub use mask::{Alignment, Mask};
+pub use merge::MergeProblem;
 pub use shape::AttentionShape;
 
 /// How the answer is computed. Both algorithms mean the same, to the last masked entry and dropout bit.

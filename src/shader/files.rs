@@ -38,7 +38,11 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
                 Access::Single => file!("slots/f32_store/single.wgsl"),
             });
         }
-        files.push(if kernel.owns_keys() { file!("common/kv_tile.wgsl") } else { file!("common/q_tile.wgsl") });
+        files.push(match kernel {
+            kernel if kernel.owns_keys() => file!("common/kv_tile.wgsl"),
+            kernel if kernel.packs_heads() => file!("common/group_tile.wgsl"),
+            _ => file!("common/q_tile.wgsl"),
+        });
         files.push(file!("common/arithmetic.wgsl"));
     }
     if kernel.reduces_rows() {
@@ -57,8 +61,22 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             false => file!("slots/keep/all.wgsl"),
         });
     }
+    if let Kernel::FlashForward | Kernel::FlashForwardSplit | Kernel::FlashDecode | Kernel::FlashDecodeSplit = kernel {
+        files.push(match kernel.split() {
+            Some(_) => file!("slots/output/whole.wgsl"),
+            None => file!("slots/output/partial.wgsl"),
+        });
+        files.push(file!("common/splits.wgsl"));
+    }
     match kernel {
-        Kernel::FlashForward | Kernel::FlashBackwardDq => files.push(file!("common/flash_tiles.wgsl")),
+        Kernel::FlashForward | Kernel::FlashForwardSplit | Kernel::FlashBackwardDq => {
+            files.push(file!("common/flash_tiles.wgsl"));
+        }
+        Kernel::FlashDecode | Kernel::FlashDecodeSplit => files.push(file!("common/decode_tiles.wgsl")),
+        Kernel::Combine => files.push(match specialization.parts_in_f32 {
+            true => file!("slots/parts/f32.wgsl"),
+            false => file!("slots/parts/element.wgsl"),
+        }),
         Kernel::FlashBackwardDkdv => files.push(file!("common/flash_q_tiles.wgsl")),
         Kernel::FlashBackwardPreprocess => {}
         Kernel::FlashForwardCooperative => files.push(file!("common/cooperative_tiles.wgsl")),
@@ -68,7 +86,9 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::StandardDv | Kernel::StandardDk => files.push(file!("common/standard_transposed_sum.wgsl")),
     }
     files.push(match kernel {
-        Kernel::FlashForward => file!("flash_forward.wgsl"),
+        Kernel::FlashForward | Kernel::FlashForwardSplit => file!("flash_forward.wgsl"),
+        Kernel::FlashDecode | Kernel::FlashDecodeSplit => file!("flash_decode.wgsl"),
+        Kernel::Combine => file!("combine.wgsl"),
         Kernel::FlashForwardCooperative => file!("flash_forward_cooperative.wgsl"),
         Kernel::StandardScores => file!("standard_scores.wgsl"),
         Kernel::StandardSoftmax => file!("standard_softmax.wgsl"),

@@ -2,7 +2,9 @@
 
 use super::Dialect;
 use super::unroll::Lists;
-use crate::plan::{Kernel, Operand, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage, Usage};
+use crate::plan::{
+    COMBINE_INVOCATIONS, Kernel, Operand, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage, Usage,
+};
 use std::fmt::Write;
 
 pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (String, Lists) {
@@ -32,7 +34,10 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     let invocations = tiles.invocations_of(specialization.kernel);
     if specialization.kernel.reduces_rows() {
         // What the lanes of a row sum: the forward four scores, the backward S and dP.
-        let size = if specialization.kernel == Kernel::FlashForward { 4 } else { 2 };
+        let size = match specialization.kernel {
+            Kernel::FlashBackwardPreprocess | Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq => 2,
+            _ => 4,
+        };
         line(format_args!("alias Partial = vec{size}<f32>;"));
     }
     let mut counts = vec![
@@ -46,12 +51,16 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     ];
     // Quads in a row of a K and of a V tile, or of the chunks of them that standard attention holds at a time.
     let (k_quads, v_quads) = match specialization.kernel {
-        Kernel::FlashForward => {
+        Kernel::FlashForward | Kernel::FlashForwardSplit | Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
             let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
             counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads), ("KEYS", 4)]);
             (tiles.lanes * k_quads, tiles.lanes * v_quads)
         }
         Kernel::FlashBackwardPreprocess => (0, 0),
+        Kernel::Combine => {
+            counts.push(("COMBINE_INVOCATIONS", COMBINE_INVOCATIONS));
+            (0, 0)
+        }
         Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq => {
             let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
             counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads)]);
@@ -89,10 +98,12 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     line(format_args!("const HAS_DROPOUT = {};", specialization.has_dropout));
 
     let tensors = |usage: Usage, in_f32: bool| {
+        let is_part = |operand| operand == Operand::OParts && usage == Usage::Read && !specialization.parts_in_f32;
+        let in_element = |operand: Operand| operand.is_tensor() || is_part(operand);
         let stored_in_f32 = |operand: Operand| specialization.f32_gradients && operand.is_gradient();
         let operands = specialization.kernel.operands().iter();
         operands
-            .filter(|&&(operand, used)| used == usage && operand.is_tensor() && stored_in_f32(operand) == in_f32)
+            .filter(|&&(operand, used)| used == usage && in_element(operand) && stored_in_f32(operand) == in_f32)
             .map(|(operand, _)| operand.name())
             .collect()
     };

@@ -13,4 +13,5 @@ mod masks;
 mod matrices;
 mod poison;
 mod property;
+mod splits;
 mod support;

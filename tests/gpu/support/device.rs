@@ -28,6 +28,8 @@ pub struct Library {
     tiles: Option<[Tiles; 2]>,
     /// Likewise for dK and dV of flash attention, for its dQ, and for the gradients of standard attention.
     backward_tiles: Option<[Tiles; 3]>,
+    /// For flash; without them the planner chooses.
+    num_splits: Option<u32>,
 }
 
 impl Deref for Library {
@@ -42,14 +44,19 @@ impl Library {
     /// A new device, with everything that the library can use.
     fn whole() -> Self {
         let attention = pollster::block_on(FlashAttention::from_adapter(adapter())).expect("the adapter has a device");
-        Self { attention, tiles: None, backward_tiles: None }
+        Self { attention, tiles: None, backward_tiles: None, num_splits: None }
     }
 
     /// A new device with WebGPU's default limits and no feature.
     fn with_defaults() -> Self {
         let device = pollster::block_on(adapter().request_device(&wgpu::DeviceDescriptor::default()));
         let (device, queue) = device.expect("the adapter has a device");
-        Self { attention: FlashAttention::new(adapter(), &device, &queue), tiles: None, backward_tiles: None }
+        Self {
+            attention: FlashAttention::new(adapter(), &device, &queue),
+            tiles: None,
+            backward_tiles: None,
+            num_splits: None,
+        }
     }
 
     fn checked(mut self) -> Self {
@@ -57,7 +64,13 @@ impl Library {
         self
     }
 
-    fn tiles(mut self, flash: Tiles, standard: Tiles) -> Self {
+    /// Splits the keys of flash problems.
+    pub fn splits(mut self, num_splits: u32) -> Self {
+        self.num_splits = Some(num_splits);
+        self
+    }
+
+    pub fn tiles(mut self, flash: Tiles, standard: Tiles) -> Self {
         self.tiles = Some([flash, standard]);
         self
     }
@@ -89,10 +102,13 @@ impl Library {
             (None, _) => None,
         };
         pollster::block_on(async {
-            match tiles.map(|tiles| Plan::with_tiles(problem, self.capabilities(), tiles)) {
-                Some(plan) => self.prepare_plan(plan?).await,
-                None => self.prepare_forward(problem).await,
-            }
+            let splits = self.num_splits.filter(|_| problem.algorithm == Algorithm::Flash);
+            let plan = match (splits, tiles) {
+                (Some(splits), tiles) => Plan::with_splits(problem, self.capabilities(), tiles, splits),
+                (None, Some(tiles)) => Plan::with_tiles(problem, self.capabilities(), tiles),
+                (None, None) => return self.prepare_forward(problem).await,
+            };
+            self.prepare_plan(plan?).await
         })
     }
 }
@@ -108,7 +124,8 @@ pub fn with_matrices() -> Option<&'static Library> {
             16 => Tiles::cooperative(128, 32, 16),
             side => Tiles::cooperative(32, 32, side),
         };
-        Some(Library { attention, tiles: Some([tiles, Tiles::new(64, 32, 4, 8)]), backward_tiles: None })
+        let tiles = Some([tiles, Tiles::new(64, 32, 4, 8)]);
+        Some(Library { attention, tiles, backward_tiles: None, num_splits: None })
     });
     library.as_ref()
 }

@@ -1,0 +1,46 @@
+// Q, K and V on their way into registers, where they stay: every element of K and V is used by one group of lanes alone,
+// so workgroup memory would not save a load. Loads are never under a branch, as in flash_tiles.wgsl.
+
+const V_STRIDE = LANES * V_QUADS;
+
+// Groups of lanes that share out the keys of a tile, four to each.
+const KEY_LANES = TILE_KV / 4u;
+
+// m and l of each group, and O of one row of each.
+var<workgroup> group_stats: array<vec2<f32>, KEY_LANES>;
+var<workgroup> group_o: array<vec4<f32>, KEY_LANES * V_STRIDE>;
+
+const LAST_QUAD = (HEAD_DIM - 1u) / 4u * 4u;
+const LAST_QUAD_V = (HEAD_DIM_V - 1u) / 4u * 4u;
+
+// Whether the lanes hold whole rows, so that no dimension lies outside.
+const K_IS_WHOLE = HEAD_DIM % (LANES * 4u) == 0u;
+const V_IS_WHOLE = HEAD_DIM_V % (LANES * 4u) == 0u;
+
+// A quad of Q, times softmax_scale · log2(e): cheaper here than on every score.
+fn fetch_q(tile: GroupTile, row: u32, quad: u32) -> vec4<f32> {
+  let inside_row = min(row, packed_rows() - 1u - tile.packed);
+  let first = params.q_offset + tile.batch * params.q_stride_batch + head_of(tile, inside_row) * params.q_stride_head
+    + row_of(tile, inside_row) * params.q_stride_row;
+  let inside_dim = min(quad * 4u, LAST_QUAD);
+  let value = load_q(first + inside_dim, HEAD_DIM - inside_dim);
+  let inside = quad * 4u < HEAD_DIM && row == inside_row;
+  return select(vec4<f32>(0.0), decode(value) * params.softmax_scale_log2, inside);
+}
+
+// A quad of K. Behind the last key it is that of the last key, whose score the mask then hides.
+fn fetch_k(tile: GroupTile, key: u32, quad: u32) -> Loaded {
+  let first = params.k_offset + tile.batch * params.k_stride_batch + tile.head_kv * params.k_stride_head
+    + min(key, params.seqlen_kv - 1u) * params.k_stride_row;
+  let dim = quad * 4u;
+  let inside_dim = select(min(dim, LAST_QUAD), dim, K_IS_WHOLE);
+  return select(Loaded(), load_k(first + inside_dim, HEAD_DIM - inside_dim), K_IS_WHOLE || dim < HEAD_DIM);
+}
+
+fn fetch_v(tile: GroupTile, key: u32, quad: u32) -> Loaded {
+  let first = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head
+    + min(key, params.seqlen_kv - 1u) * params.v_stride_row;
+  let dim = quad * 4u;
+  let inside_dim = select(min(dim, LAST_QUAD_V), dim, V_IS_WHOLE);
+  return select(Loaded(), load_v(first + inside_dim, HEAD_DIM_V - inside_dim), V_IS_WHOLE || dim < HEAD_DIM_V);
+}

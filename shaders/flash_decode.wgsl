@@ -1,0 +1,175 @@
+// FlashAttention, forward, for few rows and many keys: decoding. What counts is to read K and V once, as fast as memory
+// gives them.
+//
+//   for each tile i of rows that share a KV head, for each split of the keys:       one workgroup
+//     for each group g of lanes:
+//       O_g = 0, l_g = 0, m_g = −∞
+//       for each KV tile j of the split that some row of i sees, for the four keys of it that are g's:
+//         S     = softmax_scale · Q_i K_gᵀ, masked
+//         m_new = max(m_g, rowmax(S))
+//         P     = exp(S − m_new)
+//         α     = exp(m_g − m_new)
+//         l_g   = α · l_g + rowsum(P)
+//         O_g   = α · O_g + dropout(P) V_g
+//         m_g   = m_new
+//     m   = max m_g
+//     l   = Σ exp(m_g − m) · l_g
+//     O_i = Σ exp(m_g − m) · O_g / l,   LSE_i = m + ln l
+//
+// S, m and the exponents are in units of log2(e), as in flash_forward.wgsl.
+//
+// Who owns what: LANES neighbouring invocations are a group; they share its keys, each with every LANES-th quad of the head
+// dimensions of Q, K, V and O of all rows in registers. S, P, m and l of the group are in the registers of all of them.
+// Workgroup memory holds what the groups tell each other at the end.
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invocation) {
+  let invocation = invocation_index(invocation_input);
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  if index >= group_tile_count() * num_splits() { return; }
+  let tile = group_tile_at(index / num_splits());
+  let split = index % num_splits();
+  let lane = invocation % LANES;
+  let group = invocation / LANES;
+
+  // Q_i; O_g = 0, l_g = 0, m_g = −∞
+  // unroll N in THREAD_ROWS {
+  var l_N = 0.0;
+  var m_N = MASKED;
+  // unroll M in K_QUADS {
+  let q_N_M = fetch_q(tile, N, lane + M * LANES);
+  // }
+  // unroll M in V_QUADS {
+  var o_N_M = vec4<f32>(0.0);
+  // }
+  // }
+
+  // for each KV tile j of the split that some row of i sees:
+  let range = split_of(block_range(tile.first_row, tile.last_row), split);
+  // The next K is fetched as soon as this one is used, and so is V: loads are always in flight.
+  let first_key = range.first * TILE_KV + group * 4u;
+  // unroll E in KEYS {
+  // unroll M in K_QUADS {
+  var k_E_M = Loaded();
+  if range.first < range.end { k_E_M = fetch_k(tile, first_key + E, lane + M * LANES); }
+  // }
+  // unroll M in V_QUADS {
+  var v_E_M = Loaded();
+  if range.first < range.end { v_E_M = fetch_v(tile, first_key + E, lane + M * LANES); }
+  // }
+  // }
+  for (var j = range.first; j < range.end; j++) {
+    let key = j * TILE_KV + group * 4u;
+    let whole = is_whole(range, j);
+
+    // S = softmax_scale · Q_i K_gᵀ
+    // unroll N in THREAD_ROWS {
+    // unroll E in KEYS {
+    var s_N_E = 0.0;
+    // }
+    // }
+    // unroll E in KEYS {
+    // unroll M in K_QUADS {
+    let k_now_E_M = decode(k_E_M);
+    k_E_M = fetch_k(tile, key + TILE_KV + E, lane + M * LANES);
+    // unroll N in THREAD_ROWS {
+    s_N_E = dot_add(q_N_M, k_now_E_M, s_N_E);
+    // }
+    // }
+    // }
+    // unroll N in THREAD_ROWS {
+    lane_share(N, invocation, vec4<f32>(s_N_0, s_N_1, s_N_2, s_N_3));
+    // }
+    lane_barrier();
+    // unroll N in THREAD_ROWS {
+    var s_N = lane_sum(N, invocation, vec4<f32>(s_N_0, s_N_1, s_N_2, s_N_3));
+    // }
+
+    // masked
+    if !whole {
+      // unroll N in THREAD_ROWS {
+      s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(params.row_first + row_of(tile, N)), key));
+      // }
+    }
+
+    // unroll N in THREAD_ROWS {
+    // m_new = max(m_g, rowmax(S)), α = exp(m_g − m_new); l_g = α · l_g, O_g = α · O_g where there is something to do
+    let s_max_N = max(max(s_N.x, s_N.y), max(s_N.z, s_N.w));
+    if s_max_N > m_N {
+      let alpha = exp2(m_N - s_max_N);
+      m_N = s_max_N;
+      l_N *= alpha;
+      // unroll M in V_QUADS {
+      o_N_M *= alpha;
+      // }
+    }
+    // P = exp(S − m_new); where a row has seen nothing yet, m_new is MASKED too and P must still be 0
+    var p_N = exp2(s_N - vec4<f32>(m_N));
+    if !whole { p_N = select(p_N, vec4<f32>(0.0), s_N == vec4<f32>(MASKED)); }
+    // l_g = l_g + rowsum(P)
+    l_N += (p_N.x + p_N.y) + (p_N.z + p_N.w);
+    // dropout(P)
+    if HAS_DROPOUT {
+      let i = params.row_first + row_of(tile, N);
+      p_N = dropout(p_N, params.batch_first + tile.batch, params.head_first + head_of(tile, N), i, key);
+    }
+    // }
+
+    // O_g = O_g + dropout(P) V_g
+    if !whole {
+      // unroll E in KEYS {
+      // unroll M in V_QUADS {
+      let v_now_E_M = decode(v_E_M);
+      // unroll N in THREAD_ROWS {
+      o_N_M = add_visible(p_N[E], v_now_E_M, o_N_M);
+      // }
+      // }
+      // }
+    } else {
+      // unroll E in KEYS {
+      // unroll M in V_QUADS {
+      let v_now_E_M = decode(v_E_M);
+      // unroll N in THREAD_ROWS {
+      o_N_M = fma(vec4<f32>(p_N[E]), v_now_E_M, o_N_M);
+      // }
+      // }
+      // }
+    }
+    // unroll E in KEYS {
+    // unroll M in V_QUADS {
+    v_E_M = fetch_v(tile, key + TILE_KV + E, lane + M * LANES);
+    // }
+    // }
+  }
+
+  // unroll N in THREAD_ROWS {
+  // m = max m_g
+  workgroupBarrier(); // the last row is read
+  if lane == 0u { group_stats[group] = vec2<f32>(m_N, l_N); }
+  workgroupBarrier();
+  var m_all_N = MASKED;
+  for (var g = 0u; g < KEY_LANES; g++) { m_all_N = max(m_all_N, group_stats[g].x); }
+  // unroll M in V_QUADS {
+  group_o[group * V_STRIDE + lane + M * LANES] = o_N_M * exp2(m_N - m_all_N);
+  // }
+  workgroupBarrier();
+  // l = Σ exp(m_g − m) · l_g
+  var l_all_N = 0.0;
+  for (var g = 0u; g < KEY_LANES; g++) { l_all_N += exp2(group_stats[g].x - m_all_N) * group_stats[g].y; }
+  // O_i = Σ exp(m_g − m) · O_g / l, LSE_i = m + ln l; a row that sees nothing gives 0 and −∞
+  if tile.packed + N < packed_rows() {
+    let head = head_of(tile, N);
+    let row = row_of(tile, N);
+    let empty = sees_none(visible_keys(params.row_first + row), range);
+    let factor = select(params.dropout_scale / l_all_N, 0.0, empty);
+    for (var quad = invocation; quad * 4u < HEAD_DIM_V; quad += INVOCATIONS) {
+      var o = vec4<f32>(0.0);
+      for (var g = 0u; g < KEY_LANES; g++) { o += group_o[g * V_STRIDE + quad]; }
+      write_o(split, tile.batch, head, row, quad * 4u, o * factor);
+    }
+    if invocation == 0u {
+      write_lse(split, tile.batch, head, row, select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty));
+    }
+  }
+  // }
+}

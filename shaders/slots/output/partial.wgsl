@@ -1,0 +1,18 @@
+// A workgroup visits one split of the keys that its rows see: what it has is a part, in f32, for combine.wgsl to merge.
+
+@group(0) @binding(BINDING_o_parts) var<storage, read_write> o_parts: array<vec4<f32>>;
+@group(0) @binding(BINDING_lse_parts) var<storage, read_write> lse_parts: array<f32>;
+
+fn num_splits() -> u32 { return params.num_splits; }
+
+// Four dimensions of O, from `dim` on. Sequence, head and row are counted from the first of this dispatch.
+fn write_o(split: u32, batch: u32, head: u32, row: u32, dim: u32, value: vec4<f32>) {
+  let first = params.o_parts_offset + split * params.o_parts_stride_split + batch * params.o_parts_stride_batch
+    + head * params.o_parts_stride_head + row * params.o_parts_stride_row;
+  o_parts[(first + dim) / 4u] = value;
+}
+
+fn write_lse(split: u32, batch: u32, head: u32, row: u32, value: f32) {
+  let first = params.lse_parts_offset + split * params.lse_parts_stride_split;
+  lse_parts[first + batch * params.lse_parts_stride_batch + head * params.lse_parts_stride_head + row] = value;
+}

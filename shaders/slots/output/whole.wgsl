@@ -1,0 +1,15 @@
+// A workgroup visits all keys that its rows see: what it has is the answer.
+
+@group(0) @binding(BINDING_lse) var<storage, read_write> lse: array<f32>;
+
+fn num_splits() -> u32 { return 1u; }
+
+// Four dimensions of O, from `dim` on. Sequence, head and row are counted from the first of this dispatch.
+fn write_o(split: u32, batch: u32, head: u32, row: u32, dim: u32, value: vec4<f32>) {
+  let first = params.o_offset + batch * params.o_stride_batch + head * params.o_stride_head + row * params.o_stride_row;
+  store_o(first + dim, HEAD_DIM_V - dim, value);
+}
+
+fn write_lse(split: u32, batch: u32, head: u32, row: u32, value: f32) {
+  lse[params.lse_offset + batch * params.lse_stride_batch + head * params.lse_stride_head + row] = value;
+}

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use wgpu_flash_attention::plan::Tiles;
 use wgpu_flash_attention::{Algorithm, AttentionProblem, Element};
 
 /// Exact attention on the GPU: compute, check, time.
@@ -25,7 +26,7 @@ pub enum Command {
     Info,
     /// Attention on the bundled real input: errors, time and memory of flash beside standard.
     Demo,
-    /// Computes O and LSE for the tensors q, k and v of a safetensors file.
+    /// Computes O and LSE for the tensors q, k and v of a safetensors file, and dQ, dK and dV if it holds d_o.
     Run(RunOptions),
     /// Compares every kernel with the f64 oracle over a grid of problems. Exit status 1 if one is off.
     Check(CheckOptions),
@@ -35,10 +36,12 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct RunOptions {
-    /// A safetensors file with 4-D tensors q, k and v. K and V may have fewer heads than Q, V another width.
+    /// A safetensors file with 4-D tensors q, k and v. K and V may have fewer heads than Q, V another width. With d_o (like
+    /// o), and perhaps d_lse (f32, batch × heads × seqlen_q), gradients are computed too.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
-    /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q). Replaced only once it is complete.
+    /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q), and with d_o also dq, dk and dv (like q, k and
+    /// v). Replaced only once it is complete.
     #[arg(value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// `reference` is the f64 oracle on the CPU: slow, and rounded only when it is written.
@@ -65,6 +68,9 @@ pub struct RunOptions {
     /// Computes in this element type instead of the file's. o is written in it.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements())]
     pub element: Option<Element>,
+    /// Writes dq, dk and dv in f32, the type they are summed in.
+    #[arg(long)]
+    pub f32_gradients: bool,
     /// Prints one JSON object instead of a summary.
     #[arg(long)]
     pub json: bool,
@@ -75,6 +81,9 @@ pub struct CheckOptions {
     /// A smaller grid.
     #[arg(long)]
     pub quick: bool,
+    /// What to compare.
+    #[arg(long = "pass", value_enum, value_name = "PASS", default_value = "both")]
+    pub passes: Passes,
 }
 
 #[derive(Args)]
@@ -105,6 +114,14 @@ pub struct BenchOptions {
     /// What to time.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = algorithms(), default_value = "flash,standard")]
     pub algorithm: Vec<Algorithm>,
+    /// What to time. The backward pass counts 2.5 times the forward's operations.
+    #[arg(long = "pass", value_enum, value_name = "PASS", default_value = "forward")]
+    pub passes: Passes,
+    /// Tiles to time flash attention with, instead of those of the table: rows × keys × rows of an invocation × lanes, as
+    /// 64x16x2x4, or rows × keys × side of matrices, as 128x32xm16. The backward pass takes those of dK and dV and of dQ,
+    /// as 16x64x2x4/64x16x2x4.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_tiles)]
+    pub tiles: Vec<TileChoice>,
     /// Timed runs of each, instead of as many as fit into two seconds (3 to 20).
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub iterations: Option<u32>,
@@ -139,6 +156,46 @@ impl CausalOption {
             Some(Causal::TopLeft) => problem.causal_top_left(),
         }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Passes {
+    Forward,
+    Backward,
+    Both,
+}
+
+impl Passes {
+    pub fn each(self) -> &'static [Pass] {
+        match self {
+            Passes::Forward => &[Pass::Forward],
+            Passes::Backward => &[Pass::Backward],
+            Passes::Both => &[Pass::Forward, Pass::Backward],
+        }
+    }
+}
+
+/// One of them.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Pass {
+    Forward,
+    Backward,
+}
+
+impl Pass {
+    pub fn name(self) -> &'static str {
+        match self {
+            Pass::Forward => "forward",
+            Pass::Backward => "backward",
+        }
+    }
+}
+
+/// Tiles of the caller's choice: of one kernel, or of dK and dV and of dQ.
+#[derive(Clone, Copy, Debug)]
+pub struct TileChoice {
+    pub first: Tiles,
+    pub dq: Option<Tiles>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -221,6 +278,27 @@ fn parse_side(text: &str) -> Result<Option<u32>, String> {
             .parse()
             .map(Some)
             .map_err(|_| format!("'{number}' is not a number of keys: a whole number from 0 to {}, or inf", u32::MAX)),
+    }
+}
+
+fn parse_tiles(text: &str) -> Result<TileChoice, String> {
+    let one = |text: &str| {
+        let reason = || format!("'{text}' are no tiles: give numbers such as 64x16x2x4, or 128x32xm16 for matrices");
+        let number = |text: &str| text.parse::<u32>().map_err(|_| reason());
+        match text.split('x').collect::<Vec<_>>()[..] {
+            [tile_q, tile_kv, rows, lanes] => {
+                Ok(Tiles::new(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?))
+            }
+            [tile_q, tile_kv, side] => {
+                let side = number(side.strip_prefix('m').ok_or_else(reason)?)?;
+                Ok(Tiles::cooperative(number(tile_q)?, number(tile_kv)?, side.min(64)))
+            }
+            _ => Err(reason()),
+        }
+    };
+    match text.split_once('/') {
+        Some((dkdv, dq)) => Ok(TileChoice { first: one(dkdv)?, dq: Some(one(dq)?) }),
+        None => Ok(TileChoice { first: one(text)?, dq: None }),
     }
 }
 

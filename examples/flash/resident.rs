@@ -1,6 +1,6 @@
 //! Tensors that stay on the device between runs.
 
-use wgpu_flash_attention::{AttentionProblem, ForwardBuffers, PreparedForward};
+use wgpu_flash_attention::{AttentionProblem, BackwardBuffers, ForwardBuffers, PreparedBackward, PreparedForward};
 
 use crate::device::Gpu;
 use crate::failure::{Failure, Result};
@@ -17,24 +17,50 @@ pub struct Resident {
     pub lse: wgpu::Buffer,
 }
 
+/// The gradients of one problem, in the layouts of their tensors.
+pub struct ResidentGradients {
+    pub d_o: wgpu::Buffer,
+    pub d_lse: Option<wgpu::Buffer>,
+    pub dq: wgpu::Buffer,
+    pub dk: wgpu::Buffer,
+    pub dv: wgpu::Buffer,
+}
+
+/// Elements of Q, K, V and O, or of their gradients.
+struct Lengths {
+    q: u64,
+    k: u64,
+    v: u64,
+    o: u64,
+}
+
+impl Lengths {
+    fn of(problem: &AttentionProblem) -> Result<Self> {
+        let (shape, layout) = (problem.shape, problem.layout);
+        let fits = |len: Option<u64>| {
+            len.filter(|len| *len <= u64::MAX / 4)
+                .ok_or_else(|| Failure::new("a tensor of this shape passes 2^64 bytes"))
+        };
+        Ok(Self {
+            q: fits(layout.q.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim))?,
+            k: fits(layout.k.required_len(shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim))?,
+            v: fits(layout.v.required_len(shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v))?,
+            o: fits(layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v))?,
+        })
+    }
+}
+
 impl Resident {
     /// Buffers for this problem's tensors, not yet filled.
     pub async fn new(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
-        let (shape, layout) = (problem.shape, problem.layout);
-        let size = |len: Option<u64>| {
-            len.and_then(|len| len.checked_mul(problem.element.size()))
-                .ok_or_else(|| Failure::new("a tensor of this shape passes 2^64 bytes"))
-        };
-        let q = size(layout.q.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim))?;
-        let k = size(layout.k.required_len(shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim))?;
-        let v = size(layout.v.required_len(shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v))?;
-        let o = size(layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v))?;
+        let lengths = Lengths::of(problem)?;
+        let size = problem.element.size();
         Ok(Self {
-            q: buffer(gpu, "Q", q).await?,
-            k: buffer(gpu, "K", k).await?,
-            v: buffer(gpu, "V", v).await?,
-            o: buffer(gpu, "O", o).await?,
-            lse: buffer(gpu, "LSE", shape.lse_len().saturating_mul(4)).await?,
+            q: buffer(gpu, "Q", lengths.q * size).await?,
+            k: buffer(gpu, "K", lengths.k * size).await?,
+            v: buffer(gpu, "V", lengths.v * size).await?,
+            o: buffer(gpu, "O", lengths.o * size).await?,
+            lse: buffer(gpu, "LSE", problem.shape.lse_len().saturating_mul(4)).await?,
         })
     }
 
@@ -50,18 +76,66 @@ impl Resident {
         Ok(prepared.encode(encoder, &buffers)?)
     }
 
+    /// Records the backward pass.
+    pub fn encode_backward(
+        &self,
+        gradients: &ResidentGradients,
+        prepared: &PreparedBackward,
+        encoder: &mut wgpu::CommandEncoder,
+    ) -> Result<()> {
+        let buffers = BackwardBuffers {
+            q: self.q.slice(..),
+            k: self.k.slice(..),
+            v: self.v.slice(..),
+            o: self.o.slice(..),
+            lse: self.lse.slice(..),
+            d_o: gradients.d_o.slice(..),
+            d_lse: gradients.d_lse.as_ref().map(|buffer| buffer.slice(..)),
+            dq: gradients.dq.slice(..),
+            dk: gradients.dk.slice(..),
+            dv: gradients.dv.slice(..),
+        };
+        Ok(prepared.encode(encoder, &buffers)?)
+    }
+
     /// Fills O and LSE with NaN, so that an answer can only come from the next run.
     pub fn poison(&self, gpu: &Gpu) -> Result<()> {
-        for buffer in [&self.o, &self.lse] {
-            let mut done = 0;
-            while done < buffer.size() {
-                let piece = CHUNK.min(buffer.size() - done);
-                upload(gpu, buffer, done, vec![0xff; piece as usize])?;
-                done += piece;
-            }
-        }
-        Ok(())
+        [&self.o, &self.lse].into_iter().try_for_each(|buffer| poison(gpu, buffer))
     }
+}
+
+impl ResidentGradients {
+    /// Buffers for the gradients of this problem, not yet filled.
+    pub async fn new(gpu: &Gpu, problem: &AttentionProblem, has_d_lse: bool) -> Result<Self> {
+        let lengths = Lengths::of(problem)?;
+        let size = problem.gradient_element_in_force().size();
+        let d_lse = match has_d_lse {
+            true => Some(buffer(gpu, "dLSE", problem.shape.lse_len().saturating_mul(4)).await?),
+            false => None,
+        };
+        Ok(Self {
+            d_o: buffer(gpu, "dO", lengths.o * problem.element.size()).await?,
+            d_lse,
+            dq: buffer(gpu, "dQ", lengths.q * size).await?,
+            dk: buffer(gpu, "dK", lengths.k * size).await?,
+            dv: buffer(gpu, "dV", lengths.v * size).await?,
+        })
+    }
+
+    /// Fills dQ, dK and dV with NaN.
+    pub fn poison(&self, gpu: &Gpu) -> Result<()> {
+        [&self.dq, &self.dk, &self.dv].into_iter().try_for_each(|buffer| poison(gpu, buffer))
+    }
+}
+
+fn poison(gpu: &Gpu, buffer: &wgpu::Buffer) -> Result<()> {
+    let mut done = 0;
+    while done < buffer.size() {
+        let piece = CHUNK.min(buffer.size() - done);
+        upload(gpu, buffer, done, vec![0xff; piece as usize])?;
+        done += piece;
+    }
+    Ok(())
 }
 
 async fn buffer(gpu: &Gpu, name: &str, size: u64) -> Result<wgpu::Buffer> {

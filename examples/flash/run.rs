@@ -5,10 +5,11 @@ use serde::Serialize;
 use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, Plan, reference};
 
 use crate::arguments::{RunAlgorithm, RunOptions};
+use crate::device::Gpu;
 use crate::elements;
 use crate::failure::Result;
-use crate::resident::{self, Resident};
-use crate::tensors::{self, File, Inputs, Target};
+use crate::resident::{self, Resident, ResidentGradients};
+use crate::tensors::{self, File, Inputs, Outputs, Target};
 use crate::timing::{self, Effort};
 use crate::{device, text};
 
@@ -31,12 +32,15 @@ struct Summary {
     ms_median: f64,
     ms_min: f64,
     extra_bytes: u64,
+    /// The same of the backward pass, where there was one.
+    backward_kernel: Option<String>,
+    backward_ms_median: Option<f64>,
+    backward_extra_bytes: Option<u64>,
 }
 
-/// O and LSE as bytes, and how they came about.
+/// What was computed, and how it came about.
 struct Answer {
-    o: Vec<u8>,
-    lse: Vec<u8>,
+    outputs: Outputs,
     summary: Summary,
 }
 
@@ -46,11 +50,12 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     let target = Target::new(&options.output)?;
 
     let element = options.element.unwrap_or(inputs.element);
-    let converted = [inputs.q, inputs.k, inputs.v].map(|bytes| {
-        (element != inputs.element).then(|| elements::encode(element, elements::decode(inputs.element, bytes)))
+    let converted = [Some(inputs.q), Some(inputs.k), Some(inputs.v), inputs.d_o].map(|bytes| {
+        let bytes = bytes.filter(|_| element != inputs.element)?;
+        Some(elements::encode(element, elements::decode(inputs.element, bytes)))
     });
-    if let [Some(q), Some(k), Some(v)] = &converted {
-        inputs = Inputs { element, q, k, v, ..inputs };
+    if let [Some(q), Some(k), Some(v), d_o] = &converted {
+        inputs = Inputs { element, q, k, v, d_o: d_o.as_deref(), ..inputs };
     }
 
     let mut problem = problem(options, &inputs);
@@ -62,12 +67,15 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         RunAlgorithm::Reference => on_cpu(options, &problem, &inputs)?,
     };
 
-    target.write(&tensors::outputs(&problem.shape, options.layout, element, &answer.o, &answer.lse)?)?;
+    let gradient_element = problem.gradient_element_in_force();
+    let file = tensors::encoded(&problem.shape, options.layout, element, gradient_element, &answer.outputs)?;
+    target.write(&file)?;
     if options.json {
         writeln!(out, "{}", json(&answer.summary))?;
     } else {
         answer.summary.print(out)?;
-        writeln!(out, "wrote o and lse to {}", options.output.display())?;
+        let names = if answer.outputs.gradients.is_some() { "o, lse, dq, dk and dv" } else { "o and lse" };
+        writeln!(out, "wrote {names} to {}", options.output.display())?;
     }
     Ok(true)
 }
@@ -89,6 +97,9 @@ fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
     if let Some(dropout_p) = options.dropout {
         problem = problem.dropout(dropout_p, options.seed);
     }
+    if options.f32_gradients {
+        problem = problem.f32_gradients();
+    }
     problem
 }
 
@@ -109,19 +120,57 @@ async fn on_gpu(
     let shape = problem.shape;
     let o_len = shape.lse_len() * u64::from(shape.head_dim_v) * problem.element.size();
     let plan = prepared.plan();
-    Ok(Answer {
+    let mut summary = Summary {
+        adapter: Some(gpu.describe()),
+        kernel: text::kernels(plan),
+        tiles: Some(plan.tiles().to_string()),
+        ms_median: time.median(),
+        ms_min: time.min(),
+        extra_bytes: plan.extra_bytes(),
+        ..Summary::new(options, problem.algorithm.name(), &shape, problem.element)
+    };
+    let gradients = match inputs.d_o {
+        Some(d_o) => Some(gradients_on_gpu(&gpu, problem, &tensors, d_o, inputs.d_lse, &mut summary).await?),
+        None => None,
+    };
+    let outputs = Outputs {
         o: resident::read(&gpu, &tensors.o, 0, o_len)?,
         lse: resident::read(&gpu, &tensors.lse, 0, shape.lse_len() * 4)?,
-        summary: Summary {
-            adapter: Some(gpu.describe()),
-            kernel: text::kernels(plan),
-            tiles: Some(plan.tiles().to_string()),
-            ms_median: time.median(),
-            ms_min: time.min(),
-            extra_bytes: plan.extra_bytes(),
-            ..Summary::new(options, problem.algorithm.name(), &shape, problem.element)
-        },
-    })
+        gradients,
+    };
+    Ok(Answer { outputs, summary })
+}
+
+/// dQ, dK and dV of what the forward pass has left in `tensors`.
+async fn gradients_on_gpu(
+    gpu: &Gpu,
+    problem: &AttentionProblem,
+    tensors: &Resident,
+    d_o: &[u8],
+    d_lse: Option<&[u8]>,
+    summary: &mut Summary,
+) -> Result<[Vec<u8>; 3]> {
+    let prepared = gpu.attention.prepare_backward(problem).await?;
+    let gradients = ResidentGradients::new(gpu, problem, d_lse.is_some()).await?;
+    resident::upload(gpu, &gradients.d_o, 0, d_o.to_vec())?;
+    if let (Some(buffer), Some(d_lse)) = (&gradients.d_lse, d_lse) {
+        resident::upload(gpu, buffer, 0, d_lse.to_vec())?;
+    }
+    let time = timing::measure(gpu, Effort::ASIDE, |encoder| tensors.encode_backward(&gradients, &prepared, encoder))?;
+    summary.backward_kernel = Some(text::passes(prepared.plan()));
+    summary.backward_ms_median = Some(time.median());
+    summary.backward_extra_bytes = Some(prepared.plan().extra_bytes());
+
+    let size = problem.gradient_element_in_force().size();
+    let shape = problem.shape;
+    let q_len = shape.lse_len() * u64::from(shape.head_dim);
+    let kv_rows = u64::from(shape.batch) * u64::from(shape.num_heads_kv) * u64::from(shape.seqlen_kv);
+    let (k_len, v_len) = (kv_rows * u64::from(shape.head_dim), kv_rows * u64::from(shape.head_dim_v));
+    Ok([
+        resident::read(gpu, &gradients.dq, 0, q_len * size)?,
+        resident::read(gpu, &gradients.dk, 0, k_len * size)?,
+        resident::read(gpu, &gradients.dv, 0, v_len * size)?,
+    ])
 }
 
 fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> Result<Answer> {
@@ -133,15 +182,21 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
     let start = Instant::now();
     let answer = reference::forward(problem, &q, &k, &v);
     let ms = start.elapsed().as_secs_f64() * 1e3;
-    Ok(Answer {
+    let gradients = inputs.d_o.map(|d_o| {
+        let d_o: Vec<f64> = elements::decode(inputs.element, d_o).collect();
+        let d_lse: Option<Vec<f64>> = inputs.d_lse.map(|d_lse| elements::decode(Element::F32, d_lse).collect());
+        let gradients = reference::backward(problem, &q, &k, &v, &d_o, d_lse.as_deref());
+        [gradients.dq, gradients.dk, gradients.dv]
+            .map(|gradient| elements::encode(problem.gradient_element_in_force(), gradient.into_iter()))
+    });
+    let outputs = Outputs {
         o: elements::encode(problem.element, answer.o.into_iter()),
         lse: elements::encode(Element::F32, answer.lse.into_iter()),
-        summary: Summary {
-            ms_median: ms,
-            ms_min: ms,
-            ..Summary::new(options, "reference", &problem.shape, problem.element)
-        },
-    })
+        gradients,
+    };
+    let summary =
+        Summary { ms_median: ms, ms_min: ms, ..Summary::new(options, "reference", &problem.shape, problem.element) };
+    Ok(Answer { outputs, summary })
 }
 
 impl Summary {
@@ -163,6 +218,9 @@ impl Summary {
             ms_median: 0.0,
             ms_min: 0.0,
             extra_bytes: 0,
+            backward_kernel: None,
+            backward_ms_median: None,
+            backward_extra_bytes: None,
         }
     }
 
@@ -191,6 +249,12 @@ impl Summary {
                 )?;
             }
             _ => writeln!(out, "f64 oracle on the CPU, {}", text::milliseconds(self.ms_median))?,
+        }
+        if let (Some(kernel), Some(ms), Some(bytes)) =
+            (&self.backward_kernel, self.backward_ms_median, self.backward_extra_bytes)
+        {
+            let (ms, bytes) = (text::milliseconds(ms), text::bytes(bytes));
+            writeln!(out, "{kernel}: {ms} on the GPU, {bytes} beyond the tensors and their gradients")?;
         }
         Ok(())
     }

@@ -30,6 +30,9 @@ pub struct Inputs<'a> {
     pub q: &'a [u8],
     pub k: &'a [u8],
     pub v: &'a [u8],
+    pub d_o: Option<&'a [u8]>,
+    /// f32.
+    pub d_lse: Option<&'a [u8]>,
 }
 
 impl File {
@@ -112,7 +115,41 @@ impl File {
             .num_heads_kv(k_heads)
             .seqlen_kv(k_rows)
             .head_dim_v(v_dim);
-        Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes })
+        let d_o = self.optional("d_o")?;
+        if let Some(d_o) = &d_o {
+            if d_o.element != q.element {
+                let types = [d_o.element, q.element].map(Element::name).join(" and q as ");
+                return Err(self.failure(format_args!("d_o is stored as {types}; they must have one type")));
+            }
+            if self.dims("d_o", d_o, layout)? != [q_batch, q_heads, q_rows, v_dim] {
+                let o = layout.o_dims(&shape);
+                return Err(self.failure(format_args!("d_o has the shape {:?}, o {o:?}; they must be equal", d_o.dims)));
+            }
+        }
+        let d_lse = self.optional("d_lse")?;
+        if let Some(d_lse) = &d_lse {
+            let lse = [q_batch, q_heads, q_rows];
+            if d_lse.element != Element::F32 || d_lse.dims != lse {
+                return Err(self.failure(format_args!(
+                    "d_lse is {} of the shape {:?}; it must be f32 of {lse:?}",
+                    d_lse.element.name(),
+                    d_lse.dims
+                )));
+            }
+            if d_o.is_none() {
+                return Err(self.failure("has d_lse but no d_o; gradients need both, d_o may be zeros"));
+            }
+        }
+        let (d_o, d_lse) = (d_o.map(|tensor| tensor.bytes), d_lse.map(|tensor| tensor.bytes));
+        Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes, d_o, d_lse })
+    }
+
+    /// The tensor of this name, if there is one.
+    fn optional(&self, name: &str) -> Result<Option<Tensor<'_>>> {
+        match self.parse()?.names().contains(&name) {
+            true => self.tensor(name).map(Some),
+            false => Ok(None),
+        }
     }
 
     /// `[batch, heads, seqlen, dim]`, whatever the order in the file.
@@ -138,10 +175,13 @@ impl Layout {
 
     /// The dimensions of O.
     fn o_dims(self, shape: &AttentionShape) -> [u32; 4] {
-        let (heads, rows) = (shape.num_heads, shape.seqlen_q);
+        self.dims_of(shape.batch, shape.num_heads, shape.seqlen_q, shape.head_dim_v)
+    }
+
+    fn dims_of(self, batch: u32, heads: u32, rows: u32, dim: u32) -> [u32; 4] {
         match self {
-            Layout::Bhsd => [shape.batch, heads, rows, shape.head_dim_v],
-            Layout::Bshd => [shape.batch, rows, heads, shape.head_dim_v],
+            Layout::Bhsd => [batch, heads, rows, dim],
+            Layout::Bshd => [batch, rows, heads, dim],
         }
     }
 }
@@ -208,17 +248,45 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The bytes of a safetensors file with o and lse.
-pub fn outputs(shape: &AttentionShape, layout: Layout, element: Element, o: &[u8], lse: &[u8]) -> Result<Vec<u8>> {
+/// What a run computes, as bytes.
+pub struct Outputs {
+    pub o: Vec<u8>,
+    pub lse: Vec<u8>,
+    /// dQ, dK and dV.
+    pub gradients: Option<[Vec<u8>; 3]>,
+}
+
+/// The bytes of a safetensors file with o and lse, and the gradients if there are any.
+pub fn encoded(
+    shape: &AttentionShape,
+    layout: Layout,
+    element: Element,
+    gradient_element: Element,
+    outputs: &Outputs,
+) -> Result<Vec<u8>> {
     let failed = |error| Failure::new(format_args!("the result is no safetensors file: {error}"));
-    let dtype = match element {
+    let dtype = |element| match element {
         Element::F32 => Dtype::F32,
         Element::F16 => Dtype::F16,
         Element::Bf16 => Dtype::BF16,
     };
-    let o_dims = layout.o_dims(shape).map(|dim| dim as usize).to_vec();
-    let lse_dims = [shape.batch, shape.num_heads, shape.seqlen_q].map(|dim| dim as usize).to_vec();
-    let o = TensorView::new(dtype, o_dims, o).map_err(failed)?;
-    let lse = TensorView::new(Dtype::F32, lse_dims, lse).map_err(failed)?;
-    safetensors::serialize([("o", o), ("lse", lse)], None).map_err(failed)
+    let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = *shape;
+    let lse_dims = [batch, num_heads, seqlen_q].map(|dim| dim as usize).to_vec();
+    let mut tensors = vec![
+        ("o", dtype(element), layout.o_dims(shape).map(|dim| dim as usize).to_vec(), &outputs.o),
+        ("lse", Dtype::F32, lse_dims, &outputs.lse),
+    ];
+    if let Some([dq, dk, dv]) = &outputs.gradients {
+        for (name, heads, rows, dim, bytes) in [
+            ("dq", num_heads, seqlen_q, head_dim, dq),
+            ("dk", num_heads_kv, seqlen_kv, head_dim, dk),
+            ("dv", num_heads_kv, seqlen_kv, head_dim_v, dv),
+        ] {
+            let dims = layout.dims_of(batch, heads, rows, dim).map(|dim| dim as usize).to_vec();
+            tensors.push((name, dtype(gradient_element), dims, bytes));
+        }
+    }
+    let views = tensors.into_iter().map(|(name, dtype, dims, bytes)| Ok((name, TensorView::new(dtype, dims, bytes)?)));
+    let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
+    safetensors::serialize(views, None).map_err(failed)
 }

@@ -58,19 +58,36 @@ pub fn error(error: f64) -> String {
 
 /// The kernels of a plan and their tiles; what names share up to the first `_` is said once.
 pub fn passes(plan: &Plan) -> String {
-    format!("{} {}", kernels(plan), plan.tiles())
+    format!("{} {}", kernels(plan), tiles(plan))
+}
+
+/// The tiles of a plan's kernels, each once.
+pub fn tiles(plan: &Plan) -> String {
+    let mut tiles: Vec<String> = Vec::new();
+    // The first backward kernel walks over rows alone.
+    for pass in plan.passes().iter().filter(|pass| pass.kernel.name() != "flash_backward_preprocess") {
+        let own = pass.specialization.tiles.to_string();
+        if !tiles.contains(&own) {
+            tiles.push(own);
+        }
+    }
+    tiles.join(" / ")
 }
 
 /// The kernels of a plan, such as `flash_forward` or `standard_{scores,softmax,output}`.
 pub fn kernels(plan: &Plan) -> String {
-    let names: Vec<&str> = plan.passes().iter().map(|pass| pass.kernel.name()).collect();
-    let Some((prefix, _)) = names.first().and_then(|name| name.split_once('_')) else { return names.join(", ") };
-    let rest: Vec<&str> =
-        names.iter().filter_map(|name| name.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_'))).collect();
-    match rest.len() == names.len() && names.len() > 1 {
-        true => format!("{prefix}_{{{}}}", rest.join(",")),
-        false => names.join(", "),
+    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (prefix, rest) in plan.passes().iter().filter_map(|pass| pass.kernel.name().split_once('_')) {
+        match groups.last_mut() {
+            Some((last, names)) if *last == prefix => names.push(rest),
+            _ => groups.push((prefix, vec![rest])),
+        }
     }
+    let name = |(prefix, names): (&str, Vec<&str>)| match names[..] {
+        [only] => format!("{prefix}_{only}"),
+        _ => format!("{prefix}_{{{}}}", names.join(",")),
+    };
+    groups.into_iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// One column of a table.

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use safetensors::tensor::Dtype;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
-use crate::workplace::{OLD, SHAPE, Workplace, qkv, text};
+use crate::workplace::{OLD, SHAPE, Workplace, file, qkv, text};
 
 #[test]
 fn help_and_version_are_answers() {
@@ -53,6 +53,50 @@ fn flash_standard_and_reference_agree() {
             of("standard").agrees(&reference, tolerance, &format!("standard {dtype:?} {options:?}"));
         }
     }
+}
+
+#[test]
+fn gradients_of_flash_standard_and_reference_agree() {
+    let place = Workplace::new();
+    let (q, k, v, o) = ([2, 4, 19, 24], [2, 2, 30, 24], [2, 2, 30, 12], [2, 4, 19, 12]);
+    for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::F16, 4.0 / 2048.0), (Dtype::BF16, 4.0 / 256.0)] {
+        let tensors = [("q", dtype, q), ("k", dtype, k), ("v", dtype, v), ("d_o", dtype, o)];
+        let input = place.write("in", &file(&tensors));
+        for options in [&["--causal", "--dropout", "0.3", "--seed", "9"][..], &["--window", "3,9", "--f32-gradients"]] {
+            let of = |algorithm| place.run(&input, &[&["--algorithm", algorithm], options].concat());
+            let reference = of("reference");
+            let shapes: Vec<_> = reference.gradients.iter().map(|(shape, _)| shape.clone()).collect();
+            assert_eq!(shapes, [q.to_vec(), k.to_vec(), v.to_vec()]);
+            let in_f32 = options.contains(&"--f32-gradients");
+            assert_eq!(reference.gradient_dtype, Some(if in_f32 { Dtype::F32 } else { dtype }));
+            of("flash").agrees(&reference, tolerance, &format!("flash {dtype:?} {options:?}"));
+            of("standard").agrees(&reference, tolerance, &format!("standard {dtype:?} {options:?}"));
+        }
+    }
+    // With the heads of a row side by side, and in another element.
+    let tensors = ["q", "k", "v", "d_o"].map(|name| (name, Dtype::F32, [1, 7, 2, 8]));
+    let input = place.write("in", &file(&tensors));
+    let options = ["--layout", "bshd", "--element", "bf16", "--algorithm"];
+    let of = |algorithm| place.run(&input, &[&options[..], &[algorithm]].concat());
+    of("flash").agrees(&of("reference"), 4.0 / 256.0, "bshd");
+    assert!(place.run(&place.write("in", &file(&tensors[..3])), &[]).gradients.is_empty());
+}
+
+#[test]
+fn a_gradient_of_lse_counts() {
+    let place = Workplace::new();
+    let data: Vec<u8> = (0..2 * 5 * 8).flat_map(|n| ((n as f32 * 0.7).sin()).to_le_bytes()).collect();
+    let d_lse: Vec<u8> = (0..2 * 5).flat_map(|n| (n as f32 * 0.3 - 1.0).to_le_bytes()).collect();
+    let view = |shape: Vec<usize>, data| TensorView::new(Dtype::F32, shape, data).expect("fits");
+    let tensors = ["q", "k", "v", "d_o"].map(|name| (name, view(SHAPE.to_vec(), &data)));
+    let without = place.write("without", &safetensors::serialize(tensors.clone(), None).expect("a file"));
+    let with = tensors.into_iter().chain([("d_lse", view(vec![1, 2, 5], &d_lse))]);
+    let with = place.write("with", &safetensors::serialize(with, None).expect("a file"));
+    let reference = place.run(&with, &["--algorithm", "reference"]);
+    place.run(&with, &[]).agrees(&reference, 1e-5, "with d_lse");
+    let without = place.run(&without, &[]);
+    assert_ne!(without.gradients[0], reference.gradients[0]);
+    assert_eq!(without.gradients[2], place.run(&with, &[]).gradients[2]);
 }
 
 #[test]
@@ -176,6 +220,26 @@ fn bench_checks_times_and_draws() {
         assert!(figure.starts_with("<svg") && figure.contains("standard") && figure.contains("f16"), "{name}");
     }
     assert!(read("roofline.svg").contains("of the ridge"));
+}
+
+#[test]
+fn bench_times_the_backward_pass() {
+    let place = Workplace::new();
+    let shape = ["--seqlen", "40", "--head-dim", "8", "--batch", "1", "--heads", "4", "--heads-kv", "2", "--causal"];
+    let more = ["--pass", "both", "--iterations", "1", "--json", "--tiles", "8x32x4x8/32x8x4x8,16x16x2x1"];
+    let done = place.flash(&[&["bench"], &shape[..], &more[..]].concat());
+    assert_eq!((done.status.code(), text(&done.stderr)), (Some(0), String::new()), "{}", text(&done.stdout));
+    let records: Vec<Value> =
+        text(&done.stdout).lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect();
+    let tiles: Vec<_> = records.iter().map(|record| (record["pass"].as_str(), record["tiles"].as_str())).collect();
+    let (small, both) = ("16x16, 2 rows by 1 lanes", "8x32, 4 rows by 8 lanes / 32x8, 4 rows by 8 lanes");
+    assert_eq!(tiles[0], (Some("forward"), Some("8x32, 4 rows by 8 lanes")));
+    assert_eq!(tiles[3], (Some("backward"), Some(both)));
+    assert_eq!(tiles[4], (Some("backward"), Some(small)));
+    assert_eq!(records.len(), 6);
+    for record in &records {
+        assert!(record["error"].is_null() && record["tflops"].is_f64() && record["max_error"].is_f64(), "{record}");
+    }
 }
 
 #[test]

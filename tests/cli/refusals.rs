@@ -43,6 +43,9 @@ fn options_that_make_no_sense_are_refused() {
     place.refuses(&["run"], "IN.safetensors");
     place.refuses(&["run", &input], "OUT.safetensors");
     place.refuses(&["bench", "--seqlen", "0"], "--seqlen");
+    place.refuses(&["bench", "--pass", "sideways"], "--pass");
+    place.refuses(&["bench", "--tiles", "64x16"], "64x16x2x4");
+    place.refuses(&["bench", "--tiles", "64x16xmx"], "no tiles");
     place.refuses(&["bench", "--seqlen", "12,x"], "--seqlen");
     place.refuses(&["bench", "--head-dim", "257"], "--head-dim");
     place.refuses(&["bench", "--algorithm", "reference"], "standard");
@@ -54,6 +57,9 @@ fn files_that_do_not_hold_attention_inputs_are_refused() {
     let place = Workplace::new();
     let out = place.path("out");
     let f32s = |q, k, v| qkv(Dtype::F32, q, k, v);
+    let with_d_o = |dtype, shape| {
+        file(&[("q", Dtype::F32, SHAPE), ("k", Dtype::F32, SHAPE), ("v", Dtype::F32, SHAPE), ("d_o", dtype, shape)])
+    };
     let whole = f32s(SHAPE, SHAPE, SHAPE);
     let huge_dims =
         r#"{"q":{"dtype":"F32","shape":[18446744073709551615,18446744073709551615,2,2],"data_offsets":[0,16]}}"#;
@@ -88,6 +94,17 @@ fn files_that_do_not_hold_attention_inputs_are_refused() {
         (mixed, "one type"),
         (f64s, "F64"),
         (flat, "3 dimensions"),
+        (with_d_o(Dtype::F32, [1, 2, 6, 8]), "d_o has the shape"),
+        (with_d_o(Dtype::F16, SHAPE), "d_o is stored as f16"),
+        (
+            file(&[
+                ("q", Dtype::F32, SHAPE),
+                ("k", Dtype::F32, SHAPE),
+                ("v", Dtype::F32, SHAPE),
+                ("d_lse", Dtype::F32, SHAPE),
+            ]),
+            "d_lse",
+        ),
         (f32s(SHAPE, [2, 2, 5, 8], SHAPE), "batch"),
         (f32s(SHAPE, [1, 2, 6, 8], SHAPE), "seqlen"),
         (f32s(SHAPE, [1, 1, 5, 8], SHAPE), "heads"),

@@ -97,6 +97,7 @@ impl Workplace {
         let bytes = std::fs::read(&output).expect("OUT was written");
         let tensors = SafeTensors::deserialize(&bytes).expect("OUT is a safetensors file");
         let (o, lse) = (tensors.tensor("o").expect("o"), tensors.tensor("lse").expect("lse"));
+        let gradients = ["dq", "dk", "dv"].map(|name| tensors.tensor(name).ok());
         assert_eq!(lse.dtype(), Dtype::F32);
         Answer {
             dtype: o.dtype(),
@@ -104,6 +105,8 @@ impl Workplace {
             lse_shape: lse.shape().to_vec(),
             o: decode(&o),
             lse: decode(&lse),
+            gradients: gradients.into_iter().flatten().map(|view| (view.shape().to_vec(), decode(&view))).collect(),
+            gradient_dtype: tensors.tensor("dq").ok().map(|view| view.dtype()),
             stdout: text(&done.stdout),
         }
     }
@@ -115,16 +118,29 @@ pub struct Answer {
     pub lse_shape: Vec<usize>,
     pub o: Vec<f64>,
     pub lse: Vec<f64>,
+    /// Shape and values of dq, dk and dv, if there are any.
+    pub gradients: Vec<(Vec<usize>, Vec<f64>)>,
+    pub gradient_dtype: Option<Dtype>,
     pub stdout: String,
 }
 
 impl Answer {
-    /// Within `tolerance` of the largest |O|, and 1e-5 for LSE.
+    /// Within `tolerance` of the largest |O|, twice that of the largest entry of each gradient, and 1e-5 for LSE.
     pub fn agrees(&self, other: &Answer, tolerance: f64, what: &str) {
         assert_eq!((&self.o_shape, &self.lse_shape), (&other.o_shape, &other.lse_shape), "{what}");
         let largest = other.o.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
         for (found, expected) in self.o.iter().zip(&other.o) {
             assert!((found - expected).abs() <= tolerance * largest, "{what}: o {found} for {expected}");
+        }
+        assert_eq!(self.gradients.len(), other.gradients.len(), "{what}");
+        for ((shape, found), (expected_shape, expected)) in self.gradients.iter().zip(&other.gradients) {
+            assert_eq!(shape, expected_shape, "{what}");
+            // What cancels in them is of size 1 and more.
+            let largest = expected.iter().fold(1.0, |largest: f64, value| largest.max(value.abs()));
+            for (found, expected) in found.iter().zip(expected) {
+                let near = (found - expected).abs() <= 2.0 * tolerance * largest;
+                assert!(near, "{what}: gradient {found} for {expected}");
+            }
         }
         for (found, expected) in self.lse.iter().zip(&other.lse) {
             let near = (found - expected).abs() <= 1e-5 * expected.abs().max(1.0);

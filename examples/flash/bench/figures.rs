@@ -90,17 +90,24 @@ pub fn series(records: &[Record], point: impl Fn(&Record) -> Option<(f64, f64)>)
         [RGBColor(214, 90, 20), RGBColor(190, 40, 60), RGBColor(160, 110, 0), RGBColor(240, 150, 80)];
     let mut head_dims: Vec<u32> = records.iter().map(|record| record.head_dim).collect();
     head_dims.dedup();
+    let mut shades: Vec<(u32, &str)> = records.iter().map(|record| (record.head_dim, record.pass)).collect();
+    shades.sort_unstable();
+    shades.dedup();
     let mut series: Vec<Series> = Vec::new();
     for record in records {
         let Some(point) = point(record) else { continue };
-        let name = match head_dims.len() {
-            1 => record.algorithm.to_owned(),
-            _ => format!("{}, head_dim {}", record.algorithm, record.head_dim),
-        };
+        let mut name = record.algorithm.to_owned();
+        if records.iter().any(|other| other.pass != record.pass) {
+            name = format!("{name} {}", record.pass);
+        }
+        if head_dims.len() > 1 {
+            name = format!("{name}, head_dim {}", record.head_dim);
+        }
         match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(point),
             None => {
-                let shade = head_dims.iter().position(|dim| *dim == record.head_dim).unwrap_or(0) % FLASH.len();
+                let own = (record.head_dim, record.pass);
+                let shade = shades.iter().position(|shade| *shade == own).unwrap_or(0) % FLASH.len();
                 let color = if record.algorithm == "flash" { FLASH[shade] } else { STANDARD[shade] };
                 series.push(Series { name, algorithm: record.algorithm, color, points: vec![point] });
             }
@@ -109,9 +116,21 @@ pub fn series(records: &[Record], point: impl Fn(&Record) -> Option<(f64, f64)>)
     series
 }
 
+/// Which passes the records are of.
+pub fn title(records: &[Record]) -> String {
+    let has = |pass| records.iter().any(|record| record.pass == pass);
+    match (has("forward"), has("backward")) {
+        (true, true) => "Attention forward and backward".to_owned(),
+        (_, true) => "Attention backward".to_owned(),
+        _ => "Attention forward".to_owned(),
+    }
+}
+
 pub fn time(records: &[Record], subtitle: &str) -> Result<String> {
     let lines = series(records, |record| Some((f64::from(record.seqlen_q), record.ms_median?)));
-    against_seqlen("Attention forward: time", subtitle, "median time", &lines, 10.0, &|ms| plain_milliseconds(*ms))
+    against_seqlen(&format!("{}: time", title(records)), subtitle, "median time", &lines, 10.0, &|ms| {
+        plain_milliseconds(*ms)
+    })
 }
 
 pub fn memory(records: &[Record], subtitle: &str) -> Result<String> {
@@ -131,8 +150,8 @@ pub fn memory(records: &[Record], subtitle: &str) -> Result<String> {
     if lines.len() < all && lines.len() <= 2 {
         lines.iter_mut().for_each(|line| line.name = line.algorithm.to_owned());
     }
-    let title = "Attention forward: device memory beyond Q, K, V and O";
-    against_seqlen(title, subtitle, "extra memory", &lines, 4.0, &|bytes| text::bytes(*bytes as u64))
+    let title = format!("{}: device memory beyond the tensors and their gradients", title(records));
+    against_seqlen(&title, subtitle, "extra memory", &lines, 4.0, &|bytes| text::bytes(*bytes as u64))
 }
 
 /// A power of ten of milliseconds.

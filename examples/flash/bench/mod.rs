@@ -2,6 +2,7 @@
 
 mod ceilings;
 mod figures;
+mod gradients;
 mod record;
 mod roofline;
 mod sample;
@@ -10,9 +11,11 @@ use std::io::Write;
 use std::path::Path;
 
 use wgpu_flash_attention::plan::DeviceClass;
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, PreparedForward};
+use wgpu_flash_attention::{
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Plan, PreparedBackward, PreparedForward,
+};
 
-use crate::arguments::BenchOptions;
+use crate::arguments::{BenchOptions, Pass, TileChoice};
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
 use crate::resident::Resident;
@@ -95,7 +98,7 @@ fn header(options: &BenchOptions, gpu: &Gpu, problems: &[AttentionProblem], out:
     let clock = if timing::has_clock(gpu) { "GPU timestamps" } else { "the wall clock" };
     writeln!(
         out,
-        "Times by {clock}; errors are the largest |error| of O over 16 sampled rows against the f64 oracle."
+        "Times by {clock}; errors are the largest |error| over sampled rows of O, or of the gradients, against the f64 oracle."
     )?;
     writeln!(out)?;
     Table::new("", Record::columns(), out)
@@ -115,21 +118,82 @@ fn conditions(options: &BenchOptions, problem: &AttentionProblem) -> String {
     text
 }
 
-/// One record for each algorithm.
-fn records(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) -> Vec<Record> {
-    let record = |algorithm| Record::new(&problem.clone().algorithm(algorithm), gpu.describe());
-    options.algorithm.iter().copied().map(record).collect()
+/// One algorithm with tiles of its own or the table's, forward or backward.
+#[derive(Clone, Copy)]
+struct Candidate {
+    pass: Pass,
+    algorithm: Algorithm,
+    tiles: Option<TileChoice>,
 }
 
-/// Inputs and the oracle's rows once, then each algorithm.
+/// What a candidate has been compiled to.
+enum Prepared {
+    Forward(PreparedForward),
+    Backward(PreparedBackward),
+}
+
+impl Prepared {
+    fn plan(&self) -> &Plan {
+        match self {
+            Prepared::Forward(forward) => forward.plan(),
+            Prepared::Backward(backward) => backward.plan(),
+        }
+    }
+}
+
+impl Candidate {
+    fn all(options: &BenchOptions) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        for &pass in options.passes.each() {
+            for &algorithm in &options.algorithm {
+                if algorithm == Algorithm::Standard || options.tiles.is_empty() {
+                    candidates.push(Candidate { pass, algorithm, tiles: None });
+                } else {
+                    let with = |tiles: &TileChoice| Candidate { pass, algorithm, tiles: Some(*tiles) };
+                    candidates.extend(options.tiles.iter().map(with));
+                }
+            }
+        }
+        candidates
+    }
+
+    async fn prepare(&self, gpu: &Gpu, problem: &AttentionProblem) -> Result<Prepared> {
+        let problem = problem.clone().algorithm(self.algorithm);
+        let capabilities = gpu.attention.capabilities();
+        Ok(match (self.pass, self.tiles) {
+            (Pass::Forward, tiles) => {
+                let plan = match tiles {
+                    None => Plan::new(&problem, capabilities)?,
+                    Some(tiles) => Plan::with_tiles(&problem, capabilities, tiles.first)?,
+                };
+                Prepared::Forward(gpu.attention.prepare_plan(plan).await?)
+            }
+            (Pass::Backward, tiles) => {
+                let plan = match tiles {
+                    None => Plan::backward(&problem, capabilities)?,
+                    Some(TileChoice { first, dq }) => {
+                        Plan::backward_with_tiles(&problem, capabilities, [first, dq.unwrap_or(first)])?
+                    }
+                };
+                Prepared::Backward(gpu.attention.prepare_backward_plan(plan).await?)
+            }
+        })
+    }
+}
+
+/// Inputs and the oracle's rows once, then each candidate.
 async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) -> Result<Vec<Record>> {
-    let mut records = records(options, gpu, problem);
+    let candidates = Candidate::all(options);
+    let record = |candidate: &Candidate| {
+        Record::new(&problem.clone().algorithm(candidate.algorithm), candidate.pass, gpu.describe())
+    };
+    let mut records: Vec<Record> = candidates.iter().map(record).collect();
     // The library judges the problem before anything of its size is made.
     let mut prepared = Vec::new();
-    for (record, &algorithm) in records.iter_mut().zip(&options.algorithm) {
-        match gpu.attention.prepare_forward(&problem.clone().algorithm(algorithm)).await {
-            Ok(forward) => prepared.push((record, forward)),
-            Err(error) => record.error = Some(Failure::from(error).line().to_owned()),
+    for (record, candidate) in records.iter_mut().zip(&candidates) {
+        match candidate.prepare(gpu, problem).await {
+            Ok(ready) => prepared.push((record, ready)),
+            Err(failure) => record.error = Some(failure.line().to_owned()),
         }
     }
     if prepared.is_empty() {
@@ -144,15 +208,33 @@ async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) 
     };
     sample::upload_inputs(gpu, problem, &tensors)?;
     let samples = sample::expected(problem);
-    for (record, forward) in prepared {
-        if let Err(failure) = measure_one(options, gpu, problem, &tensors, &samples, &forward, record) {
+    let mut gradients = None;
+    for (record, ready) in prepared {
+        let result = match &ready {
+            Prepared::Forward(forward) => measure_forward(options, gpu, problem, &tensors, &samples, forward, record),
+            Prepared::Backward(backward) => {
+                if gradients.is_none() {
+                    gradients = Some(gradients::Given::new(gpu, problem, &tensors, &samples).await);
+                }
+                match &gradients {
+                    Some(Ok(given)) => measure_backward(options, gpu, problem, &tensors, given, backward, record),
+                    Some(Err(failure)) => Err(Failure::new(failure.line())),
+                    None => Ok(()),
+                }
+            }
+        };
+        let plan = ready.plan();
+        record.kernel = Some(text::kernels(plan));
+        record.tiles = Some(text::tiles(plan));
+        record.extra_bytes = Some(plan.extra_bytes());
+        if let Err(failure) = result {
             record.error = Some(failure.line().to_owned());
         }
     }
     Ok(records)
 }
 
-fn measure_one(
+fn measure_forward(
     options: &BenchOptions,
     gpu: &Gpu,
     problem: &AttentionProblem,
@@ -161,19 +243,8 @@ fn measure_one(
     forward: &PreparedForward,
     record: &mut Record,
 ) -> Result<()> {
-    let plan = forward.plan();
-    record.kernel = Some(text::kernels(plan));
-    record.tiles = Some(plan.tiles().to_string());
-    record.extra_bytes = Some(plan.extra_bytes());
-
     tensors.poison(gpu)?;
-    let effort = options.iterations.map_or(Effort::BENCH, |iterations| Effort {
-        least: iterations,
-        most: iterations,
-        ..Effort::BENCH
-    });
-    let time = timing::measure(gpu, effort, |encoder| tensors.encode(forward, encoder))?;
-
+    let time = timing::measure(gpu, effort(options), |encoder| tensors.encode(forward, encoder))?;
     let deviation = sample::compare(gpu, problem, tensors, samples)?;
     record.max_error = Some(deviation.max_error);
     record.error_bound = Some(deviation.bound);
@@ -182,12 +253,40 @@ fn measure_one(
         record.error = Some(deviation.complaint());
         return Ok(());
     }
-    let flops = problem.forward_flops() as f64;
-    record.ms_median = Some(time.median());
-    record.ms_min = Some(time.min());
-    record.tflops = Some(flops / (time.median() / 1e3) / 1e12);
-    record.flops_per_byte = Some(flops / plan.traffic_bytes() as f64);
+    record.time(&time, problem.forward_flops() as f64, forward.plan());
     Ok(())
+}
+
+fn measure_backward(
+    options: &BenchOptions,
+    gpu: &Gpu,
+    problem: &AttentionProblem,
+    tensors: &Resident,
+    given: &gradients::Given,
+    backward: &PreparedBackward,
+    record: &mut Record,
+) -> Result<()> {
+    given.gradients.poison(gpu)?;
+    let time =
+        timing::measure(gpu, effort(options), |encoder| tensors.encode_backward(&given.gradients, backward, encoder))?;
+    let deviation = given.compare(gpu, problem)?;
+    record.max_error = Some(deviation.max_error);
+    record.error_bound = Some(deviation.bound);
+    if let Some(complaint) = deviation.complaint {
+        record.wrong = true;
+        record.error = Some(complaint);
+        return Ok(());
+    }
+    record.time(&time, problem.backward_flops() as f64, backward.plan());
+    Ok(())
+}
+
+fn effort(options: &BenchOptions) -> Effort {
+    options.iterations.map_or(Effort::BENCH, |iterations| Effort {
+        least: iterations,
+        most: iterations,
+        ..Effort::BENCH
+    })
 }
 
 fn write_files(folder: &Path, records: &[Record], ceilings: &Ceilings, subtitle: &str) -> Result<()> {

@@ -1,14 +1,17 @@
 use std::io::Write;
 
 use serde::Serialize;
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Mask};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Mask, Plan};
 
+use crate::arguments::Pass;
 use crate::failure::Result;
 use crate::text::{self, Column, Table, numbers, words};
+use crate::timing::Timing;
 
 /// One algorithm on one shape. What could not be measured is null, and `error` says why.
 #[derive(Clone, Serialize)]
 pub struct Record {
+    pub pass: &'static str,
     pub algorithm: &'static str,
     pub batch: u32,
     pub heads: u32,
@@ -25,13 +28,14 @@ pub struct Record {
     pub tiles: Option<String>,
     pub ms_median: Option<f64>,
     pub ms_min: Option<f64>,
-    /// 10¹² floating-point operations a second, 4·head_dim for each visible pair, at the median time.
+    /// 10¹² floating-point operations a second at the median time: 4·head_dim for each visible pair forward, 10·head_dim
+    /// backward.
     pub tflops: Option<f64>,
-    /// Device memory beyond Q, K, V and O.
+    /// Device memory beyond Q, K, V, O and the gradients.
     pub extra_bytes: Option<u64>,
     /// Floating-point operations for each byte of device memory that the kernels read or write, counted from the plan.
     pub flops_per_byte: Option<f64>,
-    /// The largest |error| of O over the sampled rows.
+    /// The largest |error| of O, or of a gradient, over the sampled rows.
     pub max_error: Option<f64>,
     /// What `max_error` may be.
     pub error_bound: Option<f64>,
@@ -44,7 +48,7 @@ pub struct Record {
 
 impl Record {
     /// The identity, without a measurement.
-    pub fn new(problem: &AttentionProblem, adapter: String) -> Self {
+    pub fn new(problem: &AttentionProblem, pass: Pass, adapter: String) -> Self {
         let shape = problem.shape;
         let alignment = match problem.mask {
             Mask { window_right: None, .. } => None,
@@ -52,6 +56,7 @@ impl Record {
             Mask { alignment: wgpu_flash_attention::Alignment::TopLeft, .. } => Some("top-left"),
         };
         Self {
+            pass: pass.name(),
             algorithm: problem.algorithm.name(),
             batch: shape.batch,
             heads: shape.num_heads,
@@ -77,6 +82,14 @@ impl Record {
         }
     }
 
+    /// Fills in a time, that of so many operations.
+    pub fn time(&mut self, time: &Timing, flops: f64, plan: &Plan) {
+        self.ms_median = Some(time.median());
+        self.ms_min = Some(time.min());
+        self.tflops = Some(flops / (time.median() / 1e3) / 1e12);
+        self.flops_per_byte = Some(flops / plan.traffic_bytes() as f64);
+    }
+
     /// A refusal of the standard algorithm, whose matrix grows with the square, is an answer; anything else is not.
     pub fn is_good(&self) -> bool {
         self.error.is_none() || (!self.wrong && self.algorithm == Algorithm::Standard.name())
@@ -86,6 +99,7 @@ impl Record {
         vec![
             numbers("seqlen", 13),
             numbers("head_dim", 8),
+            words("pass", 8),
             words("algorithm", 9),
             numbers("median", 8),
             numbers("fastest", 8),
@@ -110,6 +124,7 @@ impl Record {
             &[
                 seqlen,
                 self.head_dim.to_string(),
+                self.pass.to_owned(),
                 self.algorithm.to_owned(),
                 time(self.ms_median),
                 time(self.ms_min),
@@ -125,13 +140,14 @@ impl Record {
     /// The header and the lines of a CSV file.
     pub fn csv(records: &[Record]) -> String {
         let mut csv = String::from(
-            "algorithm,batch,heads,heads_kv,seqlen_q,seqlen_kv,head_dim,element,causal,alignment,adapter,kernel,tiles,ms_median,\
+            "pass,algorithm,batch,heads,heads_kv,seqlen_q,seqlen_kv,head_dim,element,causal,alignment,adapter,kernel,tiles,ms_median,\
              ms_min,tflops,extra_bytes,flops_per_byte,max_error,error_bound,error\n",
         );
         for record in records {
             let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
             let text = |value: &Option<String>| value.clone().unwrap_or_default();
             let cells = [
+                record.pass.to_owned(),
                 record.algorithm.to_owned(),
                 record.batch.to_string(),
                 record.heads.to_string(),

@@ -60,7 +60,8 @@ fn sentence(records: &[Record], series: &Series, ceilings: &Ceilings) -> String 
 pub fn figure(records: &[Record], ceilings: &Ceilings, subtitle: &str) -> Result<String> {
     let lines = figures::series(records, point);
     let mut svg = String::new();
-    draw(&mut svg, &lines, ceilings, subtitle, &sentences(records, ceilings)).map_err(figures::undrawable)?;
+    let title = format!("{}: compute-bound or memory-bound?", figures::title(records));
+    draw(&mut svg, &lines, ceilings, (&title, subtitle), &sentences(records, ceilings)).map_err(figures::undrawable)?;
     Ok(svg)
 }
 
@@ -68,7 +69,7 @@ fn draw(
     svg: &mut String,
     lines: &[Series],
     ceilings: &Ceilings,
-    subtitle: &str,
+    (title, subtitle): (&str, &str),
     sentences: &[String],
 ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
     const LINE: u32 = 22;
@@ -76,7 +77,7 @@ fn draw(
     let caption_height = LINE * sentences.len() as u32 + 18;
     let root = SVGBackend::with_string(svg, (SIZE.0, SIZE.1 + caption_height)).into_drawing_area();
     root.fill(&WHITE)?;
-    let area = figures::titled(&root, "Attention forward: compute-bound or memory-bound?", subtitle)?;
+    let area = figures::titled(&root, title, subtitle)?;
     let (area, caption) = area.split_vertically(SIZE.1 as i32 - 68);
 
     // Nothing lies above the roof: the legend goes there.

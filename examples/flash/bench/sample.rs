@@ -10,9 +10,10 @@ use crate::resident::{self, Resident};
 use crate::{elements, random};
 
 /// Tensor numbers of the inputs.
-const Q: u64 = 0;
-const K: u64 = 1;
-const V: u64 = 2;
+pub const Q: u64 = 0;
+pub const K: u64 = 1;
+pub const V: u64 = 2;
+pub const D_O: u64 = 3;
 
 /// One row and what it must be.
 pub struct Sample {
@@ -48,14 +49,24 @@ const LSE_BOUND: f64 = 1e-5;
 
 /// Fills Q, K and V, piece by piece: no tensor is ever whole on the host.
 pub fn upload_inputs(gpu: &Gpu, problem: &AttentionProblem, tensors: &Resident) -> Result<()> {
-    let size = problem.element.size();
     for (stream, buffer) in [(Q, &tensors.q), (K, &tensors.k), (V, &tensors.v)] {
-        let len = buffer.size() / size;
-        let piece = resident::CHUNK / size;
-        for first in (0..len).step_by(piece as usize) {
-            let bytes = encoded(problem.element, stream, first..len.min(first + piece));
-            resident::upload(gpu, buffer, first * size, bytes)?;
-        }
+        fill(gpu, problem, stream, buffer)?;
+    }
+    Ok(())
+}
+
+/// Fills dO.
+pub fn upload_d_o(gpu: &Gpu, problem: &AttentionProblem, buffer: &wgpu::Buffer) -> Result<()> {
+    fill(gpu, problem, D_O, buffer)
+}
+
+fn fill(gpu: &Gpu, problem: &AttentionProblem, stream: u64, buffer: &wgpu::Buffer) -> Result<()> {
+    let size = problem.element.size();
+    let len = buffer.size() / size;
+    let piece = resident::CHUNK / size;
+    for first in (0..len).step_by(piece as usize) {
+        let bytes = encoded(problem.element, stream, first..len.min(first + piece));
+        resident::upload(gpu, buffer, first * size, bytes)?;
     }
     Ok(())
 }
@@ -114,7 +125,7 @@ pub fn expected(problem: &AttentionProblem) -> Vec<Sample> {
 }
 
 /// The problem of one head, whose Q holds one row that stands for all.
-fn alone(problem: &AttentionProblem) -> AttentionProblem {
+pub fn alone(problem: &AttentionProblem) -> AttentionProblem {
     let mut alone = problem.clone();
     alone.shape.batch = 1;
     alone.shape.num_heads = 1;
@@ -125,7 +136,7 @@ fn alone(problem: &AttentionProblem) -> AttentionProblem {
 }
 
 /// `count` of the numbers below `len`, evenly spread from the first to the last.
-fn spread(len: u64, count: u64) -> impl Iterator<Item = u64> {
+pub fn spread(len: u64, count: u64) -> impl Iterator<Item = u64> {
     (0..count).map(move |i| if count == 1 { len - 1 } else { i * (len - 1) / (count - 1) })
 }
 

@@ -1,16 +1,18 @@
 //! Every kernel against the f64 oracle.
 
 mod cases;
+mod gradients;
 
 use std::io::Write;
 
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
+use wgpu_flash_attention::plan::Direction;
 use wgpu_flash_attention::{
     Algorithm, AttentionLayout, AttentionProblem, Element, ElementType, Plan, TensorLayout, reference,
 };
 
-use crate::arguments::CheckOptions;
+use crate::arguments::{CheckOptions, Pass, Passes};
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
 use crate::text::{self, Table, numbers, words};
@@ -32,10 +34,10 @@ struct Row {
 /// How far an answer is from the oracle's, and how far it may be.
 #[derive(Clone, Copy)]
 struct Deviation {
-    o_error: f64,
-    o_bound: f64,
-    /// Relative to max(1, |LSE|).
-    lse_error: f64,
+    error: f64,
+    bound: f64,
+    /// Relative to max(1, |LSE|); the backward pass has none.
+    lse_error: Option<f64>,
 }
 
 /// The largest error of LSE, relative to max(1, |LSE|), for every element: LSE is f32 throughout.
@@ -54,9 +56,9 @@ pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut
         for case in cases.iter().filter(|case| element == Element::F32 || !case.f32_only) {
             progress.set_message(format!("{} {}", element.name(), case.group));
             match element {
-                Element::F32 => compare::<f32>(&gpu, case, &mut rows).await,
-                Element::F16 => compare::<f16>(&gpu, case, &mut rows).await,
-                Element::Bf16 => compare::<bf16>(&gpu, case, &mut rows).await,
+                Element::F32 => compare::<f32>(&gpu, case, options.passes, &mut rows).await,
+                Element::F16 => compare::<f16>(&gpu, case, options.passes, &mut rows).await,
+                Element::Bf16 => compare::<bf16>(&gpu, case, options.passes, &mut rows).await,
             }
             progress.inc(1);
         }
@@ -68,7 +70,8 @@ pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut
         out,
         "Largest error against the f64 oracle. Standard attention may err by the rounding of its element; flash by \
          twice what standard attention errs, plus a floor of 1e-6 of the largest |O| (f16, bf16: 1e-5). LSE may err by \
-         {LSE_BOUND:.0e} of max(1, |LSE|)."
+         {LSE_BOUND:.0e} of max(1, |LSE|). Gradients: standard attention likewise, f32 2e-5 of the largest entry, flash in \
+         f16 and bf16 three times what standard attention errs, plus 1e-5."
     )?;
     writeln!(out)?;
     print(&rows, out)
@@ -80,7 +83,7 @@ fn print(rows: &[Row], out: &mut dyn Write) -> Result<bool> {
         words("element", 7),
         words("kernels", 32),
         numbers("cases", 5),
-        numbers("error of O", 10),
+        numbers("error", 7),
         numbers("bound", 7),
         numbers("of LSE", 7),
         words("", 4),
@@ -90,14 +93,14 @@ fn print(rows: &[Row], out: &mut dyn Write) -> Result<bool> {
     for row in rows {
         let good = row.failure.is_none() && row.worst.is_some_and(|worst| worst.closeness() <= 1.0);
         bad += u32::from(!good);
-        let of = |number: fn(Deviation) -> f64| row.worst.map_or("–".to_owned(), |worst| text::error(number(worst)));
+        let of = |number: fn(Deviation) -> Option<f64>| row.worst.and_then(number).map_or("–".to_owned(), text::error);
         let cells = [
             row.group.to_owned(),
             row.element.name().to_owned(),
             row.kernels.clone(),
             row.cases.to_string(),
-            of(|worst| worst.o_error),
-            of(|worst| worst.o_bound),
+            of(|worst| Some(worst.error)),
+            of(|worst| Some(worst.bound)),
             of(|worst| worst.lse_error),
             match (&row.failure, good) {
                 (Some(failure), _) => failure.clone(),
@@ -117,35 +120,74 @@ fn print(rows: &[Row], out: &mut dyn Write) -> Result<bool> {
 }
 
 /// Computes one case with both algorithms and the oracle.
-async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, rows: &mut Vec<Row>) {
+async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, passes: Passes, rows: &mut Vec<Row>) {
     let problem = case.problem.clone().element(T::ELEMENT);
-    let (shape, layout) = (problem.shape, problem.layout);
-    let tensor = |stream: u64, layout: TensorLayout, rows: u32, heads: u32, dim: u32| -> Vec<T> {
-        let len = layout.required_len(shape.batch, rows, heads, dim).unwrap_or(0);
-        (0..len).map(|index| T::from_f64(random::normal_like(stream, index))).collect()
-    };
-    // The packed layout is three views of one tensor; V is the last.
-    let packed = layout == AttentionLayout::packed_qkv(&shape);
-    let stream = |own: u64| if packed { 0 } else { own };
-    let v = tensor(stream(2), layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v);
-    let (q, k) = if packed {
-        (v.clone(), v.clone())
-    } else {
-        (
-            tensor(0, layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
-            tensor(1, layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
-        )
-    };
-    let exact = |values: &[T]| -> Vec<f64> { values.iter().map(|value| value.to_f64()).collect() };
-    let oracle = reference::forward(&problem, &exact(&q), &exact(&k), &exact(&v));
-    let largest = oracle.o.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
+    let inputs = Inputs::<T>::new(&problem);
+    for pass in passes.each() {
+        match pass {
+            Pass::Forward => compare_forward(gpu, case.group, &problem, &inputs, rows).await,
+            Pass::Backward => gradients::compare(gpu, case.group, &problem, &inputs, rows).await,
+        }
+    }
+}
+
+/// Q, K, V and dO of a case.
+struct Inputs<T> {
+    q: Vec<T>,
+    k: Vec<T>,
+    v: Vec<T>,
+    d_o: Vec<T>,
+}
+
+impl<T: ElementType> Inputs<T> {
+    fn new(problem: &AttentionProblem) -> Self {
+        let (shape, layout) = (problem.shape, problem.layout);
+        let tensor = |stream: u64, layout: TensorLayout, rows: u32, heads: u32, dim: u32| -> Vec<T> {
+            let len = layout.required_len(shape.batch, rows, heads, dim).unwrap_or(0);
+            (0..len).map(|index| T::from_f64(random::normal_like(stream, index))).collect()
+        };
+        // The packed layout is three views of one tensor; V is the last.
+        let packed = layout == AttentionLayout::packed_qkv(&shape);
+        let stream = |own: u64| if packed { 0 } else { own };
+        let v = tensor(stream(2), layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v);
+        let d_o = tensor(3, layout.o, shape.seqlen_q, shape.num_heads, shape.head_dim_v);
+        let (q, k) = if packed {
+            (v.clone(), v.clone())
+        } else {
+            (
+                tensor(0, layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
+                tensor(1, layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
+            )
+        };
+        Self { q, k, v, d_o }
+    }
+}
+
+/// The values, exactly.
+fn exact<T: ElementType>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|value| value.to_f64()).collect()
+}
+
+fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()))
+}
+
+async fn compare_forward<T: ElementType>(
+    gpu: &Gpu,
+    group: &'static str,
+    problem: &AttentionProblem,
+    Inputs { q, k, v, .. }: &Inputs<T>,
+    rows: &mut Vec<Row>,
+) {
+    let oracle = reference::forward(problem, &exact(q), &exact(k), &exact(v));
+    let largest = largest(&oracle.o);
 
     let mut standard_error = f64::NAN;
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
         let problem = problem.clone().algorithm(algorithm);
-        let row = row(rows, gpu, case.group, &problem);
+        let row = row(rows, gpu, group, &problem, Pass::Forward);
         row.cases += 1;
-        let answer = match gpu.attention.forward(&problem, &q, &k, &v).await.map_err(Failure::from) {
+        let answer = match gpu.attention.forward(&problem, q, k, v).await.map_err(Failure::from) {
             Ok(answer) => answer,
             Err(failure) => {
                 row.failure.get_or_insert_with(|| failure.line().to_owned());
@@ -159,10 +201,10 @@ async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, rows: &mut Vec<Row>) {
             row.failure.get_or_insert_with(|| "the answer has another length than the oracle's".to_owned());
             continue;
         }
-        let o_error = elements::largest_error(exact(&answer.o), oracle.o.iter().copied());
-        let o_bound = match algorithm {
+        let error = elements::largest_error(exact(&answer.o), oracle.o.iter().copied());
+        let bound = match algorithm {
             Algorithm::Standard => {
-                standard_error = o_error;
+                standard_error = error;
                 let rounding = if T::ELEMENT == Element::F32 { 0.0 } else { elements::unit_roundoff(T::ELEMENT) };
                 (rounding + 1e-5) * largest
             }
@@ -173,7 +215,7 @@ async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, rows: &mut Vec<Row>) {
         let lse_error = lse_error
             .map(|(found, expected)| elements::error(f64::from(*found), *expected) / relative_to(*expected))
             .fold(0.0, f64::max);
-        row.add(Deviation { o_error, o_bound, lse_error });
+        row.add(Deviation { error, bound, lse_error: Some(lse_error) });
     }
 }
 
@@ -183,9 +225,19 @@ fn relative_to(lse: f64) -> f64 {
 }
 
 /// The row that this case belongs to.
-fn row<'a>(rows: &'a mut Vec<Row>, gpu: &Gpu, group: &'static str, problem: &AttentionProblem) -> &'a mut Row {
-    let (element, kernels) = match Plan::new(problem, gpu.attention.capabilities()) {
-        Ok(plan) => (problem.element, text::kernels(&plan)),
+fn row<'a>(
+    rows: &'a mut Vec<Row>,
+    gpu: &Gpu,
+    group: &'static str,
+    problem: &AttentionProblem,
+    pass: Pass,
+) -> &'a mut Row {
+    let plan = match pass {
+        Pass::Forward => Plan::new(problem, gpu.attention.capabilities()),
+        Pass::Backward => Plan::backward(problem, gpu.attention.capabilities()),
+    };
+    let (element, kernels) = match plan {
+        Ok(plan) => (problem.element, kernels(&plan)),
         Err(_) => (problem.element, problem.algorithm.name().to_owned()),
     };
     let same = |row: &Row| row.group == group && row.element == element && row.kernels == kernels;
@@ -196,9 +248,19 @@ fn row<'a>(rows: &'a mut Vec<Row>, gpu: &Gpu, group: &'static str, problem: &Att
     &mut rows[position]
 }
 
+/// The kernels of a plan in few words.
+fn kernels(plan: &Plan) -> String {
+    match (plan.direction(), plan.problem().algorithm) {
+        (Direction::Backward, Algorithm::Standard) => "standard backward".to_owned(),
+        (Direction::Backward, Algorithm::Flash) => text::kernels(plan).replace("backward_preprocess,", ""),
+        _ => text::kernels(plan),
+    }
+}
+
 impl Row {
     fn add(&mut self, deviation: Deviation) {
-        let lse_error = self.worst.map_or(0.0, |worst| worst.lse_error).max(deviation.lse_error);
+        let errors = [self.worst.and_then(|worst| worst.lse_error), deviation.lse_error];
+        let lse_error = errors.into_iter().flatten().reduce(f64::max);
         let closest = match self.worst {
             Some(worst) if worst.closeness() > deviation.closeness() => worst,
             _ => deviation,
@@ -210,8 +272,8 @@ impl Row {
 impl Deviation {
     /// The larger share of a bound that is used up; above 1 is a failure, and so is no number at all.
     fn closeness(&self) -> f64 {
-        let o = if self.o_error == 0.0 { 0.0 } else { self.o_error / self.o_bound };
-        let share = o.max(self.lse_error / LSE_BOUND);
-        if share.is_nan() || o.is_nan() { f64::INFINITY } else { share }
+        let own = if self.error == 0.0 { 0.0 } else { self.error / self.bound };
+        let share = own.max(self.lse_error.unwrap_or(0.0) / LSE_BOUND);
+        if share.is_nan() || own.is_nan() { f64::INFINITY } else { share }
     }
 }

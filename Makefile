@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: demo test lint cross web driver clean
+.PHONY: demo test lint cross web web-test driver clean
 
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
@@ -29,6 +29,11 @@ cross:
 web: web/node_modules/.package-lock.json
 	rustup target add wasm32-unknown-unknown
 	cd web && CARGO="$(CARGO)" npm run --silent build
+
+# The package in Chromium and Firefox, and every shader variant in Tint and DXC. Needs Python with pip besides.
+web-test: web
+	web/tests/install.sh
+	cd web && CARGO="$(CARGO)" npm run --silent test
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --ignore-scripts

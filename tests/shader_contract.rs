@@ -170,13 +170,34 @@ fn check(variant: &Specialization) {
     line_map(variant, &source);
 }
 
-fn hlsl(variant: &Specialization, module: &Module, info: &ModuleInfo) {
+fn hlsl(variant: &Specialization, module: &Module, info: &ModuleInfo) -> String {
     let options = naga::back::hlsl::Options { shader_model: naga::back::hlsl::ShaderModel::V6_2, ..Default::default() };
     let pipeline_options = naga::back::hlsl::PipelineOptions::default();
     let mut text = String::new();
     naga::back::hlsl::Writer::new(&mut text, &options, &pipeline_options)
         .write(module, info, None)
         .unwrap_or_else(|error| panic!("HLSL of {variant:?}: {error}"));
+    text
+}
+
+/// Every variant that Tint and DXC must take too, as files for them: `make web-test` hands them over. A name begins with
+/// its kernel's.
+#[test]
+#[ignore = "it writes files for other compilers; make web-test calls it"]
+fn write_variants_for_other_compilers() {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("variants");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    // Neither browsers nor HLSL have cooperative matrices.
+    let variants: Vec<_> = variants().into_iter().filter(|v| v.kernel != Kernel::FlashForwardCooperative).collect();
+    for (number, variant) in variants.iter().enumerate() {
+        let name = format!("{}-{number}", variant.kernel.name());
+        let tint = ShaderSource::new(variant, Dialect::Tint).unwrap();
+        std::fs::write(folder.join(format!("{name}.wgsl")), tint.text()).unwrap();
+        let (module, info, _) = compile(variant);
+        std::fs::write(folder.join(format!("{name}.hlsl")), hlsl(variant, &module, &info)).unwrap();
+    }
+    println!("{} variants written to {}", variants.len(), folder.display());
 }
 
 /// The line map covers the text, and a line of the kernel file is where it says.

@@ -1,0 +1,48 @@
+// The package's API in both browsers: the cases of cases.js, one after the other in one page.
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { serve } from '../server.mjs';
+import { browsers } from './browsers.mjs';
+
+const NAMES = [
+  'the reference is right', 'answers in f32', 'answers in f16', 'answers in bf16', "the caller's strides",
+  'answers without subgroups and shader-f16', "the browser's features are used", 'nothing to see, nothing to do, NaN',
+  'the same bits, however the work is split', 'calls at the same time', 'dropout seeds', 'tensors on the GPU',
+  "the caller's device and buffers", 'requestDevice is put back', 'every misuse has its own error', 'abort',
+  'the page stays alive', 'a lost device', 'no WebGPU', '16-bit elements', 'plans',
+];
+
+for (const [name, open] of Object.entries(browsers)) {
+  describe(name, { timeout: 900_000 }, () => {
+    let server;
+    let browser;
+    before(async () => {
+      // The repository's root: the cases read the bundled data of the crate's examples.
+      server = await serve(fileURLToPath(new URL('../..', import.meta.url)));
+      browser = await open();
+      await browser.page.goto(`http://127.0.0.1:${server.address().port}/web/tests/blank.html`);
+    });
+    after(async () => {
+      await browser?.close();
+      server?.close();
+    });
+
+    test('no case is left out', async () => {
+      const found = await browser.page.evaluate(async () => Object.keys((await import('/web/tests/cases.js')).cases));
+      assert.deepEqual(found, NAMES);
+    });
+    for (const name of NAMES) {
+      test(name, async () => {
+        const failure = await browser.page.evaluate(async (name) => {
+          const { cases } = await import('/web/tests/cases.js');
+          return cases[name]().then(() => undefined, (error) => `${error?.name}: ${error?.message}\n${error?.stack}`);
+        }, name);
+        assert.equal(failure, undefined);
+      });
+    }
+    test('the console stays empty', () => {
+      assert.deepEqual(browser.complaints, []);
+    });
+  });
+}

@@ -1,0 +1,472 @@
+// What the package must do in a browser. Each case is a function that throws if it does not; `browsers.test.mjs` calls them
+// in a page of each browser.
+import {
+  AttentionError, DeviceLostError, FlashAttention, GpuTensor, InvalidProblemError, InvalidTensorError, NoWebGPUError,
+  UnsupportedError, fromBf16, fromF16, toBf16, toF16,
+} from '../pkg/index.js';
+import { forward as reference, largestError, philox, sizes, strides } from './reference.js';
+
+function assert(condition, message) {
+  if (!condition) throw new Error(message);
+}
+
+function assertEqual(found, expected, message = '') {
+  const [a, b] = [found, expected].map((value) => JSON.stringify(value));
+  assert(a === b, `${message}: ${a}, expected ${b}`);
+}
+
+/** The same bits, NaN and −0 included. */
+function assertSameBits(a, b, message) {
+  const bytes = (array) => new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+  const [left, right] = [bytes(a), bytes(b)];
+  assert(left.length === right.length && left.every((byte, index) => byte === right[index]), `${message}: other bits`);
+}
+
+/** Awaits the error of a promise, of this class and with this text. */
+async function assertThrows(promise, type, text) {
+  let error;
+  try {
+    await promise;
+  } catch (thrown) {
+    error = thrown;
+  }
+  assert(error !== undefined, `nothing was thrown; expected ${type.name}: ${text}`);
+  assert(error instanceof type && error.name === type.name, `${error?.name} (${error?.message}) is no ${type.name}`);
+  assert(error.message.includes(text), `the message '${error.message}' lacks '${text}'`);
+}
+
+/** Numbers that look normally distributed, the same for the same seed. */
+function random(length, seed) {
+  let state = seed * 2654435761 >>> 0;
+  const uniform = () => {
+    state = Math.imul(state ^ state >>> 15, 0x2c1b3c6d) + 0x9e3779b9 >>> 0;
+    return (state >>> 8) / 2 ** 24;
+  };
+  return Float32Array.from({ length }, () => uniform() + uniform() + uniform() + uniform() - 2);
+}
+
+const HALVES = { f32: [(x) => x, (x) => x], f16: [toF16, fromF16], bf16: [toBf16, fromBf16] };
+
+function inputs(problem, seed = 1) {
+  const { batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV } = sizes(problem.shape);
+  const [encode] = HALVES[problem.element ?? 'f32'];
+  if (problem.layout === 'packed-qkv') {
+    const packed = encode(random(batch * seqlen * (numHeads + 2 * numHeadsKv) * headDim, seed));
+    return { q: packed, k: packed, v: packed };
+  }
+  return {
+    q: encode(random(batch * seqlen * numHeads * headDim, seed)),
+    k: encode(random(batch * seqlenKv * numHeadsKv * headDim, seed + 1)),
+    v: encode(random(batch * seqlenKv * numHeadsKv * headDimV, seed + 2)),
+  };
+}
+
+/**
+ * Flash may err twice as much as standard attention in the same precision, against f64; below that there is a floor, of
+ * 1e-6 of the largest |O| for f32 and 1e-5 for 16-bit elements.
+ */
+async function check(attention, problem) {
+  const name = JSON.stringify(problem, (_, value) => typeof value === 'bigint' ? `${value}` : value);
+  const [, decode] = HALVES[problem.element ?? 'f32'];
+  const tensors = inputs(problem);
+  const [q, k, v] = ['q', 'k', 'v'].map((tensor) => decode(tensors[tensor]));
+  const expected = reference(problem, q, k, v);
+  const [flash, standard] = [
+    await attention.forward({ ...problem, ...tensors }),
+    await attention.forward({ ...problem, ...tensors, algorithm: 'standard' }),
+  ];
+  const largest = expected.o.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
+  const floor = problem.element === 'f16' || problem.element === 'bf16' ? 1e-5 : 1e-6 * largest;
+  const [flashError, standardError] = [flash, standard].map(({ o }) => largestError(decode(o), expected.o));
+  assert(flashError <= 2 * standardError + floor, `${name}: O errs by ${flashError}, standard attention by ${standardError}`);
+  const lseError = largestError(flash.lse, expected.lse);
+  const lseLargest = expected.lse.reduce((largest, value) => Number.isFinite(value) ? Math.max(largest, Math.abs(value)) : largest, 1);
+  const lseStandard = largestError(standard.lse, expected.lse);
+  assert(lseError <= 2 * lseStandard + 1e-6 * lseLargest, `${name}: LSE errs by ${lseError}, standard attention by ${lseStandard}`);
+  return { flash, standard, expected };
+}
+
+let shared;
+/** One attention for all cases that leave it in order. */
+function attention() {
+  return shared ??= FlashAttention.create();
+}
+
+const SHAPE = { numHeads: 2, seqlen: 100, headDim: 64 };
+
+/** The known answer of Philox, and a model's attention as PyTorch computed it in float64. */
+async function theReferenceIsRight() {
+  assertEqual(philox([0, 0], [0, 0, 0, 0]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8], 'Philox');
+  const bytes = await (await fetch('/examples/flash/data/minilm_layer0.safetensors')).arrayBuffer();
+  const headerLength = Number(new DataView(bytes).getBigUint64(0, true));
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(bytes, 8, headerLength)));
+  const tensor = (name) => {
+    const [start, end] = header[name].data_offsets;
+    return new Float32Array(bytes.slice(8 + headerLength + start, 8 + headerLength + end));
+  };
+  const [batch, numHeads, seqlen, headDim] = header.q.shape;
+  const problem = { shape: { batch, numHeads, seqlen, headDim }, layout: 'bhsd' };
+  const [q, k, v, o, lse] = ['q', 'k', 'v', 'o', 'lse'].map(tensor);
+  const expected = reference(problem, q, k, v);
+  // The answers in the file are rounded to f32.
+  assert(largestError(expected.o, o) < 1e-6, `O of the reference is off by ${largestError(expected.o, o)}`);
+  assert(largestError(expected.lse, lse) < 1e-5, `LSE of the reference is off by ${largestError(expected.lse, lse)}`);
+  const found = await (await attention()).forward({ ...problem, q, k, v });
+  const error = largestError(found.o, o);
+  assert(error < 1e-5, `a model's attention errs by ${error}`);
+}
+
+async function answersInF32() {
+  const flash = await attention();
+  await check(flash, { shape: SHAPE });
+  await check(flash, { shape: { batch: 2, numHeads: 6, numHeadsKv: 2, seqlen: 37, seqlenKv: 81, headDim: 64 }, causal: true });
+  await check(flash, { shape: { ...SHAPE, seqlenKv: 61 }, causal: 'top-left', layout: 'bhsd' });
+  await check(flash, { shape: { ...SHAPE, headDim: 59, headDimV: 31 }, window: [20, 3], softmaxScale: 0.3 });
+  await check(flash, { shape: SHAPE, dropout: { p: 0.3, seed: 0x1234_5678_9abc_def0n, offset: 7 }, causal: true });
+  await check(flash, { shape: SHAPE, layout: 'packed-qkv', window: [null, 0] });
+}
+
+async function answersInF16() {
+  const flash = await attention();
+  await check(flash, { shape: SHAPE, element: 'f16', causal: true });
+  await check(flash, { shape: { ...SHAPE, seqlen: 33, headDim: 31 }, element: 'f16' });
+}
+
+async function answersInBf16() {
+  await check(await attention(), { shape: SHAPE, element: 'bf16', causal: true });
+}
+
+async function stridesOfTheCaller() {
+  const shape = { numHeads: 2, seqlen: 20, headDim: 16 };
+  const dense = strides(shape).q;
+  const padded = { ...dense, offset: 4, row: dense.row + 8, batch: 0 };
+  const problem = { shape, layout: { q: padded, k: dense, v: dense, o: dense } };
+  const length = 4 + 20 * padded.row;
+  const q = random(length, 5).fill(NaN, 0, 4);
+  const [k, v] = [random(20 * 32, 6), random(20 * 32, 7)];
+  const expected = reference(problem, q, k, v);
+  const { o } = await (await attention()).forward({ ...problem, q, k, v });
+  assert(largestError(o, expected.o) < 1e-5, 'strides');
+}
+
+async function withoutOptionalFeatures() {
+  const plain = await FlashAttention.create({ subgroups: false, shaderF16: false });
+  const info = await plain.info();
+  assertEqual([info.subgroups, info.shaderF16], [null, false], 'features');
+  await check(plain, { shape: SHAPE, element: 'f16', causal: true });
+  await check(plain, { shape: SHAPE });
+  plain.destroy();
+}
+
+async function featuresOfTheBrowserAreUsed() {
+  const adapter = await navigator.gpu.requestAdapter();
+  const info = await (await attention()).info();
+  assertEqual(info.shaderF16, adapter.features.has('shader-f16'), 'shader-f16');
+  assertEqual(info.subgroups !== null, adapter.features.has('subgroups'), 'subgroups');
+}
+
+async function edges() {
+  const flash = await attention();
+  const empty = new Float32Array(0);
+  const none = await flash.forward({ shape: { seqlen: 0, headDim: 8 }, q: empty, k: empty, v: empty });
+  assertEqual([none.o.length, none.lse.length], [0, 0], 'no rows');
+  const shape = { seqlen: 4, seqlenKv: 2, headDim: 4 };
+  const q = random(16, 1);
+  const blind = await flash.forward({ shape, causal: true, q, k: random(8, 2), v: random(8, 3) });
+  assert([...blind.o.slice(0, 8)].every((value) => value === 0), 'rows that see nothing give 0');
+  assert(blind.lse[0] === -Infinity && blind.lse[1] === -Infinity && Number.isFinite(blind.lse[2]), 'their LSE is −∞');
+  const noKeys = await flash.forward({ shape: { ...shape, seqlenKv: 0 }, q, k: empty, v: empty });
+  assert(noKeys.o.every((value) => value === 0) && noKeys.lse.every((value) => value === -Infinity), 'no keys');
+  const poisoned = Float32Array.from(q);
+  poisoned[5] = NaN;
+  const clean = await flash.forward({ shape: { seqlen: 4, headDim: 4 }, q, k: q, v: q });
+  const dirty = await flash.forward({ shape: { seqlen: 4, headDim: 4 }, q: poisoned, k: q, v: q });
+  for (let i = 0; i < 16; i++) {
+    assert(i >> 2 === 1 ? Number.isNaN(dirty.o[i]) : dirty.o[i] === clean.o[i], `a NaN in row 1 of Q, element ${i}`);
+  }
+}
+
+async function sameBitsWhateverTheDispatches() {
+  const flash = await attention();
+  const problem = { shape: { numHeads: 3, seqlen: 200, headDim: 64 }, causal: true };
+  const tensors = inputs(problem);
+  const whole = await flash.forward({ ...problem, ...tensors, boundedWork: false });
+  assertEqual(whole.stats.dispatches, 1, 'unbounded');
+  for (const algorithm of ['flash', 'standard']) {
+    const first = await flash.forward({ ...problem, ...tensors, algorithm, boundedWork: false });
+    for (const boundedWork of [1e6, 4e6, undefined, false]) {
+      const calls = [];
+      const { o, lse, stats } = await flash.forward({ ...problem, ...tensors, algorithm, boundedWork, onProgress: (step) => calls.push(step) });
+      assertSameBits(o, first.o, `${algorithm}, O with a bound of ${boundedWork}`);
+      assertSameBits(lse, first.lse, `${algorithm}, LSE with a bound of ${boundedWork}`);
+      assert(boundedWork !== 1e6 || stats.dispatches > 4, `${stats.dispatches} dispatches`);
+      assert(calls.every(({ completed, total }, i) => total === stats.dispatches && completed > (calls[i - 1]?.completed ?? 0)), 'progress');
+      assertEqual(calls.at(-1), { completed: stats.dispatches, total: stats.dispatches }, 'the last of the progress');
+    }
+  }
+}
+
+async function callsAtTheSameTime() {
+  const flash = await attention();
+  const problem = { shape: SHAPE, algorithm: 'standard', boundedWork: 1e5 };
+  const all = [1, 2, 3, 4].map((seed) => inputs(problem, seed));
+  const alone = [];
+  for (const tensors of all) alone.push(await flash.forward({ ...problem, ...tensors }));
+  const together = await Promise.all(all.map((tensors) => flash.forward({ ...problem, ...tensors })));
+  together.forEach(({ o }, i) => assertSameBits(o, alone[i].o, `call ${i} of 4 at once`));
+}
+
+async function seedsChangeTheMaskAlone() {
+  const flash = await attention();
+  const problem = { shape: SHAPE };
+  const tensors = inputs(problem);
+  const run = (dropout) => flash.forward({ ...problem, ...tensors, dropout });
+  const [one, again, other, offset] = [await run({ p: 0.5, seed: 1 }), await run({ p: 0.5, seed: 1n }), await run({ p: 0.5, seed: 2 }), await run({ p: 0.5, seed: 1, offset: 1 })];
+  assertSameBits(one.o, again.o, 'one seed twice');
+  for (const different of [other, offset]) {
+    assert(largestError(different.o, one.o) > 0.01, 'another seed or offset, the same mask');
+    assertSameBits(different.lse, one.lse, 'LSE under dropout');
+  }
+}
+
+async function tensorsStayOnTheGpu() {
+  const flash = await attention();
+  const problem = { shape: SHAPE };
+  const arrays = inputs(problem);
+  const [q, k, v] = await Promise.all(['q', 'k', 'v'].map((name) => flash.upload(arrays[name])));
+  assert(q instanceof GpuTensor && q.element === 'f32' && q.length === arrays.q.length, 'an uploaded tensor');
+  assertSameBits(await q.read(), arrays.q, 'up and down');
+  const first = await flash.forward({ ...problem, q, k, v });
+  assert(first.o instanceof GpuTensor, 'O stays on the GPU');
+  const second = await flash.forward({ ...problem, q: first.o, k, v });
+  const plainFirst = await flash.forward({ ...problem, ...arrays });
+  const plainSecond = await flash.forward({ ...problem, ...arrays, q: plainFirst.o });
+  assertSameBits(await second.o.read(), plainSecond.o, 'two calls in a row');
+  assertSameBits(await second.lse.read(), plainSecond.lse, 'their LSE');
+  const mixed = await flash.forward({ ...problem, q: arrays.q, k, v });
+  assertSameBits(mixed.o, plainFirst.o, 'Q from an array, K and V on the GPU');
+  const down = await flash.forward({ ...problem, q, k, v, output: 'array' });
+  assertSameBits(down.o, plainFirst.o, "output: 'array'");
+  const up = await flash.forward({ ...problem, ...arrays, output: 'gpu' });
+  assertSameBits(await up.o.read(), plainFirst.o, "output: 'gpu'");
+  for (const tensor of [q, k, v, first.o, first.lse, second.o, second.lse, up.o, up.lse]) tensor.destroy();
+  q.destroy();
+  await assertThrows(q.read(), InvalidTensorError, 'was destroyed');
+  await assertThrows(flash.forward({ ...problem, q, k: arrays.k, v: arrays.v }), InvalidTensorError, 'q was destroyed');
+  // An odd number of 16-bit elements: buffers hold whole words.
+  const odd = new Uint16Array([1, 2, 3, 4, 5]);
+  const uploaded = await flash.upload(odd.subarray(2));
+  assertSameBits(await uploaded.read(), odd.slice(2), 'three 16-bit elements');
+  uploaded.destroy();
+}
+
+async function buffersOfTheCaller() {
+  const adapter = await navigator.gpu.requestAdapter();
+  const device = await adapter.requestDevice();
+  const flash = await FlashAttention.create({ device });
+  assert(flash.device === device, 'it runs on the device that was given');
+  const problem = { shape: SHAPE, causal: true };
+  const arrays = inputs(problem);
+  const buffers = ['q', 'k', 'v'].map((name) => {
+    const buffer = device.createBuffer({ size: arrays[name].byteLength, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_DST | GPUBufferUsage.COPY_SRC });
+    device.queue.writeBuffer(buffer, 0, arrays[name]);
+    return buffer;
+  });
+  const [q, k, v] = buffers.map((buffer) => flash.wrap(buffer));
+  const { o, lse } = await flash.forward({ ...problem, q, k, v });
+  assertSameBits(await o.read(), (await flash.forward({ ...problem, ...arrays })).o, "the caller's buffers");
+  assert(o.buffer instanceof GPUBuffer && !Object.hasOwn(device, 'createBuffer'), 'nothing is left on the device');
+  const uniform = device.createBuffer({ size: 64, usage: GPUBufferUsage.UNIFORM });
+  await assertThrows((async () => flash.wrap(uniform))(), InvalidTensorError, 'STORAGE');
+  await assertThrows((async () => flash.wrap(buffers[0], { length: 1e9 }))(), InvalidTensorError, 'do not fit');
+  const other = await attention();
+  await assertThrows(other.forward({ ...problem, q, k, v }), InvalidTensorError, 'another FlashAttention');
+  for (const tensor of [q, k, v, o, lse]) tensor.destroy();
+  flash.destroy();
+  // The device and its buffers are still the caller's.
+  device.pushErrorScope('validation');
+  device.queue.writeBuffer(buffers[0], 0, arrays.q);
+  assert(await device.popErrorScope() === null, 'the device is as it was');
+  device.destroy();
+}
+
+async function requestDeviceIsPutBack() {
+  const original = GPUAdapter.prototype.requestDevice;
+  const creating = [FlashAttention.create(), FlashAttention.create({ subgroups: false })];
+  const adapter = await navigator.gpu.requestAdapter();
+  const own = await adapter.requestDevice({ label: "the page's own" });
+  assert(!own.features.has('subgroups'), "the page's own request is left alone");
+  own.destroy();
+  const [one, two] = await Promise.all(creating);
+  assert(GPUAdapter.prototype.requestDevice === original, 'requestDevice is the original');
+  assertEqual((await two.info()).subgroups, null, 'each has its own options');
+  one.destroy();
+  two.destroy();
+}
+
+async function misuseHasItsOwnError() {
+  const flash = await attention();
+  const good = { shape: SHAPE, ...inputs({ shape: SHAPE }) };
+  const refused = (change, type, text) => assertThrows(flash.forward({ ...good, ...change }), type, text);
+  await refused({ q: good.q.subarray(1) }, InvalidTensorError, 'q has 12799 elements, but its shape needs 12800');
+  await refused({ k: new Float32Array(13000) }, InvalidTensorError, 'k has 13000 elements');
+  await refused({ v: undefined }, InvalidTensorError, 'v is undefined; pass a Float32Array');
+  await refused({ v: [1, 2, 3] }, InvalidTensorError, 'v is of type Array');
+  await refused({ v: new Float64Array(12800) }, InvalidTensorError, 'v is of type Float64Array');
+  await refused({ v: new Uint16Array(12800) }, InvalidTensorError, 'v is a Uint16Array');
+  await refused({ element: 'f16' }, InvalidTensorError, "element is 'f16', but q is a Float32Array; convert it with toF16");
+  await refused({ element: 'int8' }, InvalidTensorError, 'int8');
+  await refused({ shape: undefined }, InvalidProblemError, 'shape is missing');
+  await refused({ shape: { ...SHAPE, seqlen: 1.5 } }, InvalidProblemError, 'shape.seqlen = 1.5; it must be a whole number');
+  await refused({ shape: { ...SHAPE, batch: -1 } }, InvalidProblemError, 'shape.batch = -1');
+  await refused({ shape: { ...SHAPE, seqlen: undefined } }, InvalidProblemError, 'shape.seqlen = undefined');
+  await refused({ shape: { ...SHAPE, headDim: 257 } }, InvalidProblemError, 'head_dim = 257');
+  await refused({ shape: { ...SHAPE, numHeadsKv: 3 } }, InvalidProblemError, 'num_heads = 2 is not a multiple of num_heads_kv = 3');
+  await refused({ softmaxScale: NaN }, InvalidProblemError, 'softmax_scale = NaN; it must be a finite f32');
+  await refused({ softmaxScale: '1' }, InvalidProblemError, 'softmaxScale = 1; it must be a number');
+  await refused({ dropout: { p: 1 } }, InvalidProblemError, 'dropout_p = 1; it must be at least 0 and below 1');
+  await refused({ dropout: { p: 0.1, seed: -1 } }, InvalidProblemError, 'dropout.seed = -1');
+  await refused({ window: [-1, 0] }, InvalidProblemError, 'window[0] = -1');
+  await refused({ window: 5 }, InvalidProblemError, 'window is a pair');
+  await refused({ causal: 'bottom' }, InvalidProblemError, 'causal = bottom');
+  await refused({ layout: 'sbhd' }, InvalidProblemError, "layout = 'sbhd'");
+  await refused({ algorithm: 'fast' }, InvalidProblemError, "algorithm = fast");
+  await refused({ boundedWork: 0 }, InvalidProblemError, 'max_flops_per_dispatch = 0');
+  const { o } = strides(SHAPE);
+  await refused({ layout: { q: o, k: o, v: o, o: { ...o, row: 1 } } }, InvalidProblemError, 'places two of its elements at one address');
+  const huge = { seqlen: 2 ** 24, headDim: 256 };
+  await assertThrows(flash.plan({ shape: huge }), UnsupportedError, 'is too large for this device');
+  await assertThrows(FlashAttention.create({ wasm: '/nowhere.wasm' }).then(() => { throw new Error('loaded'); }), Error, 'loaded');
+  // All of them leave it in order.
+  await flash.forward(good);
+}
+
+async function abort() {
+  const flash = await attention();
+  const problem = { shape: { ...SHAPE, seqlen: 400 } };
+  const tensors = inputs(problem);
+  const reason = new Error('the visitor left');
+  const controller = new AbortController();
+  let last;
+  const call = flash.forward({
+    ...problem, ...tensors, boundedWork: 1e6, signal: controller.signal,
+    onProgress: (progress) => {
+      last = progress;
+      controller.abort(reason);
+    },
+  });
+  const thrown = await call.catch((error) => error);
+  assert(thrown === reason, `an aborted call throws ${thrown}`);
+  assert(last.completed < last.total, `it stopped after ${last.completed} of ${last.total}`);
+  const late = await flash.forward({ ...problem, ...tensors, signal: AbortSignal.abort() }).catch((error) => error);
+  assertEqual(late.name, 'AbortError', 'aborted before it began');
+  await flash.forward({ ...problem, ...tensors });
+}
+
+/** While a long problem runs, the page's own timers go on. */
+async function thePageStaysAlive() {
+  const flash = await attention();
+  const problem = { shape: { numHeads: 4, seqlen: 2048, headDim: 64 } };
+  const tensors = inputs(problem);
+  await flash.forward({ shape: { ...problem.shape, seqlen: 256 }, ...inputs({ shape: { ...problem.shape, seqlen: 256 } }) });
+  let running = true;
+  let longest = 0;
+  let last = performance.now();
+  const tick = () => {
+    longest = Math.max(longest, performance.now() - last);
+    last = performance.now();
+    if (running) setTimeout(tick, 0);
+  };
+  tick();
+  const { stats } = await flash.forward({ ...problem, ...tensors });
+  running = false;
+  assert(stats.dispatches > 1, `${stats.dispatches} dispatch`);
+  assert(longest < 500, `the page stood still for ${longest} ms of ${stats.milliseconds}`);
+}
+
+async function lostDevice() {
+  const flash = await FlashAttention.create();
+  const problem = { shape: { ...SHAPE, seqlen: 400 }, boundedWork: 1e6 };
+  const tensors = inputs(problem);
+  const q = await flash.upload(tensors.q);
+  const call = flash.forward({ ...problem, ...tensors, onProgress: () => flash.device.destroy() });
+  await assertThrows(call, DeviceLostError, 'the GPU device was lost');
+  await assertThrows(flash.forward({ ...problem, ...tensors }), DeviceLostError, 'call FlashAttention.create() again');
+  await assertThrows(q.read(), DeviceLostError, 'was lost');
+  const ended = await FlashAttention.create();
+  ended.destroy();
+  await assertThrows(ended.forward({ ...problem, ...tensors }), DeviceLostError, 'destroy() was called');
+}
+
+async function noWebGPU() {
+  const { gpu } = navigator;
+  const hide = (value) => Object.defineProperty(navigator, 'gpu', { configurable: true, value });
+  hide(undefined);
+  await assertThrows(FlashAttention.create(), NoWebGPUError, 'this browser has no WebGPU');
+  hide({ requestAdapter: async () => null });
+  await assertThrows(FlashAttention.create(), NoWebGPUError, 'found no usable GPU');
+  delete navigator.gpu;
+  assert(navigator.gpu === gpu, 'navigator.gpu is back');
+  assert(new NoWebGPUError('') instanceof AttentionError, 'one base class');
+}
+
+async function halves() {
+  const bits = Uint16Array.from({ length: 65536 }, (_, i) => i);
+  const isNaN16 = (half, mantissa) => (half & 0x7fff) > mantissa;
+  for (const [to, from, infinity] of [[toF16, fromF16, 0x7c00], [toBf16, fromBf16, 0x7f80]]) {
+    const values = from(bits);
+    const back = to(values);
+    for (let half = 0; half < 65536; half++) {
+      const isSame = isNaN16(half, infinity) ? Number.isNaN(values[half]) && isNaN16(back[half], infinity) : back[half] === half;
+      assert(isSame, `${half.toString(16)} became ${values[half]} and ${back[half].toString(16)}`);
+    }
+  }
+  // Ties go to the even neighbour; too large is infinite.
+  assertEqual([...toF16([1 + 2 ** -11, 1 + 3 * 2 ** -11, 65519, 65520, 2 ** -25, 1.5 * 2 ** -24, -1e-9])],
+    [0x3c00, 0x3c02, 0x7bff, 0x7c00, 0, 2, 0x8000], 'rounding to f16');
+  assertEqual([...toBf16([1 + 2 ** -8, 1 + 3 * 2 ** -8, 3.4e38])], [0x3f80, 0x3f82, 0x7f80], 'rounding to bf16');
+  if (!('Float16Array' in globalThis)) return;
+  const values = random(10000, 3).map((value, i) => value * 2 ** (i % 40 - 28));
+  const native = new Float16Array(values);
+  assertSameBits(new Uint16Array(native.buffer), toF16(values), 'toF16 and Float16Array');
+  const shape = { seqlen: 8, headDim: 16 };
+  const q = new Float16Array(random(128, 4));
+  const { o } = await (await attention()).forward({ shape, q, k: q, v: q });
+  assert(o instanceof Float16Array, 'a Float16Array comes back for one');
+  const asBits = new Uint16Array(q.buffer);
+  assertSameBits(o, (await (await attention()).forward({ shape, q: asBits, k: asBits, v: asBits })).o, 'Float16Array and its bits');
+}
+
+async function plans() {
+  const flash = await attention();
+  const plan = await flash.plan({ shape: SHAPE, causal: true });
+  assertEqual(plan.kernels, ['flash_forward'], 'kernels of flash');
+  assertEqual([plan.extraBytes, plan.flops, plan.lengths.q], [4 * 200, 2 * 5050 * 256, 12800], 'its numbers');
+  const standard = await flash.plan({ shape: SHAPE, algorithm: 'standard' });
+  assertEqual(standard.kernels, ['standard_scores', 'standard_softmax', 'standard_output'], 'kernels of standard attention');
+  assert(standard.extraBytes >= 4 * 2 * 100 * 100, 'it has the score matrix');
+}
+
+export const cases = {
+  'the reference is right': theReferenceIsRight,
+  'answers in f32': answersInF32,
+  'answers in f16': answersInF16,
+  'answers in bf16': answersInBf16,
+  "the caller's strides": stridesOfTheCaller,
+  'answers without subgroups and shader-f16': withoutOptionalFeatures,
+  "the browser's features are used": featuresOfTheBrowserAreUsed,
+  'nothing to see, nothing to do, NaN': edges,
+  'the same bits, however the work is split': sameBitsWhateverTheDispatches,
+  'calls at the same time': callsAtTheSameTime,
+  'dropout seeds': seedsChangeTheMaskAlone,
+  'tensors on the GPU': tensorsStayOnTheGpu,
+  "the caller's device and buffers": buffersOfTheCaller,
+  'requestDevice is put back': requestDeviceIsPutBack,
+  'every misuse has its own error': misuseHasItsOwnError,
+  'abort': abort,
+  'the page stays alive': thePageStaysAlive,
+  'a lost device': lostDevice,
+  'no WebGPU': noWebGPU,
+  '16-bit elements': halves,
+  'plans': plans,
+};

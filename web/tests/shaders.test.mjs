@@ -1,0 +1,94 @@
+// Every WGSL variant that the planner can emit, given to the compilers that will meet it: Tint (Chromium), and after naga's
+// HLSL, Microsoft's DXC (DX12).
+import assert from 'node:assert/strict';
+import { execFile, execFileSync } from 'node:child_process';
+import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { before, describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { softwareVulkan } from './browsers.mjs';
+
+const root = fileURLToPath(new URL('../..', import.meta.url));
+const variants = `${root}target/tmp/variants`;
+const broken = `${root}target/tmp/broken`;
+
+/** Resolves to a program's exit status and output. */
+function run(program, options, env = process.env) {
+  return new Promise((resolve) => {
+    execFile(program, options, { cwd: root, env, maxBuffer: 1 << 28 }, (error, stdout, stderr) => {
+      resolve({ status: error ? error.code : 0, output: `${stdout}${stderr}` });
+    });
+  });
+}
+
+const tint = (folder) => run(process.execPath, ['web/tests/tint.mjs', folder], softwareVulkan);
+const dxc = (optimisation, files) => run('python3', ['web/tests/dxc.py', 'target/dxc/libdxcompiler.so', optimisation, ...files]);
+
+/** The counts that a compiler prints. */
+function counts(output) {
+  const [, accepted, refused] = output.match(/^(\d+) accepted, (\d+) refused$/m) ?? [];
+  return { accepted: Number(accepted), refused: Number(refused) };
+}
+
+describe('shader variants', { timeout: 1_800_000 }, () => {
+  let wgsl;
+  let hlsl;
+  before(() => {
+    execFileSync(process.env.CARGO ?? 'cargo', ['test', '--quiet', '--test', 'shader_contract', 'write_variants_for_other_compilers', '--', '--ignored'],
+      { cwd: root, stdio: ['ignore', 'ignore', 'inherit'] });
+    const files = readdirSync(variants).map((file) => join(variants, file));
+    wgsl = files.filter((file) => file.endsWith('.wgsl'));
+    hlsl = files.filter((file) => file.endsWith('.hlsl'));
+    assert(wgsl.length > 100 && wgsl.length === hlsl.length);
+    rmSync(broken, { recursive: true, force: true });
+    mkdirSync(broken, { recursive: true });
+  });
+
+  test('Tint takes every variant', async (context) => {
+    const { status, output } = await tint(variants);
+    assert.equal(status, 0, output);
+    assert.deepEqual(counts(output), { accepted: wgsl.length, refused: 0 });
+    context.diagnostic(`Tint accepts ${wgsl.length} variants`);
+  });
+
+  test('Tint refuses a barrier that not every invocation reaches, which naga takes', async () => {
+    const text = readFileSync(wgsl.find((file) => file.includes('flash_forward')), 'utf8');
+    const entry = text.indexOf('let index = workgroup_id');
+    assert(entry > 0);
+    writeFileSync(join(broken, 'barrier.wgsl'), `${text.slice(0, entry)}if invocation == 0u { workgroupBarrier(); }\n${text.slice(entry)}`);
+    const { status, output } = await tint(broken);
+    assert.equal(status, 1, output);
+    assert.match(output, /barrier\.wgsl:\d+:\d+ .*workgroupBarrier.*must only be called from uniform control flow/);
+    assert.deepEqual(counts(output), { accepted: 0, refused: 1 });
+  });
+
+  /** Hands the files out to as many compilers as there are cores. */
+  async function dxcOfAll(optimisation, files) {
+    const cores = availableParallelism();
+    const parts = Array.from({ length: cores }, (_, core) => files.filter((_, index) => index % cores === core));
+    const results = await Promise.all(parts.map((part) => dxc(optimisation, part)));
+    for (const { status, output } of results) assert.equal(status, 0, output);
+    return results.reduce((sum, { output }) => sum + counts(output).accepted, 0);
+  }
+
+  test('DXC takes every variant', async (context) => {
+    assert.equal(await dxcOfAll('-O0', hlsl), hlsl.length);
+    context.diagnostic(`DXC accepts ${hlsl.length} variants`);
+  });
+
+  test('and optimises some of them', async () => {
+    // A twentieth: it takes ten times as long.
+    const some = hlsl.filter((_, index) => index % 20 === 0);
+    assert.equal(await dxcOfAll('-O3', some), some.length);
+  });
+
+  test('DXC refuses a variant with an unknown name', async () => {
+    const file = join(broken, 'name.hlsl');
+    writeFileSync(file, readFileSync(hlsl[0], 'utf8').replace('GroupMemoryBarrierWithGroupSync', 'GroupMemoryBarrierWithGroupSink'));
+    const { status, output } = await dxc('-O0', [file]);
+    assert.equal(status, 1, output);
+    assert.match(output, /undeclared identifier 'GroupMemoryBarrierWithGroupSink'/);
+    assert.deepEqual(counts(output), { accepted: 0, refused: 1 });
+  });
+});

@@ -21,8 +21,17 @@
 // registers of all of them. Workgroup memory holds the K and V tiles.
 
 @compute @workgroup_size(INVOCATIONS)
-fn main(@builtin(workgroup_id) workgroup_id: vec3<u32>, invocation_input: Invocation) {
-  let invocation = invocation_index(invocation_input);
+fn main(
+  @builtin(workgroup_id) workgroup_id: vec3<u32>,
+  // unroll BUILTIN in INVOCATION_BUILTINS {
+  @builtin(BUILTIN) BUILTIN: u32,
+  // }
+) {
+  let invocation = invocation_index(
+    // unroll BUILTIN in INVOCATION_BUILTINS {
+    BUILTIN,
+    // }
+  );
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= q_tile_count() * num_splits() { return; }
   let tile = q_tile_at(index / num_splits());

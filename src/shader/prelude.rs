@@ -107,6 +107,14 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             .map(|(operand, _)| operand.name())
             .collect()
     };
+    // Parameters of the entry point, not members of a struct: naga 30 forgets these builtins there when it writes HLSL.
+    lists.names(
+        "INVOCATION_BUILTINS",
+        match specialization.row_reduce {
+            RowReduce::Subgroup => vec!["subgroup_id", "subgroup_size", "subgroup_invocation_id"],
+            RowReduce::Alone | RowReduce::Workgroup => vec!["local_invocation_index"],
+        },
+    );
     lists.names("INPUTS", tensors(Usage::Read, false));
     lists.names("OUTPUTS", tensors(Usage::Write, false));
     lists.names("F32_OUTPUTS", tensors(Usage::Write, true));

@@ -34,4 +34,5 @@ for (const file of readdirSync(folder).filter((file) => file.endsWith('.wgsl')))
   if (errors.length === 0) console.log(`${file}: ${error.message}`);
 }
 console.log(`${accepted} accepted, ${refused} refused`);
-process.exit(refused === 0 ? 0 : 1);
+process.exitCode = refused === 0 ? 0 : 1;
+device.destroy();

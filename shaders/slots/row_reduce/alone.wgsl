@@ -1,10 +1,6 @@
 // One invocation to a row: nothing to reduce.
 
-struct Invocation {
-  @builtin(local_invocation_index) local_invocation_index: u32,
-}
-
-fn invocation_index(invocation: Invocation) -> u32 { return invocation.local_invocation_index; }
+fn invocation_index(local_invocation_index: u32) -> u32 { return local_invocation_index; }
 
 fn lane_share(row: u32, invocation: u32, value: Partial) {}
 

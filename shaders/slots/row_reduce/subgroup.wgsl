@@ -3,14 +3,8 @@
 
 // WGSL does not say which invocations of a workgroup form a subgroup, so the index is made from the subgroup's own
 // numbering: invocations that share a row are then neighbours in one subgroup by construction.
-struct Invocation {
-  @builtin(subgroup_id) subgroup_id: u32,
-  @builtin(subgroup_size) subgroup_size: u32,
-  @builtin(subgroup_invocation_id) subgroup_invocation_id: u32,
-}
-
-fn invocation_index(invocation: Invocation) -> u32 {
-  return invocation.subgroup_id * invocation.subgroup_size + invocation.subgroup_invocation_id;
+fn invocation_index(subgroup_id: u32, subgroup_size: u32, subgroup_invocation_id: u32) -> u32 {
+  return subgroup_id * subgroup_size + subgroup_invocation_id;
 }
 
 fn lane_share(row: u32, invocation: u32, value: Partial) {}

@@ -2,11 +2,7 @@
 //
 // Use: every invocation calls lane_share for its rows, then lane_barrier once, then lane_sum for the same rows.
 
-struct Invocation {
-  @builtin(local_invocation_index) local_invocation_index: u32,
-}
-
-fn invocation_index(invocation: Invocation) -> u32 { return invocation.local_invocation_index; }
+fn invocation_index(local_invocation_index: u32) -> u32 { return local_invocation_index; }
 
 var<workgroup> lane_partials: array<Partial, THREAD_ROWS * INVOCATIONS>;
 
@@ -19,7 +15,7 @@ fn lane_barrier() { workgroupBarrier(); }
 
 fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial {
   let first = row * INVOCATIONS + invocation / LANES * LANES;
-  var sum = Partial();
-  for (var lane = 0u; lane < LANES; lane++) { sum += lane_partials[first + lane]; }
+  var sum = lane_partials[first];
+  for (var lane = 1u; lane < LANES; lane++) { sum += lane_partials[first + lane]; }
   return sum;
 }

@@ -273,7 +273,7 @@ pub(super) fn decode_candidates(capabilities: &Capabilities, shape: &AttentionSh
     let group = shape.num_heads.checked_div(shape.num_heads_kv).unwrap_or(0);
     let rows = u64::from(group) * u64::from(shape.seqlen_q);
     let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
-    if rows > DECODE_ROWS || capabilities.device_class == DeviceClass::Cpu {
+    if rows > DECODE_ROWS {
         return &[];
     }
     let widest = shape.head_dim.max(shape.head_dim_v);

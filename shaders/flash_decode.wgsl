@@ -4,7 +4,7 @@
 //   for each tile i of rows that share a KV head, for each split of the keys:       one workgroup
 //     for each group g of lanes:
 //       O_g = 0, l_g = 0, m_g = −∞
-//       for each KV tile j of the split that some row of i sees, for the four keys of it that are g's:
+//       for each KV tile j of the split that some row of i sees, for the keys of it that are g's:
 //         S     = softmax_scale · Q_i K_gᵀ, masked
 //         m_new = max(m_g, rowmax(S))
 //         P     = exp(S − m_new)
@@ -18,7 +18,7 @@
 //
 // S, m and the exponents are in units of log2(e), as in flash_forward.wgsl.
 //
-// Who owns what: LANES neighbouring invocations are a group; they share its keys, each with every LANES-th quad of the head
+// Who owns what: LANES neighbouring invocations are a group; of every KEY_LANES quads of keys one is its own. They share it, each with every LANES-th quad of the head
 // dimensions of Q, K, V and O of all rows in registers. S, P, m and l of the group are in the registers of all of them.
 // Workgroup memory holds what the groups tell each other at the end.
 
@@ -56,54 +56,68 @@ fn main(
   // for each KV tile j of the split that some row of i sees:
   let range = split_of(block_range(tile.first_row, tile.last_row), split);
   // The next K is fetched as soon as this one is used, and so is V: loads are always in flight.
-  let first_key = range.first * TILE_KV + group * 4u;
+  // unroll U in GROUP_QUADS {
+  let first_key_U = range.first * TILE_KV + (U * KEY_LANES + group) * 4u;
   // unroll E in KEYS {
   // unroll M in K_QUADS {
-  var k_E_M = Loaded();
-  if range.first < range.end { k_E_M = fetch_k(tile, first_key + E, lane + M * LANES); }
+  var k_U_E_M = Loaded();
+  if range.first < range.end { k_U_E_M = fetch_k(tile, first_key_U + E, lane + M * LANES); }
   // }
   // unroll M in V_QUADS {
-  var v_E_M = Loaded();
-  if range.first < range.end { v_E_M = fetch_v(tile, first_key + E, lane + M * LANES); }
+  var v_U_E_M = Loaded();
+  if range.first < range.end { v_U_E_M = fetch_v(tile, first_key_U + E, lane + M * LANES); }
+  // }
   // }
   // }
   for (var j = range.first; j < range.end; j++) {
-    let key = j * TILE_KV + group * 4u;
     let whole = is_whole(range, j);
 
-    // S = softmax_scale · Q_i K_gᵀ
+    // S = softmax_scale · Q_i K_gᵀ, four keys at a time
+    // unroll U in GROUP_QUADS {
+    let key_U = j * TILE_KV + (U * KEY_LANES + group) * 4u;
     // unroll N in THREAD_ROWS {
     // unroll E in KEYS {
-    var s_N_E = 0.0;
+    var s_N_U_E = 0.0;
     // }
     // }
     // unroll E in KEYS {
     // unroll M in K_QUADS {
-    let k_now_E_M = decode(k_E_M);
-    k_E_M = fetch_k(tile, key + TILE_KV + E, lane + M * LANES);
+    let k_now_U_E_M = decode(k_U_E_M);
+    k_U_E_M = fetch_k(tile, key_U + TILE_KV + E, lane + M * LANES);
     // unroll N in THREAD_ROWS {
-    s_N_E = dot_add(q_N_M, k_now_E_M, s_N_E);
+    s_N_U_E = dot_add(q_N_M, k_now_U_E_M, s_N_U_E);
+    // }
     // }
     // }
     // }
     // unroll N in THREAD_ROWS {
-    lane_share(N, invocation, vec4<f32>(s_N_0, s_N_1, s_N_2, s_N_3));
+    // unroll U in GROUP_QUADS {
+    lane_share(N * GROUP_QUADS + U, invocation, vec4<f32>(s_N_U_0, s_N_U_1, s_N_U_2, s_N_U_3));
+    // }
     // }
     lane_barrier();
     // unroll N in THREAD_ROWS {
-    var s_N = lane_sum(N, invocation, vec4<f32>(s_N_0, s_N_1, s_N_2, s_N_3));
+    // unroll U in GROUP_QUADS {
+    var s_N_U = lane_sum(N * GROUP_QUADS + U, invocation, vec4<f32>(s_N_U_0, s_N_U_1, s_N_U_2, s_N_U_3));
+    // }
     // }
 
     // masked
     if !whole {
       // unroll N in THREAD_ROWS {
-      s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(params.row_first + row_of(tile, N)), key));
+      let visible_N = visible_keys(params.row_first + row_of(tile, N));
+      // unroll U in GROUP_QUADS {
+      s_N_U = select(vec4<f32>(MASKED), s_N_U, sees(visible_N, key_U));
+      // }
       // }
     }
 
     // unroll N in THREAD_ROWS {
     // m_new = max(m_g, rowmax(S)), α = exp(m_g − m_new); l_g = α · l_g, O_g = α · O_g where there is something to do
-    let s_max_N = max(max(s_N.x, s_N.y), max(s_N.z, s_N.w));
+    var s_max_N = MASKED;
+    // unroll U in GROUP_QUADS {
+    s_max_N = max(s_max_N, max(max(s_N_U.x, s_N_U.y), max(s_N_U.z, s_N_U.w)));
+    // }
     if s_max_N > m_N {
       let alpha = exp2(m_N - s_max_N);
       m_N = s_max_N;
@@ -112,41 +126,49 @@ fn main(
       o_N_M *= alpha;
       // }
     }
+    // unroll U in GROUP_QUADS {
     // P = exp(S − m_new); where a row has seen nothing yet, m_new is MASKED too and P must still be 0
-    var p_N = exp2(s_N - vec4<f32>(m_N));
-    if !whole { p_N = select(p_N, vec4<f32>(0.0), s_N == vec4<f32>(MASKED)); }
+    var p_N_U = exp2(s_N_U - vec4<f32>(m_N));
+    if !whole { p_N_U = select(p_N_U, vec4<f32>(0.0), s_N_U == vec4<f32>(MASKED)); }
     // l_g = l_g + rowsum(P)
-    l_N += (p_N.x + p_N.y) + (p_N.z + p_N.w);
+    l_N += (p_N_U.x + p_N_U.y) + (p_N_U.z + p_N_U.w);
     // dropout(P)
     if HAS_DROPOUT {
       let i = params.row_first + row_of(tile, N);
-      p_N = dropout(p_N, params.batch_first + tile.batch, params.head_first + head_of(tile, N), i, key);
+      p_N_U = dropout(p_N_U, params.batch_first + tile.batch, params.head_first + head_of(tile, N), i, key_U);
     }
+    // }
     // }
 
     // O_g = O_g + dropout(P) V_g
     if !whole {
+      // unroll U in GROUP_QUADS {
       // unroll E in KEYS {
       // unroll M in V_QUADS {
-      let v_now_E_M = decode(v_E_M);
+      let v_now_U_E_M = decode(v_U_E_M);
       // unroll N in THREAD_ROWS {
-      o_N_M = add_visible(p_N[E], v_now_E_M, o_N_M);
+      o_N_M = add_visible(p_N_U[E], v_now_U_E_M, o_N_M);
+      // }
       // }
       // }
       // }
     } else {
+      // unroll U in GROUP_QUADS {
       // unroll E in KEYS {
       // unroll M in V_QUADS {
-      let v_now_E_M = decode(v_E_M);
+      let v_now_U_E_M = decode(v_U_E_M);
       // unroll N in THREAD_ROWS {
-      o_N_M = fma(vec4<f32>(p_N[E]), v_now_E_M, o_N_M);
+      o_N_M = fma(vec4<f32>(p_N_U[E]), v_now_U_E_M, o_N_M);
+      // }
       // }
       // }
       // }
     }
+    // unroll U in GROUP_QUADS {
     // unroll E in KEYS {
     // unroll M in V_QUADS {
-    v_E_M = fetch_v(tile, key + TILE_KV + E, lane + M * LANES);
+    v_U_E_M = fetch_v(tile, key_U + TILE_KV + E, lane + M * LANES);
+    // }
     // }
     // }
   }

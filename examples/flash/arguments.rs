@@ -89,7 +89,7 @@ pub struct CheckOptions {
 #[derive(Args)]
 pub struct BenchOptions {
     /// Lengths of Q, and of K and V. [default: 256 to 4096, on software adapters to 2048]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = value_parser!(u32).range(1..))]
+    #[arg(long, visible_alias = "seqlen-q", value_name = "LIST", value_delimiter = ',', value_parser = value_parser!(u32).range(1..))]
     pub seqlen: Option<Vec<u32>>,
     /// One length of K and V for all lengths of Q.
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
@@ -118,10 +118,14 @@ pub struct BenchOptions {
     #[arg(long = "pass", value_enum, value_name = "PASS", default_value = "forward")]
     pub passes: Passes,
     /// Tiles to time flash attention with, instead of those of the table: rows × keys × rows of an invocation × lanes, as
-    /// 64x16x2x4, or rows × keys × side of matrices, as 128x32xm16. The backward pass takes those of dK and dV and of dQ,
+    /// 64x16x2x4; or rows × keys × side of matrices, as 128x32xm16; or, for decoding, rows × keys × lanes × groups of
+    /// lanes, as 4x64xd8x16. The backward pass takes those of dK and dV and of dQ,
     /// as 16x64x2x4/64x16x2x4.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_tiles)]
     pub tiles: Vec<TileChoice>,
+    /// Splits of the keys to time flash attention with, instead of the planner's choice; 1 is none.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = value_parser!(u32).range(1..))]
+    pub num_splits: Vec<u32>,
     /// Timed runs of each, instead of as many as fit into two seconds (3 to 20).
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub iterations: Option<u32>,
@@ -283,9 +287,17 @@ fn parse_side(text: &str) -> Result<Option<u32>, String> {
 
 fn parse_tiles(text: &str) -> Result<TileChoice, String> {
     let one = |text: &str| {
-        let reason = || format!("'{text}' are no tiles: give numbers such as 64x16x2x4, or 128x32xm16 for matrices");
+        let reason = || {
+            format!(
+                "'{text}' are no tiles: give numbers such as 64x16x2x4, 128x32xm16 for matrices, 4x64xd8x16 for decoding"
+            )
+        };
         let number = |text: &str| text.parse::<u32>().map_err(|_| reason());
         match text.split('x').collect::<Vec<_>>()[..] {
+            [tile_q, tile_kv, lanes, groups] if lanes.starts_with('d') => {
+                let lanes = number(&lanes[1..])?;
+                Ok(Tiles::decode(number(tile_q)?, number(tile_kv)?, lanes, number(groups)?))
+            }
             [tile_q, tile_kv, rows, lanes] => {
                 Ok(Tiles::new(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?))
             }

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use wgpu_flash_attention::Plan;
+use wgpu_flash_attention::plan::Pass;
 
 use crate::failure::Result;
 
@@ -64,14 +65,18 @@ pub fn passes(plan: &Plan) -> String {
 /// The tiles of a plan's kernels, each once.
 pub fn tiles(plan: &Plan) -> String {
     let mut tiles: Vec<String> = Vec::new();
-    // The first backward kernel walks over rows alone.
-    for pass in plan.passes().iter().filter(|pass| pass.kernel.name() != "flash_backward_preprocess") {
+    // The first backward kernel walks over rows alone, and a merge has no tiles.
+    let has_tiles = |pass: &&Pass| !matches!(pass.kernel.name(), "flash_backward_preprocess" | "combine");
+    for pass in plan.passes().iter().filter(has_tiles) {
         let own = pass.specialization.tiles.to_string();
         if !tiles.contains(&own) {
             tiles.push(own);
         }
     }
-    tiles.join(" / ")
+    match plan.num_splits() {
+        1 => tiles.join(" / "),
+        splits => format!("{}, {splits} splits", tiles.join(" / ")),
+    }
 }
 
 /// The kernels of a plan, such as `flash_forward` or `standard_{scores,softmax,output}`.

@@ -3,9 +3,6 @@
 
 const V_STRIDE = LANES * V_QUADS;
 
-// Groups of lanes that share out the keys of a tile, four to each.
-const KEY_LANES = TILE_KV / 4u;
-
 // m and l of each group, and O of one row of each.
 var<workgroup> group_stats: array<vec2<f32>, KEY_LANES>;
 var<workgroup> group_o: array<vec4<f32>, KEY_LANES * V_STRIDE>;

@@ -14,7 +14,7 @@ pub struct Tiles {
     /// Neighbouring invocations that share each row: its head dimensions in flash attention, its keys in standard
     /// attention. With matrices, the size of a subgroup.
     pub lanes: u32,
-    /// Groups of lanes that share out the keys of a tile, four to each; 1 in all kernels but decoding.
+    /// Groups of lanes that share out the keys of a tile, by fours; 1 in all kernels but decoding.
     pub key_lanes: u32,
     /// The side of the cooperative matrices that compute the products, or `None` for plain arithmetic.
     pub matrix_side: Option<u32>,
@@ -25,7 +25,7 @@ impl fmt::Display for Tiles {
         write!(f, "{}x{}, ", self.tile_q, self.tile_kv)?;
         match self.matrix_side {
             Some(side) => write!(f, "{side}x{side} matrices"),
-            None if self.key_lanes > 1 => write!(f, "{} lanes by {} keys", self.lanes, 4 * self.key_lanes),
+            None if self.key_lanes > 1 => write!(f, "{} lanes by {} groups", self.lanes, self.key_lanes),
             None => write!(f, "{} rows by {} lanes", self.thread_rows, self.lanes),
         }
     }
@@ -49,10 +49,14 @@ impl Tiles {
         Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, matrix_side: None }
     }
 
-    /// Tiles for decoding: `tile_q` rows in the registers of every group of `lanes` invocations, and four keys of a tile
-    /// for each group.
-    pub const fn decode(tile_q: u32, tile_kv: u32, lanes: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows: tile_q, lanes, key_lanes: tile_kv / 4, matrix_side: None }
+    /// Tiles for decoding: `tile_q` rows in the registers of every one of `key_lanes` groups of `lanes` invocations.
+    pub const fn decode(tile_q: u32, tile_kv: u32, lanes: u32, key_lanes: u32) -> Self {
+        Self { tile_q, tile_kv, thread_rows: tile_q, lanes, key_lanes, matrix_side: None }
+    }
+
+    /// Quads of keys that one invocation works on at a time.
+    pub(crate) const fn key_quads(&self) -> u32 {
+        if self.key_lanes > 1 { self.tile_kv / 4 / self.key_lanes } else { 1 }
     }
 
     /// Tiles on cooperative matrices with this side: a subgroup owns as many rows, and each of its invocations 8
@@ -104,7 +108,7 @@ impl Tiles {
         let k_chunk = self.k_chunks(dim).1 | 1;
         let v_chunk = (self.v_chunks(dim).1 * self.lanes) | 1;
         let partials = match row_reduce {
-            RowReduce::Workgroup => QUAD * self.thread_rows * self.invocations_of(kernel),
+            RowReduce::Workgroup => QUAD * self.thread_rows * self.key_quads() * self.invocations_of(kernel),
             RowReduce::Alone | RowReduce::Subgroup => 0,
         };
         match kernel {
@@ -169,7 +173,7 @@ impl Tiles {
         });
         let sides_fit = match kernel {
             Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
-                thread_rows == tile_q && tile_kv == 4 * key_lanes && key_lanes > 1
+                thread_rows == tile_q && key_lanes > 1 && tile_kv.is_multiple_of(4 * key_lanes)
             }
             _ if key_lanes != 1 => false,
             // The keys of an invocation lie within one quad, whose dropout is drawn together.
@@ -279,13 +283,13 @@ pub(super) fn decode_candidates(capabilities: &Capabilities, shape: &AttentionSh
     let widest = shape.head_dim.max(shape.head_dim_v);
     // What a lane holds of Q and O are rows times quads of registers four wide, twice.
     match (rows, subgroup) {
-        (0..=2, 8..) if widest <= 128 => const { &[Tiles::decode(2, 64, 8), Tiles::decode(2, 32, 8)] },
-        (0..=4, 8..) if widest <= 128 => const { &[Tiles::decode(4, 64, 8), Tiles::decode(4, 32, 8)] },
-        (0..=4, 16..) => const { &[Tiles::decode(4, 32, 16), Tiles::decode(4, 16, 16)] },
-        (_, 16..) if widest <= 128 => const { &[Tiles::decode(8, 32, 16), Tiles::decode(8, 16, 16)] },
-        (_, 32..) => const { &[Tiles::decode(8, 16, 32), Tiles::decode(4, 8, 32)] },
-        (_, 8..) if widest <= 64 => const { &[Tiles::decode(8, 32, 8)] },
-        (_, 4..) if widest <= 64 => const { &[Tiles::decode(4, 32, 4)] },
+        (0..=2, 8..) if widest <= 128 => const { &[Tiles::decode(2, 64, 8, 16), Tiles::decode(2, 32, 8, 8)] },
+        (0..=4, 8..) if widest <= 128 => const { &[Tiles::decode(4, 64, 8, 16), Tiles::decode(4, 32, 8, 8)] },
+        (0..=4, 16..) => const { &[Tiles::decode(4, 32, 16, 8), Tiles::decode(4, 16, 16, 4)] },
+        (_, 16..) if widest <= 128 => const { &[Tiles::decode(8, 32, 16, 8), Tiles::decode(8, 16, 16, 4)] },
+        (_, 32..) => const { &[Tiles::decode(8, 16, 32, 4), Tiles::decode(4, 8, 32, 2)] },
+        (_, 8..) if widest <= 64 => const { &[Tiles::decode(8, 32, 8, 8)] },
+        (_, 4..) if widest <= 64 => const { &[Tiles::decode(4, 32, 4, 8)] },
         _ => &[],
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             _ => 4,
         };
         line(format_args!("alias Partial = vec{size}<f32>;"));
+        line(format_args!("const PARTIALS = {}u;", tiles.thread_rows * tiles.key_quads()));
     }
     let mut counts = vec![
         ("TILE_Q", tiles.tile_q),
@@ -54,6 +55,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         Kernel::FlashForward | Kernel::FlashForwardSplit | Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
             let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
             counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads), ("KEYS", 4)]);
+            counts.extend([("KEY_LANES", tiles.key_lanes), ("GROUP_QUADS", tiles.key_quads())]);
             (tiles.lanes * k_quads, tiles.lanes * v_quads)
         }
         Kernel::FlashBackwardPreprocess => (0, 0),

@@ -63,7 +63,7 @@ fn no_keys_and_no_rows() {
     for (seqlen_q, seqlen_kv) in [(5, 0), (0, 5), (1, 1)] {
         let problem = AttentionProblem::new(AttentionShape::new(1, 2, seqlen_q, 8).seqlen_kv(seqlen_kv));
         check(&split(3), &problem, &inputs(&problem, 4));
-        check(&decoding(Tiles::decode(2, 16, 4), 3), &problem, &inputs(&problem, 4));
+        check(&decoding(Tiles::decode(2, 16, 4, 4), 3), &problem, &inputs(&problem, 4));
     }
 }
 
@@ -71,10 +71,10 @@ fn no_keys_and_no_rows() {
 fn decoding_has_the_oracles_answers() {
     // Few, for each compiles its own pipelines.
     for (num_splits, tiles) in [
-        (1, Tiles::decode(4, 16, 4)),
-        (2, Tiles::decode(3, 32, 2)),
-        (5, Tiles::decode(8, 8, 1)),
-        (3, Tiles::decode(1, 8, 8)),
+        (1, Tiles::decode(4, 16, 4, 4)),
+        (2, Tiles::decode(3, 32, 2, 4)),
+        (5, Tiles::decode(8, 8, 1, 2)),
+        (3, Tiles::decode(1, 8, 8, 2)),
     ] {
         let library = decoding(tiles, num_splits);
         // Groups of 1, 3 and 4 heads; 1 row and several, which fill tiles, and do not.
@@ -94,7 +94,7 @@ fn decoding_at_every_width() {
     for (head_dim, head_dim_v) in [(1, 1), (3, 7), (31, 20), (64, 64), (59, 111), (128, 128), (256, 256)] {
         let shape = AttentionShape::new(1, 4, 1, head_dim).num_heads_kv(1).seqlen_kv(77).head_dim_v(head_dim_v);
         let problem = AttentionProblem::new(shape).element(Element::F16);
-        check(&decoding(Tiles::decode(4, 16, 8), 2), &problem, &inputs(&problem, 6));
+        check(&decoding(Tiles::decode(4, 16, 8, 4), 2), &problem, &inputs(&problem, 6));
     }
 }
 
@@ -104,7 +104,7 @@ fn decoding_without_abilities() {
     for element in Element::ALL {
         let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.1, 3);
         for variant in [Variant::NoSubgroups, Variant::NoShaderF16, Variant::WebGpuDefaults, Variant::Checked] {
-            let library = library(variant).clone().tiles(Tiles::decode(4, 16, 4), STANDARD).splits(2);
+            let library = library(variant).clone().tiles(Tiles::decode(4, 16, 4, 4), STANDARD).splits(2);
             check(&library, &problem, &inputs(&problem, 7));
         }
     }
@@ -139,7 +139,7 @@ fn the_dropout_mask_does_not_depend_on_splits() {
         for head in 0..2 {
             given.v[(key * 2 + head) * 8 + key % 8] = 1.0;
         }
-        for library in [split(1), split(3), decoding(Tiles::decode(6, 8, 4), 3)] {
+        for library in [split(1), split(3), decoding(Tiles::decode(6, 8, 4, 2), 3)] {
             let o = run(&library, &problem, &given).o();
             for (at, row) in o.chunks(8).enumerate() {
                 let (row_index, head) = (at as u32 / 4, at as u32 % 4);
@@ -165,7 +165,7 @@ fn shorter_calls_of_split_operations() {
     ] {
         let given = inputs(&problem, 10);
         let standard = run_calls(&split(1), &problem.clone().algorithm(Algorithm::Standard), &given, &calls);
-        for library in [split(4), decoding(Tiles::decode(4, 8, 4), 1), decoding(Tiles::decode(4, 8, 4), 5)] {
+        for library in [split(4), decoding(Tiles::decode(4, 8, 4, 2), 1), decoding(Tiles::decode(4, 8, 4, 2), 5)] {
             let flash = run_calls(&library, &problem, &given, &calls);
             for ((call, flash), standard) in calls.iter().zip(&flash).zip(&standard) {
                 check_answer(&problem_of(&problem, call), &given, flash, standard);
@@ -180,7 +180,7 @@ fn split_operations_are_cut_into_dispatches() {
     let shape = AttentionShape::new(2, 8, 40, 16).num_heads_kv(2).seqlen_kv(60);
     let problem = AttentionProblem::new(shape).layout(AttentionLayout::bhsd(&shape)).causal().dropout(0.2, 9);
     let given = inputs(&problem, 11);
-    for tiles in [Tiles::new(16, 8, 2, 4), Tiles::decode(4, 8, 4)] {
+    for tiles in [Tiles::new(16, 8, 2, 4), Tiles::decode(4, 8, 4, 2)] {
         let whole = run(&decoding(tiles, 3), &problem, &given);
         for max_grid in [40, 2] {
             let library = limited(|capabilities| capabilities.max_workgroups_per_dimension = max_grid);
@@ -200,7 +200,7 @@ fn split_runs_are_identical() {
     let shape = AttentionShape::new(2, 4, 3, 16).num_heads_kv(2).seqlen_kv(120);
     let problem = AttentionProblem::new(shape).element(Element::F16).causal().dropout(0.1, 3);
     let given = inputs(&problem, 12);
-    for library in [split(3), decoding(Tiles::decode(4, 8, 4), 3)] {
+    for library in [split(3), decoding(Tiles::decode(4, 8, 4, 2), 3)] {
         let first = run(&library, &problem, &given);
         for _ in 0..49 {
             assert!(run(&library, &problem, &given) == first);
@@ -211,7 +211,7 @@ fn split_runs_are_identical() {
 #[test]
 fn a_nan_reaches_the_rows_that_see_it() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, 6, 8).seqlen_kv(50)).window(Some(20), Some(3));
-    for library in [split(4), decoding(Tiles::decode(4, 8, 2), 3)] {
+    for library in [split(4), decoding(Tiles::decode(4, 8, 2, 2), 3)] {
         for (key, in_v) in [(20, true), (20, false), (47, true), (47, false), (49, true)] {
             let mut given = inputs(&problem, 13);
             let tensor = if in_v { &mut given.v } else { &mut given.k };

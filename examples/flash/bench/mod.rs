@@ -124,6 +124,7 @@ struct Candidate {
     pass: Pass,
     algorithm: Algorithm,
     tiles: Option<TileChoice>,
+    num_splits: Option<u32>,
 }
 
 /// What a candidate has been compiled to.
@@ -146,11 +147,13 @@ impl Candidate {
         let mut candidates = Vec::new();
         for &pass in options.passes.each() {
             for &algorithm in &options.algorithm {
-                if algorithm == Algorithm::Standard || options.tiles.is_empty() {
-                    candidates.push(Candidate { pass, algorithm, tiles: None });
-                } else {
-                    let with = |tiles: &TileChoice| Candidate { pass, algorithm, tiles: Some(*tiles) };
-                    candidates.extend(options.tiles.iter().map(with));
+                let standard = algorithm == Algorithm::Standard;
+                let tiles = if standard { Vec::new() } else { options.tiles.clone() };
+                let splits = if standard || pass != Pass::Forward { &[] } else { &options.num_splits[..] };
+                for tiles in or_none(&tiles) {
+                    for num_splits in or_none(splits) {
+                        candidates.push(Candidate { pass, algorithm, tiles, num_splits });
+                    }
                 }
             }
         }
@@ -162,9 +165,11 @@ impl Candidate {
         let capabilities = gpu.attention.capabilities();
         Ok(match (self.pass, self.tiles) {
             (Pass::Forward, tiles) => {
-                let plan = match tiles {
-                    None => Plan::new(&problem, capabilities)?,
-                    Some(tiles) => Plan::with_tiles(&problem, capabilities, tiles.first)?,
+                let tiles = tiles.map(|tiles| tiles.first);
+                let plan = match (tiles, self.num_splits) {
+                    (None, None) => Plan::new(&problem, capabilities)?,
+                    (Some(tiles), None) => Plan::with_tiles(&problem, capabilities, tiles)?,
+                    (tiles, Some(splits)) => Plan::with_splits(&problem, capabilities, tiles, splits)?,
                 };
                 Prepared::Forward(gpu.attention.prepare_plan(plan).await?)
             }
@@ -179,6 +184,11 @@ impl Candidate {
             }
         })
     }
+}
+
+/// Each of the choices, or none once.
+fn or_none<T: Copy>(choices: &[T]) -> Vec<Option<T>> {
+    if choices.is_empty() { vec![None] } else { choices.iter().copied().map(Some).collect() }
 }
 
 /// Inputs and the oracle's rows once, then each candidate.

@@ -31,6 +31,8 @@ pub struct Record {
     /// 10¹² floating-point operations a second at the median time: 4·head_dim for each visible pair forward, 10·head_dim
     /// backward.
     pub tflops: Option<f64>,
+    /// 10⁹ bytes a second, each of the caller's tensors read or written once, at the median time.
+    pub gigabytes_per_second: Option<f64>,
     /// Device memory beyond Q, K, V, O and the gradients.
     pub extra_bytes: Option<u64>,
     /// Floating-point operations for each byte of device memory that the kernels read or write, counted from the plan.
@@ -73,6 +75,7 @@ impl Record {
             ms_median: None,
             ms_min: None,
             tflops: None,
+            gigabytes_per_second: None,
             extra_bytes: None,
             flops_per_byte: None,
             max_error: None,
@@ -87,6 +90,8 @@ impl Record {
         self.ms_median = Some(time.median());
         self.ms_min = Some(time.min());
         self.tflops = Some(flops / (time.median() / 1e3) / 1e12);
+        let bytes: u64 = plan.direction().operands().iter().map(|&operand| plan.required_bytes(operand)).sum();
+        self.gigabytes_per_second = Some(bytes as f64 / (time.median() / 1e3) / 1e9);
         self.flops_per_byte = Some(flops / plan.traffic_bytes() as f64);
     }
 
@@ -104,6 +109,7 @@ impl Record {
             numbers("median", 8),
             numbers("fastest", 8),
             numbers("speed", 13),
+            numbers("tensors", 9),
             numbers("extra memory", 12),
             numbers("max error", 9),
             words("kernels, tiles (query rows × keys)", 44),
@@ -129,6 +135,7 @@ impl Record {
                 time(self.ms_median),
                 time(self.ms_min),
                 self.tflops.map_or("–".to_owned(), |tflops| text::per_second(tflops * 1e12, "FLOP")),
+                self.gigabytes_per_second.map_or("–".to_owned(), |rate| text::per_second(rate * 1e9, "B")),
                 self.extra_bytes.map_or("–".to_owned(), text::bytes),
                 self.max_error.map_or("–".to_owned(), text::error),
                 self.error.clone().unwrap_or(passes),
@@ -141,7 +148,7 @@ impl Record {
     pub fn csv(records: &[Record]) -> String {
         let mut csv = String::from(
             "pass,algorithm,batch,heads,heads_kv,seqlen_q,seqlen_kv,head_dim,element,causal,alignment,adapter,kernel,tiles,ms_median,\
-             ms_min,tflops,extra_bytes,flops_per_byte,max_error,error_bound,error\n",
+             ms_min,tflops,gigabytes_per_second,extra_bytes,flops_per_byte,max_error,error_bound,error\n",
         );
         for record in records {
             let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
@@ -164,6 +171,7 @@ impl Record {
                 number(record.ms_median),
                 number(record.ms_min),
                 number(record.tflops),
+                number(record.gigabytes_per_second),
                 record.extra_bytes.map_or(String::new(), |bytes| bytes.to_string()),
                 number(record.flops_per_byte),
                 number(record.max_error),

@@ -4,7 +4,7 @@
 
 fn invocation_index(local_invocation_index: u32) -> u32 { return local_invocation_index; }
 
-var<workgroup> lane_partials: array<Partial, THREAD_ROWS * INVOCATIONS>;
+var<workgroup> lane_partials: array<Partial, PARTIALS * INVOCATIONS>;
 
 fn lane_share(row: u32, invocation: u32, value: Partial) {
   if row == 0u { workgroupBarrier(); } // the last sums are read

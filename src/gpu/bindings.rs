@@ -57,6 +57,9 @@ impl Uniforms {
                     usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
                     mapped_at_creation: false,
                 });
+                // A submission clears what it finds unwritten in the buffers it binds, and on another thread it may find a
+                // place just before a value is written there: so all places are written first.
+                queue.write_buffer(&buffer, 0, &vec![0; stride as usize * PLACES]);
                 places.insert(Places { buffer, stride, offsets: HashMap::with_capacity(PLACES) })
             }
         };

@@ -32,7 +32,7 @@ pub(super) fn num_splits(kernel: Kernel, tiles: Tiles, problem: &AttentionProble
     let workgroups = row_tiles(kernel, tiles, heads_per_kv(problem), &whole).max(1);
     let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles) / TILES_OF_A_SPLIT;
     let splits = workgroups_wanted(capabilities.device_class) / workgroups;
-    let most = MAX_SPLITS.min(capabilities.max_workgroups_per_dimension.into());
+    let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
     splits.min(worthwhile).min(most).max(1) as u32
 }
 

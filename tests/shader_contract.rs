@@ -92,7 +92,7 @@ fn claimed(variant: &Specialization) -> NagaCapabilities {
     if variant.row_reduce == RowReduce::Subgroup {
         claimed |= NagaCapabilities::SUBGROUP;
     }
-    if variant.kernel == Kernel::FlashForwardCooperative {
+    if variant.tiles.matrix_side.is_some() {
         claimed |=
             NagaCapabilities::SUBGROUP | NagaCapabilities::SUBGROUP_BARRIER | NagaCapabilities::COOPERATIVE_MATRIX;
     }
@@ -164,7 +164,7 @@ fn check(variant: &Specialization) {
         .unwrap_or_else(|error| panic!("MSL of {variant:?}: {error}"));
     }
     // HLSL has no cooperative matrices, so wgpu offers none on DX12.
-    if variant.kernel != Kernel::FlashForwardCooperative {
+    if variant.tiles.matrix_side.is_none() {
         hlsl(variant, &module, &info);
     }
     line_map(variant, &source);

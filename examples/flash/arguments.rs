@@ -118,8 +118,9 @@ pub struct BenchOptions {
     #[arg(long = "pass", value_enum, value_name = "PASS", default_value = "forward")]
     pub passes: Passes,
     /// Tiles to time flash attention with, instead of those of the table: rows × keys × rows of an invocation × lanes, as
-    /// 64x16x2x4; or rows × keys × side of matrices, as 128x32xm16; or, for decoding, rows × keys × lanes × groups of
-    /// lanes, as 4x64xd8x16. The backward pass takes those of dK and dV and of dQ,
+    /// 64x16x2x4; or rows × keys × side of matrices, as 128x32xm16, or rows × keys × rows of a subgroup × its size × side,
+    /// as 128x32x16x32xm16; or, for decoding, rows × keys × lanes × groups of lanes, as 4x64xd8x16. The backward pass takes
+    /// those of dK and dV and of dQ,
     /// as 16x64x2x4/64x16x2x4.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_tiles)]
     pub tiles: Vec<TileChoice>,
@@ -304,6 +305,11 @@ fn parse_tiles(text: &str) -> Result<TileChoice, String> {
             [tile_q, tile_kv, side] => {
                 let side = number(side.strip_prefix('m').ok_or_else(reason)?)?;
                 Ok(Tiles::cooperative(number(tile_q)?, number(tile_kv)?, side.min(64)))
+            }
+            [tile_q, tile_kv, rows, lanes, side] => {
+                let side = number(side.strip_prefix('m').ok_or_else(reason)?)?;
+                let tiles = Tiles::new(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?);
+                Ok(Tiles { matrix_side: Some(side), ..tiles })
             }
             _ => Err(reason()),
         }

@@ -144,6 +144,10 @@ pub enum Kernel {
     FlashBackwardDkdv,
     /// `flash_backward_dq.wgsl`
     FlashBackwardDq,
+    /// `flash_backward_dkdv_cooperative.wgsl`
+    FlashBackwardDkdvCooperative,
+    /// `flash_backward_dq_cooperative.wgsl`
+    FlashBackwardDqCooperative,
     /// `standard_dp.wgsl`
     StandardDp,
     /// `standard_ds.wgsl`
@@ -158,7 +162,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 17] = [
+    pub const ALL: [Kernel; 19] = [
         Kernel::FlashForward,
         Kernel::FlashForwardSplit,
         Kernel::FlashForwardCooperative,
@@ -171,6 +175,8 @@ impl Kernel {
         Kernel::FlashBackwardPreprocess,
         Kernel::FlashBackwardDkdv,
         Kernel::FlashBackwardDq,
+        Kernel::FlashBackwardDkdvCooperative,
+        Kernel::FlashBackwardDqCooperative,
         Kernel::StandardDp,
         Kernel::StandardDs,
         Kernel::StandardDv,
@@ -193,6 +199,8 @@ impl Kernel {
             Kernel::FlashBackwardPreprocess => "flash_backward_preprocess",
             Kernel::FlashBackwardDkdv => "flash_backward_dkdv",
             Kernel::FlashBackwardDq => "flash_backward_dq",
+            Kernel::FlashBackwardDkdvCooperative => "flash_backward_dkdv_cooperative",
+            Kernel::FlashBackwardDqCooperative => "flash_backward_dq_cooperative",
             Kernel::StandardDp => "standard_dp",
             Kernel::StandardDs => "standard_ds",
             Kernel::StandardDv => "standard_dv",
@@ -219,7 +227,7 @@ impl Kernel {
             Kernel::FlashBackwardPreprocess => {
                 &[(Params, Uniform), (O, Read), (DO, Read), (DLse, Read), (Delta, Write)]
             }
-            Kernel::FlashBackwardDkdv => &[
+            Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDkdvCooperative => &[
                 (Params, Uniform),
                 (Q, Read),
                 (K, Read),
@@ -230,7 +238,7 @@ impl Kernel {
                 (Dk, Write),
                 (Dv, Write),
             ],
-            Kernel::FlashBackwardDq => &[
+            Kernel::FlashBackwardDq | Kernel::FlashBackwardDqCooperative => &[
                 (Params, Uniform),
                 (Q, Read),
                 (K, Read),
@@ -299,12 +307,18 @@ impl Kernel {
 
     /// Whether cooperative matrices compute its products.
     pub(crate) const fn uses_matrices(self) -> bool {
-        matches!(self, Kernel::FlashForwardCooperative)
+        matches!(
+            self,
+            Kernel::FlashForwardCooperative | Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative
+        )
     }
 
     /// Whether a workgroup owns a tile of keys, over which it walks with the rows; else it owns a tile of rows.
     pub(crate) const fn owns_keys(self) -> bool {
-        matches!(self, Kernel::FlashBackwardDkdv | Kernel::StandardDv | Kernel::StandardDk)
+        matches!(
+            self,
+            Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDkdvCooperative | Kernel::StandardDv | Kernel::StandardDk
+        )
     }
 
     /// Whether its text depends on there being keys that some row does not see.

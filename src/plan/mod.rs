@@ -280,7 +280,7 @@ impl Plan {
                     Kernel::StandardSoftmax => 3 * s + lse,
                     Kernel::StandardOutput => s + v + o,
                     Kernel::FlashBackwardPreprocess => 2 * o + lse,
-                    Kernel::FlashBackwardDkdv => {
+                    Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDkdvCooperative => {
                         let own = keys * (head_dim + head_dim_v) * (size + gradient_size);
                         q_again + o_again + visits * tile_q * 8 + own
                     }
@@ -289,7 +289,9 @@ impl Plan {
                     Kernel::StandardDv => s + o_again + keys * head_dim_v * gradient_size,
                     Kernel::StandardDk => s + q_again + keys * head_dim * gradient_size,
                     Kernel::StandardDq => s + k + rows * head_dim * gradient_size,
-                    Kernel::FlashBackwardDq => q + o + 2 * lse + k + v + rows * head_dim * gradient_size,
+                    Kernel::FlashBackwardDq | Kernel::FlashBackwardDqCooperative => {
+                        q + o + 2 * lse + k + v + rows * head_dim * gradient_size
+                    }
                 }
             })
             .sum();
@@ -341,6 +343,11 @@ fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Dir
             let step = |kernels: &'static [Kernel]| -> Step {
                 vec![(kernels, tiles::backward_candidates(kernels[0], capabilities, shape))]
             };
+            let either = |on_matrices: &'static [Kernel], kernels: &'static [Kernel]| -> Step {
+                let candidates = tiles::cooperative_backward_candidates(on_matrices[0], capabilities, shape);
+                let matrices = may_use_matrices.then_some((on_matrices, candidates));
+                matrices.into_iter().chain(step(kernels)).collect()
+            };
             if algorithm == Algorithm::Standard {
                 let kernels = &[
                     Kernel::StandardScores,
@@ -354,8 +361,8 @@ fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Dir
             }
             vec![
                 step(&[Kernel::FlashBackwardPreprocess]),
-                step(&[Kernel::FlashBackwardDkdv]),
-                step(&[Kernel::FlashBackwardDq]),
+                either(&[Kernel::FlashBackwardDkdvCooperative], &[Kernel::FlashBackwardDkdv]),
+                either(&[Kernel::FlashBackwardDqCooperative], &[Kernel::FlashBackwardDq]),
             ]
         }
     }

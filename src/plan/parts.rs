@@ -298,12 +298,16 @@ impl Plan {
             | Kernel::StandardOutput
             | Kernel::FlashBackwardPreprocess
             | Kernel::FlashBackwardDq
+            | Kernel::FlashBackwardDqCooperative
             | Kernel::StandardDq => q_tiles,
             Kernel::StandardScores | Kernel::StandardDp => {
                 q_tiles.saturating_mul(u64::from(self.s_stride_row(lengths) / tiles.tile_kv))
             }
             Kernel::StandardSoftmax | Kernel::StandardDs => heads * u64::from(part.row_count),
-            Kernel::FlashBackwardDkdv | Kernel::StandardDv | Kernel::StandardDk => {
+            Kernel::FlashBackwardDkdv
+            | Kernel::FlashBackwardDkdvCooperative
+            | Kernel::StandardDv
+            | Kernel::StandardDk => {
                 heads / u64::from(heads_per_kv(&self.problem)) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
             }
         }

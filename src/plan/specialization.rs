@@ -81,7 +81,7 @@ impl Specialization {
         use super::Operand::{DO, K, O, OParts, Q, V};
         let kernel = self.kernel;
         let binds_any = |operands: &[super::Operand]| operands.iter().any(|&operand| kernel.binds(operand));
-        self.in_lockstep &= self.kernel == Kernel::FlashForwardCooperative;
+        self.in_lockstep &= self.kernel.uses_matrices();
         self.has_window &= kernel.masks();
         self.has_dropout &= kernel.drops();
         self.f32_gradients &= kernel.operands().iter().any(|(operand, _)| operand.is_gradient());

@@ -65,6 +65,11 @@ impl Tiles {
         Self { tile_q, tile_kv, thread_rows: side, lanes: side * side / 8, key_lanes: 1, matrix_side: Some(side) }
     }
 
+    /// As [`Tiles::cooperative`], a subgroup owning `thread_rows` rows.
+    pub(super) const fn on_matrices(tile_q: u32, tile_kv: u32, thread_rows: u32, side: u32) -> Self {
+        Self { tile_q, tile_kv, thread_rows, lanes: side * side / 8, key_lanes: 1, matrix_side: Some(side) }
+    }
+
     /// Invocations of a workgroup.
     pub const fn invocations(&self) -> u32 {
         self.lanes * (self.tile_q / self.thread_rows) * self.key_lanes
@@ -129,6 +134,16 @@ impl Tiles {
                 self.key_lanes * (8 + QUAD * self.lanes * self.quads(head_dim_v)) + partials
             }
             Kernel::Combine => 0,
+            Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
+                let side = self.matrix_side.unwrap_or(1);
+                let row = |dim: u32| dim.div_ceil(side) * side / 4 + 2;
+                let (walked, stats) =
+                    if kernel.owns_keys() { (self.tile_q, 8 * self.tile_q) } else { (self.tile_kv, 0) };
+                let rows = self.invocations_of(kernel) / self.lanes * side;
+                // A mark for each row of the walked tile; the tiles, P and dS are f16, S and dP f32.
+                let halves = walked * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2);
+                QUAD / 2 * halves + QUAD * rows * (side / 4 + 1) + stats + 4 * walked
+            }
             Kernel::FlashForwardCooperative => {
                 let side = self.matrix_side.unwrap_or(1);
                 let row = |dim: u32| dim.div_ceil(side) * side / 4 + 2;
@@ -168,8 +183,6 @@ impl Tiles {
                 && capabilities.subgroups
                 && [capabilities.subgroup_min_size, capabilities.subgroup_max_size] == [lanes; 2]
                 && lanes == side * side / 8
-                && thread_rows == side
-                && tile_kv.is_multiple_of(side)
         });
         let sides_fit = match kernel {
             Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
@@ -178,6 +191,15 @@ impl Tiles {
             _ if key_lanes != 1 => false,
             // The keys of an invocation lie within one quad, whose dropout is drawn together.
             Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
+            Kernel::FlashForwardCooperative => {
+                let side = matrix_side.unwrap_or(1);
+                tile_q.is_multiple_of(thread_rows) && thread_rows == side && tile_kv.is_multiple_of(side)
+            }
+            Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
+                let side = matrix_side.unwrap_or(1);
+                let (owned, walked) = if kernel.owns_keys() { (tile_kv, tile_q) } else { (tile_q, tile_kv) };
+                thread_rows.is_multiple_of(side) && owned.is_multiple_of(thread_rows) && walked.is_multiple_of(side)
+            }
             Kernel::StandardDv | Kernel::StandardDk => thread_rows == 4 && tile_kv.is_multiple_of(4),
             Kernel::StandardScores
             | Kernel::StandardSoftmax
@@ -324,5 +346,30 @@ pub(super) fn backward_candidates(
         (Kernel::FlashBackwardDkdv, _) => const { &[Tiles::new(4, 16, 1, 4)] },
         _ if widest <= 64 => const { &[Tiles::new(32, 16, 1, 1)] },
         _ => const { &[Tiles::new(16, 4, 1, 4)] },
+    }
+}
+
+/// Tiles of a kernel of the backward pass on cooperative matrices, the best first.
+pub(super) fn cooperative_backward_candidates(
+    kernel: Kernel,
+    capabilities: &Capabilities,
+    shape: &AttentionShape,
+) -> &'static [Tiles] {
+    let is_narrow = shape.head_dim.max(shape.head_dim_v) <= 64;
+    match (kernel, capabilities.matrix_side) {
+        // As forward.
+        _ if capabilities.device_class == DeviceClass::Cpu => &[],
+        (Kernel::FlashBackwardDkdvCooperative, Some(16)) if is_narrow => {
+            const { &[Tiles::on_matrices(32, 64, 16, 16), Tiles::on_matrices(16, 64, 16, 16)] }
+        }
+        (Kernel::FlashBackwardDkdvCooperative, Some(16)) => {
+            const { &[Tiles::on_matrices(16, 64, 16, 16), Tiles::on_matrices(16, 32, 16, 16)] }
+        }
+        (_, Some(16)) if is_narrow => {
+            const { &[Tiles::on_matrices(64, 32, 16, 16), Tiles::on_matrices(64, 16, 16, 16)] }
+        }
+        (_, Some(16)) => const { &[Tiles::on_matrices(64, 16, 16, 16), Tiles::on_matrices(32, 16, 16, 16)] },
+        (_, Some(8)) => const { &[Tiles::on_matrices(32, 32, 8, 8), Tiles::on_matrices(8, 8, 8, 8)] },
+        _ => &[],
     }
 }

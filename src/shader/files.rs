@@ -1,6 +1,6 @@
 //! The files of `shaders/`, and which of them make up a kernel.
 
-use crate::plan::{Access, Kernel, RowReduce, Specialization, Storage};
+use crate::plan::{Access, Kernel, Operand, RowReduce, Specialization, Storage};
 
 #[derive(Clone, Copy)]
 pub(super) struct File {
@@ -52,7 +52,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             RowReduce::Subgroup => file!("slots/row_reduce/subgroup.wgsl"),
         });
     }
-    if matches!(kernel, Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq | Kernel::StandardDs) {
+    if kernel.binds(Operand::Lse) && kernel.binds(Operand::Delta) {
         files.push(file!("common/row_stats.wgsl"));
     }
     if matches!(kernel, Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq) {
@@ -79,6 +79,9 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         }),
         Kernel::FlashBackwardDkdv => files.push(file!("common/flash_q_tiles.wgsl")),
         Kernel::FlashBackwardPreprocess => {}
+        Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
+            files.push(file!("common/cooperative_gradient_tiles.wgsl"));
+        }
         Kernel::FlashForwardCooperative => files.push(file!("common/cooperative_tiles.wgsl")),
         Kernel::StandardScores | Kernel::StandardDp => files.push(file!("common/standard_product.wgsl")),
         Kernel::StandardSoftmax | Kernel::StandardDs => {}
@@ -96,6 +99,8 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashBackwardPreprocess => file!("flash_backward_preprocess.wgsl"),
         Kernel::FlashBackwardDkdv => file!("flash_backward_dkdv.wgsl"),
         Kernel::FlashBackwardDq => file!("flash_backward_dq.wgsl"),
+        Kernel::FlashBackwardDkdvCooperative => file!("flash_backward_dkdv_cooperative.wgsl"),
+        Kernel::FlashBackwardDqCooperative => file!("flash_backward_dq_cooperative.wgsl"),
         Kernel::StandardDp => file!("standard_dp.wgsl"),
         Kernel::StandardDs => file!("standard_ds.wgsl"),
         Kernel::StandardDv => file!("standard_dv.wgsl"),

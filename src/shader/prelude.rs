@@ -69,6 +69,16 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             counts.push(("STATS_FETCHES", tiles.tile_q.div_ceil(invocations)));
             (tiles.lanes * k_quads, tiles.lanes * v_quads)
         }
+        Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
+            let side = tiles.matrix_side.unwrap_or(1);
+            let (k_fragments, v_fragments) = (head_dim.div_ceil(side), head_dim_v.div_ceil(side));
+            let walked = if specialization.kernel.owns_keys() { tiles.tile_q } else { tiles.tile_kv };
+            line(format_args!("const IN_LOCKSTEP = {};", specialization.in_lockstep));
+            counts.extend([("MATRIX_SIDE", side), ("OWNED_FRAGMENTS", tiles.thread_rows / side)]);
+            counts.extend([("K_FRAGMENTS", k_fragments), ("V_FRAGMENTS", v_fragments), ("TILE_ROWS", walked)]);
+            counts.push(("STATS_FETCHES", tiles.tile_q.div_ceil(invocations)));
+            (k_fragments * side / 4, v_fragments * side / 4)
+        }
         Kernel::FlashForwardCooperative => {
             let side = tiles.matrix_side.unwrap_or(1);
             let (k_fragments, v_fragments) = (head_dim.div_ceil(side), head_dim_v.div_ceil(side));
@@ -120,14 +130,14 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     lists.names("INPUTS", tensors(Usage::Read, false));
     lists.names("OUTPUTS", tensors(Usage::Write, false));
     lists.names("F32_OUTPUTS", tensors(Usage::Write, true));
-    for (list, names) in standard_names(specialization.kernel) {
+    for (list, names) in shared_names(specialization.kernel) {
         lists.names(list, vec![names]);
     }
     (text, lists)
 }
 
-/// Which tensors the shared text of standard attention works on.
-fn standard_names(kernel: Kernel) -> Vec<(&'static str, &'static str)> {
+/// Which tensors the text that several kernels share works on.
+fn shared_names(kernel: Kernel) -> Vec<(&'static str, &'static str)> {
     match kernel {
         Kernel::StandardScores => vec![("ROWS", "q"), ("KEY_TENSOR", "k")],
         Kernel::StandardDp => vec![("ROWS", "d_o"), ("KEY_TENSOR", "v")],
@@ -135,6 +145,12 @@ fn standard_names(kernel: Kernel) -> Vec<(&'static str, &'static str)> {
         Kernel::StandardDq => vec![("MATRIX", "dp"), ("KEY_TENSOR", "k"), ("SUM", "dq")],
         Kernel::StandardDv => vec![("MATRIX", "s"), ("ROWS", "d_o"), ("SUM", "dv")],
         Kernel::StandardDk => vec![("MATRIX", "dp"), ("ROWS", "q"), ("SUM", "dk")],
+        Kernel::FlashBackwardDkdvCooperative => {
+            vec![("WALKED_K", "q"), ("WALKED_V", "d_o"), ("OWNED_K", "k"), ("OWNED_V", "v")]
+        }
+        Kernel::FlashBackwardDqCooperative => {
+            vec![("WALKED_K", "k"), ("WALKED_V", "v"), ("OWNED_K", "q"), ("OWNED_V", "d_o")]
+        }
         _ => Vec::new(),
     }
 }

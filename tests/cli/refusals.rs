@@ -45,7 +45,7 @@ fn options_that_make_no_sense_are_refused() {
     place.refuses(&["bench", "--seqlen", "0"], "--seqlen");
     place.refuses(&["bench", "--pass", "sideways"], "--pass");
     place.refuses(&["bench", "--tiles", "64x16"], "64x16x2x4");
-    place.refuses(&["bench", "--tiles", "64x16xmx"], "no tiles");
+    place.refuses(&["bench", "--tiles", "64x16x16x32xmx"], "no tiles");
     place.refuses(&["bench", "--seqlen", "12,x"], "--seqlen");
     place.refuses(&["bench", "--head-dim", "257"], "--head-dim");
     place.refuses(&["bench", "--algorithm", "reference"], "standard");

@@ -3,6 +3,7 @@
 
 mod algebra;
 mod backward;
+mod backward_matrices;
 mod backward_properties;
 mod determinism;
 mod dispatches;

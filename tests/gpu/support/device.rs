@@ -113,6 +113,11 @@ impl Library {
     }
 }
 
+/// Tiles of the backward pass on matrices, a subgroup owning `thread_rows` rows.
+fn matrices(tile_q: u32, tile_kv: u32, thread_rows: u32, side: u32) -> Tiles {
+    Tiles { matrix_side: Some(side), ..Tiles::new(tile_q, tile_kv, thread_rows, side * side / 8) }
+}
+
 /// The library with f16 on cooperative matrices, also on a software driver, where the planner knows better: they are slow
 /// there, but no GPU is needed to test them. `None` where the device has none.
 pub fn with_matrices() -> Option<&'static Library> {
@@ -120,12 +125,15 @@ pub fn with_matrices() -> Option<&'static Library> {
     let library = LIBRARY.get_or_init(|| {
         let Library { attention, .. } = Library::whole();
         let attention = attention.with_matrices(true);
-        let tiles = match attention.capabilities().matrix_side? {
-            16 => Tiles::cooperative(128, 32, 16),
-            side => Tiles::cooperative(32, 32, side),
+        let side = attention.capabilities().matrix_side?;
+        let standard = Tiles::new(64, 32, 4, 8);
+        // One fragment of keys to a subgroup, and two of rows.
+        let [tiles, dkdv, dq] = match side {
+            16 => [Tiles::cooperative(128, 32, 16), matrices(32, 64, 16, 16), matrices(64, 32, 32, 16)],
+            side => [Tiles::cooperative(32, 32, side), matrices(16, 32, 8, side), matrices(32, 16, 16, side)],
         };
-        let tiles = Some([tiles, Tiles::new(64, 32, 4, 8)]);
-        Some(Library { attention, tiles, backward_tiles: None, num_splits: None })
+        let library = Library { attention, tiles: Some([tiles, standard]), backward_tiles: None, num_splits: None };
+        Some(library.backward_tiles(dkdv, dq, standard))
     });
     library.as_ref()
 }

@@ -1,0 +1,258 @@
+// FlashAttention, backward, dK and dV on cooperative matrices: the loop of flash_backward_dkdv.wgsl with its four products
+// done by the matrix units, f16 in and f32 accumulated.
+//
+//   for each KV tile j of a KV head:                     one workgroup
+//     dK_j = 0, dV_j = 0
+//     for each query head that shares it, for each Q tile i with a row that sees some key of j:
+//       for each fragment of rows of i:
+//         Sᵀ   = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ               on matrices
+//         P    = exp(softmax_scale · S − LSE_i), masked  through scratch memory: a matrix's elements cannot be reached
+//         dS   = P ∘ (dropout(dP) − D_i)
+//         dV_j = dV_j + dropout(P)ᵀ dO_i                 on matrices
+//         dK_j = dK_j + dSᵀ Q_i                          on matrices
+//     dK_j = softmax_scale · dK_j
+//
+// Who owns what: a workgroup one KV tile of one KV head; a subgroup THREAD_ROWS of its keys, as fragments of K, V, dK and
+// dV in its registers; an invocation, between products, 8 neighbouring keys of one row. Workgroup memory holds the Q and dO
+// tiles in f16, and for each subgroup the scratch in which S, dP, P and dS change between fragments and plain values.
+
+// LSE in units of log2(e), and D.
+var<workgroup> stats_tile: array<vec2<f32>, TILE_Q>;
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(
+  @builtin(workgroup_id) workgroup_id: vec3<u32>,
+  @builtin(subgroup_id) subgroup_id: u32,
+  @builtin(subgroup_invocation_id) subgroup_invocation_id: u32,
+) {
+  let index = workgroup_id.y * params.grid_width + workgroup_id.x;
+  if index >= kv_tile_count() { return; }
+  let tile = kv_tile_at(index);
+  let invocation = subgroup_id * LANES + subgroup_invocation_id;
+
+  // The subgroup's scratch, in which a row is one of the fragment's, or on the way in and out a key; and this invocation's
+  // two quads there. Neighbouring lanes take neighbouring rows: without bank conflicts, which the other order has.
+  let row_in_fragment = subgroup_invocation_id % MATRIX_SIDE;
+  let first_quad = subgroup_invocation_id / MATRIX_SIDE * 2u;
+  let s_scratch = subgroup_id * MATRIX_SIDE * S_STRIDE;
+  let s_mine = s_scratch + row_in_fragment * S_STRIDE + first_quad;
+  let p_scratch = subgroup_id * MATRIX_SIDE * P_STRIDE;
+  let p_mine = p_scratch + row_in_fragment * P_STRIDE + first_quad;
+  let s_stride = S_STRIDE;
+
+  // K_j, V_j; dK_j = 0, dV_j = 0
+  let subgroup_key = tile.key + subgroup_id * THREAD_ROWS;
+  let k_at = params.k_offset + tile.batch * params.k_stride_batch + tile.head_kv * params.k_stride_head;
+  let v_at = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head;
+  // unroll E in OWNED_FRAGMENTS {
+  let owned_E = subgroup_key + E * MATRIX_SIDE + row_in_fragment;
+  // unroll M in K_FRAGMENTS {
+  p_tile[p_mine] = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad);
+  p_tile[p_mine + 1u] = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u);
+  scratch_barrier();
+  let k_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+  scratch_barrier();
+  var dk_E_M = MatrixC();
+  // }
+  // unroll M in V_FRAGMENTS {
+  p_tile[p_mine] = fetch_v(v_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad);
+  p_tile[p_mine + 1u] = fetch_v(v_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u);
+  scratch_barrier();
+  let v_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+  scratch_barrier();
+  var dv_E_M = MatrixC();
+  // }
+  // }
+  var ds_gain = 1e38;
+  for (var row = invocation; row < TILE_Q; row += INVOCATIONS) { atomicStore(&poisoned[row], 0u); }
+
+  // for each query head that shares it, for each Q tile i with a row that sees some key of j:
+  let range = row_range(tile.first_key, tile.last_key);
+  let tiles = max(range.end, range.first) - range.first;
+  let steps = tiles * params.heads_per_kv;
+  let is_full = tile.key + TILE_KV <= params.key_count;
+  let q_batch_at = params.q_offset + tile.batch * params.q_stride_batch;
+  let d_o_batch_at = params.d_o_offset + tile.batch * params.d_o_stride_batch;
+  let lse_batch_at = tile.batch * params.lse_stride_batch;
+  // The next tile is fetched into registers while the one before is computed with.
+  // unroll L in K_FETCHES {
+  var q_next_L = Loaded();
+  // }
+  // unroll L in V_FETCHES {
+  var d_o_next_L = Loaded();
+  // }
+  // unroll L in STATS_FETCHES {
+  var stats_next_L = vec2<f32>(0.0);
+  // }
+  if steps > 0u {
+    let next_row = range.first * TILE_Q;
+    // unroll L in K_FETCHES {
+    q_next_L = fetch_q(q_batch_at + tile.head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS);
+    // }
+    // unroll L in V_FETCHES {
+    d_o_next_L = fetch_d_o(d_o_batch_at + tile.head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS);
+    // }
+    // unroll L in STATS_FETCHES {
+    stats_next_L = row_stats(lse_batch_at + tile.head * params.lse_stride_head, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
+    // }
+  }
+  for (var step = 0u; step < steps; step++) {
+    let head = tile.head + step / tiles;
+    let i = range.first + step % tiles;
+    let next = min(step + 1u, steps - 1u);
+    let next_head = tile.head + next / tiles;
+    let next_row = (range.first + next % tiles) * TILE_Q;
+    let partial = !is_whole(range, i);
+    workgroupBarrier(); // the last tile is read
+    // unroll L in K_FETCHES {
+    place_q(invocation + L * INVOCATIONS, q_next_L, HAS_WINDOW && partial, step + 1u);
+    q_next_L = fetch_q(q_batch_at + next_head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS);
+    // }
+    // unroll L in V_FETCHES {
+    place_d_o(invocation + L * INVOCATIONS, d_o_next_L, HAS_WINDOW && partial, step + 1u);
+    d_o_next_L = fetch_d_o(d_o_batch_at + next_head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS);
+    // }
+    // unroll L in STATS_FETCHES {
+    if invocation + L * INVOCATIONS < TILE_Q { stats_tile[invocation + L * INVOCATIONS] = stats_next_L; }
+    stats_next_L = row_stats(lse_batch_at + next_head * params.lse_stride_head, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
+    // }
+    workgroupBarrier(); // the tile is in place
+
+    for (var fragment = 0u; fragment < TILE_Q; fragment += MATRIX_SIDE) {
+      // Sᵀ = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ
+      let q_fragment = fragment * K_STRIDE;
+      let d_o_fragment = fragment * V_STRIDE;
+      // unroll E in OWNED_FRAGMENTS {
+      var s_E = MatrixC();
+      var dp_E = MatrixC();
+      // }
+      // unroll M in K_FRAGMENTS {
+      let q_M = coopLoad<MatrixB>(&q_tile[q_fragment + M * MATRIX_QUADS], K_STRIDE);
+      // unroll E in OWNED_FRAGMENTS {
+      s_E = coopMultiplyAdd(k_E_M, q_M, s_E);
+      // }
+      // }
+      // unroll M in V_FRAGMENTS {
+      let d_o_M = coopLoad<MatrixB>(&d_o_tile[d_o_fragment + M * MATRIX_QUADS], V_STRIDE);
+      // unroll E in OWNED_FRAGMENTS {
+      dp_E = coopMultiplyAdd(v_E_M, d_o_M, dp_E);
+      // }
+      // }
+
+      // P = exp(softmax_scale · S − LSE_i), masked; dS = P ∘ (dropout(dP) − D_i)
+      let row = fragment + row_in_fragment;
+      let i_row = i * TILE_Q + row;
+      var stats = stats_tile[row];
+      if HAS_WINDOW && partial && atomicLoad(&poisoned[row]) == step + 1u { stats.x = not_a_number(); }
+      let visible = visible_keys(i_row);
+      var ds_largest = 0.0;
+      // unroll E in OWNED_FRAGMENTS {
+      let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + first_quad * 4u;
+      coopStore(s_E, &s_tile[s_scratch], s_stride);
+      scratch_barrier();
+      var p_0_E = exp2(fma(s_tile[s_mine], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats.x)));
+      var p_1_E = exp2(fma(s_tile[s_mine + 1u], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats.x)));
+      scratch_barrier();
+      coopStore(dp_E, &s_tile[s_scratch], s_stride);
+      scratch_barrier();
+      var ds_0_E = s_tile[s_mine];
+      var ds_1_E = s_tile[s_mine + 1u];
+      scratch_barrier();
+      if HAS_DROPOUT {
+        let keep_0 = kept(params.batch_first + tile.batch, params.head_first + head, i_row, key_E);
+        let keep_1 = kept(params.batch_first + tile.batch, params.head_first + head, i_row, key_E + 4u);
+        ds_0_E = p_0_E * (select(vec4<f32>(0.0), ds_0_E * params.dropout_scale, keep_0) - vec4<f32>(stats.y));
+        ds_1_E = p_1_E * (select(vec4<f32>(0.0), ds_1_E * params.dropout_scale, keep_1) - vec4<f32>(stats.y));
+        p_0_E = select(vec4<f32>(0.0), p_0_E, keep_0);
+        p_1_E = select(vec4<f32>(0.0), p_1_E, keep_1);
+      } else {
+        ds_0_E = p_0_E * (ds_0_E - vec4<f32>(stats.y));
+        ds_1_E = p_1_E * (ds_1_E - vec4<f32>(stats.y));
+      }
+      if (HAS_WINDOW && partial) || !is_full {
+        p_0_E = select(vec4<f32>(0.0), p_0_E, sees(visible, key_E));
+        p_1_E = select(vec4<f32>(0.0), p_1_E, sees(visible, key_E + 4u));
+        ds_0_E = select(vec4<f32>(0.0), ds_0_E, sees(visible, key_E));
+        ds_1_E = select(vec4<f32>(0.0), ds_1_E, sees(visible, key_E + 4u));
+      }
+      ds_largest = max(ds_largest, max(largest_of(ds_0_E), largest_of(ds_1_E)));
+      // }
+
+      // The scale of dS follows its largest value. A loop that ends after one turn, because naga does not take the
+      // condition of an `if` for uniform; it is, by subgroupAny.
+      loop {
+        if !subgroupAny(ds_largest * ds_gain > DS_MOST) { break; }
+        let gain = gain_for(subgroupMax(ds_largest));
+        let ratio = gain / ds_gain;
+        ds_gain = gain;
+        // unroll E in OWNED_FRAGMENTS {
+        // unroll M in K_FRAGMENTS {
+        dk_E_M = dk_E_M * ratio;
+        // }
+        // }
+        break;
+      }
+
+      // dropout(P)ᵀ and dSᵀ
+      // unroll E in OWNED_FRAGMENTS {
+      p_tile[p_mine] = vec4<f16>(p_0_E * P_GAIN);
+      p_tile[p_mine + 1u] = vec4<f16>(p_1_E * P_GAIN);
+      scratch_barrier();
+      let p_E = coopLoad<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+      scratch_barrier();
+      p_tile[p_mine] = vec4<f16>(ds_0_E * ds_gain);
+      p_tile[p_mine + 1u] = vec4<f16>(ds_1_E * ds_gain);
+      scratch_barrier();
+      let ds_E = coopLoad<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+      scratch_barrier();
+      // }
+
+      // dV_j = dV_j + dropout(P)ᵀ dO_i, dK_j = dK_j + dSᵀ Q_i
+      // unroll M in V_FRAGMENTS {
+      let d_o_rows_M = coopLoadT<MatrixB>(&d_o_tile[d_o_fragment + M * MATRIX_QUADS], V_STRIDE);
+      // unroll E in OWNED_FRAGMENTS {
+      dv_E_M = coopMultiplyAdd(p_E, d_o_rows_M, dv_E_M);
+      // }
+      // }
+      // unroll M in K_FRAGMENTS {
+      let q_rows_M = coopLoadT<MatrixB>(&q_tile[q_fragment + M * MATRIX_QUADS], K_STRIDE);
+      // unroll E in OWNED_FRAGMENTS {
+      dk_E_M = coopMultiplyAdd(ds_E, q_rows_M, dk_E_M);
+      // }
+      // }
+    }
+  }
+
+  // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j
+  let dk_factor = params.softmax_scale_log2 * LN_2 / ds_gain;
+  let dv_factor = params.dropout_scale / P_GAIN;
+  let dk_at = params.dk_offset + tile.batch * params.dk_stride_batch + tile.head_kv * params.dk_stride_head;
+  let dv_at = params.dv_offset + tile.batch * params.dv_stride_batch + tile.head_kv * params.dv_stride_head;
+  // unroll E in OWNED_FRAGMENTS {
+  let inside_E = owned_E < params.key_count;
+  // unroll M in K_FRAGMENTS {
+  let k_dim_E_M = (M * MATRIX_QUADS + first_quad) * 4u;
+  scratch_barrier();
+  coopStoreT(dk_E_M, &s_tile[s_scratch], s_stride);
+  scratch_barrier();
+  if inside_E && k_dim_E_M < HEAD_DIM {
+    store_dk(dk_at + owned_E * params.dk_stride_row + k_dim_E_M, HEAD_DIM - k_dim_E_M, s_tile[s_mine] * dk_factor);
+  }
+  if inside_E && k_dim_E_M + 4u < HEAD_DIM {
+    store_dk(dk_at + owned_E * params.dk_stride_row + k_dim_E_M + 4u, HEAD_DIM - k_dim_E_M - 4u, s_tile[s_mine + 1u] * dk_factor);
+  }
+  // }
+  // unroll M in V_FRAGMENTS {
+  let v_dim_E_M = (M * MATRIX_QUADS + first_quad) * 4u;
+  scratch_barrier();
+  coopStoreT(dv_E_M, &s_tile[s_scratch], s_stride);
+  scratch_barrier();
+  if inside_E && v_dim_E_M < HEAD_DIM_V {
+    store_dv(dv_at + owned_E * params.dv_stride_row + v_dim_E_M, HEAD_DIM_V - v_dim_E_M, s_tile[s_mine] * dv_factor);
+  }
+  if inside_E && v_dim_E_M + 4u < HEAD_DIM_V {
+    store_dv(dv_at + owned_E * params.dv_stride_row + v_dim_E_M + 4u, HEAD_DIM_V - v_dim_E_M - 4u, s_tile[s_mine + 1u] * dv_factor);
+  }
+  // }
+  // }
+}

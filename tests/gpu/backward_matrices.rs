@@ -1,0 +1,130 @@
+//! Gradients in f16 on cooperative matrices, which round P and dS to f16 before their products, by the same rule as the
+//! other kernels.
+
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element};
+
+use crate::support::{
+    GradientInputs, Library, check_gradients, gradient_inputs, round, run_backward, strided, with_matrices,
+};
+
+fn library() -> Option<&'static Library> {
+    let library = with_matrices();
+    if library.is_none() {
+        println!("skipped: the device has no cooperative matrices");
+    }
+    library
+}
+
+fn check(problem: &AttentionProblem, seed: u64) {
+    let Some(library) = library() else { return };
+    let problem = problem.clone().element(Element::F16);
+    let kernels = library.prepare_gradients(&problem).unwrap().plan().passes().to_vec();
+    assert!(kernels.iter().any(|pass| pass.kernel.name() == "flash_backward_dkdv_cooperative"), "{kernels:?}");
+    check_gradients(library, &problem, &gradient_inputs(&problem, seed));
+}
+
+#[test]
+fn every_mask_and_dropout() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 3, 113, 40).num_heads_kv(1).seqlen_kv(203));
+    check(&problem, 1);
+    check(&problem.clone().causal(), 2);
+    check(&problem.clone().causal_top_left(), 3);
+    check(&problem.clone().window(Some(7), Some(3)), 4);
+    check(&problem.clone().causal().dropout(0.3, 5).scale(-0.4), 5);
+    check(&problem.clone().dropout(0.1, 9), 6);
+    // Rows that see nothing.
+    check(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 40).seqlen_kv(40)).causal(), 7);
+}
+
+#[test]
+fn every_width_and_layout() {
+    for (n, (head_dim, head_dim_v)) in [(1, 3), (31, 40), (80, 96), (128, 59), (128, 128)].into_iter().enumerate() {
+        let shape = AttentionShape::new(1, 2, 70, head_dim).head_dim_v(head_dim_v);
+        check(&AttentionProblem::new(shape).causal(), n as u64);
+    }
+    let shape = AttentionShape::new(2, 4, 45, 24).num_heads_kv(2);
+    for layout in [AttentionLayout::bhsd(&shape), strided(&shape, true)] {
+        check(&AttentionProblem::new(shape).layout(layout).causal(), 3);
+    }
+    // In f32 they are what is rounded otherwise.
+    let Some(library) = library() else { return };
+    let problem = AttentionProblem::new(shape).element(Element::F16);
+    let given = gradient_inputs(&problem, 3);
+    let in_f32 = run_backward(library, &problem.clone().f32_gradients(), &given).dk();
+    let rounded = run_backward(library, &problem, &given).dk();
+    assert!(in_f32.iter().map(|value| round(Element::F16, *value)).eq(rounded.iter().copied()) && in_f32 != rounded);
+}
+
+/// A gradient is as small or as large as the loss makes it, far outside what f16 holds with all of its bits.
+#[test]
+fn gradients_scale_with_d_o() {
+    let Some(library) = library() else { return };
+    let problem =
+        AttentionProblem::new(AttentionShape::new(1, 2, 90, 64).seqlen_kv(130)).element(Element::F16).causal();
+    let in_f32 = problem.clone().f32_gradients();
+    let given = gradient_inputs(&problem, 2);
+    let scaled = |factor: f64| {
+        let d_o = given.d_o.iter().map(|value| value * factor).collect();
+        run_backward(library, &in_f32, &GradientInputs { d_o, ..given.clone() })
+    };
+    let plain = scaled(1.0);
+    // Powers of two, so that dO itself is not rounded.
+    for exponent in [-9, 11] {
+        let factor = 2f64.powi(exponent);
+        let found = scaled(factor);
+        for (plain, found) in [(plain.dq(), found.dq()), (plain.dk(), found.dk()), (plain.dv(), found.dv())] {
+            let max = plain.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+            for (plain, found) in plain.iter().zip(found) {
+                assert!((plain - found / factor).abs() <= 2e-4 * max, "2^{exponent}: {found} for {plain}");
+            }
+        }
+    }
+    // Rows whose gradients grow along the walk, so that the scale must follow.
+    let mut growing = given.clone();
+    for (n, row) in growing.d_o.chunks_mut(64).enumerate() {
+        let factor = 2f64.powi(n as i32 / 2 / 6 - 8);
+        row.iter_mut().for_each(|value| *value *= factor);
+    }
+    check_gradients(library, &problem, &growing);
+}
+
+#[test]
+fn a_nan_reaches_the_rows_and_keys_that_see_it() {
+    const DIM: usize = 16;
+    const SEQLEN: usize = 45;
+    let Some(library) = library() else { return };
+    let dense = AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32)).element(Element::F16);
+    let with_nan = |values: &[f64]| -> Vec<usize> {
+        (0..SEQLEN).filter(|row| values[row * DIM..][..DIM].iter().any(|value| value.is_nan())).collect()
+    };
+    let all = |condition: &dyn Fn(usize) -> bool| (0..SEQLEN).filter(|n| condition(*n)).collect::<Vec<_>>();
+    for problem in [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense] {
+        let sees = |row: usize, key: usize| problem.visible_keys(row as u32).contains(&(key as u32));
+        let clean = gradient_inputs(&problem, 2);
+        let places: [fn(&mut GradientInputs) -> &mut Vec<f64>; 2] =
+            [|given| &mut given.inputs.q, |given| &mut given.d_o];
+        for place in places {
+            let mut given = clean.clone();
+            place(&mut given)[20 * DIM + 3] = f64::NAN;
+            let found = run_backward(library, &problem, &given);
+            assert_eq!(with_nan(&found.dq()), [20], "{problem:?}");
+            assert_eq!(with_nan(&found.dk()), all(&|key| sees(20, key)), "{problem:?}");
+            assert_eq!(with_nan(&found.dv()), all(&|key| sees(20, key)), "{problem:?}");
+        }
+        let mut given = clean.clone();
+        given.inputs.k[20 * DIM + 3] = f64::NAN;
+        let found = run_backward(library, &problem, &given);
+        assert_eq!(with_nan(&found.dq()), all(&|row| sees(row, 20)), "{problem:?}");
+    }
+}
+
+#[test]
+fn fifty_runs_are_identical() {
+    let Some(library) = library() else { return };
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 64)).element(Element::F16).causal();
+    let given = gradient_inputs(&problem, 9);
+    let first = run_backward(library, &problem, &given);
+    for _ in 0..49 {
+        assert!(run_backward(library, &problem, &given) == first);
+    }
+}

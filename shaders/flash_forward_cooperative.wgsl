@@ -4,7 +4,7 @@
 //   for each Q tile i:                                   one workgroup
 //     O_i = 0, l_i = 0, m_i = −∞
 //     for each KV tile j that some row of i sees:
-//       S = Q_i K_jᵀ                                     on matrices
+//       S = Q_i K_jᵀ                                     on matrices, one tile ahead
 //       m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α = exp(m_old − m_i), l_i = α · l_i, O_i = α · O_i
 //       P = exp(S − m_i), l_i = l_i + rowsum(P)          through scratch memory: a matrix's elements cannot be reached
 //       O_i = O_i + dropout(P) V_j                       on matrices
@@ -13,11 +13,13 @@
 // m_i may lag behind the true maximum by 2⁸: P then stays within f16, and the division at the end corrects O and LSE. It
 // saves nearly all rescaling of O.
 //
-// Who owns what: a workgroup one Q tile of one head; a subgroup MATRIX_SIDE of its rows, as fragments of Q, S, P and O in
-// its registers; an invocation, between products, 8 neighbouring keys of one row. Workgroup memory holds the K and V
-// tiles in f16, and for each subgroup the scratch in which S, P and O change between fragments and plain values.
+// Who owns what: a workgroup one Q tile of one head; a subgroup THREAD_ROWS of its rows, as fragments of Q, S, P and O in
+// its registers; an invocation, between products, 8 elements of one row of a chunk. A chunk is MATRIX_SIDE rows by as many
+// fragments side by side as give each invocation 8 elements. Workgroup memory holds the K and V tiles in f16, and for each
+// subgroup the scratch in which S, P and O change between fragments and plain values.
 //
-// Order: K_{j+1} and V_j are stored while the softmax of tile j runs, so that a tile costs two workgroup barriers.
+// Order: S of the next tile is computed while the softmax of this one runs, and the tiles after that are on their way
+// from memory. Tiles that all rows see whole come first, so that their loop needs no mask.
 
 @group(0) @binding(BINDING_lse) var<storage, read_write> lse: array<f32>;
 
@@ -31,191 +33,285 @@ fn main(
   if index >= q_tile_count() { return; }
   let tile = q_tile_at(index);
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
-  // Neighbouring lanes take neighbouring rows: without bank conflicts, which the other order has.
-  let row_in_subgroup = subgroup_invocation_id % MATRIX_SIDE;
-  let row = subgroup_id * MATRIX_SIDE + row_in_subgroup;
-  let first_quad = subgroup_invocation_id / MATRIX_SIDE * 2u;
-  let i = tile.first_row + row;
-  let visible = visible_keys(i);
   let scale = abs(params.softmax_scale_log2);
 
-  // The subgroup's scratch, and this invocation's two quads in it.
-  let s_scratch = subgroup_id * MATRIX_SIDE * S_STRIDE;
-  let s_mine = s_scratch + row_in_subgroup * S_STRIDE + first_quad;
-  let p_scratch = subgroup_id * MATRIX_SIDE * P_STRIDE;
-  let p_mine = p_scratch + row_in_subgroup * P_STRIDE + first_quad;
-  let s_stride = S_STRIDE;
+  // This invocation's row of a chunk, and its two quads there: CHUNK_LANES apart, so that the lanes of a subgroup read and
+  // write without bank conflicts.
+  let chunk_row = subgroup_invocation_id / CHUNK_LANES;
+  let quad = subgroup_invocation_id % CHUNK_LANES;
+  let first_row = tile.row + subgroup_id * THREAD_ROWS + chunk_row;
+  let scratch = subgroup_id * MATRIX_SIDE * CHUNK_STRIDE;
+  // unroll G in CHUNK_FRAGMENTS {
+  let scratch_G = scratch + G * MATRIX_QUADS;
+  // }
+  let scratch_row = scratch + chunk_row * CHUNK_STRIDE;
+  let low = scratch_row + quad;
+  let high = scratch_row + quad + CHUNK_LANES;
+  let s_stride = CHUNK_STRIDE;
+  if invocation == 0u { grew_at.x = NEVER; }
 
-  // Q_i
-  // unroll M in K_FRAGMENTS {
-  p_tile[p_mine] = fetch_q(tile, row, M * MATRIX_QUADS + first_quad);
-  p_tile[p_mine + 1u] = fetch_q(tile, row, M * MATRIX_QUADS + first_quad + 1u);
+  // Q_i; O_i = 0, l_i = 0 (this invocation's part of it), m_i = −∞
+  // unroll N in ROW_FRAGMENTS {
+  // unroll M in K_CHUNKS {
+  p_tile[low] = fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad);
+  p_tile[high] = fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad + CHUNK_LANES);
   scratch_barrier();
-  let q_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+  // unroll G in CHUNK_FRAGMENTS {
+  let q_N_M_G = coopLoadT<MatrixA>(&p_tile[scratch_G], CHUNK_STRIDE);
+  // }
   scratch_barrier();
   // }
-
-  // O_i = 0, l_i = 0 (this invocation's part of it), m_i = −∞
-  // unroll M in V_FRAGMENTS {
-  var o_M = MatrixC();
+  // unroll M in V_CHUNKS {
+  // unroll G in CHUNK_FRAGMENTS {
+  var o_N_M_G = MatrixC();
   // }
-  var l = 0.0;
-  var m = MASKED;
+  // }
+  var l_N = 0.0;
+  var m_N = MASKED;
+  // }
 
-  // for each KV tile j that some row of i sees:
-  let range = block_range(tile.first_row, tile.last_row);
+  // for each KV tile j that some row of i sees. `next` counts visits: a turn of the inner loop computes S of the next tile
+  // and uses up that of the tile before. It goes on until some row's maximum has grown, which is rare, so that O and m stay
+  // untouched in it. naga does not take `if` conditions for uniform where they are; hence loops that end after one turn.
+  let visits = visits_of(block_range(tile.first_row, tile.last_row));
+  let k_mine = k_share(tile, invocation);
+  let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
   var k_next_L = Loaded();
-  if range.first < range.end {
-    place_k(invocation + L * INVOCATIONS, fetch_k(tile, range.first * TILE_KV, invocation + L * INVOCATIONS));
-    k_next_L = fetch_k(tile, (range.first + 1u) * TILE_KV, invocation + L * INVOCATIONS);
-  }
   // }
   // unroll L in V_FETCHES {
   var v_next_L = Loaded();
-  if range.first < range.end { v_next_L = fetch_v(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
   // }
-  workgroupBarrier(); // K of the first tile is in place
-  for (var j = range.first; j < range.end; j++) {
-    let whole = is_whole(range, j);
-
-    // S = Q_i K_jᵀ: dimensions outside, keys inside, so that several chains of products are in flight
-    // unroll E in KEY_FRAGMENTS {
-    var s_E = MatrixC();
-    // }
-    // unroll M in K_FRAGMENTS {
-    // unroll E in KEY_FRAGMENTS {
-    s_E = coopMultiplyAdd(q_M, coopLoad<MatrixB>(&k_tile[E * MATRIX_SIDE * K_STRIDE + M * MATRIX_QUADS], K_STRIDE), s_E);
-    // }
-    // }
-
-    workgroupBarrier(); // K and the last V are read
+  if visits.end_first > 0u {
     // unroll L in K_FETCHES {
-    place_k(invocation + L * INVOCATIONS, k_next_L);
-    k_next_L = fetch_k(tile, (j + 2u) * TILE_KV, invocation + L * INVOCATIONS);
+    place_k(k_mine, L, fetch_k(k_mine, tile_at(visits, 0u), L));
+    k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
     // }
     // unroll L in V_FETCHES {
-    place_v(invocation + L * INVOCATIONS, v_next_L);
-    v_next_L = fetch_v(tile, (j + 1u) * TILE_KV, invocation + L * INVOCATIONS);
+    v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L);
     // }
+  }
+  workgroupBarrier(); // K of the first tile is in place
+  // unroll N in ROW_FRAGMENTS {
+  let i_N = params.row_first + first_row + N * MATRIX_SIDE;
+  var s_max_N = MASKED;
+  // unroll E in KEY_CHUNKS {
+  var s_low_N_E = vec4<f32>(MASKED);
+  var s_high_N_E = vec4<f32>(MASKED);
+  // }
+  // }
+  var next = 0u;
+  // unroll SEEN in FIRST_WHOLE_AND_PARTIAL {
+  loop {
+    if next >= visits.end_SEEN { break; }
 
-    // rowmax(S), masked
-    var s_max = MASKED;
-    // unroll E in KEY_FRAGMENTS {
-    coopStoreT(s_E, &s_tile[s_scratch], s_stride);
-    scratch_barrier();
-    var s_0_E = s_tile[s_mine];
-    var s_1_E = s_tile[s_mine + 1u];
-    scratch_barrier();
-    let key_E = j * TILE_KV + E * MATRIX_SIDE + first_quad * 4u;
-    if !whole {
-      s_0_E = select(vec4<f32>(MASKED), s_0_E, sees(visible, key_E));
-      s_1_E = select(vec4<f32>(MASKED), s_1_E, sees(visible, key_E + 4u));
-    }
-    let s_max_E = max(s_0_E, s_1_E);
-    s_max = max(s_max, max(max(s_max_E.x, s_max_E.y), max(s_max_E.z, s_max_E.w)));
-    // }
-    s_max = row_max(s_max) * scale;
-
-    // m_i = max(m_i, rowmax(S)), α, l_i = α · l_i, O_i = α · O_i. A loop that ends after one turn, because naga does not
-    // take the condition of an `if` for uniform; it is, by subgroupAny.
+    // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i
+    // unroll N in ROW_FRAGMENTS {
+    let m_new_N = select(m_N, s_max_N, s_max_N > m_N + MAX_GROWTH);
+    let alpha_N = exp2(m_N - m_new_N);
+    let grew_N = m_new_N > m_N;
+    m_N = m_new_N;
+    l_N *= alpha_N;
     loop {
-      if !subgroupAny(s_max > m + 8.0) { break; }
-      let m_new = max(m, s_max);
-      let alpha = exp2(m - m_new);
-      m = m_new;
-      l *= alpha;
-      if j == range.first { break; } // O is still 0
-      // unroll M in V_FRAGMENTS {
-      coopStoreT(o_M, &s_tile[s_scratch], s_stride);
+      if next <= 1u || !subgroupAny(grew_N) { break; } // O is still 0, or as it should be
+      // unroll M in V_CHUNKS {
+      // unroll G in CHUNK_FRAGMENTS {
+      coopStoreT(o_N_M_G, &s_tile[scratch_G], s_stride);
+      // }
       scratch_barrier();
-      s_tile[s_mine] *= alpha;
-      s_tile[s_mine + 1u] *= alpha;
+      s_tile[low] *= alpha_N;
+      s_tile[high] *= alpha_N;
       scratch_barrier();
-      o_M = coopLoadT<MatrixC>(&s_tile[s_scratch], s_stride);
+      // unroll G in CHUNK_FRAGMENTS {
+      o_N_M_G = coopLoadT<MatrixC>(&s_tile[scratch_G], s_stride);
+      // }
       scratch_barrier();
       // }
       break;
     }
-
-    // P = exp(S − m_i), l_i = l_i + rowsum(P), dropout(P)
-    // unroll E in KEY_FRAGMENTS {
-    var p_0_E = exp2(fma(s_0_E, vec4<f32>(scale), vec4<f32>(-m)));
-    var p_1_E = exp2(fma(s_1_E, vec4<f32>(scale), vec4<f32>(-m)));
-    if !whole {
-      p_0_E = select(p_0_E, vec4<f32>(0.0), s_0_E == vec4<f32>(MASKED));
-      p_1_E = select(p_1_E, vec4<f32>(0.0), s_1_E == vec4<f32>(MASKED));
-    }
-    let p_sum_E = p_0_E + p_1_E;
-    l += (p_sum_E.x + p_sum_E.y) + (p_sum_E.z + p_sum_E.w);
-    if HAS_DROPOUT {
-      p_0_E = dropout(p_0_E, params.batch_first + tile.batch, params.head_first + tile.head, i, key_E);
-      p_1_E = dropout(p_1_E, params.batch_first + tile.batch, params.head_first + tile.head, i, key_E + 4u);
-    }
-    p_tile[p_mine] = vec4<f16>(p_0_E);
-    p_tile[p_mine + 1u] = vec4<f16>(p_1_E);
-    scratch_barrier();
-    let p_E = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
-    scratch_barrier();
     // }
-    workgroupBarrier(); // V and the next K are in place
 
-    // O_i = O_i + dropout(P) V_j. A product with a matrix adds 0 · v for the keys that a row does not see, which is not 0
-    // if v is infinite or not a number: where some rows see less than others, such tiles (there should be none) are left
-    // to plain arithmetic. Loops that end after one turn, as above.
-    var is_finite = true;
-    if HAS_WINDOW && !whole { is_finite = v_tile_is_finite(subgroup_invocation_id); }
     loop {
-      if HAS_WINDOW && subgroupAny(!is_finite) { break; }
-      // unroll E in KEY_FRAGMENTS {
-      // unroll M in V_FRAGMENTS {
-      o_M = coopMultiplyAdd(p_E, coopLoadT<MatrixB>(&v_tile[E * MATRIX_SIDE * V_STRIDE + M * MATRIX_QUADS], V_STRIDE), o_M);
+      // S = Q_i K_jᵀ of the next tile: dimensions outside, keys inside, so that several chains of products are in flight.
+      // After the last tile it is computed once more for nothing.
+      // unroll N in ROW_FRAGMENTS {
+      // unroll E in KEY_CHUNKS {
+      // unroll G in CHUNK_FRAGMENTS {
+      var s_N_E_G = MatrixC();
+      var p_N_E_G = MatrixA();
       // }
       // }
-      break;
-    }
-    loop {
-      if !(HAS_WINDOW && subgroupAny(!is_finite)) { break; }
-      // unroll M in V_FRAGMENTS {
-      coopStoreT(o_M, &s_tile[s_scratch], s_stride);
-      // unroll E in KEY_FRAGMENTS {
-      p_tile[p_mine] = vec4<f16>(p_0_E);
-      p_tile[p_mine + 1u] = vec4<f16>(p_1_E);
-      scratch_barrier();
-      for (var key = 0u; key < MATRIX_SIDE; key++) {
-        let p = f32(p_tile[p_scratch + row_in_subgroup * P_STRIDE + key / 4u][key % 4u]);
-        let v_mine = (E * MATRIX_SIDE + key) * V_STRIDE + M * MATRIX_QUADS + first_quad;
-        s_tile[s_mine] = add_visible(p, vec4<f32>(v_tile[v_mine]), s_tile[s_mine]);
-        s_tile[s_mine + 1u] = add_visible(p, vec4<f32>(v_tile[v_mine + 1u]), s_tile[s_mine + 1u]);
+      // }
+      // unroll M in K_CHUNKS {
+      // unroll H in CHUNK_FRAGMENTS {
+      // unroll E in KEY_CHUNKS {
+      // unroll G in CHUNK_FRAGMENTS {
+      let k_M_H_E_G = coopLoad<MatrixB>(&k_tile[k_fragment(E, G, M, H)], K_STRIDE);
+      // unroll N in ROW_FRAGMENTS {
+      s_N_E_G = coopMultiplyAdd(q_N_M_H, k_M_H_E_G, s_N_E_G);
+      // }
+      // }
+      // }
+      // }
+      // }
+
+      if !IS_FIRST_SEEN {
+        // P = exp(S − m_i), l_i = l_i + rowsum(P), dropout(P)
+        let key_first = tile_at(visits, next - 1u) * TILE_KV;
+        // unroll E in KEY_CHUNKS {
+        // unroll N in ROW_FRAGMENTS {
+        var p_low_N_E = exp2(fma(s_low_N_E, vec4<f32>(scale), vec4<f32>(-m_N)));
+        var p_high_N_E = exp2(fma(s_high_N_E, vec4<f32>(scale), vec4<f32>(-m_N)));
+        if IS_MASKED_SEEN {
+          p_low_N_E = select(p_low_N_E, vec4<f32>(0.0), s_low_N_E == vec4<f32>(MASKED));
+          p_high_N_E = select(p_high_N_E, vec4<f32>(0.0), s_high_N_E == vec4<f32>(MASKED));
+        }
+        let p_sum_N_E = p_low_N_E + p_high_N_E;
+        l_N += (p_sum_N_E.x + p_sum_N_E.y) + (p_sum_N_E.z + p_sum_N_E.w);
+        if HAS_DROPOUT {
+          let batch = params.batch_first + tile.batch;
+          let head = params.head_first + tile.head;
+          let key = key_first + (E * CHUNK_QUADS + quad) * 4u;
+          p_low_N_E = dropout(p_low_N_E, batch, head, i_N, key);
+          p_high_N_E = dropout(p_high_N_E, batch, head, i_N, key + CHUNK_LANES * 4u);
+        }
+        p_tile[low] = vec4<f16>(p_low_N_E);
+        p_tile[high] = vec4<f16>(p_high_N_E);
+        scratch_barrier();
+        // unroll G in CHUNK_FRAGMENTS {
+        p_N_E_G = coopLoadT<MatrixA>(&p_tile[scratch_G], CHUNK_STRIDE);
+        // }
+        scratch_barrier();
+        // }
+        // }
       }
-      scratch_barrier();
+
+      // rowmax(S) of the next tile, masked
+      let next_key = tile_at(visits, next) * TILE_KV;
+      // unroll N in ROW_FRAGMENTS {
+      s_max_N = MASKED;
       // }
-      o_M = coopLoadT<MatrixC>(&s_tile[s_scratch], s_stride);
-      scratch_barrier();
+      // unroll E in KEY_CHUNKS {
+      // unroll N in ROW_FRAGMENTS {
+      // unroll G in CHUNK_FRAGMENTS {
+      coopStoreT(s_N_E_G, &s_tile[scratch_G], s_stride);
       // }
-      break;
+      scratch_barrier();
+      s_low_N_E = s_tile[low];
+      s_high_N_E = s_tile[high];
+      scratch_barrier();
+      if IS_MASKED_SEEN {
+        let key = next_key + (E * CHUNK_QUADS + quad) * 4u;
+        s_low_N_E = select(vec4<f32>(MASKED), s_low_N_E, sees(visible_keys(i_N), key));
+        s_high_N_E = select(vec4<f32>(MASKED), s_high_N_E, sees(visible_keys(i_N), key + CHUNK_LANES * 4u));
+      }
+      let s_max_N_E = max(s_low_N_E, s_high_N_E);
+      s_max_N = max(s_max_N, max(max(s_max_N_E.x, s_max_N_E.y), max(s_max_N_E.z, s_max_N_E.w)));
+      // }
+      // }
+      var grew = false;
+      // unroll N in ROW_FRAGMENTS {
+      s_max_N = row_max(s_max_N) * scale;
+      grew = grew || s_max_N > m_N + MAX_GROWTH;
+      // }
+      // A branch that a subgroup takes together or not at all: products need its lanes side by side.
+      if subgroupAny(grew) { grew_at.x = next; }
+
+      if !IS_FIRST_SEEN {
+        // O_i = O_i + dropout(P) V_j. A product with a matrix adds 0 · v for the keys that a row does not see, which is not
+        // 0 if v is infinite or not a number: where some rows see less than others, such tiles (there should be none) are
+        // left to plain arithmetic.
+        var is_finite = true;
+        if HAS_WINDOW && IS_MASKED_SEEN { is_finite = v_tile_is_finite(subgroup_invocation_id); }
+        loop {
+          if HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite) { break; }
+          // unroll E in KEY_CHUNKS {
+          // unroll G in CHUNK_FRAGMENTS {
+          // unroll M in V_CHUNKS {
+          // unroll H in CHUNK_FRAGMENTS {
+          let v_E_G_M_H = coopLoadT<MatrixB>(&v_tile[v_fragment(E, G, M, H)], V_STRIDE);
+          // unroll N in ROW_FRAGMENTS {
+          o_N_M_H = coopMultiplyAdd(p_N_E_G, v_E_G_M_H, o_N_M_H);
+          // }
+          // }
+          // }
+          // }
+          // }
+          break;
+        }
+        loop {
+          if !(HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite)) { break; }
+          // unroll N in ROW_FRAGMENTS {
+          // unroll E in KEY_CHUNKS {
+          // unroll G in CHUNK_FRAGMENTS {
+          coopStoreT(p_N_E_G, &p_tile[scratch_G], s_stride);
+          // }
+          // unroll M in V_CHUNKS {
+          // unroll G in CHUNK_FRAGMENTS {
+          coopStoreT(o_N_M_G, &s_tile[scratch_G], s_stride);
+          // }
+          scratch_barrier();
+          for (var key = 0u; key < CHUNK_QUADS * 4u; key++) {
+            let p = f32(p_tile[scratch_row + key / 4u][key % 4u]);
+            let v_low = (E * CHUNK_QUADS * 4u + key) * V_STRIDE + M * CHUNK_QUADS + quad;
+            s_tile[low] = add_visible(p, vec4<f32>(v_tile[v_low]), s_tile[low]);
+            s_tile[high] = add_visible(p, vec4<f32>(v_tile[v_low + CHUNK_LANES]), s_tile[high]);
+          }
+          scratch_barrier();
+          // unroll G in CHUNK_FRAGMENTS {
+          o_N_M_G = coopLoadT<MatrixC>(&s_tile[scratch_G], s_stride);
+          // }
+          scratch_barrier();
+          // }
+          // }
+          // }
+          break;
+        }
+      }
+
+      workgroupBarrier(); // V, and K of the next tile, are read
+      let has_grown = subgroupAny(grew_at.x == next);
+      // unroll L in K_FETCHES {
+      place_k(k_mine, L, k_next_L);
+      k_next_L = fetch_k(k_mine, tile_at(visits, next + 2u), L);
+      // }
+      // unroll L in V_FETCHES {
+      place_v(v_mine, tile_at(visits, next), !IS_MASKED_SEEN, L, v_next_L);
+      v_next_L = fetch_v(v_mine, tile_at(visits, next + 1u), L);
+      // }
+      workgroupBarrier(); // the next V, and K of the tile after it, are in place
+      next++;
+      if next >= visits.end_SEEN || has_grown { break; }
     }
   }
+  // }
 
   // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing gives 0 and −∞
-  let l_row = row_sum(l);
-  let empty = visible.x >= visible.y;
-  let factor = select(params.dropout_scale / l_row, 0.0, empty);
-  let first = params.o_offset + tile.batch * params.o_stride_batch + tile.head * params.o_stride_head
-    + (tile.row + row) * params.o_stride_row;
-  let inside = tile.row + row < params.row_count;
-  // unroll M in V_FRAGMENTS {
-  scratch_barrier();
-  coopStoreT(o_M, &s_tile[s_scratch], s_stride);
-  scratch_barrier();
-  let dim_0_M = (M * MATRIX_QUADS + first_quad) * 4u;
-  let dim_1_M = dim_0_M + 4u;
-  if inside && dim_0_M < HEAD_DIM_V { store_o(first + dim_0_M, HEAD_DIM_V - dim_0_M, s_tile[s_mine] * factor); }
-  if inside && dim_1_M < HEAD_DIM_V { store_o(first + dim_1_M, HEAD_DIM_V - dim_1_M, s_tile[s_mine + 1u] * factor); }
+  // unroll N in ROW_FRAGMENTS {
+  let row_N = first_row + N * MATRIX_SIDE;
+  let l_row_N = row_sum(l_N);
+  let visible_N = visible_keys(params.row_first + row_N);
+  let empty_N = visible_N.x >= visible_N.y;
+  let factor_N = select(params.dropout_scale / l_row_N, 0.0, empty_N);
+  let first_N = params.o_offset + tile.batch * params.o_stride_batch + tile.head * params.o_stride_head
+    + row_N * params.o_stride_row;
+  let inside_N = row_N < params.row_count;
+  // unroll M in V_CHUNKS {
+  // unroll G in CHUNK_FRAGMENTS {
+  coopStoreT(o_N_M_G, &s_tile[scratch_G], s_stride);
   // }
-  if inside && first_quad == 0u {
-    let lse_index = params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head
-      + tile.row + row;
-    lse[lse_index] = select((m + log2(l_row)) * LN_2, params.negative_infinity, empty);
+  scratch_barrier();
+  let dim_low_N_M = (M * CHUNK_QUADS + quad) * 4u;
+  let dim_high_N_M = dim_low_N_M + CHUNK_LANES * 4u;
+  if inside_N && dim_low_N_M < HEAD_DIM_V { store_o(first_N + dim_low_N_M, HEAD_DIM_V - dim_low_N_M, s_tile[low] * factor_N); }
+  if inside_N && dim_high_N_M < HEAD_DIM_V {
+    store_o(first_N + dim_high_N_M, HEAD_DIM_V - dim_high_N_M, s_tile[high] * factor_N);
   }
+  scratch_barrier();
+  // }
+  if inside_N && quad == 0u {
+    let lse_index = params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + row_N;
+    lse[lse_index] = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
+  }
+  // }
 }

@@ -1,71 +1,126 @@
 // The tiles of flash attention on cooperative matrices, in f16, and Q, K and V on their way there. Head dimensions are
-// padded with 0 to whole fragments, and so are rows and keys outside the tensors. As in flash_tiles.wgsl, loads are never
-// under a branch.
+// padded with 0 to whole chunks, and so are rows. As in flash_tiles.wgsl, loads are never under a branch.
 
-// Quads in a row of a fragment.
+// Quads in a row of a fragment and of a chunk; lanes that share a row of a chunk, each with two quads of it.
 const MATRIX_QUADS = MATRIX_SIDE / 4u;
+const CHUNK_QUADS = CHUNK_FRAGMENTS * MATRIX_QUADS;
+const CHUNK_LANES = CHUNK_QUADS / 2u;
 
-// Rows in workgroup memory, in quads; 16 bytes of padding spread them over the banks (without it matrices load at less
-// than half the speed), and keep them multiples of 16 bytes.
-const K_ROW_QUADS = K_FRAGMENTS * MATRIX_QUADS;
-const V_ROW_QUADS = V_FRAGMENTS * MATRIX_QUADS;
+// Rows in workgroup memory, in quads. 16 bytes of padding (32 in f32) spread them over the banks: without it matrices load
+// at less than half the speed. All are multiples of 16 bytes, which the widest loads of matrices need.
+const K_ROW_QUADS = K_CHUNKS * CHUNK_QUADS;
+const V_ROW_QUADS = V_CHUNKS * CHUNK_QUADS;
 const K_STRIDE = K_ROW_QUADS + 2u;
 const V_STRIDE = V_ROW_QUADS + 2u;
-const S_STRIDE = MATRIX_QUADS + 1u;
-const P_STRIDE = MATRIX_QUADS + 1u;
+const CHUNK_STRIDE = CHUNK_QUADS + 2u;
 
-var<workgroup> k_tile: array<vec4<f16>, TILE_KV * K_STRIDE>;
-var<workgroup> v_tile: array<vec4<f16>, TILE_KV * V_STRIDE>;
-var<workgroup> s_tile: array<vec4<f32>, TILE_Q * S_STRIDE>;
-var<workgroup> p_tile: array<vec4<f16>, TILE_Q * P_STRIDE>;
+const SUBGROUPS = ROW_LANES;
+
+var<workgroup> k_tile: array<vec4<f16>, TILE_KV * K_STRIDE + 2u>;
+var<workgroup> v_tile: array<vec4<f16>, TILE_KV * V_STRIDE + 2u>;
+var<workgroup> s_tile: array<vec4<f32>, SUBGROUPS * MATRIX_SIDE * CHUNK_STRIDE>;
+var<workgroup> p_tile: array<vec4<f16>, SUBGROUPS * MATRIX_SIDE * CHUNK_STRIDE>;
+
+// In x: the last visit at whose tile a row's maximum had grown too far. Subgroups that write it write the same. As large as
+// 16 bytes because a driver (NVIDIA 580) loads matrices wrongly from arrays that smaller variables shift.
+var<workgroup> grew_at: vec4<u32>;
+const NEVER = 0xffffffffu;
+
+// How far m may lag behind the maximum, in powers of two: P stays below 2⁸, which f16 holds.
+const MAX_GROWTH = 8.0;
 
 const LAST_QUAD = (HEAD_DIM - 1u) / 4u * 4u;
 const LAST_QUAD_V = (HEAD_DIM_V - 1u) / 4u * 4u;
 
-// Whether rows are whole fragments, so that no dimension lies outside.
-const K_IS_WHOLE = HEAD_DIM % MATRIX_SIDE == 0u;
-const V_IS_WHOLE = HEAD_DIM_V % MATRIX_SIDE == 0u;
+// Whether rows are whole chunks, so that no dimension lies outside.
+const K_IS_WHOLE = HEAD_DIM == K_ROW_QUADS * 4u;
+const V_IS_WHOLE = HEAD_DIM_V == V_ROW_QUADS * 4u;
+
+// Where a fragment starts: key fragment (chunk and place in it), then fragment of head dimensions, likewise.
+fn k_fragment(key_chunk: u32, key_place: u32, chunk: u32, place: u32) -> u32 {
+  let key = (key_chunk * CHUNK_FRAGMENTS + key_place) * MATRIX_SIDE;
+  return key * K_STRIDE + chunk * CHUNK_QUADS + place * MATRIX_QUADS;
+}
+
+fn v_fragment(key_chunk: u32, key_place: u32, chunk: u32, place: u32) -> u32 {
+  let key = (key_chunk * CHUNK_FRAGMENTS + key_place) * MATRIX_SIDE;
+  return key * V_STRIDE + chunk * CHUNK_QUADS + place * MATRIX_QUADS;
+}
 
 // A quad of Q. The scale is applied to S, in f32; only its sign is here, so that the greatest S stays the greatest.
 fn fetch_q(tile: QTile, row: u32, quad: u32) -> vec4<f16> {
   let first = params.q_offset + tile.batch * params.q_stride_batch + tile.head * params.q_stride_head;
-  let inside_row = min(tile.row + row, params.row_count - 1u);
+  let inside_row = min(row, params.row_count - 1u);
   let inside_dim = min(quad * 4u, LAST_QUAD);
-  let value = decode(load_q(first + inside_row * params.q_stride_row + inside_dim, HEAD_DIM - inside_dim));
-  let inside = quad * 4u < HEAD_DIM && tile.row + row < params.row_count;
+  let value = to_half(load_q(first + inside_row * params.q_stride_row + inside_dim, HEAD_DIM - inside_dim));
+  let inside = quad * 4u < HEAD_DIM && row < params.row_count;
   let signed = select(value, -value, params.softmax_scale_log2 < 0.0);
-  return vec4<f16>(select(vec4<f32>(0.0), signed, inside));
+  return select(vec4<f16>(), signed, inside);
 }
 
-// Quad `index` of the K tile that starts at `key_first`.
-fn fetch_k(tile: QTile, key_first: u32, index: u32) -> Loaded {
-  let first = params.k_offset + tile.batch * params.k_stride_batch + tile.head_kv * params.k_stride_head;
-  let key = key_first + index / K_ROW_QUADS;
-  let dim = index % K_ROW_QUADS * 4u;
-  let inside_dim = select(min(dim, LAST_QUAD), dim, K_IS_WHOLE);
-  let value = load_k(first + min(key, params.seqlen_kv - 1u) * params.k_stride_row + inside_dim, HEAD_DIM - inside_dim);
-  return select(Loaded(), value, key < params.seqlen_kv && (K_IS_WHOLE || dim < HEAD_DIM));
+// Rows of a K tile, and of a V tile, that the invocations of a workgroup load at a time, a quad each. Where their number is
+// no multiple of a row's quads, some load what others load too.
+const K_FETCH_ROWS = INVOCATIONS / K_ROW_QUADS;
+const V_FETCH_ROWS = INVOCATIONS / V_ROW_QUADS;
+const K_FETCHES_ARE_EXACT = K_FETCHES * INVOCATIONS == TILE_KV * K_ROW_QUADS;
+const V_FETCHES_ARE_EXACT = V_FETCHES * INVOCATIONS == TILE_KV * V_ROW_QUADS;
+
+// An invocation's share of the K or of the V tiles: a quad of a row in the tile. All that stays the same from tile to tile
+// is computed once.
+struct Share {
+  row: u32,
+  // Where the quad lies in workgroup memory.
+  place: u32,
+  // Where it lies in the tensor in the tile of key 0, and in the row of the last key.
+  first: u32,
+  last: u32,
+  // Elements from the quad on that its row has, at least 1; whether the quad is in the row at all.
+  valid: u32,
+  is_inside: bool,
 }
 
-fn place_k(index: u32, value: Loaded) {
-  if index < TILE_KV * K_ROW_QUADS {
-    k_tile[index / K_ROW_QUADS * K_STRIDE + index % K_ROW_QUADS] = vec4<f16>(decode(value));
-  }
+fn k_share(tile: QTile, invocation: u32) -> Share {
+  let row = invocation / K_ROW_QUADS;
+  let quad = invocation % K_ROW_QUADS;
+  let dim = min(quad * 4u, LAST_QUAD);
+  let first = params.k_offset + tile.batch * params.k_stride_batch + tile.head_kv * params.k_stride_head + dim;
+  let last = first + (params.seqlen_kv - 1u) * params.k_stride_row;
+  return Share(row, row * K_STRIDE + quad, first + row * params.k_stride_row, last, HEAD_DIM - dim, quad * 4u < HEAD_DIM);
 }
 
-fn fetch_v(tile: QTile, key_first: u32, index: u32) -> Loaded {
-  let first = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head;
-  let key = key_first + index / V_ROW_QUADS;
-  let dim = index % V_ROW_QUADS * 4u;
-  let inside_dim = select(min(dim, LAST_QUAD_V), dim, V_IS_WHOLE);
-  let value = load_v(first + min(key, params.seqlen_kv - 1u) * params.v_stride_row + inside_dim, HEAD_DIM_V - inside_dim);
-  return select(Loaded(), value, key < params.seqlen_kv && (V_IS_WHOLE || dim < HEAD_DIM_V));
+fn v_share(tile: QTile, invocation: u32) -> Share {
+  let row = invocation / V_ROW_QUADS;
+  let quad = invocation % V_ROW_QUADS;
+  let dim = min(quad * 4u, LAST_QUAD_V);
+  let first = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head + dim;
+  let last = first + (params.seqlen_kv - 1u) * params.v_stride_row;
+  return Share(row, row * V_STRIDE + quad, first + row * params.v_stride_row, last, HEAD_DIM_V - dim, quad * 4u < HEAD_DIM_V);
 }
 
-fn place_v(index: u32, value: Loaded) {
-  if index < TILE_KV * V_ROW_QUADS {
-    v_tile[index / V_ROW_QUADS * V_STRIDE + index % V_ROW_QUADS] = vec4<f16>(decode(value));
-  }
+// Past the last key it is that key again (or, where indices wrap, another): what it gives is masked.
+fn fetch_k(share: Share, tile: u32, fetch: u32) -> Loaded {
+  let index = share.first + (tile * TILE_KV + fetch * K_FETCH_ROWS) * params.k_stride_row;
+  return load_k(min(index, share.last), share.valid);
+}
+
+fn fetch_v(share: Share, tile: u32, fetch: u32) -> Loaded {
+  let index = share.first + (tile * TILE_KV + fetch * V_FETCH_ROWS) * params.v_stride_row;
+  return load_v(min(index, share.last), share.valid);
+}
+
+// Without a branch, like everything in the loop over tiles: a row behind the tile goes to a place behind it.
+fn place_k(share: Share, fetch: u32, value: Loaded) {
+  let place = share.place + fetch * K_FETCH_ROWS * K_STRIDE;
+  let half = select(vec4<f16>(), to_half(value), K_IS_WHOLE || share.is_inside);
+  k_tile[select(min(place, TILE_KV * K_STRIDE), place, K_FETCHES_ARE_EXACT)] = half;
+}
+
+// Past the last key V is 0, since 0 (its P) times a number that is none would reach O.
+fn place_v(share: Share, tile: u32, is_whole: bool, fetch: u32, value: Loaded) {
+  let place = share.place + fetch * V_FETCH_ROWS * V_STRIDE;
+  let is_key = is_whole || tile * TILE_KV + fetch * V_FETCH_ROWS + share.row < params.seqlen_kv;
+  let half = select(vec4<f16>(), to_half(value), is_key && (V_IS_WHOLE || share.is_inside));
+  v_tile[select(min(place, TILE_KV * V_STRIDE), place, V_FETCHES_ARE_EXACT)] = half;
 }
 
 // Whether this invocation's part of the V tile is free of infinities and NaNs; the lanes of a subgroup see all of it.
@@ -87,17 +142,15 @@ fn scratch_barrier() {
   if !IN_LOCKSTEP { subgroupBarrier(); }
 }
 
-// A row lies in the lanes that differ in their multiple of MATRIX_SIDE.
+// A row of a chunk lies in CHUNK_LANES neighbouring lanes.
 fn row_max(value: f32) -> f32 {
   var result = value;
-  for (var distance = MATRIX_SIDE; distance < LANES; distance *= 2u) {
-    result = max(result, subgroupShuffleXor(result, distance));
-  }
+  for (var distance = 1u; distance < CHUNK_LANES; distance *= 2u) { result = max(result, subgroupShuffleXor(result, distance)); }
   return result;
 }
 
 fn row_sum(value: f32) -> f32 {
   var result = value;
-  for (var distance = MATRIX_SIDE; distance < LANES; distance *= 2u) { result += subgroupShuffleXor(result, distance); }
+  for (var distance = 1u; distance < CHUNK_LANES; distance *= 2u) { result += subgroupShuffleXor(result, distance); }
   return result;
 }

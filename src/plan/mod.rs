@@ -329,7 +329,7 @@ fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Dir
         (Direction::Forward, Algorithm::Flash) => {
             let mut step: Step = vec![(&[Kernel::FlashDecode], tiles::decode_candidates(capabilities, shape))];
             if may_use_matrices {
-                step.push((&[Kernel::FlashForwardCooperative], tiles::cooperative_candidates(capabilities)));
+                step.push((&[Kernel::FlashForwardCooperative], tiles::cooperative_candidates(capabilities, shape)));
             }
             step.push((&[Kernel::FlashForward], portable));
             vec![step]

@@ -9,7 +9,7 @@ pub struct Tiles {
     pub tile_q: u32,
     /// Keys in a tile of K and V; a multiple of 4.
     pub tile_kv: u32,
-    /// Rows that one invocation works on.
+    /// Rows that one invocation works on. With matrices, one subgroup.
     pub thread_rows: u32,
     /// Neighbouring invocations that share each row: its head dimensions in flash attention, its keys in standard
     /// attention. With matrices, the size of a subgroup.
@@ -24,7 +24,7 @@ impl fmt::Display for Tiles {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{}x{}, ", self.tile_q, self.tile_kv)?;
         match self.matrix_side {
-            Some(side) => write!(f, "{side}x{side} matrices"),
+            Some(side) => write!(f, "{} rows by {side}x{side} matrices", self.thread_rows),
             None if self.key_lanes > 1 => write!(f, "{} lanes by {} groups", self.lanes, self.key_lanes),
             None => write!(f, "{} rows by {} lanes", self.thread_rows, self.lanes),
         }
@@ -59,15 +59,16 @@ impl Tiles {
         if self.key_lanes > 1 { self.tile_kv / 4 / self.key_lanes } else { 1 }
     }
 
-    /// Tiles on cooperative matrices with this side: a subgroup owns as many rows, and each of its invocations 8
-    /// elements of a matrix, which sets the size of a subgroup.
-    pub const fn cooperative(tile_q: u32, tile_kv: u32, side: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows: side, lanes: side * side / 8, key_lanes: 1, matrix_side: Some(side) }
+    /// Tiles on cooperative matrices with this side. A subgroup of `lanes` invocations owns `thread_rows` rows, whole
+    /// fragments of them.
+    pub const fn cooperative(tile_q: u32, tile_kv: u32, thread_rows: u32, lanes: u32, side: u32) -> Self {
+        Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, matrix_side: Some(side) }
     }
 
-    /// As [`Tiles::cooperative`], a subgroup owning `thread_rows` rows.
-    pub(super) const fn on_matrices(tile_q: u32, tile_kv: u32, thread_rows: u32, side: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows, lanes: side * side / 8, key_lanes: 1, matrix_side: Some(side) }
+    /// On cooperative matrices: fragments side by side in a chunk, which has 8 elements for each invocation; 0 where
+    /// a single fragment has fewer.
+    pub(crate) const fn chunk_fragments(&self, side: u32) -> u32 {
+        8 * self.lanes / (side * side)
     }
 
     /// Invocations of a workgroup.
@@ -146,10 +147,11 @@ impl Tiles {
             }
             Kernel::FlashForwardCooperative => {
                 let side = self.matrix_side.unwrap_or(1);
-                let row = |dim: u32| dim.div_ceil(side) * side / 4 + 2;
-                let scratch = self.tile_q * (side / 4 + 1);
-                // K, V and P are f16, S is f32.
-                QUAD / 2 * (self.tile_kv * (row(head_dim) + row(head_dim_v)) + scratch) + QUAD * scratch
+                let chunk = self.chunk_fragments(side) * side;
+                let row = |dim: u32| dim.next_multiple_of(chunk) / 4 + 2;
+                let scratch = self.tile_q / self.thread_rows * side * (chunk / 4 + 2);
+                // K, V and P are f16, S is f32; one quad says whether a maximum has grown.
+                QUAD / 2 * (self.tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch) + QUAD * (scratch + 1)
             }
             Kernel::StandardScores | Kernel::StandardDp => QUAD * (self.tile_q + self.tile_kv) * k_chunk,
             Kernel::StandardSoftmax => 8 * SOFTMAX_INVOCATIONS,
@@ -177,12 +179,15 @@ impl Tiles {
         // Sides beyond these fit no device, and would overflow the sums below.
         let in_range = [tile_q, tile_kv, thread_rows, lanes, key_lanes].iter().all(|side| (1..=1024).contains(side));
         let row_reduce = self.row_reduce(capabilities);
+        let (head_dim, head_dim_v) = (problem.shape.head_dim, problem.shape.head_dim_v);
         let matrices_fit = matrix_side.is_none_or(|side| {
-            capabilities.matrix_side == Some(side)
+            in_range
+                && capabilities.matrix_side == Some(side)
                 && capabilities.shader_f16
                 && capabilities.subgroups
                 && [capabilities.subgroup_min_size, capabilities.subgroup_max_size] == [lanes; 2]
-                && lanes == side * side / 8
+                && [8, 16].contains(&side)
+                && thread_rows.is_multiple_of(side)
         });
         let sides_fit = match kernel {
             Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
@@ -192,13 +197,18 @@ impl Tiles {
             // The keys of an invocation lie within one quad, whose dropout is drawn together.
             Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
             Kernel::FlashForwardCooperative => {
-                let side = matrix_side.unwrap_or(1);
-                tile_q.is_multiple_of(thread_rows) && thread_rows == side && tile_kv.is_multiple_of(side)
+                let chunk = self.chunk_fragments(matrix_side.unwrap_or(1)) * matrix_side.unwrap_or(1);
+                matrices_fit
+                    && chunk > 0
+                    && tile_q.is_multiple_of(thread_rows)
+                    && tile_kv.is_multiple_of(chunk)
+                    // The invocations load at least a row of K and V at a time.
+                    && head_dim.max(head_dim_v).next_multiple_of(chunk) <= 4 * self.invocations()
             }
             Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
                 let side = matrix_side.unwrap_or(1);
                 let (owned, walked) = if kernel.owns_keys() { (tile_kv, tile_q) } else { (tile_q, tile_kv) };
-                thread_rows.is_multiple_of(side) && owned.is_multiple_of(thread_rows) && walked.is_multiple_of(side)
+                lanes == side * side / 8 && owned.is_multiple_of(thread_rows) && walked.is_multiple_of(side)
             }
             Kernel::StandardDv | Kernel::StandardDk => thread_rows == 4 && tile_kv.is_multiple_of(4),
             Kernel::StandardScores
@@ -209,7 +219,6 @@ impl Tiles {
             | Kernel::StandardDq => tile_q.is_multiple_of(thread_rows) && tile_kv == 4 * lanes,
             _ => tile_q.is_multiple_of(thread_rows),
         };
-        let (head_dim, head_dim_v) = (problem.shape.head_dim, problem.shape.head_dim_v);
         in_range
             && matrices_fit
             && sides_fit
@@ -223,13 +232,36 @@ impl Tiles {
 }
 
 /// Tiles on cooperative matrices to try, the best first. They need f16 in storage and in shaders.
-pub(super) fn cooperative_candidates(capabilities: &Capabilities) -> &'static [Tiles] {
-    match capabilities.matrix_side {
+pub(super) fn cooperative_candidates(capabilities: &Capabilities, shape: &AttentionShape) -> &'static [Tiles] {
+    const fn of_16(tile_q: u32, tile_kv: u32, thread_rows: u32) -> Tiles {
+        Tiles::cooperative(tile_q, tile_kv, thread_rows, 32, 16)
+    }
+    let widest = shape.head_dim.max(shape.head_dim_v);
+    match (capabilities.matrix_side, capabilities.subgroup_min_size) {
         // lavapipe (Mesa 26) computes matrices one element at a time: 200 rows at head_dim 64 take 6.7 ms, and 3.0 ms
         // without them.
         _ if capabilities.device_class == DeviceClass::Cpu => &[],
-        Some(16) => const { &[Tiles::cooperative(128, 32, 16)] },
-        Some(8) => const { &[Tiles::cooperative(32, 32, 8)] },
+        // TFLOP/s on an NVIDIA H200, 2×16×4096 rows and keys. What decides is, first, that the fragments of 32 rows
+        // share each load of K and V; then, that registers (255 at most, no spills) and 48 KiB of workgroup memory leave
+        // room for 8 subgroups on a core, at best in two workgroups, of which one computes while the other waits.
+        //
+        // Few rows: 4 heads of 512 at head_dim 64 are 16 tiles of 128 rows; smaller ones use more of the GPU.
+        (Some(16), 32) if widest <= 128 && shape.lse_len() <= 8192 => const { &[of_16(64, 32, 16)] },
+        // head_dim 32: 145; 32 keys 139.
+        (Some(16), 32) if widest <= 32 => const { &[of_16(128, 64, 32), of_16(128, 32, 32)] },
+        // head_dim 64: 212; 16 rows to a subgroup (16 subgroups) 185, 256 query rows 191, 16 keys 187, 64 query rows 141.
+        (Some(16), 32) if widest <= 64 => const { &[of_16(128, 32, 32)] },
+        // head_dim 80: 209; 32 keys 195, with 256 query rows 201, 16 rows to a subgroup 176.
+        (Some(16), 32) if widest <= 80 => const { &[of_16(128, 16, 32)] },
+        // head_dim 96: 216; 128 query rows 191, with 32 keys 194, 16 rows to a subgroup 187.
+        (Some(16), 32) if widest <= 96 => const { &[of_16(256, 16, 32), of_16(128, 16, 32)] },
+        // head_dim 128: 217 (112: 204, 160: 217, 192: 209); 32 rows to a subgroup and 16 keys 177, the registers spill.
+        (Some(16), 32) if widest <= 192 => const { &[of_16(128, 32, 16), of_16(128, 16, 16)] },
+        // head_dim 256: 166.
+        (Some(16), 32) => const { &[of_16(128, 16, 16)] },
+        // Not run on such a GPU: 8×8 matrices in subgroups of 32, as Metal has them.
+        (Some(8), 32) => const { &[Tiles::cooperative(64, 32, 16, 32, 8), Tiles::cooperative(64, 32, 8, 32, 8)] },
+        (Some(8), 8) => const { &[Tiles::cooperative(64, 8, 8, 8, 8)] },
         _ => &[],
     }
 }
@@ -360,16 +392,16 @@ pub(super) fn cooperative_backward_candidates(
         // As forward.
         _ if capabilities.device_class == DeviceClass::Cpu => &[],
         (Kernel::FlashBackwardDkdvCooperative, Some(16)) if is_narrow => {
-            const { &[Tiles::on_matrices(32, 64, 16, 16), Tiles::on_matrices(16, 64, 16, 16)] }
+            const { &[Tiles::cooperative(32, 64, 16, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] }
         }
         (Kernel::FlashBackwardDkdvCooperative, Some(16)) => {
-            const { &[Tiles::on_matrices(16, 64, 16, 16), Tiles::on_matrices(16, 32, 16, 16)] }
+            const { &[Tiles::cooperative(16, 64, 16, 32, 16), Tiles::cooperative(16, 32, 16, 32, 16)] }
         }
         (_, Some(16)) if is_narrow => {
-            const { &[Tiles::on_matrices(64, 32, 16, 16), Tiles::on_matrices(64, 16, 16, 16)] }
+            const { &[Tiles::cooperative(64, 32, 16, 32, 16), Tiles::cooperative(64, 16, 16, 32, 16)] }
         }
-        (_, Some(16)) => const { &[Tiles::on_matrices(64, 16, 16, 16), Tiles::on_matrices(32, 16, 16, 16)] },
-        (_, Some(8)) => const { &[Tiles::on_matrices(32, 32, 8, 8), Tiles::on_matrices(8, 8, 8, 8)] },
+        (_, Some(16)) => const { &[Tiles::cooperative(64, 16, 16, 32, 16), Tiles::cooperative(32, 16, 16, 32, 16)] },
+        (_, Some(8)) => const { &[Tiles::cooperative(32, 32, 8, 8, 8), Tiles::cooperative(8, 8, 8, 8, 8)] },
         _ => &[],
     }
 }

@@ -82,7 +82,17 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
             files.push(file!("common/cooperative_gradient_tiles.wgsl"));
         }
-        Kernel::FlashForwardCooperative => files.push(file!("common/cooperative_tiles.wgsl")),
+        Kernel::FlashForwardCooperative => {
+            let is_stored = specialization.storage == Storage::F16 && specialization.access == Access::Quad;
+            files.extend([
+                match is_stored {
+                    true => file!("slots/matrix_operand/stored.wgsl"),
+                    false => file!("slots/matrix_operand/converted.wgsl"),
+                },
+                file!("common/visits.wgsl"),
+                file!("common/cooperative_tiles.wgsl"),
+            ]);
+        }
         Kernel::StandardScores | Kernel::StandardDp => files.push(file!("common/standard_product.wgsl")),
         Kernel::StandardSoftmax | Kernel::StandardDs => {}
         Kernel::StandardOutput | Kernel::StandardDq => files.push(file!("common/standard_sum.wgsl")),

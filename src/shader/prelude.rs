@@ -81,11 +81,14 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         }
         Kernel::FlashForwardCooperative => {
             let side = tiles.matrix_side.unwrap_or(1);
-            let (k_fragments, v_fragments) = (head_dim.div_ceil(side), head_dim_v.div_ceil(side));
+            let chunk_fragments = tiles.chunk_fragments(side);
+            let chunk = chunk_fragments * side;
+            let (k_chunks, v_chunks) = (head_dim.div_ceil(chunk), head_dim_v.div_ceil(chunk));
             line(format_args!("const IN_LOCKSTEP = {};", specialization.in_lockstep));
-            counts.extend([("MATRIX_SIDE", side), ("KEY_FRAGMENTS", tiles.tile_kv / side)]);
-            counts.extend([("K_FRAGMENTS", k_fragments), ("V_FRAGMENTS", v_fragments)]);
-            (k_fragments * side / 4, v_fragments * side / 4)
+            counts.extend([("MATRIX_SIDE", side), ("CHUNK_FRAGMENTS", chunk_fragments)]);
+            counts.extend([("ROW_FRAGMENTS", tiles.thread_rows / side), ("KEY_CHUNKS", tiles.tile_kv / chunk)]);
+            counts.extend([("K_CHUNKS", k_chunks), ("V_CHUNKS", v_chunks)]);
+            (k_chunks * chunk / 4, v_chunks * chunk / 4)
         }
         _ => {
             let dim = specialization.kernel.product_dim(head_dim, head_dim_v);
@@ -97,10 +100,14 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             (k_chunk_quads, thread_quads * tiles.lanes)
         }
     };
-    // The tile that passes through workgroup memory.
+    // The tile that passes through workgroup memory. The cooperative kernel loads whole rows of it at a time, the others
+    // quads wherever they lie.
     let rows = if specialization.kernel.owns_keys() { tiles.tile_q } else { tiles.tile_kv };
-    counts.push(("K_FETCHES", (rows * k_quads).div_ceil(invocations)));
-    counts.push(("V_FETCHES", (rows * v_quads).div_ceil(invocations)));
+    let fetches = |quads: u32| match specialization.kernel {
+        Kernel::FlashForwardCooperative => rows.div_ceil((invocations / quads).max(1)),
+        _ => (rows * quads).div_ceil(invocations),
+    };
+    counts.extend([("K_FETCHES", fetches(k_quads)), ("V_FETCHES", fetches(v_quads))]);
     let mut lists = Lists::default();
     for (name, value) in counts {
         line(format_args!("const {name} = {value}u;"));
@@ -133,6 +140,8 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     for (list, names) in shared_names(specialization.kernel) {
         lists.names(list, vec![names]);
     }
+    // Loops over the first tile, over those that all rows see whole, and over the others.
+    lists.names("FIRST_WHOLE_AND_PARTIAL", vec!["first", "whole", "partial"]);
     (text, lists)
 }
 

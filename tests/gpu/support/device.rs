@@ -113,11 +113,6 @@ impl Library {
     }
 }
 
-/// Tiles of the backward pass on matrices, a subgroup owning `thread_rows` rows.
-fn matrices(tile_q: u32, tile_kv: u32, thread_rows: u32, side: u32) -> Tiles {
-    Tiles { matrix_side: Some(side), ..Tiles::new(tile_q, tile_kv, thread_rows, side * side / 8) }
-}
-
 /// The library with f16 on cooperative matrices, also on a software driver, where the planner knows better: they are slow
 /// there, but no GPU is needed to test them. `None` where the device has none.
 pub fn with_matrices() -> Option<&'static Library> {
@@ -126,11 +121,13 @@ pub fn with_matrices() -> Option<&'static Library> {
         let Library { attention, .. } = Library::whole();
         let attention = attention.with_matrices(true);
         let side = attention.capabilities().matrix_side?;
+        let lanes = attention.capabilities().subgroup_min_size;
         let standard = Tiles::new(64, 32, 4, 8);
-        // One fragment of keys to a subgroup, and two of rows.
+        let matrices = |tile_q, tile_kv, rows| Tiles::cooperative(tile_q, tile_kv, rows, lanes, side);
         let [tiles, dkdv, dq] = match side {
-            16 => [Tiles::cooperative(128, 32, 16), matrices(32, 64, 16, 16), matrices(64, 32, 32, 16)],
-            side => [Tiles::cooperative(32, 32, side), matrices(16, 32, 8, side), matrices(32, 16, 16, side)],
+            16 => [matrices(128, 32, 16), matrices(32, 64, 16), matrices(64, 32, 32)],
+            // A software driver compiles them for minutes: as few fragments as cover 256 head dimensions.
+            _ => [matrices(64, 8, 8), matrices(16, 32, 8), matrices(32, 16, 16)],
         };
         let library = Library { attention, tiles: Some([tiles, standard]), backward_tiles: None, num_splits: None };
         Some(library.backward_tiles(dkdv, dq, standard))

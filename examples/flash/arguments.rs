@@ -13,9 +13,9 @@ pub struct Arguments {
     /// The adapter to use: its number in `flash info`, or a part of its name.
     #[arg(long, global = true, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,
-    /// Run f16 on cooperative matrices (tensor cores) where the adapter has them: faster, with P rounded to f16.
+    /// Keep f16 off cooperative matrices (tensor cores), where the adapter has them: slower, with P in f32.
     #[arg(long, global = true)]
-    pub matrices: bool,
+    pub no_matrices: bool,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -118,10 +118,9 @@ pub struct BenchOptions {
     #[arg(long = "pass", value_enum, value_name = "PASS", default_value = "forward")]
     pub passes: Passes,
     /// Tiles to time flash attention with, instead of those of the table: rows × keys × rows of an invocation × lanes, as
-    /// 64x16x2x4; or rows × keys × side of matrices, as 128x32xm16, or rows × keys × rows of a subgroup × its size × side,
-    /// as 128x32x16x32xm16; or, for decoding, rows × keys × lanes × groups of lanes, as 4x64xd8x16. The backward pass takes
-    /// those of dK and dV and of dQ,
-    /// as 16x64x2x4/64x16x2x4.
+    /// 64x16x2x4; or, on matrices, rows × keys × rows of a subgroup × its size × side, as 128x32x16x32xm16; or, for
+    /// decoding, rows × keys × lanes × groups of lanes, as 4x64xd8x16. The backward pass takes those of dK and dV and of
+    /// dQ, as 16x64x2x4/64x16x2x4.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_tiles)]
     pub tiles: Vec<TileChoice>,
     /// Splits of the keys to time flash attention with, instead of the planner's choice; 1 is none.
@@ -290,7 +289,8 @@ fn parse_tiles(text: &str) -> Result<TileChoice, String> {
     let one = |text: &str| {
         let reason = || {
             format!(
-                "'{text}' are no tiles: give numbers such as 64x16x2x4, 128x32xm16 for matrices, 4x64xd8x16 for decoding"
+                "'{text}' are no tiles: give numbers such as 64x16x2x4, 128x32x32x32xm16 for matrices, 4x64xd8x16 for \
+                 decoding"
             )
         };
         let number = |text: &str| text.parse::<u32>().map_err(|_| reason());
@@ -302,14 +302,9 @@ fn parse_tiles(text: &str) -> Result<TileChoice, String> {
             [tile_q, tile_kv, rows, lanes] => {
                 Ok(Tiles::new(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?))
             }
-            [tile_q, tile_kv, side] => {
-                let side = number(side.strip_prefix('m').ok_or_else(reason)?)?;
-                Ok(Tiles::cooperative(number(tile_q)?, number(tile_kv)?, side.min(64)))
-            }
             [tile_q, tile_kv, rows, lanes, side] => {
                 let side = number(side.strip_prefix('m').ok_or_else(reason)?)?;
-                let tiles = Tiles::new(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?);
-                Ok(Tiles { matrix_side: Some(side), ..tiles })
+                Ok(Tiles::cooperative(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?, side))
             }
             _ => Err(reason()),
         }

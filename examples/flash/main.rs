@@ -46,7 +46,7 @@ fn main() -> ExitCode {
 
 /// Whether what the command looked at is good: false is exit status 1.
 async fn dispatch(arguments: &Arguments, out: &mut dyn Write) -> Result<bool> {
-    let choice = device::Choice { adapter: arguments.adapter.as_deref(), matrices: arguments.matrices };
+    let choice = device::Choice { adapter: arguments.adapter.as_deref(), matrices: !arguments.no_matrices };
     match &arguments.command {
         Command::Info => info::info(choice, out).await,
         Command::Demo => demo::demo(choice, out).await,

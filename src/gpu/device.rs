@@ -58,7 +58,7 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
         subgroups: features.contains(Features::SUBGROUP),
         subgroup_min_size: info.subgroup_min_size,
         subgroup_max_size: info.subgroup_max_size,
-        matrix_side: None,
+        matrix_side: matrix_side(adapter, device),
         timestamps: features.contains(timestamps),
         max_workgroup_storage: limits.max_compute_workgroup_storage_size,
         max_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -70,7 +70,7 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
 }
 
 /// The largest square matrices with f16 factors and an f32 sum that WGSL can name, if the device has any.
-pub(super) fn matrix_side(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Option<u32> {
+fn matrix_side(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Option<u32> {
     let needed = Features::EXPERIMENTAL_COOPERATIVE_MATRIX
         | Features::SHADER_F16
         | Features::SUBGROUP

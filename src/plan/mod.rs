@@ -223,6 +223,12 @@ impl Plan {
         &self.scratch
     }
 
+    /// Whether P is rounded to the element type before its product with V: on cooperative matrices, as in CUDA's flash
+    /// attention. The other kernels keep it in f32.
+    pub fn rounds_p(&self) -> bool {
+        self.passes.iter().any(|pass| pass.kernel == Kernel::FlashForwardCooperative)
+    }
+
     /// Bytes of all scratch buffers.
     pub fn scratch_bytes(&self) -> u64 {
         self.scratch.iter().map(|(_, bytes)| bytes).sum()

@@ -197,7 +197,8 @@ impl Tiles {
             // The keys of an invocation lie within one quad, whose dropout is drawn together.
             Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
             Kernel::FlashForwardCooperative => {
-                let chunk = self.chunk_fragments(matrix_side.unwrap_or(1)) * matrix_side.unwrap_or(1);
+                let side = matrix_side.unwrap_or(1).max(1);
+                let chunk = self.chunk_fragments(side) * side;
                 matrices_fit
                     && chunk > 0
                     && tile_q.is_multiple_of(thread_rows)

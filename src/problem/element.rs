@@ -24,6 +24,15 @@ impl Element {
         }
     }
 
+    /// The nearest value of this type.
+    pub fn round(self, value: f64) -> f64 {
+        match self {
+            Element::F32 => f64::from(value as f32),
+            Element::F16 => f16::from_f64(value).to_f64(),
+            Element::Bf16 => bf16::from_f64(value).to_f64(),
+        }
+    }
+
     /// The name used by the CLI and in records.
     pub const fn name(self) -> &'static str {
         match self {

@@ -29,6 +29,30 @@ pub struct ReferenceOutput {
 ///
 /// When a slice is shorter than its tensor, or the problem is one that [`crate::plan`] refuses.
 pub fn forward(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
+    forward_with(problem, q, k, v, |p| p)
+}
+
+/// As [`forward`], but P is rounded to the problem's element type before its product with V, and so is O: what exact
+/// standard attention gives that keeps P in that type. A kernel that does so too (see
+/// [`Plan::rounds_p`](crate::plan::Plan::rounds_p)) is held against its error.
+///
+/// # Panics
+///
+/// As [`forward`].
+pub fn forward_rounding_p(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
+    let round = |value| problem.element.round(value);
+    let mut output = forward_with(problem, q, k, v, round);
+    output.o.iter_mut().for_each(|o| *o = round(*o));
+    output
+}
+
+fn forward_with(
+    problem: &AttentionProblem,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    round_p: impl Fn(f64) -> f64 + Copy + Send + Sync,
+) -> ReferenceOutput {
     let shape = problem.shape;
     let o_len = problem.layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v);
     let mut o = vec![0.0; o_len.expect("O has an extent") as usize];
@@ -40,7 +64,7 @@ pub fn forward(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> R
     let rows_of = |rows: Range<usize>| -> Vec<(Vec<f64>, f64)> {
         rows.map(|flat| {
             let (batch, head, row) = position(problem, flat);
-            forward_row(problem, q, k, v, batch, head, row)
+            row_with(problem, q, k, v, (batch, head, row), round_p)
         })
         .collect()
     };
@@ -80,6 +104,17 @@ pub fn forward_row(
     head: u32,
     row: u32,
 ) -> (Vec<f64>, f64) {
+    row_with(problem, q, k, v, (batch, head, row), |p| p)
+}
+
+fn row_with(
+    problem: &AttentionProblem,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    (batch, head, row): (u32, u32, u32),
+    round_p: impl Fn(f64) -> f64,
+) -> (Vec<f64>, f64) {
     let shape = problem.shape;
     let scale = problem.softmax_scale();
     let head_kv = head / (shape.num_heads / shape.num_heads_kv);
@@ -112,7 +147,7 @@ pub fn forward_row(
         };
         let v_row = slice(v, &problem.layout.v, batch, key, head_kv, shape.head_dim_v);
         for (o, v) in o.iter_mut().zip(v_row) {
-            *o += p * v;
+            *o += round_p(p) * v;
         }
     }
     (o, max + sum.ln())

@@ -69,7 +69,7 @@ pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut
     writeln!(
         out,
         "Largest error against the f64 oracle. Standard attention may err by the rounding of its element; flash by \
-         twice what standard attention errs, plus a floor of 1e-6 of the largest |O| (f16, bf16: 1e-5). LSE may err by \
+         twice what standard attention errs (on matrices: standard attention that rounds P too), plus a floor of 1e-6 of the largest |O| (f16, bf16: 1e-5). LSE may err by \
          {LSE_BOUND:.0e} of max(1, |LSE|). Gradients: standard attention likewise, f32 2e-5 of the largest entry, flash in \
          f16 and bf16 three times what standard attention errs, plus 1e-5."
     )?;
@@ -209,6 +209,11 @@ async fn compare_forward<T: ElementType>(
                 (rounding + 1e-5) * largest
             }
             Algorithm::Flash if T::ELEMENT == Element::F32 => 2.0 * standard_error + 1e-6 * largest,
+            // Held against standard attention in the same precision, which rounds P too.
+            Algorithm::Flash if rounds_p(gpu, &problem) => {
+                let rounded = reference::forward_rounding_p(&problem, &exact(q), &exact(k), &exact(v));
+                2.0 * elements::largest_error(rounded.o, oracle.o.iter().copied()).max(standard_error) + 1e-5
+            }
             Algorithm::Flash => 2.0 * standard_error + 1e-5,
         };
         let lse_error = answer.lse.iter().zip(&oracle.lse);
@@ -217,6 +222,11 @@ async fn compare_forward<T: ElementType>(
             .fold(0.0, f64::max);
         row.add(Deviation { error, bound, lse_error: Some(lse_error) });
     }
+}
+
+/// Whether the kernels that the planner picks round P to the element.
+fn rounds_p(gpu: &Gpu, problem: &AttentionProblem) -> bool {
+    Plan::new(problem, gpu.attention.capabilities()).is_ok_and(|plan| plan.rounds_p())
 }
 
 /// What an error of LSE is relative to; rows that see nothing have −∞.

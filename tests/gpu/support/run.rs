@@ -67,6 +67,8 @@ pub struct Output {
     element: Element,
     o: Vec<u8>,
     lse: Vec<u8>,
+    /// Whether the kernels rounded P to the element.
+    pub rounds_p: bool,
 }
 
 impl Output {
@@ -172,7 +174,8 @@ impl Tensors {
             let kept = head[rows..].iter().all(|byte| *byte == POISON);
             assert!(kept, "LSE rows behind a shorter call were written\n{problem:?}");
         }
-        Output { element: problem.element, o, lse }
+        let rounds_p = library.prepare(problem).is_ok_and(|prepared| prepared.plan().rounds_p());
+        Output { element: problem.element, o, lse, rounds_p }
     }
 }
 

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use wgpu_flash_attention::plan::Tiles;
+use wgpu_flash_attention::plan::{Tiles, Workload};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, Element};
 
 /// Exact attention on the GPU: compute, check, time.
@@ -16,6 +16,9 @@ pub struct Arguments {
     /// Keep f16 off cooperative matrices (tensor cores), where the adapter has them: slower, with P in f32.
     #[arg(long, global = true)]
     pub no_matrices: bool,
+    /// Use the tiles that `flash tune` measured on this adapter.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tuning: Option<PathBuf>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -32,6 +35,8 @@ pub enum Command {
     Check(CheckOptions),
     /// Checks, then times; table, JSON, CSV and figures.
     Bench(BenchOptions),
+    /// Measures which tiles are the fastest on this adapter, for a file that --tuning takes.
+    Tune(TuneOptions),
 }
 
 #[derive(Args)]
@@ -135,6 +140,22 @@ pub struct BenchOptions {
     /// Prints one JSON object a line instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct TuneOptions {
+    /// Widths of Q, K and V to measure; each serves the narrower ones too.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64,128", value_parser = value_parser!(u32).range(1..=256))]
+    pub head_dim: Vec<u32>,
+    /// What to measure: decoding, few rows, many rows.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = workloads(), default_value = "decode,small,large")]
+    pub workload: Vec<Workload>,
+    /// Types of Q, K, V and O to measure.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = elements(), default_value = "f32,f16")]
+    pub element: Vec<Element>,
+    /// Writes the fastest tiles into this file.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -263,6 +284,12 @@ fn elements() -> impl TypedValueParser<Value = Element> {
     })
 }
 
+fn workloads() -> impl TypedValueParser<Value = Workload> {
+    PossibleValuesParser::new(Workload::ALL.map(Workload::name)).map(|name| {
+        Workload::ALL.into_iter().find(|workload| workload.name() == name).expect("the parser admits only these names")
+    })
+}
+
 fn algorithms() -> impl TypedValueParser<Value = Algorithm> {
     const ALL: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
     PossibleValuesParser::new(ALL.map(Algorithm::name)).map(|name| {
@@ -286,32 +313,33 @@ fn parse_side(text: &str) -> Result<Option<u32>, String> {
 }
 
 fn parse_tiles(text: &str) -> Result<TileChoice, String> {
-    let one = |text: &str| {
-        let reason = || {
-            format!(
-                "'{text}' are no tiles: give numbers such as 64x16x2x4, 128x32x32x32xm16 for matrices, 4x64xd8x16 for \
-                 decoding"
-            )
-        };
-        let number = |text: &str| text.parse::<u32>().map_err(|_| reason());
-        match text.split('x').collect::<Vec<_>>()[..] {
-            [tile_q, tile_kv, lanes, groups] if lanes.starts_with('d') => {
-                let lanes = number(&lanes[1..])?;
-                Ok(Tiles::decode(number(tile_q)?, number(tile_kv)?, lanes, number(groups)?))
-            }
-            [tile_q, tile_kv, rows, lanes] => {
-                Ok(Tiles::new(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?))
-            }
-            [tile_q, tile_kv, rows, lanes, side] => {
-                let side = number(side.strip_prefix('m').ok_or_else(reason)?)?;
-                Ok(Tiles::cooperative(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?, side))
-            }
-            _ => Err(reason()),
-        }
-    };
     match text.split_once('/') {
-        Some((dkdv, dq)) => Ok(TileChoice { first: one(dkdv)?, dq: Some(one(dq)?) }),
-        None => Ok(TileChoice { first: one(text)?, dq: None }),
+        Some((dkdv, dq)) => Ok(TileChoice { first: parse_one_tiles(dkdv)?, dq: Some(parse_one_tiles(dq)?) }),
+        None => Ok(TileChoice { first: parse_one_tiles(text)?, dq: None }),
+    }
+}
+
+/// The inverse of `text::tiles_option`.
+pub fn parse_one_tiles(text: &str) -> Result<Tiles, String> {
+    let reason = || {
+        format!(
+            "'{text}' are no tiles: give numbers such as 64x16x2x4, 128x32x32x32xm16 for matrices, 4x64xd8x16 for decoding"
+        )
+    };
+    let number = |text: &str| text.parse::<u32>().map_err(|_| reason());
+    match text.split('x').collect::<Vec<_>>()[..] {
+        [tile_q, tile_kv, lanes, groups] if lanes.starts_with('d') => {
+            let lanes = number(&lanes[1..])?;
+            Ok(Tiles::decode(number(tile_q)?, number(tile_kv)?, lanes, number(groups)?))
+        }
+        [tile_q, tile_kv, rows, lanes] => {
+            Ok(Tiles::new(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?))
+        }
+        [tile_q, tile_kv, rows, lanes, side] => {
+            let side = number(side.strip_prefix('m').ok_or_else(reason)?)?;
+            Ok(Tiles::cooperative(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?, side))
+        }
+        _ => Err(reason()),
     }
 }
 

@@ -4,6 +4,7 @@ use wgpu_flash_attention::{Error, FlashAttention};
 
 use crate::failure::{Failure, Result};
 use crate::timing;
+use crate::tune::TuningFile;
 
 /// An adapter with a device of its own. Timestamps are on where the adapter has them.
 pub struct Gpu {
@@ -56,6 +57,8 @@ pub struct Choice<'a> {
     pub adapter: Option<&'a str>,
     /// Whether f16 runs on cooperative matrices.
     pub matrices: bool,
+    /// What was measured on this adapter.
+    pub tuning: Option<&'a TuningFile>,
 }
 
 /// A device on the adapter with this number or name, or on the fastest kind there is.
@@ -68,11 +71,19 @@ pub async fn open(choice: Choice<'_>) -> Result<Gpu> {
         Some(selector) => select(&adapters, selector)?,
         None => adapters.iter().min_by_key(|adapter| slowness(adapter.get_info().device_type)).unwrap_or(&adapters[0]),
     };
-    open_on(adapter, choice.matrices).await
+    if let Some(tuning) = choice.tuning
+        && tuning.adapter != adapter.get_info().name
+    {
+        let (measured, chosen) = (&tuning.adapter, adapter.get_info().name);
+        return Err(Failure::new(format_args!(
+            "the tuning file is of {measured}, not of {chosen}; run flash tune there"
+        )));
+    }
+    open_on(adapter, choice).await
 }
 
-/// A device on this adapter.
-pub async fn open_on(adapter: &wgpu::Adapter, matrices: bool) -> Result<Gpu> {
+/// A device on this adapter, tuned if the tuning is of it.
+pub async fn open_on(adapter: &wgpu::Adapter, choice: Choice<'_>) -> Result<Gpu> {
     let mut descriptor = FlashAttention::device_descriptor(adapter);
     descriptor.required_features |= adapter.features() & timing::CLOCK_FEATURES;
     let (device, queue) = adapter
@@ -87,7 +98,11 @@ pub async fn open_on(adapter: &wgpu::Adapter, matrices: bool) -> Result<Gpu> {
             fault.get_or_insert_with(|| error.to_string());
         }
     }));
-    Ok(Gpu { attention: FlashAttention::new(adapter, &device, &queue).with_matrices(matrices), faults })
+    let mut attention = FlashAttention::new(adapter, &device, &queue).with_matrices(choice.matrices);
+    if let Some(tuning) = choice.tuning.filter(|tuning| tuning.adapter == adapter.get_info().name) {
+        attention = attention.with_tuning(tuning.tuning().map_err(Failure::new)?);
+    }
+    Ok(Gpu { attention, faults })
 }
 
 /// The position of the adapter that `selector` names.

@@ -1,6 +1,6 @@
 use std::io::Write;
 
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, Plan};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element};
 
 use crate::device::{self, Gpu};
 use crate::failure::Result;
@@ -17,11 +17,12 @@ pub async fn info(choice: device::Choice<'_>, out: &mut dyn Write) -> Result<boo
         if only.is_some_and(|only| only != index) {
             continue;
         }
-        match device::open_on(adapter, choice.matrices).await {
+        match device::open_on(adapter, choice).await {
             Ok(gpu) => {
                 writeln!(out, "{index}: {}", gpu.describe())?;
                 limits(&gpu, out)?;
-                choices(gpu.attention.capabilities(), out)?;
+                writeln!(out, "   matrices          {}", matrices(adapter, &gpu))?;
+                choices(&gpu, out)?;
             }
             Err(failure) => writeln!(out, "{index}: {}: {}", adapter.get_info().name, failure.line())?,
         }
@@ -55,25 +56,53 @@ fn limits(gpu: &Gpu, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// What the planner picks for a few shapes; the lengths hardly matter, widths and types do.
-fn choices(capabilities: &Capabilities, out: &mut dyn Write) -> Result<()> {
+/// Which cooperative matrices f16 runs on, or why on none.
+fn matrices(adapter: &wgpu::Adapter, gpu: &Gpu) -> String {
+    let offered: Vec<String> = adapter
+        .cooperative_matrix_properties()
+        .iter()
+        .map(|matrix| {
+            let sides = format!("{}x{}x{}", matrix.m_size, matrix.n_size, matrix.k_size);
+            format!("{sides} {:?}→{:?}", matrix.ab_type, matrix.cr_type).to_lowercase()
+        })
+        .collect();
+    match (
+        gpu.attention.capabilities().matrix_side,
+        gpu.attention.clone().with_matrices(true).capabilities().matrix_side,
+    ) {
+        (Some(side), _) => format!("{side}x{side}, for f16"),
+        (None, Some(side)) => format!("{side}x{side}, switched off (--no-matrices)"),
+        (None, None) if offered.is_empty() => "none: the adapter lists none".to_owned(),
+        (None, None) => format!("none: of those listed, {}, WGSL can name none", offered.join(", ")),
+    }
+}
+
+/// What the planner picks for a few shapes: widths, types and the number of rows matter.
+fn choices(gpu: &Gpu, out: &mut dyn Write) -> Result<()> {
     writeln!(out)?;
     let columns = vec![
         numbers("head_dim", 8),
-        words("algorithm", 9),
+        words("algorithm", 13),
         words("elements", 14),
-        words("kernels, tiles (query rows × keys)", 44),
+        words("kernels, tiles (query rows × keys); why", 44),
     ];
     let table = Table::new("   ", columns, out)?;
     for head_dim in [32, 64, 128, 256] {
-        for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+        let large = AttentionShape::new(1, 8, 1024, head_dim);
+        let small = AttentionShape::new(1, 4, 512, head_dim);
+        let decode = AttentionShape::new(1, 32, 1, head_dim).num_heads_kv(8).seqlen_kv(8192);
+        for (name, algorithm, shape) in [
+            ("flash", Algorithm::Flash, large),
+            ("flash, small", Algorithm::Flash, small),
+            ("flash, decode", Algorithm::Flash, decode),
+            ("standard", Algorithm::Standard, large),
+        ] {
             // Elements with one choice share a row.
             let mut choices: Vec<(Vec<&str>, String)> = Vec::new();
             for element in Element::ALL {
-                let shape = AttentionShape::new(1, 8, 1024, head_dim);
                 let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
-                let choice = match Plan::new(&problem, capabilities) {
-                    Ok(plan) => text::passes(&plan),
+                let choice = match gpu.attention.plan_forward(&problem) {
+                    Ok(plan) => format!("{}; {}", text::passes(&plan), plan.reason()),
                     Err(error) => error.to_string(),
                 };
                 match choices.iter_mut().find(|(_, other)| *other == choice) {
@@ -82,7 +111,7 @@ fn choices(capabilities: &Capabilities, out: &mut dyn Write) -> Result<()> {
                 }
             }
             for (elements, choice) in choices {
-                table.row(&[head_dim.to_string(), algorithm.name().into(), elements.join(", "), choice], out)?;
+                table.row(&[head_dim.to_string(), name.into(), elements.join(", "), choice], out)?;
             }
         }
     }

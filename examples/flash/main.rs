@@ -15,6 +15,7 @@ mod run;
 mod tensors;
 mod text;
 mod timing;
+mod tune;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -46,13 +47,19 @@ fn main() -> ExitCode {
 
 /// Whether what the command looked at is good: false is exit status 1.
 async fn dispatch(arguments: &Arguments, out: &mut dyn Write) -> Result<bool> {
-    let choice = device::Choice { adapter: arguments.adapter.as_deref(), matrices: !arguments.no_matrices };
+    let tuning = arguments.tuning.as_deref().map(tune::TuningFile::read).transpose()?;
+    let choice = device::Choice {
+        adapter: arguments.adapter.as_deref(),
+        matrices: !arguments.no_matrices,
+        tuning: tuning.as_ref(),
+    };
     match &arguments.command {
         Command::Info => info::info(choice, out).await,
         Command::Demo => demo::demo(choice, out).await,
         Command::Run(options) => run::run(options, choice, out).await,
         Command::Check(options) => check::check(options, choice, out).await,
         Command::Bench(options) => bench::bench(options, choice, out).await,
+        Command::Tune(options) => tune::tune(options, choice, out).await,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use wgpu_flash_attention::Plan;
-use wgpu_flash_attention::plan::Pass;
+use wgpu_flash_attention::plan::{Pass, Tiles};
 
 use crate::failure::Result;
 
@@ -76,6 +76,16 @@ pub fn tiles(plan: &Plan) -> String {
     match plan.num_splits() {
         1 => tiles.join(" / "),
         splits => format!("{}, {splits} splits", tiles.join(" / ")),
+    }
+}
+
+/// Tiles as `flash bench --tiles` takes them.
+pub fn tiles_option(tiles: &Tiles) -> String {
+    let Tiles { tile_q, tile_kv, thread_rows, lanes, key_lanes, matrix_side } = tiles;
+    match matrix_side {
+        Some(side) => format!("{tile_q}x{tile_kv}x{thread_rows}x{lanes}xm{side}"),
+        None if *key_lanes > 1 => format!("{tile_q}x{tile_kv}xd{lanes}x{key_lanes}"),
+        None => format!("{tile_q}x{tile_kv}x{thread_rows}x{lanes}"),
     }
 }
 

@@ -66,7 +66,7 @@ impl FlashAttention {
         v: &[T],
     ) -> Result<ForwardOutput<T>, Error> {
         expect_element::<T>(problem.element)?;
-        let plan = Plan::new(problem, &self.capabilities)?;
+        let plan = self.plan_forward(problem)?;
         let inputs =
             [Input::new(&plan, Operand::Q, q)?, Input::new(&plan, Operand::K, k)?, Input::new(&plan, Operand::V, v)?];
         let [o, lse] = self.run(plan.clone(), &inputs, [Operand::O, Operand::Lse]).await?;

@@ -16,7 +16,7 @@ pub use host::{BackwardOutput, BackwardSlices, ForwardOutput};
 pub use merge::{MergeBuffers, PreparedMerge};
 
 use crate::error::Error;
-use crate::plan::{Capabilities, Direction, Plan};
+use crate::plan::{Capabilities, Direction, Plan, Tuning};
 use crate::problem::{AttentionProblem, MergeProblem};
 use bindings::Uniforms;
 use pipeline::Pipelines;
@@ -33,6 +33,7 @@ pub struct FlashAttention {
     matrix_side: Option<u32>,
     pipelines: Arc<Pipelines>,
     uniforms: Arc<Uniforms>,
+    tuning: Arc<Tuning>,
     checked_shaders: bool,
 }
 
@@ -48,6 +49,7 @@ impl FlashAttention {
             capabilities: Arc::new(capabilities),
             pipelines: Arc::default(),
             uniforms: Arc::default(),
+            tuning: Arc::default(),
             checked_shaders: false,
         }
     }
@@ -116,6 +118,20 @@ impl FlashAttention {
         self
     }
 
+    /// Takes tiles that were measured on this adapter (`flash tune` does) instead of the table's.
+    pub fn with_tuning(mut self, tuning: Tuning) -> Self {
+        self.tuning = Arc::new(tuning);
+        self
+    }
+
+    /// How a forward problem is planned here.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`].
+    pub fn plan_forward(&self, problem: &AttentionProblem) -> Result<Plan, Error> {
+        Plan::tuned(problem, &self.capabilities, &self.tuning)
+    }
+
     /// What planning knows of the device.
     pub fn capabilities(&self) -> &Capabilities {
         &self.capabilities
@@ -137,7 +153,7 @@ impl FlashAttention {
     /// # Errors
     /// Those of [`Plan::new`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
     pub async fn prepare_forward(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
-        self.prepare_plan(Plan::new(problem, &self.capabilities)?).await
+        self.prepare_plan(self.plan_forward(problem)?).await
     }
 
     /// The same for the gradients of a problem: what [`PreparedForward::encode`] computed goes in with the gradient of O.

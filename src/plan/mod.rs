@@ -10,6 +10,7 @@ mod parts;
 mod specialization;
 mod splits;
 mod tiles;
+mod tuning;
 
 pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
@@ -19,6 +20,7 @@ pub use kernel::{Kernel, Operand, Usage};
 pub use params::Params;
 pub use specialization::{Access, RowReduce, Specialization, Storage};
 pub use tiles::Tiles;
+pub use tuning::{TunedTiles, Tuning, Workload};
 
 pub(crate) use tiles::{COMBINE_INVOCATIONS, SOFTMAX_INVOCATIONS};
 
@@ -35,6 +37,22 @@ pub struct Pass {
     pub specialization: Specialization,
 }
 
+/// Who chose the tiles of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Table,
+    Tuning,
+    Caller,
+}
+
+/// What a caller may choose of a plan.
+#[derive(Clone, Copy, Default)]
+struct Choices<'a> {
+    tiles: &'a [Tiles],
+    num_splits: Option<u32>,
+    tuning: Option<&'a Tuning>,
+}
+
 /// The passes that answer a problem on a device, the scratch memory they need, and (through [`Plan::dispatches`]) the
 /// grids and uniforms of each call.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +63,8 @@ pub struct Plan {
     passes: Vec<Pass>,
     /// Of the last pass, and of all passes that share scores in memory.
     tiles: Tiles,
+    /// Who chose them.
+    source: Source,
     /// Splits of the keys, or partial results to merge.
     num_splits: u32,
     /// The partial results that the caller gives.
@@ -59,7 +79,21 @@ impl Plan {
     /// [`Error::InvalidProblem`] if it contradicts itself, [`Error::TooLarge`] if a tensor passes a limit of the device
     /// and no split helps, [`Error::Unsupported`] if no kernel fits the device.
     pub fn new(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Forward, &[], None)
+        Self::build(problem, capabilities, Direction::Forward, Choices::default())
+    }
+
+    /// As [`Plan::new`], with what was measured on the device before the planner's own table.
+    ///
+    /// # Errors
+    /// Those of `new`.
+    pub fn tuned(problem: &AttentionProblem, capabilities: &Capabilities, tuning: &Tuning) -> Result<Self, Error> {
+        let choices = Choices { tuning: Some(tuning), ..Choices::default() };
+        Self::build(problem, capabilities, Direction::Forward, choices)
+    }
+
+    /// The tiles worth measuring for a flash problem on a device, the planner's own choice first.
+    pub fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
+        tuning::candidates(problem, capabilities)
     }
 
     /// As [`Plan::new`], with tiles of the caller's choice instead of the table's: to measure, or to test one meaning
@@ -68,7 +102,7 @@ impl Plan {
     /// # Errors
     /// Those of `new`; [`Error::Unsupported`] for tiles that make no kernel or don't fit the device.
     pub fn with_tiles(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Tiles) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Forward, &[tiles], None)
+        Self::build(problem, capabilities, Direction::Forward, Choices { tiles: &[tiles], ..Choices::default() })
     }
 
     /// As [`Plan::new`], with the keys in `num_splits` splits (1 for none), whose partial results are merged; and with
@@ -82,7 +116,8 @@ impl Plan {
         tiles: Option<Tiles>,
         num_splits: u32,
     ) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Forward, tiles.as_slice(), Some(num_splits))
+        let choices = Choices { tiles: tiles.as_slice(), num_splits: Some(num_splits), tuning: None };
+        Self::build(problem, capabilities, Direction::Forward, choices)
     }
 
     /// Checks a merge of partial results and plans it.
@@ -109,6 +144,7 @@ impl Plan {
             capabilities,
             passes: vec![Pass { kernel, specialization }],
             tiles,
+            source: Source::Table,
             num_splits: merge.num_splits,
             merge: Some(merge.clone()),
             scratch: Vec::new(),
@@ -123,7 +159,7 @@ impl Plan {
     /// # Errors
     /// Those of [`Plan::new`].
     pub fn backward(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Backward, &[], None)
+        Self::build(problem, capabilities, Direction::Backward, Choices::default())
     }
 
     /// As [`Plan::backward`], with tiles of the caller's choice for dK and dV, and for dQ. (Standard attention has one
@@ -136,16 +172,14 @@ impl Plan {
         capabilities: &Capabilities,
         tiles: [Tiles; 2],
     ) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Backward, &tiles, None)
+        Self::build(problem, capabilities, Direction::Backward, Choices { tiles: &tiles, ..Choices::default() })
     }
 
-    /// `given` are tiles of the caller's choice, or none, and so are the splits.
     fn build(
         problem: &AttentionProblem,
         capabilities: &Capabilities,
         direction: Direction,
-        given: &[Tiles],
-        splits: Option<u32>,
+        choices: Choices,
     ) -> Result<Self, Error> {
         check::check(problem, direction)?;
         let mut plan = Self {
@@ -154,18 +188,29 @@ impl Plan {
             capabilities: capabilities.clone(),
             passes: Vec::new(),
             tiles: Tiles::new(1, 4, 1, 1),
+            source: Source::Table,
             num_splits: 1,
             merge: None,
             scratch: Vec::new(),
         };
         plan.check_buffers()?;
         for step in steps(problem, capabilities, direction) {
-            let own = given_for(&step, given);
-            let (kernels, tiles) = choose(&step, problem, capabilities, own, splits)?;
+            let own = given_for(&step, choices.tiles);
+            let choose = |tiles| choose(&step, problem, capabilities, tiles, choices.num_splits);
+            let measured = choices.tuning.filter(|_| problem.algorithm == Algorithm::Flash && own.is_none());
+            let measured =
+                measured.and_then(|tuning| tuning.tiles_for(problem).find_map(|tiles| choose(Some(tiles)).ok()));
+            plan.source = match (own, measured) {
+                (Some(_), _) => Source::Caller,
+                (None, Some(_)) => Source::Tuning,
+                (None, None) => Source::Table,
+            };
+            let (kernels, tiles) = measured.map_or_else(|| choose(own), Ok)?;
             let pass =
                 |kernel| Pass { kernel, specialization: specialize(problem, capabilities, direction, kernel, tiles) };
             plan.tiles = tiles;
-            plan.num_splits = splits.unwrap_or_else(|| splits::num_splits(kernels[0], tiles, problem, capabilities));
+            let by_itself = || splits::num_splits(kernels[0], tiles, problem, capabilities, choices.tuning);
+            plan.num_splits = choices.num_splits.unwrap_or_else(by_itself);
             match kernels[0].split().filter(|_| plan.num_splits > 1) {
                 Some(kernel) => plan.passes.extend([pass(kernel), pass(Kernel::Combine)]),
                 None => plan.passes.extend(kernels.iter().copied().map(pass)),
@@ -215,6 +260,29 @@ impl Plan {
     /// The tiles of its kernels, or of the last one (dQ) where they differ.
     pub fn tiles(&self) -> Tiles {
         self.tiles
+    }
+
+    /// Why this kernel and these tiles, in a few words for people.
+    pub fn reason(&self) -> String {
+        let capabilities = &self.capabilities;
+        let kernel = match self.passes.first().map(|pass| pass.kernel) {
+            Some(kernel) if kernel.packs_heads() => "few rows share K and V".to_owned(),
+            Some(Kernel::FlashForwardCooperative) => "f16 on matrices".to_owned(),
+            Some(Kernel::FlashForward | Kernel::FlashForwardSplit) if self.problem.element != Element::F16 => {
+                format!("matrices hold f16, not {}", self.problem.element.name())
+            }
+            Some(Kernel::FlashForward | Kernel::FlashForwardSplit) => match capabilities.matrix_side {
+                None => "no matrices, or not switched on".to_owned(),
+                Some(side) => format!("{side}x{side} matrices do not fit the device"),
+            },
+            _ => String::new(),
+        };
+        let tiles = match self.source {
+            Source::Table => "tiles of the table",
+            Source::Tuning => "tiles as tuned",
+            Source::Caller => "tiles as given",
+        };
+        [kernel.as_str(), tiles].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
     /// Scratch buffers and their bytes. Standard attention: the score matrix, or of as many heads and rows of it as one

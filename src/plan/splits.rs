@@ -2,7 +2,7 @@
 
 use super::check;
 use super::parts::{Lengths, Part};
-use super::{Capabilities, DeviceClass, Kernel, Operand, Plan, Tiles};
+use super::{Capabilities, DeviceClass, Kernel, Operand, Plan, Tiles, Tuning};
 use crate::problem::{AttentionProblem, MergeProblem, TensorLayout};
 
 /// The most splits that the planner takes by itself.
@@ -23,7 +23,13 @@ const fn workgroups_wanted(class: DeviceClass) -> u64 {
 }
 
 /// Into how many splits the keys go, so that the workgroups of all of them keep the device busy.
-pub(super) fn num_splits(kernel: Kernel, tiles: Tiles, problem: &AttentionProblem, capabilities: &Capabilities) -> u32 {
+pub(super) fn num_splits(
+    kernel: Kernel,
+    tiles: Tiles,
+    problem: &AttentionProblem,
+    capabilities: &Capabilities,
+    tuning: Option<&Tuning>,
+) -> u32 {
     if kernel.split().is_none() {
         return 1;
     }
@@ -31,7 +37,8 @@ pub(super) fn num_splits(kernel: Kernel, tiles: Tiles, problem: &AttentionProble
     let whole = Part::whole(shape, Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv });
     let workgroups = row_tiles(kernel, tiles, heads_per_kv(problem), &whole).max(1);
     let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles) / TILES_OF_A_SPLIT;
-    let splits = workgroups_wanted(capabilities.device_class) / workgroups;
+    let tuned = tuning.and_then(|tuning| tuning.workgroups).map(u64::from);
+    let splits = tuned.unwrap_or(workgroups_wanted(capabilities.device_class)) / workgroups;
     let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
     splits.min(worthwhile).min(most).max(1) as u32
 }

@@ -278,8 +278,8 @@ pub(super) fn candidates(
         return const { &[Tiles::new(64, 32, 4, 8), Tiles::new(32, 16, 4, 4)] };
     }
     let widest = shape.head_dim.max(shape.head_dim_v);
-    // So few rows leave most of a large GPU idle, and one row to an invocation spreads them over more of it.
-    let is_small = shape.lse_len() <= 6144;
+    // One row to an invocation spreads few rows over more of the GPU.
+    let is_small = is_small(shape);
     // Lanes meet by shuffles as far as one subgroup reaches, and in slow workgroup memory beyond.
     let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
     const LEAST: Tiles = Tiles::new(32, 4, 1, 1);
@@ -327,16 +327,31 @@ pub(super) fn candidates(
 /// The most rows, of all query heads that share a KV head, for which decoding is tried.
 const DECODE_ROWS: u64 = 32;
 
+/// Rows of all query heads that share a KV head.
+fn rows_of_a_group(shape: &AttentionShape) -> u64 {
+    u64::from(shape.num_heads.checked_div(shape.num_heads_kv).unwrap_or(0)) * u64::from(shape.seqlen_q)
+}
+
+pub(super) fn decodes(shape: &AttentionShape) -> bool {
+    rows_of_a_group(shape) <= DECODE_ROWS
+}
+
+/// Whether so few rows leave most of a large GPU idle.
+pub(super) fn is_small(shape: &AttentionShape) -> bool {
+    shape.lse_len() <= 6144
+}
+
 /// Tiles for decoding to try, the best first; none where there are too many rows for it.
 pub(super) fn decode_candidates(capabilities: &Capabilities, shape: &AttentionShape) -> &'static [Tiles] {
-    let group = shape.num_heads.checked_div(shape.num_heads_kv).unwrap_or(0);
-    let rows = u64::from(group) * u64::from(shape.seqlen_q);
+    let rows = rows_of_a_group(shape);
     let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
-    if rows > DECODE_ROWS {
+    if !decodes(shape) {
         return &[];
     }
     let widest = shape.head_dim.max(shape.head_dim_v);
-    // What a lane holds of Q and O are rows times quads of registers four wide, twice.
+    // Not yet measured on a GPU. What a lane holds of Q and of O, rows times quads, is kept at 16 registers four wide, and
+    // the groups of a workgroup many enough for 128 invocations. lavapipe (Mesa 22.3.6), 8 heads over 2, 4096 keys, in ms:
+    // head_dim 64 1.5, 128 5.4; with one row tile of 64 rows, as for more rows, 90 and 184.
     match (rows, subgroup) {
         (0..=2, 8..) if widest <= 128 => const { &[Tiles::decode(2, 64, 8, 16), Tiles::decode(2, 32, 8, 8)] },
         (0..=4, 8..) if widest <= 128 => const { &[Tiles::decode(4, 64, 8, 16), Tiles::decode(4, 32, 8, 8)] },
@@ -345,7 +360,9 @@ pub(super) fn decode_candidates(capabilities: &Capabilities, shape: &AttentionSh
         (_, 32..) => const { &[Tiles::decode(8, 16, 32, 4), Tiles::decode(4, 8, 32, 2)] },
         (_, 8..) if widest <= 64 => const { &[Tiles::decode(8, 32, 8, 8)] },
         (_, 4..) if widest <= 64 => const { &[Tiles::decode(4, 32, 4, 8)] },
-        _ => &[],
+        // Lanes that meet in workgroup memory.
+        _ if widest <= 128 => const { &[Tiles::decode(4, 32, 8, 8), Tiles::decode(2, 32, 8, 8)] },
+        _ => const { &[Tiles::decode(2, 16, 16, 4)] },
     }
 }
 

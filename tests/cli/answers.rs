@@ -264,3 +264,31 @@ fn the_demo_is_within_its_bound() {
         assert!(stdout.contains(word), "no '{word}' in: {stdout}");
     }
 }
+
+#[test]
+fn tuned_tiles_are_used() {
+    let place = Workplace::new();
+    let path = place.path("tuning.json");
+    let path = path.as_str();
+    let done = place.flash(&["tune", "--element", "f32", "--head-dim", "8", "--workload", "small", "--out", path]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let mut file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let entry = &file["tiles"][0];
+    assert_eq!((entry["workload"].as_str(), entry["element"].as_str()), (Some("small"), Some("f32")));
+    assert!(entry["ms"].as_f64().unwrap() <= entry["ms_of_table"].as_f64().unwrap());
+
+    // Whatever was the fastest, these are no table's.
+    file["tiles"][0]["tiles"] = "20x8x4x2".into();
+    std::fs::write(path, file.to_string()).unwrap();
+    let bench = ["--tuning", path, "bench", "--json", "--seqlen", "64", "--head-dim", "8", "--iterations", "1"];
+    let done = place.flash(&[&bench[..], &["--algorithm", "flash", "--heads", "2"]].concat());
+    assert!(done.status.success() && text(&done.stdout).contains("20x8, 4 rows by 2 lanes"), "{}", text(&done.stdout));
+
+    file["adapter"] = "another".into();
+    std::fs::write(path, file.to_string()).unwrap();
+    let done = place.flash(&bench);
+    assert!(done.status.code() == Some(2) && text(&done.stderr).contains("is of another"), "{}", text(&done.stderr));
+    std::fs::write(path, "{}").unwrap();
+    let done = place.flash(&bench);
+    assert!(done.status.code() == Some(2) && text(&done.stderr).contains("tuning file"), "{}", text(&done.stderr));
+}

@@ -5,7 +5,7 @@ mod figures;
 mod gradients;
 mod record;
 mod roofline;
-mod sample;
+pub mod sample;
 
 use std::io::Write;
 use std::path::Path;
@@ -167,7 +167,7 @@ impl Candidate {
             (Pass::Forward, tiles) => {
                 let tiles = tiles.map(|tiles| tiles.first);
                 let plan = match (tiles, self.num_splits) {
-                    (None, None) => Plan::new(&problem, capabilities)?,
+                    (None, None) => gpu.attention.plan_forward(&problem)?,
                     (Some(tiles), None) => Plan::with_tiles(&problem, capabilities, tiles)?,
                     (tiles, Some(splits)) => Plan::with_splits(&problem, capabilities, tiles, splits)?,
                 };

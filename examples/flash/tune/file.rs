@@ -1,0 +1,73 @@
+//! The file that `flash tune` writes and `--tuning` reads.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use wgpu_flash_attention::Element;
+use wgpu_flash_attention::plan::{TunedTiles, Tuning, Workload};
+
+use crate::arguments;
+use crate::failure::{Failure, Result};
+
+/// Measurements on one adapter.
+#[derive(Serialize, Deserialize)]
+pub struct TuningFile {
+    pub adapter: String,
+    pub driver: String,
+    /// Workgroups below which keys are split.
+    pub workgroups: Option<u32>,
+    pub tiles: Vec<Entry>,
+}
+
+/// The fastest tiles for one kind of problem. Those without matrices stand behind those with, for runs without.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Entry {
+    /// `decode`, `small` or `large`.
+    pub workload: String,
+    pub element: String,
+    pub head_dim: u32,
+    /// As `flash bench --tiles` takes them.
+    pub tiles: String,
+    pub ms: f64,
+    /// With the table's tiles, in the same run.
+    pub ms_of_table: f64,
+}
+
+impl TuningFile {
+    pub fn read(path: &Path) -> Result<Self> {
+        let fail = |reason: &dyn std::fmt::Display| {
+            Failure::new(format_args!("cannot read the tuning file {}: {reason}", path.display()))
+        };
+        let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
+        let file: Self = serde_json::from_str(&text).map_err(|error| fail(&error))?;
+        file.tuning().map_err(|reason| fail(&reason))?;
+        Ok(file)
+    }
+
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let fail = |error: &dyn std::fmt::Display| {
+            Failure::new(format_args!("cannot write the tuning file {}: {error}", path.display()))
+        };
+        let text = serde_json::to_string_pretty(self).map_err(|error| fail(&error))?;
+        std::fs::write(path, text + "\n").map_err(|error| fail(&error))
+    }
+
+    /// As the library takes it.
+    pub fn tuning(&self) -> std::result::Result<Tuning, String> {
+        let tiles = self.tiles.iter().map(Entry::tuned).collect::<std::result::Result<Vec<_>, String>>()?;
+        Ok(Tuning { tiles, workgroups: self.workgroups })
+    }
+}
+
+impl Entry {
+    fn tuned(&self) -> std::result::Result<TunedTiles, String> {
+        let workload = Workload::ALL.into_iter().find(|workload| workload.name() == self.workload);
+        let element = Element::ALL.into_iter().find(|element| element.name() == self.element);
+        Ok(TunedTiles {
+            workload: workload.ok_or_else(|| format!("'{}' is no workload", self.workload))?,
+            element: element.ok_or_else(|| format!("'{}' is no element", self.element))?,
+            head_dim: self.head_dim,
+            tiles: arguments::parse_one_tiles(&self.tiles)?,
+        })
+    }
+}

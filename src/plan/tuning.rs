@@ -1,0 +1,148 @@
+//! Tiles measured on one device, and what is worth measuring.
+
+use super::tiles::{self, Tiles};
+use super::{Capabilities, Kernel};
+use crate::problem::{Algorithm, AttentionProblem, Element};
+
+/// What a problem asks of a device. Problems of one workload are best served by the same tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Workload {
+    /// So few rows that reading K and V is all that counts: at most 32 to a KV head.
+    Decode,
+    /// Too few rows to fill a large GPU: at most 6144 over all heads and sequences.
+    Small,
+    /// More rows than that.
+    Large,
+}
+
+impl Workload {
+    /// All workloads.
+    pub const ALL: [Workload; 3] = [Workload::Decode, Workload::Small, Workload::Large];
+
+    /// That of a problem.
+    pub fn of(problem: &AttentionProblem) -> Self {
+        match &problem.shape {
+            shape if tiles::decodes(shape) => Workload::Decode,
+            shape if tiles::is_small(shape) => Workload::Small,
+            _ => Workload::Large,
+        }
+    }
+
+    /// The name used in tuning files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Workload::Decode => "decode",
+            Workload::Small => "small",
+            Workload::Large => "large",
+        }
+    }
+}
+
+/// Tiles that were the fastest for problems like one that was measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TunedTiles {
+    /// The workload of the problem.
+    pub workload: Workload,
+    /// Its element.
+    pub element: Element,
+    /// The larger of its head_dim and head_dim_v. The tiles serve narrower heads too, down to the next measured width.
+    pub head_dim: u32,
+    /// The tiles.
+    pub tiles: Tiles,
+}
+
+/// What was measured on one device: it goes before the planner's own table, which decides where nothing was measured or
+/// nothing of it fits. `flash tune` makes one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tuning {
+    /// The fastest tiles of each kind of problem, the best first.
+    pub tiles: Vec<TunedTiles>,
+    /// Workgroups that keep the device busy: with fewer, keys are split. `None` for the planner's guess.
+    pub workgroups: Option<u32>,
+}
+
+impl Tuning {
+    /// The tiles for problems like this one, the best first.
+    pub(super) fn tiles_for(&self, problem: &AttentionProblem) -> impl Iterator<Item = Tiles> {
+        let widest = problem.shape.head_dim.max(problem.shape.head_dim_v);
+        let (workload, element) = (Workload::of(problem), problem.element);
+        let alike = move |tuned: &&TunedTiles| {
+            tuned.workload == workload && tuned.element == element && tuned.head_dim >= widest
+        };
+        let nearest = self.tiles.iter().filter(alike).map(|tuned| tuned.head_dim).min();
+        let tiles = self.tiles.iter().filter(alike).filter(move |tuned| Some(tuned.head_dim) == nearest);
+        tiles.map(|tuned| tuned.tiles)
+    }
+}
+
+/// Tilings of all classes of devices, for any workload.
+const WORTH_MEASURING: [Tiles; 14] = [
+    Tiles::new(128, 32, 2, 2),
+    Tiles::new(128, 32, 1, 1),
+    Tiles::new(64, 32, 2, 1),
+    Tiles::new(64, 16, 4, 4),
+    Tiles::new(64, 16, 2, 4),
+    Tiles::new(64, 16, 2, 8),
+    Tiles::new(64, 16, 8, 8),
+    Tiles::new(64, 16, 4, 8),
+    Tiles::new(64, 8, 2, 4),
+    Tiles::new(32, 32, 1, 2),
+    Tiles::new(32, 32, 1, 4),
+    Tiles::new(16, 32, 1, 8),
+    Tiles::new(32, 16, 1, 8),
+    Tiles::new(32, 16, 1, 16),
+];
+
+const WORTH_MEASURING_FOR_DECODING: [Tiles; 14] = [
+    Tiles::decode(2, 64, 8, 16),
+    Tiles::decode(2, 128, 8, 16),
+    Tiles::decode(4, 32, 8, 8),
+    Tiles::decode(4, 64, 8, 16),
+    Tiles::decode(4, 64, 8, 8),
+    Tiles::decode(4, 128, 8, 32),
+    Tiles::decode(4, 128, 8, 16),
+    Tiles::decode(4, 32, 16, 8),
+    Tiles::decode(4, 64, 16, 16),
+    Tiles::decode(4, 64, 16, 8),
+    Tiles::decode(4, 64, 4, 16),
+    Tiles::decode(8, 32, 8, 8),
+    Tiles::decode(8, 32, 16, 8),
+    Tiles::decode(8, 64, 16, 16),
+];
+
+const WORTH_MEASURING_ON_MATRICES: [Tiles; 7] = [
+    Tiles::cooperative(128, 32, 32, 32, 16),
+    Tiles::cooperative(64, 32, 32, 32, 16),
+    Tiles::cooperative(128, 32, 16, 32, 16),
+    Tiles::cooperative(64, 32, 16, 32, 16),
+    Tiles::cooperative(128, 16, 32, 32, 16),
+    Tiles::cooperative(32, 32, 8, 32, 8),
+    Tiles::cooperative(64, 32, 16, 32, 8),
+];
+
+/// The tiles worth measuring for a problem of flash attention on a device, the table's choice first.
+pub(super) fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
+    let shape = &problem.shape;
+    let fits = |kernel: Kernel, tiles: &Tiles| tiles.fit(kernel, capabilities, problem);
+    let mut candidates: Vec<Tiles> = Vec::new();
+    let mut add = |kernel: Kernel, tiles: &[Tiles]| {
+        for tiles in tiles {
+            if fits(kernel, tiles) && !candidates.contains(tiles) {
+                candidates.push(*tiles);
+            }
+        }
+    };
+    if Workload::of(problem) == Workload::Decode {
+        add(Kernel::FlashDecode, tiles::decode_candidates(capabilities, shape));
+        add(Kernel::FlashDecode, &WORTH_MEASURING_FOR_DECODING);
+    }
+    if problem.element == Element::F16 {
+        add(Kernel::FlashForwardCooperative, tiles::cooperative_candidates(capabilities, shape));
+        add(Kernel::FlashForwardCooperative, &WORTH_MEASURING_ON_MATRICES);
+    }
+    add(Kernel::FlashForward, tiles::candidates(Algorithm::Flash, capabilities, shape));
+    if Workload::of(problem) != Workload::Decode {
+        add(Kernel::FlashForward, &WORTH_MEASURING);
+    }
+    candidates
+}

@@ -2,4 +2,5 @@
 
 mod answers;
 mod refusals;
+mod training;
 mod workplace;

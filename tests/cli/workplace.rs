@@ -6,18 +6,18 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tempfile::TempDir;
 
-/// The example, which `cargo test` builds beside the tests. `cargo test --test cli` alone does not, and an old program
+/// An example, which `cargo test` builds beside the tests. `cargo test --test cli` alone does not, and an old program
 /// must not pass for the new one.
-fn program() -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps");
-    let program = folder.join("examples").join(format!("flash{}", std::env::consts::EXE_SUFFIX));
+    let program = folder.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     let built = program.metadata().and_then(|metadata| metadata.modified());
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let newest = ["src", "shaders", "examples/flash"].iter().filter_map(|folder| newest(&root.join(folder))).max();
+    let newest = ["src", "shaders", "examples"].iter().filter_map(|folder| newest(&root.join(folder))).max();
     assert!(
         built.is_ok_and(|built| Some(built) >= newest),
-        "{} is missing or older than its source: run `cargo build --example flash`",
+        "{} is missing or older than its source: run `cargo build --examples`",
         program.display()
     );
     program
@@ -60,7 +60,7 @@ impl Workplace {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new(program("flash"));
         // Without this folder a layer of Mesa complains on standard error.
         command.args(arguments).env("XDG_RUNTIME_DIR", self.0.path()).stdin(Stdio::null());
         command

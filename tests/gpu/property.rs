@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use wgpu_flash_attention::{Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Mask};
 
-use crate::support::{check, inputs, limited, strided};
+use crate::support::{check, check_gradients, gradient_inputs, inputs, limited, strided};
 
 fn shapes() -> impl Strategy<Value = AttentionShape> {
     // Few widths: each compiles its own pipelines.
@@ -75,5 +75,16 @@ proptest! {
     fn random_problems_have_the_oracles_answers(problem in problems(), seed in any::<u64>()) {
         // Few of these pipelines are used elsewhere, so they are compiled beside those of the other tests.
         check(&limited(|_| ()), &problem, &inputs(&problem, seed));
+    }
+
+    #[test]
+    fn random_problems_have_the_oracles_gradients(problem in problems(), seed in any::<u64>(), layout in 0..3usize) {
+        let mut problem = problem;
+        problem.gradient_layout = match layout {
+            0 => None,
+            1 => Some(AttentionLayout::bhsd(&problem.shape)),
+            _ => Some(strided(&problem.shape, true)),
+        };
+        check_gradients(&limited(|_| ()), &problem, &gradient_inputs(&problem, seed));
     }
 }

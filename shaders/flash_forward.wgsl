@@ -43,11 +43,15 @@ fn main(
   let row_N = invocation / LANES + N * ROW_LANES;
   var l_N = 0.0;
   var m_N = MASKED;
-  // unroll M in K_QUADS {
-  let q_N_M = fetch_q(tile, row_N, lane + M * LANES);
+  // unroll M in K_LOADS {
+  // unroll B in BROADCAST {
+  let q_N_M_B = fetch_q(tile, row_N, quad_of(invocation, M, B));
   // }
-  // unroll M in V_QUADS {
-  var o_N_M = vec4<f32>(0.0);
+  // }
+  // unroll M in V_LOADS {
+  // unroll B in BROADCAST {
+  var o_N_M_B = vec4<f32>(0.0);
+  // }
   // }
   // }
 
@@ -83,11 +87,14 @@ fn main(
       var s_N_E = 0.0;
       // }
       // }
-      // unroll M in K_QUADS {
+      // unroll M in K_LOADS {
       // unroll E in KEYS {
-      let k_E_M = k_tile[(key + E) * K_STRIDE + lane + M * LANES];
+      let k_E_M = k_tile[(key + E) * K_STRIDE + place_of(invocation, M)];
+      // unroll B in BROADCAST {
+      let k_E_M_B = part_B(k_E_M);
       // unroll N in THREAD_ROWS {
-      s_N_E = dot_add(q_N_M, k_E_M, s_N_E);
+      s_N_E = dot_add(q_N_M_B, k_E_M_B, s_N_E);
+      // }
       // }
       // }
       // }
@@ -113,8 +120,10 @@ fn main(
         let alpha = exp2(m_N - s_max_N);
         m_N = s_max_N;
         l_N *= alpha;
-        // unroll M in V_QUADS {
-        o_N_M *= alpha;
+        // unroll M in V_LOADS {
+        // unroll B in BROADCAST {
+        o_N_M_B *= alpha;
+        // }
         // }
       }
       // P = exp(S − m_new); where a row has seen nothing yet, m_new is MASKED too and P must still be 0
@@ -132,19 +141,25 @@ fn main(
       // O_i = O_i + dropout(P) V_j
       if HAS_WINDOW && !whole {
         // unroll E in KEYS {
-        // unroll M in V_QUADS {
-        let v_E_M = v_tile[(key + E) * V_STRIDE + lane + M * LANES];
+        // unroll M in V_LOADS {
+        let v_E_M = v_tile[(key + E) * V_STRIDE + place_of(invocation, M)];
+        // unroll B in BROADCAST {
+        let v_E_M_B = part_B(v_E_M);
         // unroll N in THREAD_ROWS {
-        o_N_M = add_visible(p_N[E], v_E_M, o_N_M);
+        o_N_M_B = add_visible(p_N[E], v_E_M_B, o_N_M_B);
+        // }
         // }
         // }
         // }
       } else {
         // unroll E in KEYS {
-        // unroll M in V_QUADS {
-        let v_E_M = v_tile[(key + E) * V_STRIDE + lane + M * LANES];
+        // unroll M in V_LOADS {
+        let v_E_M = v_tile[(key + E) * V_STRIDE + place_of(invocation, M)];
+        // unroll B in BROADCAST {
+        let v_E_M_B = part_B(v_E_M);
         // unroll N in THREAD_ROWS {
-        o_N_M = fma(vec4<f32>(p_N[E]), v_E_M, o_N_M);
+        o_N_M_B = fma(vec4<f32>(p_N[E]), v_E_M_B, o_N_M_B);
+        // }
         // }
         // }
         // }
@@ -157,9 +172,11 @@ fn main(
   let empty_N = sees_none(visible_keys(params.row_first + tile.row + row_N), range);
   if tile.row + row_N < params.row_count {
     let factor = select(params.dropout_scale / l_N, 0.0, empty_N);
-    // unroll M in V_QUADS {
-    let dim_M = (lane + M * LANES) * 4u;
-    if dim_M < HEAD_DIM_V { write_o(split, tile.batch, tile.head, tile.row + row_N, dim_M, o_N_M * factor); }
+    // unroll M in V_LOADS {
+    // unroll B in BROADCAST {
+    let dim_M_B = quad_of(invocation, M, B) * 4u;
+    if dim_M_B < HEAD_DIM_V { write_o(split, tile.batch, tile.head, tile.row + row_N, dim_M_B, o_N_M_B * factor); }
+    // }
     // }
     if lane == 0u {
       let lse_row = select((m_N + log2(l_N)) * LN_2, params.negative_infinity, empty_N);

@@ -124,7 +124,8 @@ pub struct BenchOptions {
     pub passes: Passes,
     /// Tiles to time flash attention with, instead of those of the table: rows × keys × rows of an invocation × lanes, as
     /// 64x16x2x4; or, on matrices, rows × keys × rows of a subgroup × its size × side, as 128x32x16x32xm16; or, for
-    /// decoding, rows × keys × lanes × groups of lanes, as 4x64xd8x16. The backward pass takes those of dK and dV and of
+    /// decoding, rows × keys × lanes × groups of lanes, as 4x64xd8x16; or, where subgroups broadcast, rows × keys × rows of
+    /// an invocation × size of a subgroup, as 128x32x4xb8. The backward pass takes those of dK and dV and of
     /// dQ, as 16x64x2x4/64x16x2x4.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_tiles)]
     pub tiles: Vec<TileChoice>,
@@ -331,6 +332,10 @@ pub fn parse_one_tiles(text: &str) -> Result<Tiles, String> {
         [tile_q, tile_kv, lanes, groups] if lanes.starts_with('d') => {
             let lanes = number(&lanes[1..])?;
             Ok(Tiles::decode(number(tile_q)?, number(tile_kv)?, lanes, number(groups)?))
+        }
+        [tile_q, tile_kv, rows, broadcast] if broadcast.starts_with('b') => {
+            let broadcast = number(&broadcast[1..])?;
+            Ok(Tiles::broadcasting(number(tile_q)?, number(tile_kv)?, number(rows)?, broadcast))
         }
         [tile_q, tile_kv, rows, lanes] => {
             Ok(Tiles::new(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?))

@@ -16,6 +16,8 @@ pub struct Tiles {
     pub lanes: u32,
     /// Groups of lanes that share out the keys of a tile, by fours; 1 in all kernels but decoding.
     pub key_lanes: u32,
+    /// Invocations of a subgroup that load K and V for each other and broadcast; 1 where each loads what it needs.
+    pub broadcast: u32,
     /// The side of the cooperative matrices that compute the products, or `None` for plain arithmetic.
     pub matrix_side: Option<u32>,
 }
@@ -25,6 +27,7 @@ impl fmt::Display for Tiles {
         write!(f, "{}x{}, ", self.tile_q, self.tile_kv)?;
         match self.matrix_side {
             Some(side) => write!(f, "{} rows by {side}x{side} matrices", self.thread_rows),
+            None if self.broadcast > 1 => write!(f, "{} rows, {} broadcast", self.thread_rows, self.broadcast),
             None if self.key_lanes > 1 => write!(f, "{} lanes by {} groups", self.lanes, self.key_lanes),
             None => write!(f, "{} rows by {} lanes", self.thread_rows, self.lanes),
         }
@@ -46,12 +49,17 @@ pub(crate) const COMBINE_INVOCATIONS: u32 = 64;
 impl Tiles {
     /// Tiles with these sides.
     pub const fn new(tile_q: u32, tile_kv: u32, thread_rows: u32, lanes: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, matrix_side: None }
+        Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, broadcast: 1, matrix_side: None }
+    }
+
+    /// Tiles whose invocations own whole rows, and load K and V together: `broadcast` of them, as many as a subgroup has.
+    pub const fn broadcasting(tile_q: u32, tile_kv: u32, thread_rows: u32, broadcast: u32) -> Self {
+        Self { tile_q, tile_kv, thread_rows, lanes: 1, key_lanes: 1, broadcast, matrix_side: None }
     }
 
     /// Tiles for decoding: `tile_q` rows in the registers of every one of `key_lanes` groups of `lanes` invocations.
     pub const fn decode(tile_q: u32, tile_kv: u32, lanes: u32, key_lanes: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows: tile_q, lanes, key_lanes, matrix_side: None }
+        Self { tile_q, tile_kv, thread_rows: tile_q, lanes, key_lanes, broadcast: 1, matrix_side: None }
     }
 
     /// Quads of keys that one invocation works on at a time.
@@ -62,7 +70,7 @@ impl Tiles {
     /// Tiles on cooperative matrices with this side. A subgroup of `lanes` invocations owns `thread_rows` rows, whole
     /// fragments of them.
     pub const fn cooperative(tile_q: u32, tile_kv: u32, thread_rows: u32, lanes: u32, side: u32) -> Self {
-        Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, matrix_side: Some(side) }
+        Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, broadcast: 1, matrix_side: Some(side) }
     }
 
     /// On cooperative matrices: fragments side by side in a chunk, which has 8 elements for each invocation; 0 where
@@ -83,7 +91,7 @@ impl Tiles {
 
     /// Quads of a head that one lane holds.
     pub const fn quads(&self, head_dim: u32) -> u32 {
-        head_dim.div_ceil(4).div_ceil(self.lanes)
+        head_dim.div_ceil(4).div_ceil(self.lanes).next_multiple_of(self.broadcast)
     }
 
     /// Standard attention: in how many chunks Q and K pass, and how many quads of head dimensions each holds.
@@ -167,6 +175,7 @@ impl Tiles {
     pub(super) fn row_reduce(&self, capabilities: &Capabilities) -> RowReduce {
         // A smaller subgroup than a row's lanes would reduce only a part of the row.
         match self.lanes {
+            _ if self.broadcast > 1 => RowReduce::Subgroup,
             1 => RowReduce::Alone,
             lanes if capabilities.subgroups && capabilities.subgroup_min_size >= lanes => RowReduce::Subgroup,
             _ => RowReduce::Workgroup,
@@ -175,9 +184,10 @@ impl Tiles {
 
     /// Whether these are tiles at all, and this kernel made of them fits the device.
     pub(super) fn fit(&self, kernel: Kernel, capabilities: &Capabilities, problem: &AttentionProblem) -> bool {
-        let Self { tile_q, tile_kv, thread_rows, lanes, key_lanes, matrix_side } = *self;
+        let Self { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side } = *self;
         // Sides beyond these fit no device, and would overflow the sums below.
-        let in_range = [tile_q, tile_kv, thread_rows, lanes, key_lanes].iter().all(|side| (1..=1024).contains(side));
+        let in_range =
+            [tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast].iter().all(|side| (1..=1024).contains(side));
         let row_reduce = self.row_reduce(capabilities);
         let (head_dim, head_dim_v) = (problem.shape.head_dim, problem.shape.head_dim_v);
         let matrices_fit = matrix_side.is_none_or(|side| {
@@ -194,6 +204,14 @@ impl Tiles {
                 thread_rows == tile_q && key_lanes > 1 && tile_kv.is_multiple_of(4 * key_lanes)
             }
             _ if key_lanes != 1 => false,
+            // Only whole subgroups, all of one size, can load for each other.
+            Kernel::FlashForward | Kernel::FlashForwardSplit if broadcast > 1 => {
+                lanes == 1
+                    && capabilities.subgroups
+                    && [capabilities.subgroup_min_size, capabilities.subgroup_max_size] == [broadcast; 2]
+                    && tile_q.is_multiple_of(thread_rows * broadcast)
+            }
+            _ if broadcast != 1 => false,
             // The keys of an invocation lie within one quad, whose dropout is drawn together.
             Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
             Kernel::FlashForwardCooperative => {
@@ -288,6 +306,15 @@ pub(super) fn candidates(
         // one; and it compiles slowly, so each invocation holds few quads. 1×1×256×head_dim f32 in ms, and compilation
         // in s: head_dim 64 11.2 and 0.9 (4 rows by 8 lanes 19.0 and 0.5, 8 by 4 slower to compile by half; one row to
         // an invocation 82 and 1.6); head_dim 256 24.5 and 4.3, 4 rows by 8 lanes 36.8 and 2.0.
+        //
+        // Best of all, 8 invocations load for each other and broadcast. Processor time of 1×4×512 f32 in ms, and
+        // compilation in s: head_dim 64 18.5 and 2.3 (16 keys and 64 rows to a tile 21.6, 8 rows to an
+        // invocation 18.5 and 7.1; 8 rows by 8 lanes
+        // 41.4 and 0.9; Burn's kernel 26 and 12); head_dim 128, 2 heads, 19.3 and 7.6 (39.1 and 1.4). Few rows are not
+        // worth the compilation.
+        (DeviceClass::Cpu, 8..) if widest <= 128 && shape.seqlen_q >= 256 => {
+            const { &[Tiles::broadcasting(128, 32, 4, 8), Tiles::new(64, 16, 8, 8), LEAST] }
+        }
         (DeviceClass::Cpu, 8..) if widest <= 128 => const { &[Tiles::new(64, 16, 8, 8), LEAST] },
         (DeviceClass::Cpu, 8..) => const { &[Tiles::new(64, 16, 4, 8), Tiles::new(64, 8, 4, 8), LEAST] },
         // Without shuffles, head_dim 64: 26.8 and 1.0; 4 rows by 8 lanes 51.6, 2 rows of one invocation 34.0 and 2.5.

@@ -76,7 +76,9 @@ impl Tuning {
 }
 
 /// Tilings of all classes of devices, for any workload.
-const WORTH_MEASURING: [Tiles; 14] = [
+const WORTH_MEASURING: [Tiles; 16] = [
+    Tiles::broadcasting(128, 32, 4, 8),
+    Tiles::broadcasting(128, 32, 2, 8),
     Tiles::new(128, 32, 2, 2),
     Tiles::new(128, 32, 1, 1),
     Tiles::new(64, 32, 2, 1),

@@ -69,7 +69,14 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         files.push(file!("common/splits.wgsl"));
     }
     match kernel {
-        Kernel::FlashForward | Kernel::FlashForwardSplit | Kernel::FlashBackwardDq => {
+        Kernel::FlashForward | Kernel::FlashForwardSplit => {
+            files.push(file!("common/flash_tiles.wgsl"));
+            files.push(match specialization.tiles.broadcast {
+                1 => file!("slots/tile_read/own.wgsl"),
+                _ => file!("slots/tile_read/broadcast.wgsl"),
+            });
+        }
+        Kernel::FlashBackwardDq => {
             files.push(file!("common/flash_tiles.wgsl"));
         }
         Kernel::FlashDecode | Kernel::FlashDecodeSplit => files.push(file!("common/decode_tiles.wgsl")),

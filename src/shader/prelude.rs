@@ -55,6 +55,8 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         Kernel::FlashForward | Kernel::FlashForwardSplit | Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
             let (k_quads, v_quads) = (tiles.quads(head_dim), tiles.quads(head_dim_v));
             counts.extend([("K_QUADS", k_quads), ("V_QUADS", v_quads), ("KEYS", 4)]);
+            let (k_loads, v_loads) = (k_quads / tiles.broadcast, v_quads / tiles.broadcast);
+            counts.extend([("BROADCAST", tiles.broadcast), ("K_LOADS", k_loads), ("V_LOADS", v_loads)]);
             counts.extend([("KEY_LANES", tiles.key_lanes), ("GROUP_QUADS", tiles.key_quads())]);
             (tiles.lanes * k_quads, tiles.lanes * v_quads)
         }

@@ -3,8 +3,8 @@
 use half::f16;
 use wgpu_flash_attention::plan::{Call, DeviceClass, Kernel, Tiles};
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error, InvalidProblem, MergeProblem,
-    reference,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error, ForwardBuffers, InvalidProblem,
+    MergeBuffers, MergeProblem, reference,
 };
 
 use crate::support::{
@@ -379,4 +379,57 @@ fn merges_are_refused() {
     assert!(matches!(short, Error::SliceTooShort { needed: 160, found: 159, .. }), "{short}");
     let mismatch = pollster::block_on(attention.merge::<f32, f16>(&merge, &[], &[])).err().unwrap();
     assert!(matches!(mismatch, Error::ElementMismatch { .. }), "{mismatch}");
+}
+
+/// Two forward calls, each on half of the keys and into its half of the parts, and their merge, in one encoder.
+#[test]
+fn parts_are_merged_in_the_callers_buffers() {
+    let library = library(Variant::Full);
+    let whole = AttentionProblem::new(AttentionShape::new(1, 2, 8, 16).seqlen_kv(64));
+    let half = AttentionProblem::new(whole.shape.seqlen_kv(32));
+    let given = inputs(&whole, 16);
+    let [q, k, v] = [&given.q, &given.k, &given.v].map(|values| f32s(values));
+    let expected = pollster::block_on(library.forward(&whole, &q, &k, &v)).unwrap();
+
+    let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    let buffer = |size: usize, usage| {
+        let descriptor = wgpu::BufferDescriptor { label: None, size: size as u64, usage, mapped_at_creation: false };
+        library.device().create_buffer(&descriptor)
+    };
+    let upload = |values: &[f32]| {
+        let uploaded = buffer(4 * values.len(), storage);
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        library.queue().write_buffer(&uploaded, 0, &bytes);
+        uploaded
+    };
+    let (o_bytes, lse_bytes, half_bytes) = (4 * 8 * 2 * 16, 4 * 2 * 8, 2 * k.len() as u64);
+    let [q, k, v] = [&q, &k, &v].map(|values| upload(values));
+    let (o_parts, lse_parts) = (buffer(2 * o_bytes, storage), buffer(2 * lse_bytes, storage));
+    let (o, lse) = (buffer(o_bytes, storage), buffer(lse_bytes, storage));
+    let forward = library.prepare(&half).unwrap();
+    let merge = pollster::block_on(library.prepare_merge(&MergeProblem::of(&half, 2))).unwrap();
+    let mut encoder = library.device().create_command_encoder(&Default::default());
+    for part in [0, 1] {
+        // The calls write different buffers: one operation's scratch serves both.
+        let (o, lse) = (part * o_bytes as u64, part * lse_bytes as u64);
+        let buffers = ForwardBuffers {
+            q: q.slice(..),
+            k: k.slice(part * half_bytes..),
+            v: v.slice(part * half_bytes..),
+            o: o_parts.slice(o..o + o_bytes as u64),
+            lse: lse_parts.slice(lse..lse + lse_bytes as u64),
+        };
+        forward.encode(&mut encoder, &buffers).unwrap();
+    }
+    let (o_parts, lse_parts) = (o_parts.slice(..), lse_parts.slice(..));
+    merge.encode(&mut encoder, &MergeBuffers { o_parts, lse_parts, o: o.slice(..), lse: lse.slice(..) }).unwrap();
+    let copy = buffer(o_bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+    encoder.copy_buffer_to_buffer(&o, 0, &copy, 0, None);
+    library.queue().submit([encoder.finish()]);
+    copy.slice(..).map_async(wgpu::MapMode::Read, |result| result.expect("the copy can be mapped"));
+    library.device().poll(wgpu::PollType::wait_indefinitely()).expect("the GPU finishes");
+    let bytes = copy.slice(..).get_mapped_range().expect("the copy is mapped").to_vec();
+    let merged: Vec<f32> = bytes.chunks(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect();
+    let expected: Vec<f64> = expected.o.iter().map(|o| f64::from(*o)).collect();
+    close(&merged, &expected, 4e-6);
 }

@@ -4,7 +4,7 @@
 //   for each KV tile j of a KV head:                     one workgroup
 //     dK_j = 0, dV_j = 0
 //     for each query head that shares it, for each Q tile i with a row that sees some key of j:
-//       for each fragment of rows of i:
+//       for each fragment of rows of i (two at a time, where registers allow it):
 //         Sᵀ   = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ               on matrices
 //         P    = exp(softmax_scale · S − LSE_i), masked  through scratch memory: a matrix's elements cannot be reached
 //         dS   = P ∘ (dropout(dP) − D_i)
@@ -15,6 +15,9 @@
 // Who owns what: a workgroup one KV tile of one KV head; a subgroup THREAD_ROWS of its keys, as fragments of K, V, dK and
 // dV in its registers; an invocation, between products, 8 neighbouring keys of one row. Workgroup memory holds the Q and dO
 // tiles in f16, and for each subgroup the scratch in which S, dP, P and dS change between fragments and plain values.
+
+// Rows of the scratch of S and dP, in quads: stored column by column, matrices meet no bank conflicts at this distance.
+const S_STRIDE = MATRIX_QUADS + 1u;
 
 // LSE in units of log2(e), and D.
 var<workgroup> stats_tile: array<vec2<f32>, TILE_Q>;
@@ -46,6 +49,9 @@ fn main(
   let v_at = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head;
   // unroll E in OWNED_FRAGMENTS {
   let owned_E = subgroup_key + E * MATRIX_SIDE + row_in_fragment;
+  let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + first_quad * 4u;
+  var keep_0_E = vec4<bool>(true);
+  var keep_1_E = vec4<bool>(true);
   // unroll M in K_FRAGMENTS {
   p_tile[p_mine] = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad);
   p_tile[p_mine + 1u] = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u);
@@ -118,70 +124,123 @@ fn main(
     // }
     workgroupBarrier(); // the tile is in place
 
-    for (var fragment = 0u; fragment < TILE_Q; fragment += MATRIX_SIDE) {
-      // Sᵀ = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ
-      let q_fragment = fragment * K_STRIDE;
-      let d_o_fragment = fragment * V_STRIDE;
-      // unroll E in OWNED_FRAGMENTS {
-      var s_E = MatrixC();
-      var dp_E = MatrixC();
-      // }
-      // unroll M in K_FRAGMENTS {
-      let q_M = coopLoad<MatrixB>(&q_tile[q_fragment + M * MATRIX_QUADS], K_STRIDE);
-      // unroll E in OWNED_FRAGMENTS {
-      s_E = coopMultiplyAdd(k_E_M, q_M, s_E);
-      // }
-      // }
-      // unroll M in V_FRAGMENTS {
-      let d_o_M = coopLoad<MatrixB>(&d_o_tile[d_o_fragment + M * MATRIX_QUADS], V_STRIDE);
-      // unroll E in OWNED_FRAGMENTS {
-      dp_E = coopMultiplyAdd(v_E_M, d_o_M, dp_E);
-      // }
-      // }
-
-      // P = exp(softmax_scale · S − LSE_i), masked; dS = P ∘ (dropout(dP) − D_i)
-      let row = fragment + row_in_fragment;
-      let i_row = i * TILE_Q + row;
-      var stats = stats_tile[row];
-      if HAS_WINDOW && partial && atomicLoad(&poisoned[row]) == step + 1u { stats.x = not_a_number(); }
-      let visible = visible_keys(i_row);
-      var ds_largest = 0.0;
-      // unroll E in OWNED_FRAGMENTS {
-      let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + first_quad * 4u;
-      coopStore(s_E, &s_tile[s_scratch], s_stride);
-      scratch_barrier();
-      var p_0_E = exp2(fma(s_tile[s_mine], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats.x)));
-      var p_1_E = exp2(fma(s_tile[s_mine + 1u], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats.x)));
-      scratch_barrier();
-      coopStore(dp_E, &s_tile[s_scratch], s_stride);
-      scratch_barrier();
-      var ds_0_E = s_tile[s_mine];
-      var ds_1_E = s_tile[s_mine + 1u];
-      scratch_barrier();
-      if HAS_DROPOUT {
-        let keep_0 = kept(params.batch_first + tile.batch, params.head_first + head, i_row, key_E);
-        let keep_1 = kept(params.batch_first + tile.batch, params.head_first + head, i_row, key_E + 4u);
-        ds_0_E = p_0_E * (select(vec4<f32>(0.0), ds_0_E * params.dropout_scale, keep_0) - vec4<f32>(stats.y));
-        ds_1_E = p_1_E * (select(vec4<f32>(0.0), ds_1_E * params.dropout_scale, keep_1) - vec4<f32>(stats.y));
-        p_0_E = select(vec4<f32>(0.0), p_0_E, keep_0);
-        p_1_E = select(vec4<f32>(0.0), p_1_E, keep_1);
-      } else {
-        ds_0_E = p_0_E * (ds_0_E - vec4<f32>(stats.y));
-        ds_1_E = p_1_E * (ds_1_E - vec4<f32>(stats.y));
-      }
-      if (HAS_WINDOW && partial) || !is_full {
-        p_0_E = select(vec4<f32>(0.0), p_0_E, sees(visible, key_E));
-        p_1_E = select(vec4<f32>(0.0), p_1_E, sees(visible, key_E + 4u));
-        ds_0_E = select(vec4<f32>(0.0), ds_0_E, sees(visible, key_E));
-        ds_1_E = select(vec4<f32>(0.0), ds_1_E, sees(visible, key_E + 4u));
-      }
-      ds_largest = max(ds_largest, max(largest_of(ds_0_E), largest_of(ds_1_E)));
-      // }
-
-      // The scale of dS follows its largest value. A loop that ends after one turn, because naga does not take the
-      // condition of an `if` for uniform; it is, by subgroupAny.
+    // A turn of the inner loop takes PASSING_FRAGMENTS fragments of rows. It is left early where some dS outgrows its scale,
+    // which is rare, so that dK stays untouched in it but for the products; after the outer loop has changed the scale, the
+    // turn is taken again. naga does not take `if` conditions for uniform where they are, by subgroupAny; hence the loops.
+    var fragment = 0u;
+    var ds_largest = 0.0;
+    loop {
+      if fragment >= TILE_Q { break; }
       loop {
-        if !subgroupAny(ds_largest * ds_gain > DS_MOST) { break; }
+        // Sᵀ = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ
+        // unroll R in PASSING_FRAGMENTS {
+        let q_fragment_R = (fragment + R * MATRIX_SIDE) * K_STRIDE;
+        let d_o_fragment_R = (fragment + R * MATRIX_SIDE) * V_STRIDE;
+        // unroll E in OWNED_FRAGMENTS {
+        var s_R_E = MatrixC();
+        var dp_R_E = MatrixC();
+        // }
+        // }
+        // unroll M in K_FRAGMENTS {
+        // unroll R in PASSING_FRAGMENTS {
+        let q_R_M = coopLoad<MatrixB>(&q_tile[q_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        s_R_E = coopMultiplyAdd(k_E_M, q_R_M, s_R_E);
+        // }
+        // }
+        // }
+        // unroll M in V_FRAGMENTS {
+        // unroll R in PASSING_FRAGMENTS {
+        let d_o_R_M = coopLoad<MatrixB>(&d_o_tile[d_o_fragment_R + M * MATRIX_QUADS], V_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        dp_R_E = coopMultiplyAdd(v_E_M, d_o_R_M, dp_R_E);
+        // }
+        // }
+        // }
+
+        ds_largest = 0.0;
+        // unroll R in PASSING_FRAGMENTS {
+        let row_R = fragment + R * MATRIX_SIDE + row_in_fragment;
+        let i_row_R = i * TILE_Q + row_R;
+        var stats_R = stats_tile[row_R];
+        if HAS_WINDOW && partial && atomicLoad(&poisoned[row_R]) == step + 1u { stats_R.x = not_a_number(); }
+        let visible_R = visible_keys(i_row_R);
+        // unroll E in OWNED_FRAGMENTS {
+        // P = exp(softmax_scale · S − LSE_i), masked
+        coopStore(s_R_E, &s_tile[s_scratch], s_stride);
+        scratch_barrier();
+        var p_0_R_E = exp2(fma(s_tile[s_mine], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_R.x)));
+        var p_1_R_E = exp2(fma(s_tile[s_mine + 1u], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_R.x)));
+        scratch_barrier();
+        coopStore(dp_R_E, &s_tile[s_scratch], s_stride);
+        if (HAS_WINDOW && partial) || !is_full {
+          p_0_R_E = select(vec4<f32>(0.0), p_0_R_E, sees(visible_R, key_E));
+          p_1_R_E = select(vec4<f32>(0.0), p_1_R_E, sees(visible_R, key_E + 4u));
+        }
+        // dropout(P)ᵀ
+        if HAS_DROPOUT {
+          let batch = params.batch_first + tile.batch;
+          keep_0_E = kept(batch, params.head_first + head, i_row_R, key_E);
+          keep_1_E = kept(batch, params.head_first + head, i_row_R, key_E + 4u);
+          p_tile[p_mine] = vec4<f16>(select(vec4<f32>(0.0), p_0_R_E * P_GAIN, keep_0_E));
+          p_tile[p_mine + 1u] = vec4<f16>(select(vec4<f32>(0.0), p_1_R_E * P_GAIN, keep_1_E));
+        } else {
+          p_tile[p_mine] = vec4<f16>(p_0_R_E * P_GAIN);
+          p_tile[p_mine + 1u] = vec4<f16>(p_1_R_E * P_GAIN);
+        }
+        scratch_barrier();
+        let p_R_E = coopLoad<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+        // dS = P ∘ (dropout(dP) − D_i)
+        var ds_0_R_E = s_tile[s_mine];
+        var ds_1_R_E = s_tile[s_mine + 1u];
+        scratch_barrier();
+        if HAS_DROPOUT {
+          ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E * params.dropout_scale, keep_0_E);
+          ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E * params.dropout_scale, keep_1_E);
+        }
+        ds_0_R_E = p_0_R_E * (ds_0_R_E - vec4<f32>(stats_R.y));
+        ds_1_R_E = p_1_R_E * (ds_1_R_E - vec4<f32>(stats_R.y));
+        if (HAS_WINDOW && partial) || !is_full {
+          // Not by P = 0: what is not seen may be infinite.
+          ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E, sees(visible_R, key_E));
+          ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E, sees(visible_R, key_E + 4u));
+        }
+        ds_largest = max(ds_largest, max(largest_of(ds_0_R_E), largest_of(ds_1_R_E)));
+        // }
+        // }
+        if subgroupAny(ds_largest * ds_gain > DS_MOST) { break; }
+
+        // dSᵀ
+        // unroll R in PASSING_FRAGMENTS {
+        // unroll E in OWNED_FRAGMENTS {
+        p_tile[p_mine] = vec4<f16>(ds_0_R_E * ds_gain);
+        p_tile[p_mine + 1u] = vec4<f16>(ds_1_R_E * ds_gain);
+        scratch_barrier();
+        let ds_R_E = coopLoad<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+        scratch_barrier();
+        // }
+        // }
+
+        // dV_j = dV_j + dropout(P)ᵀ dO_i, dK_j = dK_j + dSᵀ Q_i
+        // unroll R in PASSING_FRAGMENTS {
+        // unroll M in V_FRAGMENTS {
+        let d_o_rows_R_M = coopLoadT<MatrixB>(&d_o_tile[d_o_fragment_R + M * MATRIX_QUADS], V_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        dv_E_M = coopMultiplyAdd(p_R_E, d_o_rows_R_M, dv_E_M);
+        // }
+        // }
+        // unroll M in K_FRAGMENTS {
+        let q_rows_R_M = coopLoadT<MatrixB>(&q_tile[q_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        dk_E_M = coopMultiplyAdd(ds_R_E, q_rows_R_M, dk_E_M);
+        // }
+        // }
+        // }
+        fragment += PASSING_FRAGMENTS * MATRIX_SIDE;
+        if fragment >= TILE_Q { break; }
+      }
+      loop {
+        if fragment >= TILE_Q { break; }
         let gain = gain_for(subgroupMax(ds_largest));
         let ratio = gain / ds_gain;
         ds_gain = gain;
@@ -192,34 +251,6 @@ fn main(
         // }
         break;
       }
-
-      // dropout(P)ᵀ and dSᵀ
-      // unroll E in OWNED_FRAGMENTS {
-      p_tile[p_mine] = vec4<f16>(p_0_E * P_GAIN);
-      p_tile[p_mine + 1u] = vec4<f16>(p_1_E * P_GAIN);
-      scratch_barrier();
-      let p_E = coopLoad<MatrixA>(&p_tile[p_scratch], P_STRIDE);
-      scratch_barrier();
-      p_tile[p_mine] = vec4<f16>(ds_0_E * ds_gain);
-      p_tile[p_mine + 1u] = vec4<f16>(ds_1_E * ds_gain);
-      scratch_barrier();
-      let ds_E = coopLoad<MatrixA>(&p_tile[p_scratch], P_STRIDE);
-      scratch_barrier();
-      // }
-
-      // dV_j = dV_j + dropout(P)ᵀ dO_i, dK_j = dK_j + dSᵀ Q_i
-      // unroll M in V_FRAGMENTS {
-      let d_o_rows_M = coopLoadT<MatrixB>(&d_o_tile[d_o_fragment + M * MATRIX_QUADS], V_STRIDE);
-      // unroll E in OWNED_FRAGMENTS {
-      dv_E_M = coopMultiplyAdd(p_E, d_o_rows_M, dv_E_M);
-      // }
-      // }
-      // unroll M in K_FRAGMENTS {
-      let q_rows_M = coopLoadT<MatrixB>(&q_tile[q_fragment + M * MATRIX_QUADS], K_STRIDE);
-      // unroll E in OWNED_FRAGMENTS {
-      dk_E_M = coopMultiplyAdd(ds_E, q_rows_M, dk_E_M);
-      // }
-      // }
     }
   }
 

@@ -14,6 +14,12 @@
 // Who owns what: as in flash_backward_dkdv_cooperative.wgsl, with Q, dO and dQ of THREAD_ROWS rows in the registers of a
 // subgroup, and the K and V tiles in workgroup memory.
 
+// Rows of the scratch of S and dP, in quads: stored row by row, matrices meet no bank conflicts at this distance.
+const S_STRIDE = MATRIX_QUADS + 2u;
+
+// How far apart the two quads of an invocation are, and how many invocations share a row.
+const HIGH = MATRIX_QUADS / 2u;
+
 @compute @workgroup_size(INVOCATIONS)
 fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,
@@ -25,13 +31,16 @@ fn main(
   let tile = q_tile_at(index);
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
 
-  // The subgroup's scratch, and this invocation's two quads in it.
-  let row_in_fragment = subgroup_invocation_id % MATRIX_SIDE;
-  let first_quad = subgroup_invocation_id / MATRIX_SIDE * 2u;
+  // The subgroup's scratch, and this invocation's two quads in it: HIGH apart, so that the lanes of a subgroup read and write
+  // without bank conflicts.
+  let row_in_fragment = subgroup_invocation_id / HIGH;
+  let quad = subgroup_invocation_id % HIGH;
   let s_scratch = subgroup_id * MATRIX_SIDE * S_STRIDE;
-  let s_mine = s_scratch + row_in_fragment * S_STRIDE + first_quad;
+  let s_low = s_scratch + row_in_fragment * S_STRIDE + quad;
+  let s_high = s_low + HIGH;
   let p_scratch = subgroup_id * MATRIX_SIDE * P_STRIDE;
-  let p_mine = p_scratch + row_in_fragment * P_STRIDE + first_quad;
+  let p_low = p_scratch + row_in_fragment * P_STRIDE + quad;
+  let p_high = p_low + HIGH;
   let s_stride = S_STRIDE;
 
   // Q_i, dO_i, LSE_i, D_i; dQ_i = 0
@@ -43,16 +52,16 @@ fn main(
   let stats_E = row_stats(lse_at, row_E, params.row_count);
   let visible_E = visible_keys(params.row_first + row_E);
   // unroll M in K_FRAGMENTS {
-  p_tile[p_mine] = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + first_quad);
-  p_tile[p_mine + 1u] = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + first_quad + 1u);
+  p_tile[p_low] = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad);
+  p_tile[p_high] = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
   scratch_barrier();
   let q_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
   scratch_barrier();
   var dq_E_M = MatrixC();
   // }
   // unroll M in V_FRAGMENTS {
-  p_tile[p_mine] = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + first_quad);
-  p_tile[p_mine + 1u] = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + first_quad + 1u);
+  p_tile[p_low] = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad);
+  p_tile[p_high] = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
   scratch_barrier();
   let d_o_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
   scratch_barrier();
@@ -91,65 +100,103 @@ fn main(
     // }
     workgroupBarrier(); // the tile is in place
 
-    for (var fragment = 0u; fragment < TILE_KV; fragment += MATRIX_SIDE) {
-      // S = Q_i K_jᵀ, dP = dO_i V_jᵀ
-      let k_fragment = fragment * K_STRIDE;
-      let v_fragment = fragment * V_STRIDE;
-      // unroll E in OWNED_FRAGMENTS {
-      var s_E = MatrixC();
-      var dp_E = MatrixC();
-      // }
-      // unroll M in K_FRAGMENTS {
-      let k_M = coopLoad<MatrixB>(&k_tile[k_fragment + M * MATRIX_QUADS], K_STRIDE);
-      // unroll E in OWNED_FRAGMENTS {
-      s_E = coopMultiplyAdd(q_E_M, k_M, s_E);
-      // }
-      // }
-      // unroll M in V_FRAGMENTS {
-      let v_M = coopLoad<MatrixB>(&v_tile[v_fragment + M * MATRIX_QUADS], V_STRIDE);
-      // unroll E in OWNED_FRAGMENTS {
-      dp_E = coopMultiplyAdd(d_o_E_M, v_M, dp_E);
-      // }
-      // }
-
-      // P = exp(softmax_scale · S − LSE_i), masked; dS = P ∘ (dropout(dP) − D_i)
-      let key = j * TILE_KV + fragment + first_quad * 4u;
-      var ds_largest = 0.0;
-      // unroll E in OWNED_FRAGMENTS {
-      coopStoreT(s_E, &s_tile[s_scratch], s_stride);
-      scratch_barrier();
-      var p_0_E = exp2(fma(s_tile[s_mine], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_E.x)));
-      var p_1_E = exp2(fma(s_tile[s_mine + 1u], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_E.x)));
-      scratch_barrier();
-      coopStoreT(dp_E, &s_tile[s_scratch], s_stride);
-      scratch_barrier();
-      var ds_0_E = s_tile[s_mine];
-      var ds_1_E = s_tile[s_mine + 1u];
-      scratch_barrier();
-      if HAS_DROPOUT {
-        let batch = params.batch_first + tile.batch;
-        let head = params.head_first + tile.head;
-        let keep_0 = kept(batch, head, params.row_first + row_E, key);
-        let keep_1 = kept(batch, head, params.row_first + row_E, key + 4u);
-        ds_0_E = select(vec4<f32>(0.0), ds_0_E * params.dropout_scale, keep_0);
-        ds_1_E = select(vec4<f32>(0.0), ds_1_E * params.dropout_scale, keep_1);
-      }
-      ds_0_E = p_0_E * (ds_0_E - vec4<f32>(stats_E.y));
-      ds_1_E = p_1_E * (ds_1_E - vec4<f32>(stats_E.y));
-      if partial {
-        if HAS_WINDOW {
-          ds_0_E = select(ds_0_E, vec4<f32>(not_a_number()), are_poisoned(fragment + first_quad * 4u, j + 1u));
-          ds_1_E = select(ds_1_E, vec4<f32>(not_a_number()), are_poisoned(fragment + first_quad * 4u + 4u, j + 1u));
-        }
-        ds_0_E = select(vec4<f32>(0.0), ds_0_E, sees(visible_E, key));
-        ds_1_E = select(vec4<f32>(0.0), ds_1_E, sees(visible_E, key + 4u));
-      }
-      ds_largest = max(ds_largest, max(largest_of(ds_0_E), largest_of(ds_1_E)));
-      // }
-
-      // The scale of dS follows its largest value, as in flash_backward_dkdv_cooperative.wgsl.
+    // The two loops are those of flash_backward_dkdv_cooperative.wgsl.
+    var fragment = 0u;
+    var ds_largest = 0.0;
+    loop {
+      if fragment >= TILE_KV { break; }
       loop {
-        if !subgroupAny(ds_largest * ds_gain > DS_MOST) { break; }
+        // S = Q_i K_jᵀ, dP = dO_i V_jᵀ
+        // unroll R in PASSING_FRAGMENTS {
+        let k_fragment_R = (fragment + R * MATRIX_SIDE) * K_STRIDE;
+        let v_fragment_R = (fragment + R * MATRIX_SIDE) * V_STRIDE;
+        // unroll E in OWNED_FRAGMENTS {
+        var s_R_E = MatrixC();
+        var dp_R_E = MatrixC();
+        // }
+        // }
+        // unroll M in K_FRAGMENTS {
+        // unroll R in PASSING_FRAGMENTS {
+        let k_R_M = coopLoad<MatrixB>(&k_tile[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        s_R_E = coopMultiplyAdd(q_E_M, k_R_M, s_R_E);
+        // }
+        // }
+        // }
+        // unroll M in V_FRAGMENTS {
+        // unroll R in PASSING_FRAGMENTS {
+        let v_R_M = coopLoad<MatrixB>(&v_tile[v_fragment_R + M * MATRIX_QUADS], V_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        dp_R_E = coopMultiplyAdd(d_o_E_M, v_R_M, dp_R_E);
+        // }
+        // }
+        // }
+
+        ds_largest = 0.0;
+        // unroll R in PASSING_FRAGMENTS {
+        let in_tile_R = fragment + R * MATRIX_SIDE + quad * 4u;
+        let key_R = j * TILE_KV + in_tile_R;
+        // unroll E in OWNED_FRAGMENTS {
+        // P = exp(softmax_scale · S − LSE_i)
+        coopStoreT(s_R_E, &s_tile[s_scratch], s_stride);
+        scratch_barrier();
+        let p_low_R_E = exp2(fma(s_tile[s_low], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_E.x)));
+        let p_high_R_E = exp2(fma(s_tile[s_high], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_E.x)));
+        scratch_barrier();
+        // dS = P ∘ (dropout(dP) − D_i), masked
+        coopStoreT(dp_R_E, &s_tile[s_scratch], s_stride);
+        scratch_barrier();
+        var ds_low_R_E = s_tile[s_low];
+        var ds_high_R_E = s_tile[s_high];
+        scratch_barrier();
+        if HAS_DROPOUT {
+          let batch = params.batch_first + tile.batch;
+          let head = params.head_first + tile.head;
+          let keep_low = kept(batch, head, params.row_first + row_E, key_R);
+          let keep_high = kept(batch, head, params.row_first + row_E, key_R + HIGH * 4u);
+          ds_low_R_E = select(vec4<f32>(0.0), ds_low_R_E * params.dropout_scale, keep_low);
+          ds_high_R_E = select(vec4<f32>(0.0), ds_high_R_E * params.dropout_scale, keep_high);
+        }
+        ds_low_R_E = p_low_R_E * (ds_low_R_E - vec4<f32>(stats_E.y));
+        ds_high_R_E = p_high_R_E * (ds_high_R_E - vec4<f32>(stats_E.y));
+        if partial {
+          if HAS_WINDOW {
+            let nan = vec4<f32>(not_a_number());
+            ds_low_R_E = select(ds_low_R_E, nan, are_poisoned(in_tile_R, j + 1u));
+            ds_high_R_E = select(ds_high_R_E, nan, are_poisoned(in_tile_R + HIGH * 4u, j + 1u));
+          }
+          ds_low_R_E = select(vec4<f32>(0.0), ds_low_R_E, sees(visible_E, key_R));
+          ds_high_R_E = select(vec4<f32>(0.0), ds_high_R_E, sees(visible_E, key_R + HIGH * 4u));
+        }
+        ds_largest = max(ds_largest, max(largest_of(ds_low_R_E), largest_of(ds_high_R_E)));
+        // }
+        // }
+        if subgroupAny(ds_largest * ds_gain > DS_MOST) { break; }
+
+        // unroll R in PASSING_FRAGMENTS {
+        // unroll E in OWNED_FRAGMENTS {
+        p_tile[p_low] = vec4<f16>(ds_low_R_E * ds_gain);
+        p_tile[p_high] = vec4<f16>(ds_high_R_E * ds_gain);
+        scratch_barrier();
+        let ds_R_E = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+        scratch_barrier();
+        // }
+        // }
+
+        // dQ_i = dQ_i + dS K_j
+        // unroll R in PASSING_FRAGMENTS {
+        // unroll M in K_FRAGMENTS {
+        let k_rows_R_M = coopLoadT<MatrixB>(&k_tile[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        dq_E_M = coopMultiplyAdd(ds_R_E, k_rows_R_M, dq_E_M);
+        // }
+        // }
+        // }
+        fragment += PASSING_FRAGMENTS * MATRIX_SIDE;
+        if fragment >= TILE_KV { break; }
+      }
+      loop {
+        if fragment >= TILE_KV { break; }
         let gain = gain_for(subgroupMax(ds_largest));
         let ratio = gain / ds_gain;
         ds_gain = gain;
@@ -160,22 +207,6 @@ fn main(
         // }
         break;
       }
-
-      // unroll E in OWNED_FRAGMENTS {
-      p_tile[p_mine] = vec4<f16>(ds_0_E * ds_gain);
-      p_tile[p_mine + 1u] = vec4<f16>(ds_1_E * ds_gain);
-      scratch_barrier();
-      let ds_E = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
-      scratch_barrier();
-      // }
-
-      // dQ_i = dQ_i + dS K_j
-      // unroll M in K_FRAGMENTS {
-      let k_rows_M = coopLoadT<MatrixB>(&k_tile[k_fragment + M * MATRIX_QUADS], K_STRIDE);
-      // unroll E in OWNED_FRAGMENTS {
-      dq_E_M = coopMultiplyAdd(ds_E, k_rows_M, dq_E_M);
-      // }
-      // }
     }
   }
 
@@ -185,15 +216,16 @@ fn main(
   // unroll E in OWNED_FRAGMENTS {
   let inside_E = row_E < params.row_count;
   // unroll M in K_FRAGMENTS {
-  let dim_E_M = (M * MATRIX_QUADS + first_quad) * 4u;
+  let low_E_M = (M * MATRIX_QUADS + quad) * 4u;
+  let high_E_M = low_E_M + HIGH * 4u;
   scratch_barrier();
   coopStoreT(dq_E_M, &s_tile[s_scratch], s_stride);
   scratch_barrier();
-  if inside_E && dim_E_M < HEAD_DIM {
-    store_dq(dq_at + row_E * params.dq_stride_row + dim_E_M, HEAD_DIM - dim_E_M, s_tile[s_mine] * factor);
+  if inside_E && low_E_M < HEAD_DIM {
+    store_dq(dq_at + row_E * params.dq_stride_row + low_E_M, HEAD_DIM - low_E_M, s_tile[s_low] * factor);
   }
-  if inside_E && dim_E_M + 4u < HEAD_DIM {
-    store_dq(dq_at + row_E * params.dq_stride_row + dim_E_M + 4u, HEAD_DIM - dim_E_M - 4u, s_tile[s_mine + 1u] * factor);
+  if inside_E && high_E_M < HEAD_DIM {
+    store_dq(dq_at + row_E * params.dq_stride_row + high_E_M, HEAD_DIM - high_E_M, s_tile[s_high] * factor);
   }
   // }
   // }

@@ -12,7 +12,6 @@ const K_ROW_QUADS = K_FRAGMENTS * MATRIX_QUADS;
 const V_ROW_QUADS = V_FRAGMENTS * MATRIX_QUADS;
 const K_STRIDE = K_ROW_QUADS + 2u;
 const V_STRIDE = V_ROW_QUADS + 2u;
-const S_STRIDE = MATRIX_QUADS + 1u;
 const P_STRIDE = MATRIX_QUADS + 2u;
 
 // For each subgroup, a fragment on its way between matrix and plain values: S and dP in f32, P and dS in f16.
@@ -34,7 +33,7 @@ const DS_MOST = 16384.0;
 const DS_GOAL = 10.0;
 
 // The scale that brings `largest` to 2^DS_GOAL.
-fn gain_for(largest: f32) -> f32 { return exp2(clamp(DS_GOAL - ceil(log2(largest)), -100.0, 100.0)); }
+fn gain_for(largest: f32) -> f32 { return exp2(clamp(DS_GOAL - ceil(log2(largest)), -125.0, 100.0)); }
 
 // The largest absolute value, of those that are finite.
 fn largest_of(value: vec4<f32>) -> f32 {
@@ -83,7 +82,7 @@ fn fetch_WALKED(head_at: u32, first_row: u32, count: u32, index: u32) -> Loaded 
 // that are not finite become 0, and are marked.
 fn place_WALKED(index: u32, value: Loaded, guarded: bool, number: u32) {
   if index < TILE_ROWS * K_ROW_QUADS {
-    var half = vec4<f16>(decode(value));
+    var half = to_half(value);
     if guarded && !is_finite(half) {
       half = vec4<f16>();
       atomicStore(&poisoned[index / K_ROW_QUADS], number);
@@ -106,7 +105,7 @@ fn fetch_WALKED(head_at: u32, first_row: u32, count: u32, index: u32) -> Loaded 
 
 fn place_WALKED(index: u32, value: Loaded, guarded: bool, number: u32) {
   if index < TILE_ROWS * V_ROW_QUADS {
-    var half = vec4<f16>(decode(value));
+    var half = to_half(value);
     if guarded && !is_finite(half) {
       half = vec4<f16>();
       atomicStore(&poisoned[index / V_ROW_QUADS], number);
@@ -121,7 +120,7 @@ fn place_WALKED(index: u32, value: Loaded, guarded: bool, number: u32) {
 fn fetch_OWNED(head_at: u32, row: u32, count: u32, quad: u32) -> vec4<f16> {
   let inside_dim = min(quad * 4u, LAST_QUAD);
   let value = load_OWNED(head_at + min(row, count - 1u) * params.OWNED_stride_row + inside_dim, HEAD_DIM - inside_dim);
-  return vec4<f16>(select(vec4<f32>(0.0), decode(value), quad * 4u < HEAD_DIM && row < count));
+  return select(vec4<f16>(), to_half(value), quad * 4u < HEAD_DIM && row < count);
 }
 // }
 
@@ -129,6 +128,6 @@ fn fetch_OWNED(head_at: u32, row: u32, count: u32, quad: u32) -> vec4<f16> {
 fn fetch_OWNED(head_at: u32, row: u32, count: u32, quad: u32) -> vec4<f16> {
   let inside_dim = min(quad * 4u, LAST_QUAD_V);
   let value = load_OWNED(head_at + min(row, count - 1u) * params.OWNED_stride_row + inside_dim, HEAD_DIM_V - inside_dim);
-  return vec4<f16>(select(vec4<f32>(0.0), decode(value), quad * 4u < HEAD_DIM_V && row < count));
+  return select(vec4<f16>(), to_half(value), quad * 4u < HEAD_DIM_V && row < count);
 }
 // }

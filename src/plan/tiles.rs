@@ -151,7 +151,8 @@ impl Tiles {
                 let rows = self.invocations_of(kernel) / self.lanes * side;
                 // A mark for each row of the walked tile; the tiles, P and dS are f16, S and dP f32.
                 let halves = walked * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2);
-                QUAD / 2 * halves + QUAD * rows * (side / 4 + 1) + stats + 4 * walked
+                let s_stride = if kernel.owns_keys() { side / 4 + 1 } else { side / 4 + 2 };
+                QUAD / 2 * halves + QUAD * rows * s_stride + stats + 4 * walked
             }
             Kernel::FlashForwardCooperative => {
                 let side = self.matrix_side.unwrap_or(1);

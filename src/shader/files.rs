@@ -68,6 +68,13 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         });
         files.push(file!("common/splits.wgsl"));
     }
+    if kernel.uses_matrices() {
+        let is_stored = specialization.storage == Storage::F16 && specialization.access == Access::Quad;
+        files.push(match is_stored {
+            true => file!("slots/matrix_operand/stored.wgsl"),
+            false => file!("slots/matrix_operand/converted.wgsl"),
+        });
+    }
     match kernel {
         Kernel::FlashForward | Kernel::FlashForwardSplit => {
             files.push(file!("common/flash_tiles.wgsl"));
@@ -90,15 +97,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             files.push(file!("common/cooperative_gradient_tiles.wgsl"));
         }
         Kernel::FlashForwardCooperative => {
-            let is_stored = specialization.storage == Storage::F16 && specialization.access == Access::Quad;
-            files.extend([
-                match is_stored {
-                    true => file!("slots/matrix_operand/stored.wgsl"),
-                    false => file!("slots/matrix_operand/converted.wgsl"),
-                },
-                file!("common/visits.wgsl"),
-                file!("common/cooperative_tiles.wgsl"),
-            ]);
+            files.extend([file!("common/visits.wgsl"), file!("common/cooperative_tiles.wgsl")]);
         }
         Kernel::StandardScores | Kernel::StandardDp => files.push(file!("common/standard_product.wgsl")),
         Kernel::StandardSoftmax | Kernel::StandardDs => {}

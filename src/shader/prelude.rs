@@ -78,6 +78,10 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             line(format_args!("const IN_LOCKSTEP = {};", specialization.in_lockstep));
             counts.extend([("MATRIX_SIDE", side), ("OWNED_FRAGMENTS", tiles.thread_rows / side)]);
             counts.extend([("K_FRAGMENTS", k_fragments), ("V_FRAGMENTS", v_fragments), ("TILE_ROWS", walked)]);
+            // Two fragments of the walked tile at a time, where the registers of what is owned leave room for them.
+            let owned = tiles.thread_rows / side * (k_fragments + v_fragments);
+            let is_pair = owned <= if specialization.kernel.owns_keys() { 8 } else { 16 };
+            counts.push(("PASSING_FRAGMENTS", if is_pair && (walked / side).is_multiple_of(2) { 2 } else { 1 }));
             counts.push(("STATS_FETCHES", tiles.tile_q.div_ceil(invocations)));
             (k_fragments * side / 4, v_fragments * side / 4)
         }

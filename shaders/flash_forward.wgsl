@@ -4,7 +4,7 @@
 //     O_i = 0, l_i = 0, m_i = −∞
 //     for each KV tile j of the split that some row of i sees:
 //       S     = softmax_scale · Q_i K_jᵀ, masked
-//       m_new = max(m_i, rowmax(S))
+//       m_new = max(m_i, rowmax(S)) if that grew by more than 2⁸, else m_i
 //       P     = exp(S − m_new)
 //       α     = exp(m_i − m_new)
 //       l_i   = α · l_i + rowsum(P)
@@ -57,108 +57,142 @@ fn main(
 
   // for each KV tile j of the split that some row of i sees:
   let range = split_of(block_range(tile.first_row, tile.last_row), split);
+  let visits = visits_of(range);
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
   var k_next_L = Loaded();
-  if range.first < range.end { k_next_L = fetch_k(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
+  if visits.count > 0u { k_next_L = fetch_k(tile, tile_at(visits, 0u) * TILE_KV, invocation + L * INVOCATIONS); }
   // }
   // unroll L in V_FETCHES {
   var v_next_L = Loaded();
-  if range.first < range.end { v_next_L = fetch_v(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
+  if visits.count > 0u { v_next_L = fetch_v(tile, tile_at(visits, 0u) * TILE_KV, invocation + L * INVOCATIONS); }
   // }
-  for (var j = range.first; j < range.end; j++) {
+  var visit = 0u;
+  // unroll SEEN in SEEN_LOOPS {
+  for (; visit < until_SEEN(visits); visit++) {
+    let first_key = tile_at(visits, visit) * TILE_KV;
+    let next_key = tile_at(visits, visit + 1u) * TILE_KV;
+    let masked = IS_MASKED_SEEN && visit >= visits.num_whole;
     workgroupBarrier(); // the last tile is read
     // unroll L in K_FETCHES {
     place_k(invocation + L * INVOCATIONS, k_next_L);
-    k_next_L = fetch_k(tile, (j + 1u) * TILE_KV, invocation + L * INVOCATIONS);
+    k_next_L = fetch_k(tile, next_key, invocation + L * INVOCATIONS);
     // }
     // unroll L in V_FETCHES {
     place_v(invocation + L * INVOCATIONS, v_next_L);
-    v_next_L = fetch_v(tile, (j + 1u) * TILE_KV, invocation + L * INVOCATIONS);
+    v_next_L = fetch_v(tile, next_key, invocation + L * INVOCATIONS);
     // }
     workgroupBarrier(); // the tile is in place
-    let whole = is_whole(range, j);
 
-    // four keys at a time
-    for (var key = 0u; key < TILE_KV; key += 4u) {
+    // a few quads of keys at a time
+    for (var key = 0u; key < TILE_KV; key += 4u * GROUP_QUADS) {
       // S = softmax_scale · Q_i K_jᵀ
       // unroll N in THREAD_ROWS {
+      // unroll G in GROUP_QUADS {
       // unroll E in KEYS {
-      var s_N_E = 0.0;
+      var s_N_G_E = 0.0;
+      // }
       // }
       // }
       // unroll M in K_LOADS {
+      // unroll G in GROUP_QUADS {
       // unroll E in KEYS {
-      let k_E_M = k_tile[(key + E) * K_STRIDE + place_of(invocation, M)];
+      let k_G_E_M = k_tile[(key + G * 4u + E) * K_STRIDE + place_of(invocation, M)];
       // unroll B in BROADCAST {
-      let k_E_M_B = part_B(k_E_M);
+      let k_G_E_M_B = part_B(k_G_E_M);
       // unroll N in THREAD_ROWS {
-      s_N_E = dot_add(q_N_M_B, k_E_M_B, s_N_E);
+      s_N_G_E = dot_add(q_N_M_B, k_G_E_M_B, s_N_G_E);
+      // }
       // }
       // }
       // }
       // }
       // unroll N in THREAD_ROWS {
-      lane_share(N, invocation, vec4<f32>(s_N_0, s_N_1, s_N_2, s_N_3));
+      // unroll G in GROUP_QUADS {
+      lane_share(N * GROUP_QUADS + G, invocation, vec4<f32>(s_N_G_0, s_N_G_1, s_N_G_2, s_N_G_3));
+      // }
       // }
       lane_barrier();
       // unroll N in THREAD_ROWS {
-      var s_N = lane_sum(N, invocation, vec4<f32>(s_N_0, s_N_1, s_N_2, s_N_3));
+      // unroll G in GROUP_QUADS {
+      var s_N_G = lane_sum(N * GROUP_QUADS + G, invocation, vec4<f32>(s_N_G_0, s_N_G_1, s_N_G_2, s_N_G_3));
+      // }
       // }
 
       // masked
-      if !whole {
+      if masked {
         // unroll N in THREAD_ROWS {
-        s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(params.row_first + tile.row + row_N), j * TILE_KV + key));
+        let visible_N = visible_keys(params.row_first + tile.row + row_N);
+        // unroll G in GROUP_QUADS {
+        s_N_G = select(vec4<f32>(MASKED), s_N_G, sees(visible_N, first_key + key + G * 4u));
+        // }
+        // }
+      }
+
+      // m_new = max(m_i, rowmax(S)) if that grew by more than 2⁸, α = exp(m_i − m_new); l_i = α · l_i, O_i = α · O_i
+      var grew = false;
+      // unroll N in THREAD_ROWS {
+      var s_max_N = MASKED;
+      // unroll G in GROUP_QUADS {
+      s_max_N = max(s_max_N, max(max(s_N_G.x, s_N_G.y), max(s_N_G.z, s_N_G.w)));
+      // }
+      grew = grew || s_max_N > m_N + MAX_GROWTH;
+      // }
+      if grew {
+        // unroll N in THREAD_ROWS {
+        let m_new_N = max(m_N, s_max_N);
+        let alpha_N = exp2(m_N - m_new_N);
+        m_N = m_new_N;
+        l_N *= alpha_N;
+        // unroll M in V_LOADS {
+        // unroll B in BROADCAST {
+        o_N_M_B *= alpha_N;
+        // }
+        // }
         // }
       }
 
       // unroll N in THREAD_ROWS {
-      // m_new = max(m_i, rowmax(S)), α = exp(m_i − m_new); l_i = α · l_i, O_i = α · O_i where there is something to do
-      let s_max_N = max(max(s_N.x, s_N.y), max(s_N.z, s_N.w));
-      if s_max_N > m_N {
-        let alpha = exp2(m_N - s_max_N);
-        m_N = s_max_N;
-        l_N *= alpha;
-        // unroll M in V_LOADS {
-        // unroll B in BROADCAST {
-        o_N_M_B *= alpha;
-        // }
-        // }
-      }
+      // unroll G in GROUP_QUADS {
       // P = exp(S − m_new); where a row has seen nothing yet, m_new is MASKED too and P must still be 0
-      var p_N = exp2(s_N - vec4<f32>(m_N));
-      if !whole { p_N = select(p_N, vec4<f32>(0.0), s_N == vec4<f32>(MASKED)); }
+      var p_N_G = exp2(s_N_G - vec4<f32>(m_N));
+      if masked { p_N_G = select(p_N_G, vec4<f32>(0.0), s_N_G == vec4<f32>(MASKED)); }
       // l_i = l_i + rowsum(P)
-      l_N += (p_N.x + p_N.y) + (p_N.z + p_N.w);
+      l_N += (p_N_G.x + p_N_G.y) + (p_N_G.z + p_N_G.w);
       // dropout(P)
       if HAS_DROPOUT {
         let i = params.row_first + tile.row + row_N;
-        p_N = dropout(p_N, params.batch_first + tile.batch, params.head_first + tile.head, i, j * TILE_KV + key);
+        let dropped_key = first_key + key + G * 4u;
+        p_N_G = dropout(p_N_G, params.batch_first + tile.batch, params.head_first + tile.head, i, dropped_key);
       }
+      // }
       // }
 
       // O_i = O_i + dropout(P) V_j
-      if HAS_WINDOW && !whole {
+      if HAS_WINDOW && masked {
+        // unroll G in GROUP_QUADS {
         // unroll E in KEYS {
         // unroll M in V_LOADS {
-        let v_E_M = v_tile[(key + E) * V_STRIDE + place_of(invocation, M)];
+        let v_G_E_M = v_tile[(key + G * 4u + E) * V_STRIDE + place_of(invocation, M)];
         // unroll B in BROADCAST {
-        let v_E_M_B = part_B(v_E_M);
+        let v_G_E_M_B = part_B(v_G_E_M);
         // unroll N in THREAD_ROWS {
-        o_N_M_B = add_visible(p_N[E], v_E_M_B, o_N_M_B);
+        o_N_M_B = add_visible(p_N_G[E], v_G_E_M_B, o_N_M_B);
+        // }
         // }
         // }
         // }
         // }
       } else {
+        // unroll G in GROUP_QUADS {
         // unroll E in KEYS {
         // unroll M in V_LOADS {
-        let v_E_M = v_tile[(key + E) * V_STRIDE + place_of(invocation, M)];
+        let v_G_E_M = v_tile[(key + G * 4u + E) * V_STRIDE + place_of(invocation, M)];
         // unroll B in BROADCAST {
-        let v_E_M_B = part_B(v_E_M);
+        let v_G_E_M_B = part_B(v_G_E_M);
         // unroll N in THREAD_ROWS {
-        o_N_M_B = fma(vec4<f32>(p_N[E]), v_E_M_B, o_N_M_B);
+        o_N_M_B = fma(vec4<f32>(p_N_G[E]), v_G_E_M_B, o_N_M_B);
+        // }
         // }
         // }
         // }
@@ -166,6 +200,7 @@ fn main(
       }
     }
   }
+  // }
 
   // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing gives 0 and −∞
   // unroll N in THREAD_ROWS {

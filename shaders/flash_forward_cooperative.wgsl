@@ -82,7 +82,7 @@ fn main(
   // unroll L in V_FETCHES {
   var v_next_L = Loaded();
   // }
-  if visits.end_first > 0u {
+  if visits.count > 0u {
     // unroll L in K_FETCHES {
     place_k(k_mine, L, fetch_k(k_mine, tile_at(visits, 0u), L));
     k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
@@ -103,7 +103,7 @@ fn main(
   var next = 0u;
   // unroll SEEN in FIRST_WHOLE_AND_PARTIAL {
   loop {
-    if next >= visits.end_SEEN { break; }
+    if next >= end_SEEN(visits) { break; }
 
     // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i
     // unroll N in ROW_FRAGMENTS {
@@ -281,7 +281,7 @@ fn main(
       // }
       workgroupBarrier(); // the next V, and K of the tile after it, are in place
       next++;
-      if next >= visits.end_SEEN || has_grown { break; }
+      if next >= end_SEEN(visits) || has_grown { break; }
     }
   }
   // }

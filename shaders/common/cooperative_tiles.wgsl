@@ -26,8 +26,15 @@ var<workgroup> p_tile: array<vec4<f16>, SUBGROUPS * MATRIX_SIDE * CHUNK_STRIDE>;
 var<workgroup> grew_at: vec4<u32>;
 const NEVER = 0xffffffffu;
 
-// How far m may lag behind the maximum, in powers of two: P stays below 2⁸, which f16 holds.
-const MAX_GROWTH = 8.0;
+// Loops over the first tile, over whole ones and over the others, and where they end: the last goes one turn further.
+const IS_FIRST_first = true;
+const IS_FIRST_whole = false;
+const IS_FIRST_partial = false;
+const IS_MASKED_first = true;
+
+fn end_first(visits: Visits) -> u32 { return min(visits.count, 1u); }
+fn end_whole(visits: Visits) -> u32 { return visits.num_whole; }
+fn end_partial(visits: Visits) -> u32 { return select(0u, visits.count + 1u, visits.count > 0u); }
 
 const LAST_QUAD = (HEAD_DIM - 1u) / 4u * 4u;
 const LAST_QUAD_V = (HEAD_DIM_V - 1u) / 4u * 4u;

@@ -97,3 +97,6 @@ const MASKED = -3.0e38;
 
 // LANES neighbouring invocations share each row, of a Q tile or (where a workgroup owns keys) of a KV tile.
 const INVOCATIONS = LANES * ROW_LANES;
+
+// How far m may lag behind the maximum before O is rescaled, in powers of two: P stays below 2⁸, which f16 holds too.
+const MAX_GROWTH = 8.0;

@@ -70,6 +70,9 @@ pub struct Specialization {
     pub f32_gradients: bool,
     /// Whether partial results are in f32, whatever the element. Only their merge asks.
     pub parts_in_f32: bool,
+    /// Whether tiles that need a mask have a loop of their own, so that the loop over the others is free of it. Software
+    /// drivers, which compile slowly, do without. Only `flash_forward.wgsl` asks.
+    pub masked_loop: bool,
     /// Whether the invocations of a subgroup run in lockstep, as they do on software drivers. Only the cooperative
     /// kernel asks.
     pub in_lockstep: bool,
@@ -82,6 +85,7 @@ impl Specialization {
         let kernel = self.kernel;
         let binds_any = |operands: &[super::Operand]| operands.iter().any(|&operand| kernel.binds(operand));
         self.in_lockstep &= self.kernel.uses_matrices();
+        self.masked_loop &= matches!(kernel, Kernel::FlashForward | Kernel::FlashForwardSplit);
         self.has_window &= kernel.masks();
         self.has_dropout &= kernel.drops();
         self.f32_gradients &= kernel.operands().iter().any(|(operand, _)| operand.is_gradient());

@@ -77,15 +77,13 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     }
     match kernel {
         Kernel::FlashForward | Kernel::FlashForwardSplit => {
-            files.push(file!("common/flash_tiles.wgsl"));
+            files.extend([file!("common/visits.wgsl"), file!("common/flash_tiles.wgsl")]);
             files.push(match specialization.tiles.broadcast {
                 1 => file!("slots/tile_read/own.wgsl"),
                 _ => file!("slots/tile_read/broadcast.wgsl"),
             });
         }
-        Kernel::FlashBackwardDq => {
-            files.push(file!("common/flash_tiles.wgsl"));
-        }
+        Kernel::FlashBackwardDq => files.push(file!("common/flash_tiles.wgsl")),
         Kernel::FlashDecode | Kernel::FlashDecodeSplit => files.push(file!("common/decode_tiles.wgsl")),
         Kernel::Combine => files.push(match specialization.parts_in_f32 {
             true => file!("slots/parts/f32.wgsl"),

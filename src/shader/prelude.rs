@@ -146,6 +146,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     for (list, names) in shared_names(specialization.kernel) {
         lists.names(list, vec![names]);
     }
+    lists.names("SEEN_LOOPS", if specialization.masked_loop { vec!["whole", "partial"] } else { vec!["any"] });
     // Loops over the first tile, over those that all rows see whole, and over the others.
     lists.names("FIRST_WHOLE_AND_PARTIAL", vec!["first", "whole", "partial"]);
     (text, lists)

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use wgpu_flash_attention::plan::DeviceClass;
+
 use crate::device::Gpu;
 use crate::failure::Result;
 use crate::resident;
@@ -15,14 +17,19 @@ pub struct Effort {
     pub most: u32,
     /// Stop between the two when this is spent.
     pub budget: Duration,
+    /// Run at least so long before the first timed run: idle GPUs take a second to reach their clocks.
+    pub warm_up: Duration,
 }
 
 impl Effort {
-    pub const BENCH: Effort = Effort { least: 3, most: 20, budget: Duration::from_secs(2) };
+    pub const BENCH: Effort =
+        Effort { least: 3, most: 20, budget: Duration::from_secs(2), warm_up: Duration::from_secs(1) };
     /// For a glance.
-    pub const GLANCE: Effort = Effort { least: 3, most: 20, budget: Duration::from_millis(300) };
+    pub const GLANCE: Effort =
+        Effort { least: 3, most: 20, budget: Duration::from_millis(300), warm_up: Duration::from_millis(100) };
     /// For a command whose purpose is the answer.
-    pub const ASIDE: Effort = Effort { least: 0, most: 5, budget: Duration::from_millis(500) };
+    pub const ASIDE: Effort =
+        Effort { least: 0, most: 5, budget: Duration::from_millis(500), warm_up: Duration::from_millis(100) };
 }
 
 /// Sorted times in milliseconds.
@@ -64,15 +71,15 @@ struct Clock {
 /// Runs what `encode` records: a warm-up, then as often as `effort` says.
 pub fn measure(gpu: &Gpu, effort: Effort, encode: impl Fn(&mut wgpu::CommandEncoder) -> Result<()>) -> Result<Timing> {
     let clock = Clock::new(gpu.attention.device());
-    // The first run pays for lazy allocations; a few more bring a GPU's clocks up.
-    const WARM_UP: Duration = Duration::from_millis(100);
+    // The first run pays for lazy allocations.
     let start = Instant::now();
     let mut last = run(gpu, clock.as_ref(), 1, &encode)?;
-    for _ in 0..10 {
-        if start.elapsed() > WARM_UP {
-            break;
-        }
+    // A software driver has no clocks to bring up.
+    let is_gpu = gpu.attention.capabilities().device_class != DeviceClass::Cpu;
+    let mut runs = 0;
+    while start.elapsed() < effort.warm_up && (is_gpu || runs < 10) {
         last = run(gpu, clock.as_ref(), 1, &encode)?;
+        runs += 1;
     }
 
     // By the wall clock a short run drowns in the cost of submitting it: several share one submission.

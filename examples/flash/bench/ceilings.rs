@@ -29,7 +29,7 @@ impl Ceilings {
     }
 }
 
-const EFFORT: Effort = Effort { least: 3, most: 10, budget: Duration::from_secs(1) };
+const EFFORT: Effort = Effort { least: 3, most: 10, budget: Duration::from_secs(1), warm_up: Duration::from_secs(1) };
 
 pub async fn measure(gpu: &Gpu) -> Result<Ceilings> {
     let memory = gpu.attention.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -117,7 +117,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
             Ok(())
         })
     };
-    const ONCE: Effort = Effort { least: 1, most: 1, budget: Duration::ZERO };
+    const ONCE: Effort = Effort { least: 1, most: 1, budget: Duration::ZERO, warm_up: Duration::ZERO };
     let mut passes = 4;
     while passes < 1 << 20 && run(passes, ONCE)?.min() < 10.0 {
         passes *= 4;

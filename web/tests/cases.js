@@ -4,7 +4,7 @@ import {
   AttentionError, DeviceLostError, FlashAttention, GpuTensor, InvalidProblemError, InvalidTensorError, NoWebGPUError,
   UnsupportedError, fromBf16, fromF16, toBf16, toF16,
 } from '../pkg/index.js';
-import { forward as reference, largestError, philox, sizes, strides } from './reference.js';
+import { forward as reference, largestError, philox, sizes, strides } from '../demo/reference.js';
 
 function assert(condition, message) {
   if (!condition) throw new Error(message);

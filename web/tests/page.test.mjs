@@ -1,0 +1,187 @@
+// The demo page, driven as a person would, in both browsers. Screenshots are kept in target/screenshots.
+import assert from 'node:assert/strict';
+import { mkdirSync } from 'node:fs';
+import { after, before, describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { serve } from '../server.mjs';
+import { browsers } from './browsers.mjs';
+
+const screenshots = fileURLToPath(new URL('../../target/screenshots', import.meta.url));
+mkdirSync(screenshots, { recursive: true });
+
+/** Waits in the page until a condition holds; `argument` is what it is told. */
+async function until(page, condition, argument, what) {
+  for (let tries = 0; tries < 3000; tries++) {
+    if (await page.evaluate(condition, argument)) return;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  throw new Error(`after 5 minutes still not: ${what}`);
+}
+
+async function fill(page, name, value) {
+  await page.focus(`#controls [name="${name}"]`);
+  await page.evaluate((name) => document.querySelector(`#controls [name="${name}"]`).select?.(), name);
+  await page.keyboard.type(String(value));
+}
+
+async function press(page, selector) {
+  await page.focus(selector);
+  await page.keyboard.press('Enter');
+}
+
+/** Presses Run and waits for the end of the race. */
+async function runRace(page) {
+  await press(page, '#run');
+  await until(page, () => document.querySelector('#stop').disabled && !document.querySelector('#run').disabled, null, 'the race is over');
+  return page.evaluate(() => {
+    const cells = (algorithm) => [...document.querySelectorAll(`[data-algorithm="${algorithm}"] td`)].map((cell) => cell.textContent);
+    return {
+      status: document.querySelector('#status').textContent,
+      problem: document.querySelector('#problem').hidden ? '' : document.querySelector('#problem').textContent,
+      verdict: document.querySelector('#verdict').textContent,
+      flash: cells('flash'),
+      standard: cells('standard'),
+      javascript: cells('javascript'),
+      bars: document.querySelectorAll('#results .bar').length,
+    };
+  });
+}
+
+for (const [name, open] of Object.entries(browsers)) {
+  describe(`the page in ${name}`, { timeout: 900_000 }, () => {
+    let server;
+    let browser;
+    let page;
+    let address;
+    before(async () => {
+      server = await serve(fileURLToPath(new URL('..', import.meta.url)));
+      address = `http://127.0.0.1:${server.address().port}/`;
+      browser = await open();
+      page = browser.page;
+      await page.goto(address);
+      await until(page, () => document.querySelector('#heat').dataset.head === '1', null, 'the heat map is drawn');
+    });
+    after(async () => {
+      await browser?.close();
+      server?.close();
+    });
+
+    test('it tells what it runs on', async () => {
+      const text = await page.evaluate(() => document.querySelector('#gpu').innerText);
+      assert.match(text, /Largest binding\s+\d+ [MG]iB/);
+      assert.match(text, name === 'chromium' ? /swiftshader[^]*Subgroups\s+of 4/ : /f16 in shaders\s+yes/);
+    });
+
+    test('N = 1024, 4 heads, d = 64, causal is right', async () => {
+      // The values that the page comes with.
+      const race = await runRace(page);
+      assert.equal(race.problem, '');
+      assert.equal(race.status, 'Done.');
+      assert.match(race.verdict, /^Right: flash errs by/);
+      assert.match(race.flash[0], /\d (ms|s) .*FLOP\/s/);
+      assert.equal(race.flash[1], '16 KiB');
+      assert.match(race.flash[3], /flash_forward/);
+      assert.equal(race.standard[1], '16 MiB');
+      assert.match(race.standard[3], /standard_scores, standard_softmax, standard_output/);
+      assert.match(race.javascript[0], /estimated from 24 rows/);
+      assert.equal(race.bars, 5);
+    });
+
+    test('f16, dropout and odd sizes by keyboard', async () => {
+      await fill(page, 'seqlen', 100);
+      await fill(page, 'heads', 2);
+      await fill(page, 'headDim', 40);
+      await fill(page, 'dropout', 0.25);
+      await page.focus('#controls [name="element"]');
+      await page.keyboard.type('f16');
+      await page.focus('#controls [name="causal"]');
+      await page.keyboard.press('Space');
+      assert.deepEqual(await page.evaluate(() => Object.fromEntries(new FormData(document.querySelector('#controls')))),
+        { seqlen: '100', heads: '2', headDim: '40', element: 'f16', dropout: '0.25' });
+      const race = await runRace(page);
+      assert.equal(race.problem, '');
+      assert.match(race.verdict, /^Right/);
+    });
+
+    test('a problem that is too large is explained', async () => {
+      await fill(page, 'seqlen', 65536);
+      await fill(page, 'heads', 64);
+      await fill(page, 'headDim', 256);
+      const race = await runRace(page);
+      assert.match(race.problem, /^UnsupportedError: .* is too large for this device/);
+      assert.match(race.status, /see above/);
+    });
+
+    test('stop stops', async () => {
+      await fill(page, 'seqlen', 8192);
+      await fill(page, 'heads', 8);
+      await fill(page, 'headDim', 64);
+      await fill(page, 'dropout', 0);
+      await press(page, '#run');
+      await until(page, () => document.querySelector('#progress').value > 0, null, 'there is progress');
+      await press(page, '#stop');
+      await until(page, () => document.querySelector('#status').textContent === 'Stopped.', null, 'it stopped');
+      await fill(page, 'seqlen', 1024);
+      await fill(page, 'heads', 4);
+    });
+
+    test('the heat map answers to keys', async () => {
+      await page.focus('#heat-controls [name="head"]');
+      await page.keyboard.press('ArrowRight');
+      await until(page, () => document.querySelector('#heat').dataset.head === '2', null, 'head 2 is drawn');
+      await page.focus('#heat');
+      await page.keyboard.press('ArrowDown');
+      assert.match(await page.evaluate(() => document.querySelector('#heat-cell').textContent), /^Token 42 takes \d.* % from token 21\.$/);
+      // Not all of one colour.
+      const colours = await page.evaluate(() => new Set(document.querySelector('#heat').getContext('2d').getImageData(0, 0, 640, 640).data).size);
+      assert(colours > 20, `${colours} values of colour`);
+    });
+
+    test('the tiles walk', async () => {
+      const caption = () => page.evaluate(() => document.querySelector('#tiles-caption').textContent);
+      await press(page, '#step');
+      const before = await caption();
+      await press(page, '#step');
+      assert.notEqual(await caption(), before);
+      await page.focus('#tile-controls [name="at"]');
+      await page.keyboard.press('End');
+      assert.match(await caption(), /Step 14 of 14: Q tile 4 has seen every tile/);
+      await page.keyboard.press('Home');
+    });
+
+    test('nothing is wider than the window', async () => {
+      const again = await runRace(page);
+      assert.match(again.verdict, /^Right/);
+      for (const width of [400, 1280]) {
+        for (const colorScheme of name === 'chromium' ? ['light', 'dark'] : ['light']) {
+          await browser.show({ width, colorScheme });
+          await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
+          const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+          await page.screenshot({ path: `${screenshots}/${name}-${width}-${colorScheme}.png`, fullPage: true });
+          assert.equal(overflow, 0, `${width} pixels, ${colorScheme}`);
+        }
+      }
+    });
+
+    test('the console stayed empty', () => {
+      assert.deepEqual(browser.complaints, []);
+    });
+
+    test('a lost device is explained', async () => {
+      await page.evaluate(() => globalThis.attention.device.destroy());
+      await until(page, () => document.querySelector('#problem').textContent.startsWith('DeviceLostError: the GPU device was lost'), null, 'the page tells');
+      const race = await runRace(page);
+      assert.match(race.problem, /^DeviceLostError: .*lost/);
+    });
+
+    test('a browser without WebGPU is explained', async () => {
+      const hide = () => Object.defineProperty(Navigator.prototype, 'gpu', { configurable: true, value: undefined });
+      if (page.addInitScript) await page.addInitScript(hide);
+      else await page.evaluateOnNewDocument(hide);
+      await page.goto(address);
+      await until(page, () => document.querySelector('#problem').textContent.startsWith('NoWebGPUError: this browser has no WebGPU'), null, 'the page tells');
+      assert.equal(await page.evaluate(() => document.querySelector('#run').disabled), true);
+      assert.deepEqual(browser.complaints, []);
+    });
+  });
+}

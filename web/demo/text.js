@@ -27,5 +27,8 @@ export function rate(flops, ms) {
 
 /** An error in powers of ten. */
 export function scientific(value) {
-  return value === 0 ? '0' : value.toExponential(1).replace('e', ' · 10^').replace('^+', '^');
+  if (value === 0 || !Number.isFinite(value)) return String(value);
+  const [digits, exponent] = value.toExponential(1).split('e');
+  const superscript = [...exponent.replace('+', '')].map((character) => character === '-' ? '⁻' : '⁰¹²³⁴⁵⁶⁷⁸⁹'[Number(character)]);
+  return `${digits}·10${superscript.join('')}`;
 }

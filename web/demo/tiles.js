@@ -43,6 +43,8 @@ export function tiles() {
   const form = document.querySelector('#tile-controls');
   const [play, step] = ['#play', '#step'].map((id) => document.querySelector(id));
   const { at, causal } = form.elements;
+  // On a phone the numbers stand below the matrix.
+  const narrow = matchMedia('(max-width: 34rem)');
   let steps;
   let timer;
 
@@ -68,26 +70,27 @@ export function tiles() {
       rectangle(LEFT + column * side + 2, TOP - 38, side - 4, 26, `k${column === j ? '' : ' idle'}`);
       rectangle(LEFT + column * side + 2, TOP - 70, side - 4, 26, `v${column === j ? '' : ' idle'}`);
     }
-    const right = LEFT + KV_TILES * side;
     text(LEFT - 46, TOP + 2 * side + 5, 'Q', '', 'end');
     text(LEFT - 8, TOP - 19, 'Kᵀ', '', 'end');
     text(LEFT - 8, TOP - 51, 'V', '', 'end');
     text(LEFT + 2 * side, TOP + Q_TILES * side + 20, 'S = Q Kᵀ: only the coloured tile exists', 'quiet', 'middle');
 
     // What the last row of the Q tile holds.
-    const x = right + 36;
-    text(x, TOP + 2, `Q tile ${i + 1}, its last row:`, 'quiet');
+    const bottom = TOP + Q_TILES * side;
+    const [x, top] = narrow.matches ? [LEFT - 38, bottom + 56] : [LEFT + KV_TILES * side + 36, TOP];
+    svg.setAttribute('viewBox', narrow.matches ? `${LEFT - 66} 20 344 ${bottom + 300}` : '0 0 640 400');
+    text(x, top + 2, `Q tile ${i + 1}, its last row:`, 'quiet');
     const meter = (y, name, value, share) => {
       text(x, y, `${name} = ${value}`);
       rectangle(x, y + 8, 170, 10, 'frame');
       rectangle(x, y + 8, Math.max(0, Math.min(1, share)) * 170, 10, 'meter');
     };
-    meter(TOP + 36, 'm', m.toFixed(2), (m + 6) / 12);
-    meter(TOP + 86, 'α', now > 0 && steps[now - 1].i === i ? alpha.toFixed(3) : '0 (nothing before)', now > 0 && steps[now - 1].i === i ? alpha : 0);
-    meter(TOP + 136, 'l', l.toFixed(3), l / 8);
-    text(x, TOP + 200, j === null ? 'O = O / l, LSE = m + ln l' : 'O = α · O + P V');
-    rectangle(x, TOP + 208, 170, 26, j === null ? 'q' : 'q idle');
-    text(x, TOP + 254, j === null ? 'written to memory' : 'in registers', 'quiet');
+    meter(top + 36, 'm', m.toFixed(2), (m + 6) / 12);
+    meter(top + 86, 'α', now > 0 && steps[now - 1].i === i ? alpha.toFixed(3) : '0 (nothing before)', now > 0 && steps[now - 1].i === i ? alpha : 0);
+    meter(top + 136, 'l', l.toFixed(3), l / 8);
+    text(x, top + 200, j === null ? 'O = O / l, LSE = m + ln l' : 'O = α · O + P V');
+    rectangle(x, top + 208, 170, 26, j === null ? 'q' : 'q idle');
+    text(x, top + 254, j === null ? 'written to memory' : 'in registers', 'quiet');
     svg.replaceChildren(...nodes);
 
     caption.textContent = j === null
@@ -127,6 +130,7 @@ export function tiles() {
   });
   causal.addEventListener('input', restart);
   form.addEventListener('submit', (event) => event.preventDefault());
+  narrow.addEventListener('change', draw);
   restart();
   setPlaying(!matchMedia('(prefers-reduced-motion: reduce)').matches);
 }

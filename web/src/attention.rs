@@ -3,7 +3,7 @@ use crate::problem::Problem;
 use crate::tensor::Tensor;
 use wasm_bindgen::prelude::*;
 use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{Error, FlashAttention, ForwardBuffers, Operand, PreparedForward};
+use wgpu_flash_attention::{Error, FlashAttention, ForwardBuffers, Operand, Plan, PreparedForward};
 
 /// The crate's `FlashAttention` on a device of the browser.
 #[wasm_bindgen]
@@ -34,6 +34,11 @@ impl Attention {
         self.0 = self.0.clone().with_browser_subgroups();
     }
 
+    /// How a problem would run. Nothing is compiled or allocated.
+    pub fn plan(&self, problem: &Problem) -> Result<Planned, Failure> {
+        Ok(Planned(Plan::new(&problem.0, self.0.capabilities())?))
+    }
+
     pub async fn prepare(&self, problem: &Problem) -> Result<Prepared, Failure> {
         Ok(Prepared(self.0.prepare_forward(&problem.0).await?))
     }
@@ -50,33 +55,6 @@ impl Prepared {
         Ok(self.0.num_dispatches(&Call::default())?)
     }
 
-    /// The kernels, in the order in which they run, with spaces between.
-    #[wasm_bindgen(getter)]
-    pub fn kernels(&self) -> String {
-        let names: Vec<&str> = self.0.plan().passes().iter().map(|pass| pass.kernel.name()).collect();
-        names.join(" ")
-    }
-
-    #[wasm_bindgen(getter)]
-    pub fn tiles(&self) -> String {
-        self.0.plan().tiles().to_string()
-    }
-
-    #[wasm_bindgen(getter)]
-    pub fn tile_q(&self) -> u32 {
-        self.0.plan().tiles().tile_q
-    }
-
-    #[wasm_bindgen(getter)]
-    pub fn tile_kv(&self) -> u32 {
-        self.0.plan().tiles().tile_kv
-    }
-
-    #[wasm_bindgen(getter)]
-    pub fn extra_bytes(&self) -> f64 {
-        self.0.plan().extra_bytes() as f64
-    }
-
     #[wasm_bindgen(getter)]
     pub fn scratch_bytes(&self) -> f64 {
         self.0.plan().scratch_bytes() as f64
@@ -84,14 +62,7 @@ impl Prepared {
 
     /// Elements that a tensor's buffer must hold.
     pub fn required_len(&self, tensor: &str) -> f64 {
-        let operand = match tensor {
-            "q" => Operand::Q,
-            "k" => Operand::K,
-            "v" => Operand::V,
-            "o" => Operand::O,
-            _ => Operand::Lse,
-        };
-        self.0.plan().required_len(operand) as f64
+        required_len(self.0.plan(), tensor)
     }
 
     /// Submits dispatches `start..end`.
@@ -122,4 +93,48 @@ impl Prepared {
     pub fn destroy(&self) {
         self.0.destroy();
     }
+}
+
+/// The crate's `Plan`.
+#[wasm_bindgen]
+pub struct Planned(Plan);
+
+#[wasm_bindgen]
+impl Planned {
+    /// The kernels, in the order in which they run, with spaces between.
+    #[wasm_bindgen(getter)]
+    pub fn kernels(&self) -> String {
+        let names: Vec<&str> = self.0.passes().iter().map(|pass| pass.kernel.name()).collect();
+        names.join(" ")
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn tiles(&self) -> String {
+        self.0.tiles().to_string()
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn tile_q(&self) -> u32 {
+        self.0.tiles().tile_q
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn tile_kv(&self) -> u32 {
+        self.0.tiles().tile_kv
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn extra_bytes(&self) -> f64 {
+        self.0.extra_bytes() as f64
+    }
+
+    /// Elements that a tensor's buffer must hold.
+    pub fn required_len(&self, tensor: &str) -> f64 {
+        required_len(&self.0, tensor)
+    }
+}
+
+fn required_len(plan: &Plan, tensor: &str) -> f64 {
+    let operand = Operand::ALL.into_iter().find(|operand| operand.name() == tensor);
+    operand.map_or(0.0, |operand| plan.required_len(operand) as f64)
 }

@@ -11,11 +11,11 @@ mkdirSync(screenshots, { recursive: true });
 
 /** Waits in the page until a condition holds; `argument` is what it is told. */
 async function until(page, condition, argument, what) {
-  for (let tries = 0; tries < 3000; tries++) {
+  for (let tries = 0; tries < 1200; tries++) {
     if (await page.evaluate(condition, argument)) return;
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
-  throw new Error(`after 5 minutes still not: ${what}`);
+  throw new Error(`after 2 minutes still not: ${what}`);
 }
 
 async function fill(page, name, value) {
@@ -95,7 +95,7 @@ for (const [name, open] of Object.entries(browsers)) {
       await page.focus('#controls [name="element"]');
       await page.keyboard.type('f16');
       await page.focus('#controls [name="causal"]');
-      await page.keyboard.press('Space');
+      await page.keyboard.press(' ');
       assert.deepEqual(await page.evaluate(() => Object.fromEntries(new FormData(document.querySelector('#controls')))),
         { seqlen: '100', heads: '2', headDim: '40', element: 'f16', dropout: '0.25' });
       const race = await runRace(page);
@@ -113,8 +113,8 @@ for (const [name, open] of Object.entries(browsers)) {
     });
 
     test('stop stops', async () => {
-      await fill(page, 'seqlen', 8192);
-      await fill(page, 'heads', 8);
+      await fill(page, 'seqlen', 4096);
+      await fill(page, 'heads', 4);
       await fill(page, 'headDim', 64);
       await fill(page, 'dropout', 0);
       await press(page, '#run');

@@ -2,7 +2,7 @@ import { Device } from './device.js';
 import { InvalidTensorError } from './errors.js';
 import { load, type WasmSource } from './load.js';
 import { Operations } from './operations.js';
-import { dropoutSeed, isDense, type AttentionProblem, type Element, type ForwardOptions, type TensorData } from './options.js';
+import { dropoutSeed, isDense, toWasm, type AttentionProblem, type Element, type ForwardOptions, type TensorData } from './options.js';
 import { GpuTensor, arrayName, bufferBytes, elementSize, type Float16ArrayLike, type TensorArray } from './tensor.js';
 import { Throughput } from './throughput.js';
 import { BufferUsage } from './usage.js';
@@ -142,15 +142,23 @@ export class FlashAttention {
     };
   }
 
-  /** How a problem would run, without running it. Compiles its kernels. */
+  /** How a problem would run. Nothing is run, compiled or allocated. */
   async plan(problem: AttentionProblem): Promise<Plan> {
     this.#device.check();
-    return this.#operations.use(problem, problem.element ?? 'f32', undefined, async (prepared, flops) => {
-      const [q, k, v, o, lse] = ['q', 'k', 'v', 'o', 'lse'].map((tensor) => prepared.required_len(tensor));
-      const { tile_q: tileQ, tile_kv: tileKv, tiles, extra_bytes: extraBytes } = prepared;
-      const lengths = { q: q!, k: k!, v: v!, o: o!, lse: lse! };
-      return { kernels: prepared.kernels.split(' '), tileQ, tileKv, tiles, extraBytes, flops, lengths };
-    });
+    const wasm = toWasm(problem, problem.element ?? 'f32', undefined);
+    try {
+      const plan = this.#device.wasm.plan(wasm);
+      const { tile_q: tileQ, tile_kv: tileKv, tiles, extra_bytes: extraBytes } = plan;
+      const length = (tensor: string): number => plan.required_len(tensor);
+      const lengths = { q: length('q'), k: length('k'), v: length('v'), o: length('o'), lse: length('lse') };
+      const kernels = plan.kernels.split(' ');
+      plan.free();
+      return { kernels, tileQ, tileKv, tiles, extraBytes, flops: wasm.flops, lengths };
+    } catch (error) {
+      throw this.#device.translate(error);
+    } finally {
+      wasm.free();
+    }
   }
 
   /**

@@ -45,7 +45,7 @@ export function strides(shape, layout = 'bshd') {
 }
 
 /** The keys that row i sees: from `first`, up to and without `end`. */
-function visible({ shape, causal = false, window = [null, null] }, i) {
+export function visible({ shape, causal = false, window = [null, null] }, i) {
   const { seqlen, seqlenKv } = sizes(shape);
   const diagonal = i + (causal === 'top-left' ? 0 : seqlenKv - seqlen);
   const [left, right] = [window[0] ?? Infinity, causal ? 0 : window[1] ?? Infinity];

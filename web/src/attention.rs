@@ -1,9 +1,9 @@
 use crate::error::Failure;
 use crate::problem::Problem;
-use crate::tensor::Tensor;
+use crate::tensor::Tensors;
 use wasm_bindgen::prelude::*;
 use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{Error, FlashAttention, ForwardBuffers, Operand, Plan, PreparedForward};
+use wgpu_flash_attention::{Error, FlashAttention, Operand, Plan, PreparedBackward, PreparedForward};
 
 /// The crate's `FlashAttention` on a device of the browser.
 #[wasm_bindgen]
@@ -40,58 +40,83 @@ impl Attention {
     }
 
     pub async fn prepare(&self, problem: &Problem) -> Result<Prepared, Failure> {
-        Ok(Prepared(self.0.prepare_forward(&problem.0).await?))
+        Ok(Prepared(Operation::Forward(self.0.prepare_forward(&problem.0).await?)))
+    }
+
+    pub async fn prepare_backward(&self, problem: &Problem) -> Result<Prepared, Failure> {
+        Ok(Prepared(Operation::Backward(self.0.prepare_backward(&problem.0).await?)))
     }
 }
 
-/// The crate's `PreparedForward`.
+enum Operation {
+    Forward(PreparedForward),
+    Backward(PreparedBackward),
+}
+
+/// The crate's `PreparedForward` or `PreparedBackward`.
 #[wasm_bindgen]
-pub struct Prepared(PreparedForward);
+pub struct Prepared(Operation);
 
 #[wasm_bindgen]
 impl Prepared {
     #[wasm_bindgen(getter)]
     pub fn num_dispatches(&self) -> Result<usize, Failure> {
-        Ok(self.0.num_dispatches(&Call::default())?)
+        let call = Call::default();
+        Ok(match &self.0 {
+            Operation::Forward(forward) => forward.num_dispatches(&call)?,
+            Operation::Backward(backward) => backward.num_dispatches(&call)?,
+        })
     }
 
     #[wasm_bindgen(getter)]
     pub fn scratch_bytes(&self) -> f64 {
-        self.0.plan().scratch_bytes() as f64
+        self.plan().scratch_bytes() as f64
     }
 
     /// Elements that a tensor's buffer must hold.
     pub fn required_len(&self, tensor: &str) -> f64 {
-        required_len(self.0.plan(), tensor)
+        required_len(self.plan(), tensor)
     }
 
     /// Submits dispatches `start..end`.
-    #[expect(clippy::too_many_arguments, reason = "a struct of borrowed tensors cannot cross to JavaScript")]
     pub fn submit(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        o: &Tensor,
-        lse: &Tensor,
+        attention: &Attention,
+        tensors: &Tensors,
         start: usize,
         end: usize,
         philox_seed: u64,
         philox_offset: u32,
-        attention: &Attention,
     ) -> Result<(), Failure> {
-        let [q, k, v, o, lse] = [q, k, v, o, lse].map(|tensor| tensor.0.slice(..));
-        let buffers = ForwardBuffers { q, k, v, o, lse };
         let call = Call { philox_seed: Some(philox_seed), philox_offset: Some(philox_offset), ..Call::default() };
         let mut encoder = attention.0.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.0.encode_dispatches(&mut encoder, &buffers, &call, start..end)?;
+        match &self.0 {
+            Operation::Forward(forward) => {
+                forward.encode_dispatches(&mut encoder, &tensors.forward()?, &call, start..end)?;
+            }
+            Operation::Backward(backward) => {
+                backward.encode_dispatches(&mut encoder, &tensors.backward()?, &call, start..end)?;
+            }
+        }
         attention.0.queue().submit([encoder.finish()]);
         Ok(())
     }
 
-    /// Frees the scratch memory now; the garbage collector would, but later.
+    /// Lets go of the tensors, and frees the scratch memory now; the garbage collector would, but later.
     pub fn destroy(&self) {
-        self.0.destroy();
+        match &self.0 {
+            Operation::Forward(forward) => forward.destroy(),
+            Operation::Backward(backward) => backward.destroy(),
+        }
+    }
+}
+
+impl Prepared {
+    fn plan(&self) -> &Plan {
+        match &self.0 {
+            Operation::Forward(forward) => forward.plan(),
+            Operation::Backward(backward) => backward.plan(),
+        }
     }
 }
 

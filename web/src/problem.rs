@@ -83,6 +83,20 @@ impl Problem {
         self.0.max_flops_per_dispatch = Some(max_flops as u64);
     }
 
+    pub fn f32_gradients(&mut self) {
+        self.0 = self.0.clone().f32_gradients();
+    }
+
+    /// Gradients lie densely: those of packed views would leave most of three buffers empty.
+    pub fn dense_gradients(&mut self) {
+        self.0 = self.0.clone().gradient_layout(AttentionLayout::bshd(&self.0.shape));
+    }
+
+    #[wasm_bindgen(getter)]
+    pub fn backward_flops(&self) -> f64 {
+        self.0.backward_flops() as f64
+    }
+
     #[wasm_bindgen(getter)]
     pub fn flops(&self) -> f64 {
         self.0.forward_flops() as f64

@@ -1,5 +1,7 @@
 use crate::attention::Attention;
+use crate::error::Failure;
 use wasm_bindgen::prelude::*;
+use wgpu_flash_attention::{BackwardBuffers, ForwardBuffers};
 
 /// A storage buffer of the TypeScript side, as wgpu sees it.
 #[wasm_bindgen]
@@ -16,5 +18,57 @@ impl Tensor {
             usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         }))
+    }
+}
+
+/// The tensors of one call, by the crate's names.
+#[wasm_bindgen]
+#[derive(Default)]
+pub struct Tensors(Vec<(String, wgpu::Buffer)>);
+
+#[wasm_bindgen]
+impl Tensors {
+    #[wasm_bindgen(constructor)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn add(&mut self, name: String, tensor: &Tensor) {
+        self.0.push((name, tensor.0.clone()));
+    }
+}
+
+impl Tensors {
+    fn find(&self, name: &str) -> Option<wgpu::BufferSlice<'_>> {
+        self.0.iter().find(|(other, _)| other == name).map(|(_, buffer)| buffer.slice(..))
+    }
+
+    fn get(&self, name: &str) -> Result<wgpu::BufferSlice<'_>, Failure> {
+        self.find(name).ok_or_else(|| Failure::new("Buffer", format!("{name} is missing")))
+    }
+
+    pub(crate) fn forward(&self) -> Result<ForwardBuffers<'_>, Failure> {
+        Ok(ForwardBuffers {
+            q: self.get("q")?,
+            k: self.get("k")?,
+            v: self.get("v")?,
+            o: self.get("o")?,
+            lse: self.get("lse")?,
+        })
+    }
+
+    pub(crate) fn backward(&self) -> Result<BackwardBuffers<'_>, Failure> {
+        Ok(BackwardBuffers {
+            q: self.get("q")?,
+            k: self.get("k")?,
+            v: self.get("v")?,
+            o: self.get("o")?,
+            lse: self.get("lse")?,
+            d_o: self.get("d_o")?,
+            d_lse: self.find("d_lse"),
+            dq: self.get("dq")?,
+            dk: self.get("dk")?,
+            dv: self.get("dv")?,
+        })
     }
 }

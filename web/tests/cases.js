@@ -5,6 +5,7 @@ import {
   UnsupportedError, fromBf16, fromF16, toBf16, toF16,
 } from '../pkg/index.js';
 import { forward as reference, largestError, philox, sizes, strides } from '../demo/reference.js';
+import { backward as referenceBackward } from './gradients.js';
 
 function assert(condition, message) {
   if (!condition) throw new Error(message);
@@ -437,6 +438,69 @@ async function halves() {
   assertSameBits(o, (await (await attention()).forward({ shape, q: asBits, k: asBits, v: asBits })).o, 'Float16Array and its bits');
 }
 
+/** The analytic gradients of the reference against central differences, and those of the GPU against them. */
+async function gradients() {
+  const small = { shape: { numHeads: 2, numHeadsKv: 1, seqlen: 3, headDim: 4 }, causal: true, dropout: { p: 0.2, seed: 3 } };
+  const [q, k, v] = Object.values(inputs(small)).map((tensor) => Float64Array.from(tensor));
+  const [dO, dLse] = [random(24, 8), random(6, 9)];
+  const exact = referenceBackward(small, q, k, v, dO, dLse);
+  const phi = () => {
+    const { o, lse } = reference(small, q, k, v);
+    return o.reduce((sum, value, index) => sum + value * dO[index], 0) + lse.reduce((sum, value, index) => sum + value * dLse[index], 0);
+  };
+  for (const [tensor, gradient] of [[q, exact.dq], [k, exact.dk], [v, exact.dv]]) {
+    tensor.forEach((value, index) => {
+      const step = 1e-5;
+      tensor[index] = value + step;
+      const above = phi();
+      tensor[index] = value - step;
+      const difference = (above - phi()) / (2 * step);
+      tensor[index] = value;
+      assert(Math.abs(difference - gradient[index]) < 1e-8, `${difference} by differences, ${gradient[index]} by formula`);
+    });
+  }
+
+  const flash = await attention();
+  for (const problem of [
+    { shape: { batch: 2, numHeads: 4, numHeadsKv: 2, seqlen: 50, headDim: 64 }, causal: true, dropout: { p: 0.2, seed: 3 } },
+    { shape: { numHeads: 2, seqlen: 40, seqlenKv: 50, headDim: 32, headDimV: 24 }, element: 'f16' },
+  ]) {
+    const [encode, decode] = HALVES[problem.element ?? 'f32'];
+    const tensors = inputs(problem);
+    const { o, lse } = await flash.forward({ ...problem, ...tensors });
+    const dO = encode(random(o.length, 11));
+    const dLse = random(lse.length, 12);
+    const expected = referenceBackward(problem, ...Object.values(tensors).map(decode), decode(dO), dLse);
+    const all = { ...problem, ...tensors, o, lse, dO, dLse };
+    const found = await flash.backward(all);
+    const standard = await flash.backward({ ...all, algorithm: 'standard' });
+    for (const name of ['dq', 'dk', 'dv']) {
+      const largest = expected[name].reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
+      const floor = problem.element === 'f16' ? 1e-5 : 1e-6 * largest;
+      const [error, allowed] = [found, standard].map((gradients) => largestError(decode(gradients[name]), expected[name]));
+      assert(error <= 3 * allowed + floor, `${JSON.stringify(problem)}: ${name} errs by ${error}, standard attention by ${allowed}`);
+    }
+    assert(found.dq.constructor === tensors.q.constructor && found.stats.flops > 0, 'the kind of array');
+
+    // The same on the GPU, from the forward call's own results, and in many dispatches.
+    const onGpu = {};
+    for (const [name, array] of Object.entries({ ...tensors, dO, dLse })) onGpu[name] = await flash.upload(array);
+    const forward = await flash.forward({ ...problem, ...onGpu });
+    const resident = await flash.backward({ ...problem, ...onGpu, o: forward.o, lse: forward.lse, boundedWork: 1e6 });
+    for (const name of ['dq', 'dk', 'dv']) assertSameBits(await resident[name].read(), found[name], `${name} on the GPU`);
+    for (const tensor of [...Object.values(onGpu), ...[forward, resident].flatMap(({ stats, ...tensors }) => Object.values(tensors))]) tensor.destroy();
+
+    if (problem.element === 'f16') {
+      const { dq } = await flash.backward({ ...all, gradientElement: 'f32' });
+      assert(dq instanceof Float32Array && largestError(dq, decode(found.dq)) < 1e-2, 'gradients in f32');
+      await assertThrows(flash.backward({ ...all, gradientElement: 'f16' }), InvalidProblemError, 'gradientElement = f16');
+    }
+    await assertThrows(flash.backward({ ...all, dO: undefined }), InvalidTensorError, 'dO is undefined');
+    await assertThrows(flash.backward({ ...all, dO: dO.subarray(1) }), InvalidTensorError, 'dO has');
+    await assertThrows(flash.backward({ ...all, lse: o.subarray(1) }), InvalidTensorError, 'lse');
+  }
+}
+
 async function plans() {
   const flash = await attention();
   const plan = await flash.plan({ shape: SHAPE, causal: true });
@@ -468,5 +532,6 @@ export const cases = {
   'a lost device': lostDevice,
   'no WebGPU': noWebGPU,
   '16-bit elements': halves,
+  'gradients': gradients,
   'plans': plans,
 };

@@ -2,11 +2,15 @@ import { Device } from './device.js';
 import { InvalidTensorError } from './errors.js';
 import { load, type WasmSource } from './load.js';
 import { Operations } from './operations.js';
-import { dropoutSeed, isDense, toWasm, type AttentionProblem, type Element, type ForwardOptions, type TensorData } from './options.js';
+import { dropoutSeed, isDense, toWasm } from './options.js';
+import type { AttentionProblem, BackwardOptions, Direction, Element, ForwardOptions, TensorData } from './options.js';
+import type {
+  BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, RunStats,
+} from './results.js';
 import { GpuTensor, arrayName, bufferBytes, elementSize, type Float16ArrayLike, type TensorArray } from './tensor.js';
 import { Throughput } from './throughput.js';
 import { BufferUsage } from './usage.js';
-import type { Prepared } from './wasm.js';
+import { Tensors, type Prepared } from './wasm.js';
 
 /** How `FlashAttention.create` gets its device. */
 export interface CreateOptions {
@@ -22,74 +26,22 @@ export interface CreateOptions {
   wasm?: WasmSource | undefined;
 }
 
-/** What a run did. */
-export interface RunStats {
-  /** From the first submission until the GPU had finished, in milliseconds. */
-  milliseconds: number;
-  /** Floating-point operations: 2 · (headDim + headDimV) for each visible (row, key) pair. */
-  flops: number;
-  /** Into how many dispatches the work was split. */
-  dispatches: number;
-}
-
-/** O and LSE as typed arrays. */
-export interface ForwardArrays<T = TensorArray> {
-  /** The output, in the kind of array that Q came in. */
-  o: T;
-  /** The natural log-sum-exp of each row, `[batch, numHeads, seqlen]`; −Infinity for a row that sees no key. */
-  lse: Float32Array<ArrayBuffer>;
-  stats: RunStats;
-}
-
-/** O and LSE, still on the GPU. */
-export interface ForwardTensors {
-  /** The output. */
-  o: GpuTensor;
-  /** The natural log-sum-exp of each row, f32. */
-  lse: GpuTensor;
-  stats: RunStats;
-}
-
-/** How a problem would run. */
-export interface Plan {
-  /** The kernels, in order. */
-  kernels: string[];
-  /** Rows of Q in a tile. */
-  tileQ: number;
-  /** Keys in a tile. */
-  tileKv: number;
-  /** The tiles in words. */
-  tiles: string;
-  /** Bytes of GPU memory beyond Q, K, V and O. */
-  extraBytes: number;
-  /** Floating-point operations. */
-  flops: number;
-  /** Elements that each tensor needs. */
-  lengths: { q: number; k: number; v: number; o: number; lse: number };
-}
-
-/** What it runs on. */
-export interface Info {
-  /** What the browser tells of the GPU; much of it may be empty. */
-  adapter: { vendor: string; architecture: string; device: string; description: string; isFallbackAdapter: boolean };
-  /** Whether shaders have f16. */
-  shaderF16: boolean;
-  /** The sizes of subgroups, or `null` if shaders have none. */
-  subgroups: { min: number; max: number } | null;
-  /** The limits that matter here. */
-  limits: {
-    maxBufferSize: number;
-    maxStorageBufferBindingSize: number;
-    maxComputeWorkgroupStorageSize: number;
-    maxComputeInvocationsPerWorkgroup: number;
-  };
-}
-
 /** The typed array that comes back for one that went in. */
 type Returned<T> = T extends Float32Array ? Float32Array<ArrayBuffer> : T extends Uint16Array ? Uint16Array<ArrayBuffer> : T;
 
-const NAMES = ['q', 'k', 'v'] as const;
 type ArrayName = NonNullable<ReturnType<typeof arrayName>>;
+
+interface Output {
+  /** The crate's name. */
+  name: string;
+  element: Element;
+  array: ArrayName;
+}
+
+const LSE: Output = { name: 'lse', element: 'f32', array: 'Float32Array' };
+
+/** What tensors are called here, where the crate's name differs. */
+const CALLED: Record<string, string> = { d_o: 'dO', d_lse: 'dLse' };
 
 /**
  * Exact attention on one GPU device.
@@ -178,36 +130,35 @@ export class FlashAttention {
     options: ForwardOptions & { q: Q; output?: 'array' },
   ): Promise<ForwardArrays<Returned<Q>>>;
   async forward(options: ForwardOptions & { output?: 'gpu' | 'array' }): Promise<ForwardArrays | ForwardTensors> {
-    this.#device.check();
-    options.signal?.throwIfAborted();
-    const { element, array } = tensorType(options);
-    const { boundedWork = this.#throughput.bound() } = options;
-    const onGpu = (options.output ?? (options.q instanceof GpuTensor ? 'gpu' : 'array')) === 'gpu';
-    return this.#operations.use(options, element, boundedWork === false ? undefined : boundedWork, async (prepared, flops) => {
-      for (const name of NAMES) checkLength(name, options[name], prepared.required_len(name), isDense(options));
-      const made: GpuTensor[] = [];
-      try {
-        // One array that is passed twice (packed layouts) is uploaded once.
-        const inputs = new Map<TensorData, GpuTensor>();
-        for (const name of NAMES) {
-          const data = options[name];
-          if (data instanceof GpuTensor) inputs.set(data, data);
-          else if (!inputs.has(data)) inputs.set(data, await this.#upload(data, element, made));
-        }
-        const [q, k, v] = NAMES.map((name) => inputs.get(options[name])!);
-        const o = await this.#allocate(prepared.required_len('o'), element, array, made);
-        const lse = await this.#allocate(prepared.required_len('lse'), 'f32', 'Float32Array', made);
-        const stats = await this.#run(prepared, { q: q!, k: k!, v: v!, o, lse }, flops, options);
-        if (onGpu) {
-          made.splice(0, made.length, ...made.filter((tensor) => tensor !== o && tensor !== lse));
-          return { o, lse, stats };
-        }
-        const [oArray, lseArray] = await Promise.all([o.read(), lse.read()]);
-        return { o: oArray, lse: lseArray as Float32Array<ArrayBuffer>, stats };
-      } finally {
-        for (const tensor of made) tensor.destroy();
-      }
-    });
+    const { q, k, v } = options;
+    const { element, array } = tensorType({ q, k, v }, options.element);
+    const outputs: Output[] = [{ name: 'o', element, array }, LSE];
+    const { tensors, stats } = await this.#compute('forward', options, element, { q, k, v }, outputs);
+    return { o: tensors[0], lse: tensors[1], stats } as ForwardArrays | ForwardTensors;
+  }
+
+  /**
+   * Computes the gradients of Q, K and V from what the forward call took and gave, and the gradient of O. Arrays and
+   * tensors on the GPU as in `forward`. The gradients have the layout of their tensors, or `bshd` for `packed-qkv`.
+   *
+   * @throws as `forward`
+   */
+  backward(options: BackwardOptions & { output: 'gpu' }): Promise<BackwardTensors>;
+  backward(options: BackwardOptions & { q: GpuTensor; output?: 'gpu' }): Promise<BackwardTensors>;
+  backward(options: BackwardOptions & { q: GpuTensor; output: 'array' }): Promise<BackwardArrays>;
+  backward(options: BackwardOptions & { gradientElement: 'f32'; output?: 'array' }): Promise<BackwardArrays<Float32Array<ArrayBuffer>>>;
+  backward<Q extends Exclude<TensorData, GpuTensor>>(
+    options: BackwardOptions & { q: Q; output?: 'array' },
+  ): Promise<BackwardArrays<Returned<Q>>>;
+  async backward(options: BackwardOptions & { output?: 'gpu' | 'array' }): Promise<BackwardArrays | BackwardTensors> {
+    const { q, k, v, o, lse, dO, dLse, gradientElement } = options;
+    const { element, array } = tensorType({ q, k, v, o, dO }, options.element);
+    tensorType(dLse === undefined ? { lse } : { lse, dLse }, 'f32');
+    const kind: Omit<Output, 'name'> = gradientElement === 'f32' ? { element: 'f32', array: 'Float32Array' } : { element, array };
+    const inputs = { q, k, v, o, lse, d_o: dO, ...dLse === undefined ? {} : { d_lse: dLse } };
+    const outputs = ['dq', 'dk', 'dv'].map((name) => ({ name, ...kind }));
+    const { tensors: [dq, dk, dv], stats } = await this.#compute('backward', options, element, inputs, outputs);
+    return { dq, dk, dv, stats } as BackwardArrays | BackwardTensors;
   }
 
   /**
@@ -242,38 +193,84 @@ export class FlashAttention {
     this.#device.destroy();
   }
 
+  /** Uploads, runs and reads back, or leaves the outputs on the GPU. */
+  async #compute(
+    direction: Direction,
+    options: (ForwardOptions | BackwardOptions) & { output?: 'gpu' | 'array' },
+    element: Element,
+    inputs: Record<string, TensorData>,
+    outputs: Output[],
+  ): Promise<{ tensors: (TensorArray | GpuTensor)[]; stats: RunStats }> {
+    this.#device.check();
+    options.signal?.throwIfAborted();
+    const { boundedWork = this.#throughput.bound() } = options;
+    const onGpu = (options.output ?? (options.q instanceof GpuTensor ? 'gpu' : 'array')) === 'gpu';
+    return this.#operations.use(direction, options, element, boundedWork === false ? undefined : boundedWork, async (prepared, flops) => {
+      for (const [name, data] of Object.entries(inputs)) {
+        const isExact = isDense(options) || name.endsWith('lse');
+        checkLength(CALLED[name] ?? name, data, prepared.required_len(name), isExact);
+      }
+      const made: GpuTensor[] = [];
+      try {
+        // One array that is passed twice (packed layouts) is uploaded once.
+        const uploaded = new Map<TensorData, GpuTensor>();
+        const tensors: Record<string, GpuTensor> = {};
+        for (const [name, data] of Object.entries(inputs)) {
+          const tensor = data instanceof GpuTensor ? data
+            : uploaded.get(data) ?? await this.#upload(data, name.endsWith('lse') ? 'f32' : element, made);
+          uploaded.set(data, tensor);
+          tensors[name] = tensor;
+        }
+        const results: GpuTensor[] = [];
+        for (const { name, element, array } of outputs) {
+          results.push(tensors[name] = await this.#allocate(prepared.required_len(name), element, array, made));
+        }
+        const stats = await this.#run(prepared, tensors, flops, options);
+        if (!onGpu) return { tensors: await Promise.all(results.map((tensor) => tensor.read())), stats };
+        made.splice(0, made.length, ...made.filter((tensor) => !results.includes(tensor)));
+        return { tensors: results, stats };
+      } finally {
+        for (const tensor of made) tensor.destroy();
+      }
+    });
+  }
+
   async #run(
     prepared: Prepared,
-    tensors: Record<'q' | 'k' | 'v' | 'o' | 'lse', GpuTensor>,
+    tensors: Record<string, GpuTensor>,
     flops: number,
-    { signal, onProgress, boundedWork, dropout }: ForwardOptions,
+    { signal, onProgress, boundedWork, dropout }: ForwardOptions | BackwardOptions,
   ): Promise<RunStats> {
     const device = this.#device;
     const total = prepared.num_dispatches;
     const { seed, offset } = dropoutSeed(dropout);
-    const began = performance.now();
-    // Dispatches in a submission: as many as keep the GPU busy and the page alive.
-    let batch = boundedWork === false ? total : 1;
-    for (let start = 0; start < total;) {
+    const bound = new Tensors();
+    try {
+      for (const [name, tensor] of Object.entries(tensors)) bound.add(name, tensor.use(device, CALLED[name] ?? name));
+      const began = performance.now();
+      // Dispatches in a submission: as many as keep the GPU busy and the page alive.
+      let batch = boundedWork === false ? total : 1;
+      for (let start = 0; start < total;) {
+        signal?.throwIfAborted();
+        const end = Math.min(total, start + batch);
+        const submitted = performance.now();
+        const { error } = device.caught('running attention', () => prepared.submit(device.wasm, bound, start, end, seed, offset));
+        // A lost device may reject here; `error` tells.
+        await device.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
+        await error;
+        const milliseconds = performance.now() - submitted;
+        if (this.#warm.has(prepared)) this.#throughput.learn(flops * (end - start) / total, milliseconds);
+        this.#warm.add(prepared);
+        if (milliseconds < 20) batch *= 2;
+        else if (milliseconds > 80) batch = Math.max(1, Math.floor(batch / 2));
+        start = end;
+        onProgress?.({ completed: start, total });
+      }
       signal?.throwIfAborted();
-      const end = Math.min(total, start + batch);
-      const submitted = performance.now();
-      const [q, k, v, o, lse] = (['q', 'k', 'v', 'o', 'lse'] as const).map((name) => tensors[name].use(device, name));
-      const { error } = device.caught('running attention', () =>
-        prepared.submit(q!, k!, v!, o!, lse!, start, end, seed, offset, device.wasm));
-      // A lost device may reject here; `error` tells.
-      await device.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
-      await error;
-      const milliseconds = performance.now() - submitted;
-      if (this.#warm.has(prepared)) this.#throughput.learn(flops * (end - start) / total, milliseconds);
-      this.#warm.add(prepared);
-      if (milliseconds < 20) batch *= 2;
-      else if (milliseconds > 80) batch = Math.max(1, Math.floor(batch / 2));
-      start = end;
-      onProgress?.({ completed: start, total });
+      return { milliseconds: performance.now() - began, flops, dispatches: total };
+    } finally {
+      bound.free();
     }
-    signal?.throwIfAborted();
-    return { milliseconds: performance.now() - began, flops, dispatches: total };
   }
 
   async #upload(data: Exclude<TensorData, GpuTensor>, element: Element, made: GpuTensor[]): Promise<GpuTensor> {
@@ -305,20 +302,20 @@ export class FlashAttention {
   }
 }
 
-/** The element of the problem, and the kind of array that O comes back in. */
-function tensorType(options: ForwardOptions): { element: Element; array: ArrayName } {
-  let element = options.element;
-  for (const name of NAMES) {
-    const data: unknown = options[name];
-    const array = data instanceof GpuTensor ? undefined : arrayName(data);
-    if (!(data instanceof GpuTensor) && array === undefined) {
+/** The element of some tensors, which is `element` if that is given, and the kind of array that the first one is. */
+function tensorType(tensors: Record<string, TensorData>, element: Element | undefined): { element: Element; array: ArrayName } {
+  let first: ArrayName | undefined;
+  for (const [name, data] of Object.entries(tensors) as [string, unknown][]) {
+    const array = data instanceof GpuTensor ? data.array : arrayName(data);
+    if (array === undefined) {
       throw new InvalidTensorError(`${name} is ${describe(data)}; pass a Float32Array, Uint16Array, Float16Array or GpuTensor`);
     }
-    const found = data instanceof GpuTensor ? data.element : elementOf(name, array!, element);
+    const found = data instanceof GpuTensor ? data.element : elementOf(name, array, element);
     element ??= found;
-    if (found !== element) throw new InvalidTensorError(`${name} holds ${found}, but the problem is in ${element}; convert one of them`);
+    if (found !== element) throw new InvalidTensorError(`${name} holds ${found}, but ${element} is expected; convert it`);
+    first ??= array;
   }
-  return { element: element!, array: options.q instanceof GpuTensor ? options.q.array : arrayName(options.q)! };
+  return { element: element!, array: first! };
 }
 
 function elementOf(name: string, array: ArrayName, element: Element | undefined): Element {

@@ -1,5 +1,5 @@
 export { FlashAttention } from './attention.js';
-export type { CreateOptions, ForwardArrays, ForwardTensors, Info, Plan, RunStats } from './attention.js';
+export type { CreateOptions } from './attention.js';
 export {
   AttentionError, DeviceLostError, GpuError, InvalidProblemError, InvalidTensorError, NoWebGPUError, OutOfMemoryError,
   UnsupportedError,
@@ -7,7 +7,8 @@ export {
 export { fromBf16, fromF16, toBf16, toF16 } from './half.js';
 export type { WasmSource } from './load.js';
 export type {
-  AttentionProblem, Dropout, Element, ForwardOptions, RunOptions, Shape, Strides, TensorData,
+  AttentionProblem, BackwardOptions, Dropout, Element, ForwardOptions, RunOptions, Shape, Strides, TensorData,
 } from './options.js';
+export type { BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, RunStats } from './results.js';
 export { GpuTensor } from './tensor.js';
 export type { Float16ArrayLike, TensorArray } from './tensor.js';

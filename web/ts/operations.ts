@@ -1,11 +1,13 @@
 import type { Device } from './device.js';
-import { toWasm, type AttentionProblem, type Element } from './options.js';
+import { toWasm, type AttentionProblem, type BackwardOptions, type Direction, type Element } from './options.js';
 import type { Prepared } from './wasm.js';
 
 /** Operations that are kept for the next call with the same problem. */
 const KEPT = 16;
 /** Scratch memory above this is not kept between calls. */
 const KEPT_SCRATCH_BYTES = 2 ** 26;
+
+type Problem = AttentionProblem & Pick<Partial<BackwardOptions>, 'gradientElement'>;
 
 interface Operation {
   prepared: Promise<Prepared>;
@@ -25,20 +27,23 @@ export class Operations {
 
   /** Prepares the problem, or takes it from those prepared before, and runs `use` when no other run uses it. */
   async use<T>(
-    problem: AttentionProblem,
+    direction: Direction,
+    problem: Problem,
     element: Element,
     maxFlops: number | undefined,
     use: (prepared: Prepared, flops: number) => Promise<T>,
   ): Promise<T> {
-    const operation = this.#get(problem, element, maxFlops);
+    const operation = this.#get(direction, problem, element, maxFlops);
     const result = operation.tail.then(async () => use(await operation.prepared, operation.flops));
     operation.tail = result.catch(() => undefined);
     return result;
   }
 
-  #get(problem: AttentionProblem, element: Element, maxFlops: number | undefined): Operation {
-    const { shape, layout, causal, window, softmaxScale, dropout, algorithm } = problem;
-    const key = [shape, layout, causal, window, String(softmaxScale), String(dropout?.p), algorithm, element, maxFlops];
+  #get(direction: Direction, problem: Problem, element: Element, maxFlops: number | undefined): Operation {
+    const { shape, layout, causal, window, softmaxScale, dropout, algorithm, gradientElement } = problem;
+    const key = [
+      direction, shape, layout, causal, window, String(softmaxScale), String(dropout?.p), algorithm, gradientElement, element, maxFlops,
+    ];
     const name = JSON.stringify(key);
     const kept = this.#kept.get(name);
     if (kept) {
@@ -48,10 +53,12 @@ export class Operations {
       return kept;
     }
     const wasm = toWasm(problem, element, maxFlops);
-    const prepared = this.#device.wasm.prepare(wasm).catch((error: unknown) => {
+    const device = this.#device.wasm;
+    const isForward = direction === 'forward';
+    const prepared = (isForward ? device.prepare(wasm) : device.prepare_backward(wasm)).catch((error: unknown) => {
       throw this.#device.translate(error);
     });
-    const operation: Operation = { prepared, flops: wasm.flops, tail: Promise.resolve() };
+    const operation: Operation = { prepared, flops: isForward ? wasm.flops : wasm.backward_flops, tail: Promise.resolve() };
     this.#kept.set(name, operation);
     void prepared.finally(() => wasm.free()).then(
       ({ scratch_bytes }) => {

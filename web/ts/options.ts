@@ -102,6 +102,29 @@ export interface ForwardOptions<T extends TensorData = TensorData> extends Atten
   v: T;
 }
 
+/** Everything that one backward call takes; the problem, seed and offset of dropout included, is that of the forward call. */
+export interface BackwardOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
+  /** Queries. */
+  q: T;
+  /** Keys. */
+  k: T;
+  /** Values. */
+  v: T;
+  /** The output of the forward call. */
+  o: TensorData;
+  /** The log-sum-exp of the forward call. */
+  lse: TensorData;
+  /** The gradient of O. */
+  dO: TensorData;
+  /** The gradient of LSE, f32, where LSE was used for more than this. */
+  dLse?: TensorData | undefined;
+  /** `f32` stores dQ, dK and dV in the type that they are summed in, whatever that of Q, K and V. */
+  gradientElement?: 'f32' | undefined;
+}
+
+/** @internal Which of the two operations. */
+export type Direction = 'forward' | 'backward';
+
 function whole(name: string, value: unknown, max: number): number {
   if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= max) return value;
   throw new InvalidProblemError(`${name} = ${String(value)}; it must be a whole number from 0 to ${max}`);
@@ -128,7 +151,7 @@ export function isDense(problem: AttentionProblem): boolean {
 }
 
 /** @internal The problem as WebAssembly has it; what its numbers cannot say is refused here. */
-export function toWasm(problem: AttentionProblem, element: Element, maxFlops: number | undefined): Problem {
+export function toWasm(problem: AttentionProblem & Pick<Partial<BackwardOptions>, 'gradientElement'>, element: Element, maxFlops: number | undefined): Problem {
   const { shape } = problem;
   if (typeof shape !== 'object' || shape === null) {
     throw new InvalidProblemError('shape is missing: pass { batch, numHeads, seqlen, headDim }');
@@ -165,6 +188,11 @@ export function toWasm(problem: AttentionProblem, element: Element, maxFlops: nu
     if (algorithm === 'standard') wasm.standard();
     else if (algorithm !== undefined && algorithm !== 'flash') {
       throw new InvalidProblemError(`algorithm = ${String(algorithm)}; it is 'flash' or 'standard'`);
+    }
+    if (layout === 'packed-qkv') wasm.dense_gradients();
+    if (problem.gradientElement === 'f32') wasm.f32_gradients();
+    else if (problem.gradientElement !== undefined) {
+      throw new InvalidProblemError(`gradientElement = ${String(problem.gradientElement)}; it is 'f32', or left out for the element of Q`);
     }
     if (maxFlops !== undefined) wasm.bounded_work(maxFlops);
     return wasm;

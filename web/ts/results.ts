@@ -1,0 +1,86 @@
+import type { GpuTensor, TensorArray } from './tensor.js';
+
+/** What a run did. */
+export interface RunStats {
+  /** From the first submission until the GPU had finished, in milliseconds. */
+  milliseconds: number;
+  /** Floating-point operations: forward 2 · (headDim + headDimV) for each visible (row, key) pair. */
+  flops: number;
+  /** Into how many dispatches the work was split. */
+  dispatches: number;
+}
+
+/** O and LSE as typed arrays. */
+export interface ForwardArrays<T = TensorArray> {
+  /** The output, in the kind of array that Q came in. */
+  o: T;
+  /** The natural log-sum-exp of each row, `[batch, numHeads, seqlen]`; −Infinity for a row that sees no key. */
+  lse: Float32Array<ArrayBuffer>;
+  stats: RunStats;
+}
+
+/** O and LSE, still on the GPU. */
+export interface ForwardTensors {
+  /** The output. */
+  o: GpuTensor;
+  /** The natural log-sum-exp of each row, f32. */
+  lse: GpuTensor;
+  stats: RunStats;
+}
+
+/** The gradients as typed arrays. */
+export interface BackwardArrays<T = TensorArray> {
+  /** The gradient of Q. */
+  dq: T;
+  /** The gradient of K, summed over the heads of Q that share it. */
+  dk: T;
+  /** The gradient of V, summed likewise. */
+  dv: T;
+  stats: RunStats;
+}
+
+/** The gradients, still on the GPU. */
+export interface BackwardTensors {
+  /** The gradient of Q. */
+  dq: GpuTensor;
+  /** The gradient of K, summed over the heads of Q that share it. */
+  dk: GpuTensor;
+  /** The gradient of V, summed likewise. */
+  dv: GpuTensor;
+  stats: RunStats;
+}
+
+/** How a problem would run. */
+export interface Plan {
+  /** The kernels, in order. */
+  kernels: string[];
+  /** Rows of Q in a tile. */
+  tileQ: number;
+  /** Keys in a tile. */
+  tileKv: number;
+  /** The tiles in words. */
+  tiles: string;
+  /** Bytes of GPU memory beyond Q, K, V and O. */
+  extraBytes: number;
+  /** Floating-point operations. */
+  flops: number;
+  /** Elements that each tensor needs. */
+  lengths: { q: number; k: number; v: number; o: number; lse: number };
+}
+
+/** What it runs on. */
+export interface Info {
+  /** What the browser tells of the GPU; much of it may be empty. */
+  adapter: { vendor: string; architecture: string; device: string; description: string; isFallbackAdapter: boolean };
+  /** Whether shaders have f16. */
+  shaderF16: boolean;
+  /** The sizes of subgroups, or `null` if shaders have none. */
+  subgroups: { min: number; max: number } | null;
+  /** The limits that matter here. */
+  limits: {
+    maxBufferSize: number;
+    maxStorageBufferBindingSize: number;
+    maxComputeWorkgroupStorageSize: number;
+    maxComputeInvocationsPerWorkgroup: number;
+  };
+}

@@ -14,6 +14,13 @@ macro_rules! file {
     };
 }
 
+/// As `file!`, for kernels on cooperative matrices. WebGPU has none, and a page downloads every byte.
+macro_rules! matrix_file {
+    ($name:literal) => {
+        File { text: if cfg!(target_arch = "wasm32") { "" } else { file!($name).text }, name: $name }
+    };
+}
+
 pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     let mut files = vec![file!("common/params.wgsl"), file!("common/mask.wgsl"), file!("common/block_range.wgsl")];
     let kernel = specialization.kernel;
@@ -92,10 +99,10 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashBackwardDkdv => files.push(file!("common/flash_q_tiles.wgsl")),
         Kernel::FlashBackwardPreprocess => {}
         Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
-            files.push(file!("common/cooperative_gradient_tiles.wgsl"));
+            files.push(matrix_file!("common/cooperative_gradient_tiles.wgsl"));
         }
         Kernel::FlashForwardCooperative => {
-            files.extend([file!("common/visits.wgsl"), file!("common/cooperative_tiles.wgsl")]);
+            files.extend([file!("common/visits.wgsl"), matrix_file!("common/cooperative_tiles.wgsl")]);
         }
         Kernel::StandardScores | Kernel::StandardDp => files.push(file!("common/standard_product.wgsl")),
         Kernel::StandardSoftmax | Kernel::StandardDs => {}
@@ -106,15 +113,15 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashForward | Kernel::FlashForwardSplit => file!("flash_forward.wgsl"),
         Kernel::FlashDecode | Kernel::FlashDecodeSplit => file!("flash_decode.wgsl"),
         Kernel::Combine => file!("combine.wgsl"),
-        Kernel::FlashForwardCooperative => file!("flash_forward_cooperative.wgsl"),
+        Kernel::FlashForwardCooperative => matrix_file!("flash_forward_cooperative.wgsl"),
         Kernel::StandardScores => file!("standard_scores.wgsl"),
         Kernel::StandardSoftmax => file!("standard_softmax.wgsl"),
         Kernel::StandardOutput => file!("standard_output.wgsl"),
         Kernel::FlashBackwardPreprocess => file!("flash_backward_preprocess.wgsl"),
         Kernel::FlashBackwardDkdv => file!("flash_backward_dkdv.wgsl"),
         Kernel::FlashBackwardDq => file!("flash_backward_dq.wgsl"),
-        Kernel::FlashBackwardDkdvCooperative => file!("flash_backward_dkdv_cooperative.wgsl"),
-        Kernel::FlashBackwardDqCooperative => file!("flash_backward_dq_cooperative.wgsl"),
+        Kernel::FlashBackwardDkdvCooperative => matrix_file!("flash_backward_dkdv_cooperative.wgsl"),
+        Kernel::FlashBackwardDqCooperative => matrix_file!("flash_backward_dq_cooperative.wgsl"),
         Kernel::StandardDp => file!("standard_dp.wgsl"),
         Kernel::StandardDs => file!("standard_ds.wgsl"),
         Kernel::StandardDv => file!("standard_dv.wgsl"),

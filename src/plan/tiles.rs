@@ -445,13 +445,13 @@ pub(super) fn cooperative_backward_candidates(
     match (kernel, capabilities.matrix_side) {
         // As forward.
         _ if capabilities.device_class == DeviceClass::Cpu => &[],
-        // The whole backward pass on an NVIDIA H100, 2×16×4096, in ms. head_dim 64: these and those of dQ 2.93; 64 keys by
-        // 16 rows of a subgroup, with 64 query rows for dQ, 3.25; 128 by 16 with 128 3.30; 64 by 32 with 64 4.17.
+        // The whole backward pass on an NVIDIA H100, 2×16×4096, in ms, tiles of dK and dV and of dQ together. head_dim 64:
+        // 2.83; 16 rows to a subgroup 3.81, of dK and dV alone 3.26; 64 keys by 16 rows with 64 query rows by 16 3.48.
         (Kernel::FlashBackwardDkdvCooperative, Some(16)) if is_narrow => {
             const { &[Tiles::cooperative(32, 128, 32, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] }
         }
-        // head_dim 128: 6.12, 64 keys 6.39; 32 rows of a subgroup 16.9, the registers spill. For dQ 128 query rows 6.75 (at
-        // 64 keys), 32 rows of a subgroup 11.5.
+        // head_dim 128: 5.81; 64 keys, 64 query rows for dQ 6.86; 128 keys with 64 query rows by 16 keys for dQ 6.22, by 32
+        // 7.13. 32 rows to a subgroup 9.5 and more, the registers spill.
         (Kernel::FlashBackwardDkdvCooperative, Some(16)) => {
             const {
                 &[
@@ -464,7 +464,15 @@ pub(super) fn cooperative_backward_candidates(
         (_, Some(16)) if is_narrow => {
             const { &[Tiles::cooperative(128, 32, 32, 32, 16), Tiles::cooperative(64, 16, 16, 32, 16)] }
         }
-        (_, Some(16)) => const { &[Tiles::cooperative(64, 16, 16, 32, 16), Tiles::cooperative(32, 16, 16, 32, 16)] },
+        (_, Some(16)) => {
+            const {
+                &[
+                    Tiles::cooperative(128, 32, 16, 32, 16),
+                    Tiles::cooperative(64, 16, 16, 32, 16),
+                    Tiles::cooperative(32, 16, 16, 32, 16),
+                ]
+            }
+        }
         (_, Some(8)) => const { &[Tiles::cooperative(32, 32, 8, 8, 8), Tiles::cooperative(8, 8, 8, 8, 8)] },
         _ => &[],
     }

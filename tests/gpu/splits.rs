@@ -113,7 +113,11 @@ fn decoding_without_abilities() {
 /// What a GPU would run: the planner splits these by itself.
 #[test]
 fn the_planners_own_choice() {
-    let library = limited(|capabilities| capabilities.device_class = DeviceClass::Discrete);
+    let library = limited(|capabilities| {
+        capabilities.device_class = DeviceClass::Discrete;
+        // On matrices nothing is split.
+        capabilities.matrix_side = None;
+    });
     let decode = AttentionShape::new(1, 8, 1, 64).num_heads_kv(2).seqlen_kv(1000);
     let small = AttentionShape::new(1, 2, 100, 64).seqlen_kv(300);
     for (shape, kernel) in [(decode, Kernel::FlashDecodeSplit), (small, Kernel::FlashForwardSplit)] {

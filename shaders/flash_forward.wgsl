@@ -16,9 +16,9 @@
 //
 // The keys are split only where there are too few Q tiles to keep the device busy; combine.wgsl then merges the parts.
 //
-// Who owns what: a workgroup one Q tile of one head, and one split of the keys. LANES neighbouring invocations share THREAD_ROWS rows of it, each
-// with every LANES-th quad of the head dimensions of Q and O in registers; S, P, m and l of their rows are in the
-// registers of all of them. Workgroup memory holds the K and V tiles.
+// Who owns what: a workgroup one Q tile of one head, and one split of the keys. LANES neighbouring invocations share
+// THREAD_ROWS rows of it, each with every LANES-th quad of the head dimensions of Q and O in registers; S, P, m and l of
+// their rows are in the registers of all of them. Workgroup memory holds the K and V tiles.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(

@@ -23,15 +23,6 @@ pub fn decode(element: Element, bytes: &[u8]) -> impl Iterator<Item = f64> {
     })
 }
 
-/// The value as this element stores it.
-pub fn round(element: Element, value: f64) -> f64 {
-    match element {
-        Element::F32 => f32::from_f64(value).to_f64(),
-        Element::F16 => ElementType::to_f64(<f16 as ElementType>::from_f64(value)),
-        Element::Bf16 => ElementType::to_f64(<bf16 as ElementType>::from_f64(value)),
-    }
-}
-
 /// The largest relative error of rounding to nearest: half the distance from 1 to the next value.
 pub fn unit_roundoff(element: Element) -> f64 {
     match element {

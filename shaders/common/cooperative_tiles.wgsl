@@ -14,12 +14,10 @@ const K_STRIDE = K_ROW_QUADS + 2u;
 const V_STRIDE = V_ROW_QUADS + 2u;
 const CHUNK_STRIDE = CHUNK_QUADS + 2u;
 
-const SUBGROUPS = ROW_LANES;
-
 var<workgroup> k_tile: array<vec4<f16>, TILE_KV * K_STRIDE + 2u>;
 var<workgroup> v_tile: array<vec4<f16>, TILE_KV * V_STRIDE + 2u>;
-var<workgroup> s_tile: array<vec4<f32>, SUBGROUPS * MATRIX_SIDE * CHUNK_STRIDE>;
-var<workgroup> p_tile: array<vec4<f16>, SUBGROUPS * MATRIX_SIDE * CHUNK_STRIDE>;
+var<workgroup> s_tile: array<vec4<f32>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
+var<workgroup> p_tile: array<vec4<f16>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
 
 // In x: the last visit at whose tile a row's maximum had grown too far. Subgroups that write it write the same. As large as
 // 16 bytes because a driver (NVIDIA 580) loads matrices wrongly from arrays that smaller variables shift.

@@ -69,11 +69,7 @@ impl FlashAttention {
         let plan = self.plan_forward(problem)?;
         let inputs =
             [Input::new(&plan, Operand::Q, q)?, Input::new(&plan, Operand::K, k)?, Input::new(&plan, Operand::V, v)?];
-        let [o, lse] = self.run(plan.clone(), &inputs, [Operand::O, Operand::Lse]).await?;
-        Ok(ForwardOutput {
-            o: elements(&o, plan.required_len(Operand::O)),
-            lse: elements(&lse, plan.required_len(Operand::Lse)),
-        })
+        self.o_and_lse(plan, &inputs).await
     }
 
     /// Uploads partial results, merges them and reads O and LSE back. P is the type of the parts, T that of O.
@@ -90,11 +86,7 @@ impl FlashAttention {
         expect_element::<T>(merge.element)?;
         let plan = Plan::merge(merge, &self.capabilities)?;
         let inputs = [Input::new(&plan, Operand::OParts, o_parts)?, Input::new(&plan, Operand::LseParts, lse_parts)?];
-        let [o, lse] = self.run(plan.clone(), &inputs, [Operand::O, Operand::Lse]).await?;
-        Ok(ForwardOutput {
-            o: elements(&o, plan.required_len(Operand::O)),
-            lse: elements(&lse, plan.required_len(Operand::Lse)),
-        })
+        self.o_and_lse(plan, &inputs).await
     }
 
     /// Uploads what the forward pass took and gave, and the gradient of O; reads the gradients of Q, K and V back.
@@ -145,6 +137,14 @@ impl FlashAttention {
         let [dq, dk, dv] = self.run(plan.clone(), &inputs, outputs).await?;
         let [dq_len, dk_len, dv_len] = outputs.map(|operand| plan.required_len(operand));
         Ok(BackwardOutput { dq: elements(&dq, dq_len), dk: elements(&dk, dk_len), dv: elements(&dv, dv_len) })
+    }
+
+    async fn o_and_lse<T: ElementType>(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<ForwardOutput<T>, Error> {
+        let [o, lse] = self.run(plan.clone(), inputs, [Operand::O, Operand::Lse]).await?;
+        Ok(ForwardOutput {
+            o: elements(&o, plan.required_len(Operand::O)),
+            lse: elements(&lse, plan.required_len(Operand::Lse)),
+        })
     }
 
     /// Compiles, uploads, runs and reads back.

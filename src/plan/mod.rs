@@ -131,7 +131,7 @@ impl Plan {
         let problem = merge.rows();
         check::check(&problem, Direction::Merge)?;
         let capabilities = capabilities.clone();
-        let tiles = Tiles::new(1, 4, 1, 1);
+        let tiles = Tiles::NONE;
         let kernel = Kernel::Combine;
         let mut specialization = specialize(&problem, &capabilities, Direction::Merge, kernel, tiles);
         specialization.parts_in_f32 = merge.parts_element == Element::F32;
@@ -187,7 +187,7 @@ impl Plan {
             direction,
             capabilities: capabilities.clone(),
             passes: Vec::new(),
-            tiles: Tiles::new(1, 4, 1, 1),
+            tiles: Tiles::NONE,
             source: Source::Table,
             num_splits: 1,
             merge: None,
@@ -272,7 +272,7 @@ impl Plan {
                 format!("matrices hold f16, not {}", self.problem.element.name())
             }
             Some(Kernel::FlashForward | Kernel::FlashForwardSplit) => match capabilities.matrix_side {
-                None => "no matrices, or not switched on".to_owned(),
+                None => "no matrices, or switched off".to_owned(),
                 Some(side) => format!("{side}x{side} matrices do not fit the device"),
             },
             _ => String::new(),

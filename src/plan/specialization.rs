@@ -100,7 +100,7 @@ impl Specialization {
         }
         self.parts_in_f32 &= kernel == Kernel::Combine;
         if kernel == Kernel::Combine {
-            self.tiles = Tiles::new(1, 4, 1, 1);
+            self.tiles = Tiles::NONE;
         }
         if !kernel.operands().iter().any(|(operand, _)| operand.is_tensor()) {
             self.storage = Storage::F32;

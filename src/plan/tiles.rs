@@ -47,6 +47,9 @@ pub(crate) const SOFTMAX_INVOCATIONS: u32 = 64;
 pub(crate) const COMBINE_INVOCATIONS: u32 = 64;
 
 impl Tiles {
+    /// For kernels that have no tiles.
+    pub(crate) const NONE: Self = Self::new(1, 4, 1, 1);
+
     /// Tiles with these sides.
     pub const fn new(tile_q: u32, tile_kv: u32, thread_rows: u32, lanes: u32) -> Self {
         Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, broadcast: 1, matrix_side: None }

@@ -128,8 +128,8 @@ fn gradients_in_f32_have_the_precision_of_f32() {
         let whole = run_backward(library(Variant::Full), &problem.clone().f32_gradients(), &given);
         let rounded = run_backward(library(Variant::Full), &problem, &given);
         for (whole, rounded) in [(whole.dq(), rounded.dq()), (whole.dk(), rounded.dk()), (whole.dv(), rounded.dv())] {
-            assert!(whole.iter().map(|value| crate::support::round(element, *value)).eq(rounded));
-            assert!(whole.iter().any(|value| crate::support::round(element, *value) != *value));
+            assert!(whole.iter().map(|value| element.round(*value)).eq(rounded));
+            assert!(whole.iter().any(|value| element.round(*value) != *value));
         }
     }
 }

@@ -3,9 +3,7 @@
 
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element};
 
-use crate::support::{
-    GradientInputs, Library, check_gradients, gradient_inputs, round, run_backward, strided, with_matrices,
-};
+use crate::support::{GradientInputs, Library, check_gradients, gradient_inputs, run_backward, strided, with_matrices};
 
 fn library() -> Option<&'static Library> {
     let library = with_matrices();
@@ -53,7 +51,7 @@ fn every_width_and_layout() {
     let given = gradient_inputs(&problem, 3);
     let in_f32 = run_backward(library, &problem.clone().f32_gradients(), &given).dk();
     let rounded = run_backward(library, &problem, &given).dk();
-    assert!(in_f32.iter().map(|value| round(Element::F16, *value)).eq(rounded.iter().copied()) && in_f32 != rounded);
+    assert!(in_f32.iter().map(|value| Element::F16.round(*value)).eq(rounded.iter().copied()) && in_f32 != rounded);
 }
 
 /// A gradient is as small or as large as the loss makes it, far outside what f16 holds with all of its bits.

@@ -5,7 +5,7 @@ use wgpu_flash_attention::{
     AttentionLayout, AttentionProblem, AttentionShape, Element, ElementType, FlashAttention, ForwardOutput,
 };
 
-use crate::support::{Inputs, Random, Variant, adapter, check, inputs, library, limited, round, run, strided};
+use crate::support::{Inputs, Random, Variant, adapter, check, inputs, library, limited, run, strided};
 
 fn check_seeded(variant: Variant, problem: &AttentionProblem, seed: u64) {
     check(library(variant), problem, &inputs(problem, seed));
@@ -267,5 +267,5 @@ fn the_generator_is_normal_and_rounds_to_the_element() {
     let mean = drawn.iter().sum::<f64>() / 1e4;
     let variance = drawn.iter().map(|value| value * value).sum::<f64>() / 1e4;
     assert!(mean.abs() < 0.05 && (variance - 1.0).abs() < 0.1, "mean {mean}, variance {variance}");
-    assert_eq!(round(Element::Bf16, 1.0 + 1.0 / 300.0), 1.0);
+    assert_eq!(Element::Bf16.round(1.0 + 1.0 / 300.0), 1.0);
 }

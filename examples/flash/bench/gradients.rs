@@ -126,7 +126,7 @@ impl<'a> Head<'a> {
     /// A row of an input.
     fn values(&self, stream: u64, layout: &TensorLayout, row: u32, head: u32, dim: u32) -> Vec<f64> {
         let first = layout.index(self.batch, row, head);
-        let value = |index| elements::round(self.problem.element, random::normal_like(stream, index));
+        let value = |index| self.problem.element.round(random::normal_like(stream, index));
         (first..first + u64::from(dim)).map(value).collect()
     }
 

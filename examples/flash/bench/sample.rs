@@ -104,7 +104,7 @@ pub fn expected(problem: &AttentionProblem) -> Vec<Sample> {
         let gather = |stream: u64, layout: TensorLayout, head: u32, row: u32| {
             let first = layout.index(batch, row, head);
             (first..first + u64::from(shape.head_dim))
-                .map(move |index| elements::round(problem.element, random::normal_like(stream, index)))
+                .map(move |index| problem.element.round(random::normal_like(stream, index)))
         };
         let all = |stream, layout| -> Vec<f64> {
             (0..shape.seqlen_kv).flat_map(|row| gather(stream, layout, head_kv, row)).collect()

@@ -1,5 +1,4 @@
-use half::{bf16, f16};
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element, TensorLayout};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, TensorLayout};
 
 /// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): the same numbers on every machine.
 pub struct Random(pub u64);
@@ -20,15 +19,6 @@ impl Random {
     /// Normal with mean 0 and variance 1 (Box and Muller).
     pub fn normal(&mut self) -> f64 {
         (-2.0 * self.unit().ln()).sqrt() * (std::f64::consts::TAU * self.unit()).cos()
-    }
-}
-
-/// The nearest value that the element type holds.
-pub fn round(element: Element, value: f64) -> f64 {
-    match element {
-        Element::F32 => f64::from(value as f32),
-        Element::F16 => f16::from_f64(value).to_f64(),
-        Element::Bf16 => bf16::from_f64(value).to_f64(),
     }
 }
 
@@ -57,7 +47,7 @@ pub fn inputs(problem: &AttentionProblem, seed: u64) -> Inputs {
         let mut values = vec![f64::NAN; len];
         for (batch, row, head) in places(batch, rows, heads) {
             let first = layout.index(batch, row, head) as usize;
-            values[first..first + dim as usize].fill_with(|| round(problem.element, random.normal()));
+            values[first..first + dim as usize].fill_with(|| problem.element.round(random.normal()));
         }
         values
     });

@@ -119,7 +119,6 @@ pub fn with_matrices() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| {
         let Library { attention, .. } = Library::whole();
-        let attention = attention.with_matrices(true);
         let side = attention.capabilities().matrix_side?;
         let lanes = attention.capabilities().subgroup_min_size;
         let standard = Tiles::new(64, 32, 4, 8);

@@ -18,7 +18,7 @@ use wgpu_flash_attention::plan::{Call, Operand};
 use wgpu_flash_attention::reference::{self, ReferenceGradients};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardBuffers, Element, TensorLayout};
 
-use super::data::{Inputs, Random, gaps_of, inputs, places, round};
+use super::data::{Inputs, Random, gaps_of, inputs, places};
 use super::device::Library;
 use super::run::{Guarded, POISON, from_bytes, problem_of, to_bytes};
 use super::tolerance::half_ulp;
@@ -37,10 +37,10 @@ pub fn gradient_inputs(problem: &AttentionProblem, seed: u64) -> GradientInputs 
     let mut random = Random(seed ^ 0x9add_1e17);
     let shape = problem.shape;
     let gaps = gaps(problem, Operand::DO);
-    let mut value = |gap: bool| if gap { f64::NAN } else { round(problem.element, random.normal()) };
+    let mut value = |gap: bool| if gap { f64::NAN } else { problem.element.round(random.normal()) };
     let d_o = gaps.into_iter().map(&mut value).collect();
     // Every second problem has a gradient of LSE.
-    let d_lse = (seed % 2 == 1).then(|| (0..shape.lse_len()).map(|_| round(Element::F32, value(false))).collect());
+    let d_lse = (seed % 2 == 1).then(|| (0..shape.lse_len()).map(|_| Element::F32.round(value(false))).collect());
     GradientInputs { inputs: inputs(problem, seed), d_o, d_lse }
 }
 
@@ -268,7 +268,7 @@ fn expected(problem: &AttentionProblem, given: &GradientInputs, for_o: bool) -> 
             let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
             for dim in 0..shape.head_dim_v as usize {
                 let o = exact.o[o as usize + dim];
-                d_lse[flat] -= given.d_o[d_o as usize + dim] * (round(problem.element, o) - o);
+                d_lse[flat] -= given.d_o[d_o as usize + dim] * (problem.element.round(o) - o);
             }
         }
     }

@@ -7,7 +7,7 @@ mod gradients;
 mod run;
 mod tolerance;
 
-pub use data::{Inputs, Random, inputs, round, strided};
+pub use data::{Inputs, Random, inputs, strided};
 pub use device::{Library, Variant, adapter, library, limited, with_matrices};
 pub use gradients::{
     GradientInputs, GradientTensors, check_gradients, gradient_inputs, run_backward, run_backward_calls,

@@ -52,24 +52,57 @@ fn main(
   let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + first_quad * 4u;
   var keep_0_E = vec4<bool>(true);
   var keep_1_E = vec4<bool>(true);
+  var k_largest_E = 0.0;
   // unroll M in K_FRAGMENTS {
-  p_tile[p_mine] = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad);
-  p_tile[p_mine + 1u] = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u);
+  let k_0_E_M = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad);
+  let k_1_E_M = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u);
+  k_largest_E = max(k_largest_E, max(largest_of_loaded(k_0_E_M), largest_of_loaded(k_1_E_M)));
+  // }
+  let k_scale_E = row_scale(k_largest_E, MATRIX_SIDE, LANES);
+  let k_units_0_E = units_of_rows(unit_of(k_scale_E), first_quad * 4u);
+  let k_units_1_E = units_of_rows(unit_of(k_scale_E), first_quad * 4u + 4u);
+  // unroll M in K_FRAGMENTS {
+  p_tile[p_mine] = to_half(k_0_E_M, k_scale_E);
+  p_tile[p_mine + 1u] = to_half(k_1_E_M, k_scale_E);
+  // unroll REST in REST_PARTS {
+  p_tile_REST[p_mine] = to_rest(k_0_E_M, k_scale_E);
+  p_tile_REST[p_mine + 1u] = to_rest(k_1_E_M, k_scale_E);
+  // }
   scratch_barrier();
   let k_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+  // unroll REST in REST_PARTS {
+  let k_REST_E_M = coopLoadT<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
+  // }
   scratch_barrier();
   var dk_E_M = MatrixC();
   // }
+  var v_largest_E = 0.0;
   // unroll M in V_FRAGMENTS {
-  p_tile[p_mine] = fetch_v(v_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad);
-  p_tile[p_mine + 1u] = fetch_v(v_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u);
+  let v_0_E_M = fetch_v(v_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad);
+  let v_1_E_M = fetch_v(v_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u);
+  v_largest_E = max(v_largest_E, max(largest_of_loaded(v_0_E_M), largest_of_loaded(v_1_E_M)));
+  // }
+  let v_scale_E = row_scale(v_largest_E, MATRIX_SIDE, LANES);
+  let v_units_0_E = units_of_rows(unit_of(v_scale_E), first_quad * 4u);
+  let v_units_1_E = units_of_rows(unit_of(v_scale_E), first_quad * 4u + 4u);
+  // unroll M in V_FRAGMENTS {
+  p_tile[p_mine] = to_half(v_0_E_M, v_scale_E);
+  p_tile[p_mine + 1u] = to_half(v_1_E_M, v_scale_E);
+  // unroll REST in REST_PARTS {
+  p_tile_REST[p_mine] = to_rest(v_0_E_M, v_scale_E);
+  p_tile_REST[p_mine + 1u] = to_rest(v_1_E_M, v_scale_E);
+  // }
   scratch_barrier();
   let v_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+  // unroll REST in REST_PARTS {
+  let v_REST_E_M = coopLoadT<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
+  // }
   scratch_barrier();
   var dv_E_M = MatrixC();
   // }
   // }
-  var ds_gain = 1e38;
+  var p_gain = FIRST_P_GAIN;
+  var ds_gain = FIRST_GAIN;
   for (var row = invocation; row < TILE_Q; row += INVOCATIONS) { atomicStore(&poisoned[row], 0u); }
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
@@ -82,10 +115,14 @@ fn main(
   let lse_batch_at = tile.batch * params.lse_stride_batch;
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
-  var q_next_L = Loaded();
+  // unroll P in K_FETCH_PARTS {
+  var q_next_L_P = Loaded();
+  // }
   // }
   // unroll L in V_FETCHES {
-  var d_o_next_L = Loaded();
+  // unroll P in V_FETCH_PARTS {
+  var d_o_next_L_P = Loaded();
+  // }
   // }
   // unroll L in STATS_FETCHES {
   var stats_next_L = vec2<f32>(0.0);
@@ -93,10 +130,14 @@ fn main(
   if steps > 0u {
     let next_row = range.first * TILE_Q;
     // unroll L in K_FETCHES {
-    q_next_L = fetch_q(q_batch_at + tile.head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS);
+    // unroll P in K_FETCH_PARTS {
+    q_next_L_P = fetch_q(q_batch_at + tile.head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    // }
     // }
     // unroll L in V_FETCHES {
-    d_o_next_L = fetch_d_o(d_o_batch_at + tile.head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS);
+    // unroll P in V_FETCH_PARTS {
+    d_o_next_L_P = fetch_d_o(d_o_batch_at + tile.head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    // }
     // }
     // unroll L in STATS_FETCHES {
     stats_next_L = row_stats(lse_batch_at + tile.head * params.lse_stride_head, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
@@ -111,12 +152,26 @@ fn main(
     let partial = !is_whole(range, i);
     workgroupBarrier(); // the last tile is read
     // unroll L in K_FETCHES {
-    place_q(invocation + L * INVOCATIONS, q_next_L, HAS_WINDOW && partial, step + 1u);
-    q_next_L = fetch_q(q_batch_at + next_head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS);
+    var q_largest_L = 0.0;
+    // unroll P in K_FETCH_PARTS {
+    q_largest_L = max(q_largest_L, largest_of_loaded(q_next_L_P));
+    // }
+    let q_scale_L = row_scale(q_largest_L, 1u, K_FETCH_LANES);
+    // unroll P in K_FETCH_PARTS {
+    place_q(invocation + L * INVOCATIONS, P, q_next_L_P, q_scale_L, HAS_WINDOW && partial, step + 1u);
+    q_next_L_P = fetch_q(q_batch_at + next_head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    // }
     // }
     // unroll L in V_FETCHES {
-    place_d_o(invocation + L * INVOCATIONS, d_o_next_L, HAS_WINDOW && partial, step + 1u);
-    d_o_next_L = fetch_d_o(d_o_batch_at + next_head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS);
+    var d_o_largest_L = 0.0;
+    // unroll P in V_FETCH_PARTS {
+    d_o_largest_L = max(d_o_largest_L, largest_of_loaded(d_o_next_L_P));
+    // }
+    let d_o_scale_L = row_scale(d_o_largest_L, 1u, V_FETCH_LANES);
+    // unroll P in V_FETCH_PARTS {
+    place_d_o(invocation + L * INVOCATIONS, P, d_o_next_L_P, d_o_scale_L, HAS_WINDOW && partial, step + 1u);
+    d_o_next_L_P = fetch_d_o(d_o_batch_at + next_head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    // }
     // }
     // unroll L in STATS_FETCHES {
     if invocation + L * INVOCATIONS < TILE_Q { stats_tile[invocation + L * INVOCATIONS] = stats_next_L; }
@@ -128,6 +183,7 @@ fn main(
     // which is rare, so that dK stays untouched in it but for the products; after the outer loop has changed the scale, the
     // turn is taken again. naga does not take `if` conditions for uniform where they are, by subgroupAny; hence the loops.
     var fragment = 0u;
+    var p_largest = 0.0;
     var ds_largest = 0.0;
     loop {
       if fragment >= TILE_Q { break; }
@@ -139,6 +195,10 @@ fn main(
         // unroll E in OWNED_FRAGMENTS {
         var s_R_E = MatrixC();
         var dp_R_E = MatrixC();
+        // unroll REST in REST_PARTS {
+        var s_REST_R_E = MatrixC();
+        var dp_REST_R_E = MatrixC();
+        // }
         // }
         // }
         // unroll M in K_FRAGMENTS {
@@ -146,6 +206,13 @@ fn main(
         let q_R_M = coopLoad<MatrixB>(&q_tile[q_fragment_R + M * MATRIX_QUADS], K_STRIDE);
         // unroll E in OWNED_FRAGMENTS {
         s_R_E = coopMultiplyAdd(k_E_M, q_R_M, s_R_E);
+        // }
+        // unroll REST in REST_PARTS {
+        let q_REST_R_M = coopLoad<MatrixB>(&q_tile_REST[q_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        s_REST_R_E = coopMultiplyAdd(k_REST_E_M, q_R_M, s_REST_R_E);
+        s_REST_R_E = coopMultiplyAdd(k_E_M, q_REST_R_M, s_REST_R_E);
+        // }
         // }
         // }
         // }
@@ -155,9 +222,17 @@ fn main(
         // unroll E in OWNED_FRAGMENTS {
         dp_R_E = coopMultiplyAdd(v_E_M, d_o_R_M, dp_R_E);
         // }
+        // unroll REST in REST_PARTS {
+        let d_o_REST_R_M = coopLoad<MatrixB>(&d_o_tile_REST[d_o_fragment_R + M * MATRIX_QUADS], V_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        dp_REST_R_E = coopMultiplyAdd(v_REST_E_M, d_o_R_M, dp_REST_R_E);
+        dp_REST_R_E = coopMultiplyAdd(v_E_M, d_o_REST_R_M, dp_REST_R_E);
+        // }
+        // }
         // }
         // }
 
+        p_largest = 0.0;
         ds_largest = 0.0;
         // unroll R in PASSING_FRAGMENTS {
         let row_R = fragment + R * MATRIX_SIDE + row_in_fragment;
@@ -165,12 +240,19 @@ fn main(
         var stats_R = stats_tile[row_R];
         if HAS_WINDOW && partial && atomicLoad(&poisoned[row_R]) == step + 1u { stats_R.x = not_a_number(); }
         let visible_R = visible_keys(i_row_R);
+        let q_unit_R = q_unit(row_R);
+        let d_o_unit_R = d_o_unit(row_R);
+        let s_factor_R = q_unit_R * params.softmax_scale_log2;
         // unroll E in OWNED_FRAGMENTS {
+        // unroll REST in REST_PARTS {
+        s_R_E = s_R_E + s_REST_R_E;
+        dp_R_E = dp_R_E + dp_REST_R_E;
+        // }
         // P = exp(softmax_scale · S − LSE_i), masked
         coopStore(s_R_E, &s_tile[s_scratch], s_stride);
         scratch_barrier();
-        var p_0_R_E = exp2(fma(s_tile[s_mine], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_R.x)));
-        var p_1_R_E = exp2(fma(s_tile[s_mine + 1u], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_R.x)));
+        var p_0_R_E = exp2(fma(s_tile[s_mine] * k_units_0_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
+        var p_1_R_E = exp2(fma(s_tile[s_mine + 1u] * k_units_1_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
         scratch_barrier();
         coopStore(dp_R_E, &s_tile[s_scratch], s_stride);
         if (HAS_WINDOW && partial) || !is_full {
@@ -178,21 +260,32 @@ fn main(
           p_1_R_E = select(vec4<f32>(0.0), p_1_R_E, sees(visible_R, key_E + 4u));
         }
         // dropout(P)ᵀ
+        var dropped_0_R_E = p_0_R_E * d_o_unit_R;
+        var dropped_1_R_E = p_1_R_E * d_o_unit_R;
         if HAS_DROPOUT {
           let batch = params.batch_first + tile.batch;
           keep_0_E = kept(batch, params.head_first + head, i_row_R, key_E);
           keep_1_E = kept(batch, params.head_first + head, i_row_R, key_E + 4u);
-          p_tile[p_mine] = vec4<f16>(select(vec4<f32>(0.0), p_0_R_E * P_GAIN, keep_0_E));
-          p_tile[p_mine + 1u] = vec4<f16>(select(vec4<f32>(0.0), p_1_R_E * P_GAIN, keep_1_E));
-        } else {
-          p_tile[p_mine] = vec4<f16>(p_0_R_E * P_GAIN);
-          p_tile[p_mine + 1u] = vec4<f16>(p_1_R_E * P_GAIN);
+          dropped_0_R_E = select(vec4<f32>(0.0), dropped_0_R_E, keep_0_E);
+          dropped_1_R_E = select(vec4<f32>(0.0), dropped_1_R_E, keep_1_E);
         }
+        if HAS_UNITS { p_largest = max(p_largest, max(largest_of(dropped_0_R_E), largest_of(dropped_1_R_E))); }
+        dropped_0_R_E *= p_gain;
+        dropped_1_R_E *= p_gain;
+        p_tile[p_mine] = as_half(dropped_0_R_E);
+        p_tile[p_mine + 1u] = as_half(dropped_1_R_E);
+        // unroll REST in REST_PARTS {
+        p_tile_REST[p_mine] = rest_of(dropped_0_R_E);
+        p_tile_REST[p_mine + 1u] = rest_of(dropped_1_R_E);
+        // }
         scratch_barrier();
         let p_R_E = coopLoad<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+        // unroll REST in REST_PARTS {
+        let p_REST_R_E = coopLoad<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
+        // }
         // dS = P ∘ (dropout(dP) − D_i)
-        var ds_0_R_E = s_tile[s_mine];
-        var ds_1_R_E = s_tile[s_mine + 1u];
+        var ds_0_R_E = s_tile[s_mine] * v_units_0_E * d_o_unit_R;
+        var ds_1_R_E = s_tile[s_mine + 1u] * v_units_1_E * d_o_unit_R;
         scratch_barrier();
         if HAS_DROPOUT {
           ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E * params.dropout_scale, keep_0_E);
@@ -205,18 +298,28 @@ fn main(
           ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E, sees(visible_R, key_E));
           ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E, sees(visible_R, key_E + 4u));
         }
+        // in units of the rows of Q, for their product
+        ds_0_R_E *= q_unit_R;
+        ds_1_R_E *= q_unit_R;
         ds_largest = max(ds_largest, max(largest_of(ds_0_R_E), largest_of(ds_1_R_E)));
         // }
         // }
-        if subgroupAny(ds_largest * ds_gain > DS_MOST) { break; }
+        if subgroupAny((ds_largest * ds_gain > GAIN_MOST) | (p_largest * p_gain > GAIN_MOST)) { break; }
 
         // dSᵀ
         // unroll R in PASSING_FRAGMENTS {
         // unroll E in OWNED_FRAGMENTS {
-        p_tile[p_mine] = vec4<f16>(ds_0_R_E * ds_gain);
-        p_tile[p_mine + 1u] = vec4<f16>(ds_1_R_E * ds_gain);
+        p_tile[p_mine] = as_half(ds_0_R_E * ds_gain);
+        p_tile[p_mine + 1u] = as_half(ds_1_R_E * ds_gain);
+        // unroll REST in REST_PARTS {
+        p_tile_REST[p_mine] = rest_of(ds_0_R_E * ds_gain);
+        p_tile_REST[p_mine + 1u] = rest_of(ds_1_R_E * ds_gain);
+        // }
         scratch_barrier();
         let ds_R_E = coopLoad<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+        // unroll REST in REST_PARTS {
+        let ds_REST_R_E = coopLoad<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
+        // }
         scratch_barrier();
         // }
         // }
@@ -225,14 +328,34 @@ fn main(
         // unroll R in PASSING_FRAGMENTS {
         // unroll M in V_FRAGMENTS {
         let d_o_rows_R_M = coopLoadT<MatrixB>(&d_o_tile[d_o_fragment_R + M * MATRIX_QUADS], V_STRIDE);
+        // unroll ONLY in ONLY_PARTS {
         // unroll E in OWNED_FRAGMENTS {
         dv_E_M = coopMultiplyAdd(p_R_E, d_o_rows_R_M, dv_E_M);
         // }
         // }
+        // unroll REST in REST_PARTS {
+        let d_o_rows_REST_R_M = coopLoadT<MatrixB>(&d_o_tile_REST[d_o_fragment_R + M * MATRIX_QUADS], V_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        var dv_rest_R_E_M = coopMultiplyAdd(p_REST_R_E, d_o_rows_R_M, MatrixC());
+        dv_rest_R_E_M = coopMultiplyAdd(p_R_E, d_o_rows_REST_R_M, dv_rest_R_E_M);
+        dv_E_M = dv_E_M + coopMultiplyAdd(p_R_E, d_o_rows_R_M, dv_rest_R_E_M);
+        // }
+        // }
+        // }
         // unroll M in K_FRAGMENTS {
         let q_rows_R_M = coopLoadT<MatrixB>(&q_tile[q_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll ONLY in ONLY_PARTS {
         // unroll E in OWNED_FRAGMENTS {
         dk_E_M = coopMultiplyAdd(ds_R_E, q_rows_R_M, dk_E_M);
+        // }
+        // }
+        // unroll REST in REST_PARTS {
+        let q_rows_REST_R_M = coopLoadT<MatrixB>(&q_tile_REST[q_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        var dk_rest_R_E_M = coopMultiplyAdd(ds_REST_R_E, q_rows_R_M, MatrixC());
+        dk_rest_R_E_M = coopMultiplyAdd(ds_R_E, q_rows_REST_R_M, dk_rest_R_E_M);
+        dk_E_M = dk_E_M + coopMultiplyAdd(ds_R_E, q_rows_R_M, dk_rest_R_E_M);
+        // }
         // }
         // }
         // }
@@ -241,14 +364,24 @@ fn main(
       }
       loop {
         if fragment >= TILE_Q { break; }
-        let gain = gain_for(subgroupMax(ds_largest));
-        let ratio = gain / ds_gain;
-        ds_gain = gain;
+        let new_ds_gain = gain_for(subgroupMax(ds_largest), ds_gain);
+        let ds_ratio = new_ds_gain / ds_gain;
+        ds_gain = new_ds_gain;
         // unroll E in OWNED_FRAGMENTS {
         // unroll M in K_FRAGMENTS {
-        dk_E_M = dk_E_M * ratio;
+        dk_E_M = dk_E_M * ds_ratio;
         // }
         // }
+        if HAS_UNITS {
+          let new_p_gain = gain_for(subgroupMax(p_largest), p_gain);
+          let p_ratio = new_p_gain / p_gain;
+          p_gain = new_p_gain;
+          // unroll E in OWNED_FRAGMENTS {
+          // unroll M in V_FRAGMENTS {
+          dv_E_M = dv_E_M * p_ratio;
+          // }
+          // }
+        }
         break;
       }
     }
@@ -256,7 +389,7 @@ fn main(
 
   // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j
   let dk_factor = params.softmax_scale_log2 * LN_2 / ds_gain;
-  let dv_factor = params.dropout_scale / P_GAIN;
+  let dv_factor = params.dropout_scale / p_gain;
   let dk_at = params.dk_offset + tile.batch * params.dk_stride_batch + tile.head_kv * params.dk_stride_head;
   let dv_at = params.dv_offset + tile.batch * params.dv_stride_batch + tile.head_kv * params.dv_stride_head;
   // unroll E in OWNED_FRAGMENTS {

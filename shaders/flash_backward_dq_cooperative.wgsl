@@ -51,23 +51,56 @@ fn main(
   let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + row_in_fragment;
   let stats_E = row_stats(lse_at, row_E, params.row_count);
   let visible_E = visible_keys(params.row_first + row_E);
+  var q_largest_E = 0.0;
   // unroll M in K_FRAGMENTS {
-  p_tile[p_low] = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad);
-  p_tile[p_high] = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
+  let q_0_E_M = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad);
+  let q_1_E_M = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
+  q_largest_E = max(q_largest_E, max(largest_of_loaded(q_0_E_M), largest_of_loaded(q_1_E_M)));
+  // }
+  let q_scale_E = row_scale(q_largest_E, 1u, HIGH);
+  let q_unit_E = unit_of(q_scale_E);
+  // unroll M in K_FRAGMENTS {
+  p_tile[p_low] = to_half(q_0_E_M, q_scale_E);
+  p_tile[p_high] = to_half(q_1_E_M, q_scale_E);
+  // unroll REST in REST_PARTS {
+  p_tile_REST[p_low] = to_rest(q_0_E_M, q_scale_E);
+  p_tile_REST[p_high] = to_rest(q_1_E_M, q_scale_E);
+  // }
   scratch_barrier();
   let q_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+  // unroll REST in REST_PARTS {
+  let q_REST_E_M = coopLoadT<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
+  // }
   scratch_barrier();
   var dq_E_M = MatrixC();
   // }
+  var d_o_largest_E = 0.0;
   // unroll M in V_FRAGMENTS {
-  p_tile[p_low] = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad);
-  p_tile[p_high] = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
+  let d_o_0_E_M = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad);
+  let d_o_1_E_M = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
+  d_o_largest_E = max(d_o_largest_E, max(largest_of_loaded(d_o_0_E_M), largest_of_loaded(d_o_1_E_M)));
+  // }
+  let d_o_scale_E = row_scale(d_o_largest_E, 1u, HIGH);
+  let d_o_unit_E = unit_of(d_o_scale_E);
+  // unroll M in V_FRAGMENTS {
+  p_tile[p_low] = to_half(d_o_0_E_M, d_o_scale_E);
+  p_tile[p_high] = to_half(d_o_1_E_M, d_o_scale_E);
+  // unroll REST in REST_PARTS {
+  p_tile_REST[p_low] = to_rest(d_o_0_E_M, d_o_scale_E);
+  p_tile_REST[p_high] = to_rest(d_o_1_E_M, d_o_scale_E);
+  // }
   scratch_barrier();
   let d_o_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+  // unroll REST in REST_PARTS {
+  let d_o_REST_E_M = coopLoadT<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
+  // }
   scratch_barrier();
   // }
   // }
-  var ds_gain = 1e38;
+  // unroll E in OWNED_FRAGMENTS {
+  let s_factor_E = q_unit_E * params.softmax_scale_log2;
+  // }
+  var ds_gain = FIRST_GAIN;
   for (var key = invocation; key < TILE_KV; key += INVOCATIONS) { atomicStore(&poisoned[key], 0u); }
 
   // for each KV tile j that some row of i sees:
@@ -76,27 +109,45 @@ fn main(
   let v_at = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head;
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
-  var k_next_L = Loaded();
+  // unroll P in K_FETCH_PARTS {
+  var k_next_L_P = Loaded();
   if range.first < range.end {
-    k_next_L = fetch_k(k_at, range.first * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS);
+    k_next_L_P = fetch_k(k_at, range.first * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
   }
   // }
+  // }
   // unroll L in V_FETCHES {
-  var v_next_L = Loaded();
+  // unroll P in V_FETCH_PARTS {
+  var v_next_L_P = Loaded();
   if range.first < range.end {
-    v_next_L = fetch_v(v_at, range.first * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS);
+    v_next_L_P = fetch_v(v_at, range.first * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
   }
+  // }
   // }
   for (var j = range.first; j < range.end; j++) {
     let partial = !is_whole(range, j);
     workgroupBarrier(); // the last tile is read
     // unroll L in K_FETCHES {
-    place_k(invocation + L * INVOCATIONS, k_next_L, HAS_WINDOW && partial, j + 1u);
-    k_next_L = fetch_k(k_at, (j + 1u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS);
+    var k_largest_L = 0.0;
+    // unroll P in K_FETCH_PARTS {
+    k_largest_L = max(k_largest_L, largest_of_loaded(k_next_L_P));
+    // }
+    let k_scale_L = row_scale(k_largest_L, 1u, K_FETCH_LANES);
+    // unroll P in K_FETCH_PARTS {
+    place_k(invocation + L * INVOCATIONS, P, k_next_L_P, k_scale_L, HAS_WINDOW && partial, j + 1u);
+    k_next_L_P = fetch_k(k_at, (j + 1u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
+    // }
     // }
     // unroll L in V_FETCHES {
-    place_v(invocation + L * INVOCATIONS, v_next_L, HAS_WINDOW && partial, j + 1u);
-    v_next_L = fetch_v(v_at, (j + 1u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS);
+    var v_largest_L = 0.0;
+    // unroll P in V_FETCH_PARTS {
+    v_largest_L = max(v_largest_L, largest_of_loaded(v_next_L_P));
+    // }
+    let v_scale_L = row_scale(v_largest_L, 1u, V_FETCH_LANES);
+    // unroll P in V_FETCH_PARTS {
+    place_v(invocation + L * INVOCATIONS, P, v_next_L_P, v_scale_L, HAS_WINDOW && partial, j + 1u);
+    v_next_L_P = fetch_v(v_at, (j + 1u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
+    // }
     // }
     workgroupBarrier(); // the tile is in place
 
@@ -113,6 +164,10 @@ fn main(
         // unroll E in OWNED_FRAGMENTS {
         var s_R_E = MatrixC();
         var dp_R_E = MatrixC();
+        // unroll REST in REST_PARTS {
+        var s_REST_R_E = MatrixC();
+        var dp_REST_R_E = MatrixC();
+        // }
         // }
         // }
         // unroll M in K_FRAGMENTS {
@@ -120,6 +175,13 @@ fn main(
         let k_R_M = coopLoad<MatrixB>(&k_tile[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
         // unroll E in OWNED_FRAGMENTS {
         s_R_E = coopMultiplyAdd(q_E_M, k_R_M, s_R_E);
+        // }
+        // unroll REST in REST_PARTS {
+        let k_REST_R_M = coopLoad<MatrixB>(&k_tile_REST[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        s_REST_R_E = coopMultiplyAdd(q_REST_E_M, k_R_M, s_REST_R_E);
+        s_REST_R_E = coopMultiplyAdd(q_E_M, k_REST_R_M, s_REST_R_E);
+        // }
         // }
         // }
         // }
@@ -129,6 +191,13 @@ fn main(
         // unroll E in OWNED_FRAGMENTS {
         dp_R_E = coopMultiplyAdd(d_o_E_M, v_R_M, dp_R_E);
         // }
+        // unroll REST in REST_PARTS {
+        let v_REST_R_M = coopLoad<MatrixB>(&v_tile_REST[v_fragment_R + M * MATRIX_QUADS], V_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        dp_REST_R_E = coopMultiplyAdd(d_o_REST_E_M, v_R_M, dp_REST_R_E);
+        dp_REST_R_E = coopMultiplyAdd(d_o_E_M, v_REST_R_M, dp_REST_R_E);
+        // }
+        // }
         // }
         // }
 
@@ -136,18 +205,24 @@ fn main(
         // unroll R in PASSING_FRAGMENTS {
         let in_tile_R = fragment + R * MATRIX_SIDE + quad * 4u;
         let key_R = j * TILE_KV + in_tile_R;
+        let k_units_low_R = k_units(in_tile_R);
+        let k_units_high_R = k_units(in_tile_R + HIGH * 4u);
         // unroll E in OWNED_FRAGMENTS {
+        // unroll REST in REST_PARTS {
+        s_R_E = s_R_E + s_REST_R_E;
+        dp_R_E = dp_R_E + dp_REST_R_E;
+        // }
         // P = exp(softmax_scale · S − LSE_i)
         coopStoreT(s_R_E, &s_tile[s_scratch], s_stride);
         scratch_barrier();
-        let p_low_R_E = exp2(fma(s_tile[s_low], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_E.x)));
-        let p_high_R_E = exp2(fma(s_tile[s_high], vec4<f32>(params.softmax_scale_log2), vec4<f32>(-stats_E.x)));
+        let p_low_R_E = exp2(fma(s_tile[s_low] * k_units_low_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
+        let p_high_R_E = exp2(fma(s_tile[s_high] * k_units_high_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
         scratch_barrier();
         // dS = P ∘ (dropout(dP) − D_i), masked
         coopStoreT(dp_R_E, &s_tile[s_scratch], s_stride);
         scratch_barrier();
-        var ds_low_R_E = s_tile[s_low];
-        var ds_high_R_E = s_tile[s_high];
+        var ds_low_R_E = s_tile[s_low] * v_units(in_tile_R) * d_o_unit_E;
+        var ds_high_R_E = s_tile[s_high] * v_units(in_tile_R + HIGH * 4u) * d_o_unit_E;
         scratch_barrier();
         if HAS_DROPOUT {
           let batch = params.batch_first + tile.batch;
@@ -168,17 +243,27 @@ fn main(
           ds_low_R_E = select(vec4<f32>(0.0), ds_low_R_E, sees(visible_E, key_R));
           ds_high_R_E = select(vec4<f32>(0.0), ds_high_R_E, sees(visible_E, key_R + HIGH * 4u));
         }
+        // in units of the rows of K, for their product
+        ds_low_R_E *= k_units_low_R;
+        ds_high_R_E *= k_units_high_R;
         ds_largest = max(ds_largest, max(largest_of(ds_low_R_E), largest_of(ds_high_R_E)));
         // }
         // }
-        if subgroupAny(ds_largest * ds_gain > DS_MOST) { break; }
+        if subgroupAny(ds_largest * ds_gain > GAIN_MOST) { break; }
 
         // unroll R in PASSING_FRAGMENTS {
         // unroll E in OWNED_FRAGMENTS {
-        p_tile[p_low] = vec4<f16>(ds_low_R_E * ds_gain);
-        p_tile[p_high] = vec4<f16>(ds_high_R_E * ds_gain);
+        p_tile[p_low] = as_half(ds_low_R_E * ds_gain);
+        p_tile[p_high] = as_half(ds_high_R_E * ds_gain);
+        // unroll REST in REST_PARTS {
+        p_tile_REST[p_low] = rest_of(ds_low_R_E * ds_gain);
+        p_tile_REST[p_high] = rest_of(ds_high_R_E * ds_gain);
+        // }
         scratch_barrier();
         let ds_R_E = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
+        // unroll REST in REST_PARTS {
+        let ds_REST_R_E = coopLoadT<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
+        // }
         scratch_barrier();
         // }
         // }
@@ -187,8 +272,18 @@ fn main(
         // unroll R in PASSING_FRAGMENTS {
         // unroll M in K_FRAGMENTS {
         let k_rows_R_M = coopLoadT<MatrixB>(&k_tile[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll ONLY in ONLY_PARTS {
         // unroll E in OWNED_FRAGMENTS {
         dq_E_M = coopMultiplyAdd(ds_R_E, k_rows_R_M, dq_E_M);
+        // }
+        // }
+        // unroll REST in REST_PARTS {
+        let k_rows_REST_R_M = coopLoadT<MatrixB>(&k_tile_REST[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+        // unroll E in OWNED_FRAGMENTS {
+        var dq_rest_R_E_M = coopMultiplyAdd(ds_REST_R_E, k_rows_R_M, MatrixC());
+        dq_rest_R_E_M = coopMultiplyAdd(ds_R_E, k_rows_REST_R_M, dq_rest_R_E_M);
+        dq_E_M = dq_E_M + coopMultiplyAdd(ds_R_E, k_rows_R_M, dq_rest_R_E_M);
+        // }
         // }
         // }
         // }
@@ -197,7 +292,7 @@ fn main(
       }
       loop {
         if fragment >= TILE_KV { break; }
-        let gain = gain_for(subgroupMax(ds_largest));
+        let gain = gain_for(subgroupMax(ds_largest), ds_gain);
         let ratio = gain / ds_gain;
         ds_gain = gain;
         // unroll E in OWNED_FRAGMENTS {

@@ -82,7 +82,7 @@ fn variants() -> Vec<Specialization> {
 /// The naga capabilities that a variant may use: what the planner checked the device for, and nothing else.
 fn claimed(variant: &Specialization) -> NagaCapabilities {
     let mut claimed = NagaCapabilities::empty();
-    if variant.storage == Storage::F16 {
+    if variant.storage == Storage::F16 || variant.tiles.matrix_side.is_some() {
         claimed |= NagaCapabilities::SHADER_FLOAT16;
     }
     if variant.storage == Storage::F16Packed {

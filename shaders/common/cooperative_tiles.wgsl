@@ -57,7 +57,7 @@ fn fetch_q(tile: QTile, row: u32, quad: u32) -> vec4<f16> {
   let first = params.q_offset + tile.batch * params.q_stride_batch + tile.head * params.q_stride_head;
   let inside_row = min(row, params.row_count - 1u);
   let inside_dim = min(quad * 4u, LAST_QUAD);
-  let value = to_half(load_q(first + inside_row * params.q_stride_row + inside_dim, HEAD_DIM - inside_dim));
+  let value = to_half(load_q(first + inside_row * params.q_stride_row + inside_dim, HEAD_DIM - inside_dim), 1.0);
   let inside = quad * 4u < HEAD_DIM && row < params.row_count;
   let signed = select(value, -value, params.softmax_scale_log2 < 0.0);
   return select(vec4<f16>(), signed, inside);
@@ -116,7 +116,7 @@ fn fetch_v(share: Share, tile: u32, fetch: u32) -> Loaded {
 // Without a branch, like everything in the loop over tiles: a row behind the tile goes to a place behind it.
 fn place_k(share: Share, fetch: u32, value: Loaded) {
   let place = share.place + fetch * K_FETCH_ROWS * K_STRIDE;
-  let half = select(vec4<f16>(), to_half(value), K_IS_WHOLE || share.is_inside);
+  let half = select(vec4<f16>(), to_half(value, 1.0), K_IS_WHOLE || share.is_inside);
   k_tile[select(min(place, TILE_KV * K_STRIDE), place, K_FETCHES_ARE_EXACT)] = half;
 }
 
@@ -124,7 +124,7 @@ fn place_k(share: Share, fetch: u32, value: Loaded) {
 fn place_v(share: Share, tile: u32, is_whole: bool, fetch: u32, value: Loaded) {
   let place = share.place + fetch * V_FETCH_ROWS * V_STRIDE;
   let is_key = is_whole || tile * TILE_KV + fetch * V_FETCH_ROWS + share.row < params.seqlen_kv;
-  let half = select(vec4<f16>(), to_half(value), is_key && (V_IS_WHOLE || share.is_inside));
+  let half = select(vec4<f16>(), to_half(value, 1.0), is_key && (V_IS_WHOLE || share.is_inside));
   v_tile[select(min(place, TILE_KV * V_STRIDE), place, V_FETCHES_ARE_EXACT)] = half;
 }
 

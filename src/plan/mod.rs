@@ -396,13 +396,12 @@ type Step = Vec<(&'static [Kernel], &'static [Tiles])>;
 /// The steps of an operation, each to be answered by one of its alternatives.
 fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Direction) -> Vec<Step> {
     let shape = &problem.shape;
-    // Matrices hold f16: the wider range of bf16 does not fit them, the precision of f32 would be lost.
-    let may_use_matrices = problem.element == Element::F16;
     let portable = tiles::candidates(problem.algorithm, capabilities, shape);
     match (direction, problem.algorithm) {
         (Direction::Forward, Algorithm::Flash) => {
             let mut step: Step = vec![(&[Kernel::FlashDecode], tiles::decode_candidates(capabilities, shape))];
-            if may_use_matrices {
+            // Matrices hold f16: the wider range of bf16 does not fit them, the precision of f32 would be lost.
+            if problem.element == Element::F16 {
                 step.push((&[Kernel::FlashForwardCooperative], tiles::cooperative_candidates(capabilities, shape)));
             }
             step.push((&[Kernel::FlashForward], portable));
@@ -418,9 +417,8 @@ fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Dir
                 vec![(kernels, tiles::backward_candidates(kernels[0], capabilities, shape))]
             };
             let either = |on_matrices: &'static [Kernel], kernels: &'static [Kernel]| -> Step {
-                let candidates = tiles::cooperative_backward_candidates(on_matrices[0], capabilities, shape);
-                let matrices = may_use_matrices.then_some((on_matrices, candidates));
-                matrices.into_iter().chain(step(kernels)).collect()
+                let candidates = tiles::cooperative_backward_candidates(on_matrices[0], capabilities, problem);
+                [(on_matrices, candidates)].into_iter().chain(step(kernels)).collect()
             };
             if algorithm == Algorithm::Standard {
                 let kernels = &[

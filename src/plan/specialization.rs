@@ -23,6 +23,19 @@ impl Storage {
             Element::Bf16 => Storage::Bf16,
         }
     }
+
+    /// On cooperative matrices: in how many parts of f16 an element passes.
+    pub(crate) const fn matrix_parts(self) -> u32 {
+        match self {
+            Storage::F32 => 2,
+            Storage::F16 | Storage::F16Packed | Storage::Bf16 => 1,
+        }
+    }
+
+    /// On cooperative matrices: whether each row passes in a unit of its own, for its range does not fit f16.
+    pub(crate) const fn has_row_units(self) -> bool {
+        matches!(self, Storage::F32 | Storage::Bf16)
+    }
 }
 
 /// How rows are read and written: the slot `shaders/slots/access/`.
@@ -111,7 +124,8 @@ impl Specialization {
 
     /// Bytes of workgroup memory that the shader declares.
     pub fn workgroup_bytes(&self) -> u32 {
-        self.tiles.workgroup_bytes(self.kernel, self.head_dim, self.head_dim_v, self.row_reduce, self.has_dropout)
+        let Self { kernel, head_dim, head_dim_v, storage, row_reduce, has_dropout, .. } = *self;
+        self.tiles.workgroup_bytes(kernel, (head_dim, head_dim_v), storage, row_reduce, has_dropout)
     }
 
     /// The workgroup size.

@@ -1,5 +1,5 @@
-use super::{Capabilities, DeviceClass, Kernel, RowReduce};
-use crate::problem::{Algorithm, AttentionProblem, AttentionShape};
+use super::{Capabilities, DeviceClass, Kernel, RowReduce, Storage};
+use crate::problem::{Algorithm, AttentionProblem, AttentionShape, Element};
 use std::fmt;
 
 /// The sides of a workgroup's tiles, and how its invocations share them.
@@ -122,8 +122,8 @@ impl Tiles {
     pub fn workgroup_bytes(
         &self,
         kernel: Kernel,
-        head_dim: u32,
-        head_dim_v: u32,
+        (head_dim, head_dim_v): (u32, u32),
+        storage: Storage,
         row_reduce: RowReduce,
         has_dropout: bool,
     ) -> u32 {
@@ -159,9 +159,11 @@ impl Tiles {
                     if kernel.owns_keys() { (self.tile_q, 8 * self.tile_q) } else { (self.tile_kv, 0) };
                 let rows = self.invocations_of(kernel) / self.lanes * side;
                 // A mark for each row of the walked tile; the tiles, P and dS are f16, S and dP f32.
-                let halves = walked * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2);
+                let halves =
+                    storage.matrix_parts() * (walked * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2));
+                let units = if storage.has_row_units() { 8 * walked } else { 0 };
                 let s_stride = if kernel.owns_keys() { side / 4 + 1 } else { side / 4 + 2 };
-                QUAD / 2 * halves + QUAD * rows * s_stride + stats + 4 * walked
+                QUAD / 2 * halves + QUAD * rows * s_stride + stats + 4 * walked + units
             }
             Kernel::FlashForwardCooperative => {
                 let side = self.matrix_side.unwrap_or(1);
@@ -199,7 +201,9 @@ impl Tiles {
         let in_range =
             [tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast].iter().all(|side| (1..=1024).contains(side));
         let row_reduce = self.row_reduce(capabilities);
-        let (head_dim, head_dim_v) = (problem.shape.head_dim, problem.shape.head_dim_v);
+        let head_dims = (problem.shape.head_dim, problem.shape.head_dim_v);
+        let widest = head_dims.0.max(head_dims.1);
+        let storage = Storage::of(problem.element, capabilities);
         let matrices_fit = matrix_side.is_none_or(|side| {
             in_range
                 && capabilities.matrix_side == Some(side)
@@ -232,7 +236,7 @@ impl Tiles {
                     && tile_q.is_multiple_of(thread_rows)
                     && tile_kv.is_multiple_of(chunk)
                     // The invocations load at least a row of K and V at a time.
-                    && head_dim.max(head_dim_v).next_multiple_of(chunk) <= 4 * self.invocations()
+                    && widest.next_multiple_of(chunk) <= 4 * self.invocations()
             }
             Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
                 let side = matrix_side.unwrap_or(1);
@@ -255,7 +259,7 @@ impl Tiles {
             // The row reductions pair lanes off.
             && lanes.is_power_of_two()
             && self.invocations_of(kernel).max(SOFTMAX_INVOCATIONS) <= capabilities.max_invocations
-            && self.workgroup_bytes(kernel, head_dim, head_dim_v, row_reduce, problem.dropout.is_some())
+            && self.workgroup_bytes(kernel, head_dims, storage, row_reduce, problem.dropout.is_some())
                 <= capabilities.max_workgroup_storage
     }
 }
@@ -442,12 +446,24 @@ pub(super) fn backward_candidates(
 pub(super) fn cooperative_backward_candidates(
     kernel: Kernel,
     capabilities: &Capabilities,
-    shape: &AttentionShape,
+    problem: &AttentionProblem,
 ) -> &'static [Tiles] {
-    let is_narrow = shape.head_dim.max(shape.head_dim_v) <= 64;
+    let widest = problem.shape.head_dim.max(problem.shape.head_dim_v);
+    let is_narrow = widest <= 64;
     match (kernel, capabilities.matrix_side) {
         // As forward.
         _ if capabilities.device_class == DeviceClass::Cpu => &[],
+        // f32 passes in two parts of f16, which take twice the registers. As below, head_dim 64: 7.29; 64 keys and rows 7.63, with
+        // twice as many rows or keys in the walked tiles 9.07; 32 rows to a subgroup for dQ 8.98; without matrices 23.8.
+        (Kernel::FlashBackwardDkdvCooperative, Some(16)) if problem.element == Element::F32 => match widest {
+            0..=64 => const { &[Tiles::cooperative(16, 128, 16, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] },
+            _ => &[],
+        },
+        (_, Some(16)) if problem.element == Element::F32 => match widest {
+            0..=64 => const { &[Tiles::cooperative(128, 32, 16, 32, 16), Tiles::cooperative(64, 16, 16, 32, 16)] },
+            65..=128 => const { &[Tiles::cooperative(64, 16, 16, 32, 16)] },
+            _ => &[],
+        },
         // The whole backward pass on an NVIDIA H100, 2×16×4096, in ms, tiles of dK and dV and of dQ together. head_dim 64:
         // 2.83; 16 rows to a subgroup 3.81, of dK and dV alone 3.26; 64 keys by 16 rows with 64 query rows by 16 3.48.
         (Kernel::FlashBackwardDkdvCooperative, Some(16)) if is_narrow => {

@@ -76,10 +76,14 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         files.push(file!("common/splits.wgsl"));
     }
     if kernel.uses_matrices() {
-        let is_stored = specialization.storage == Storage::F16 && specialization.access == Access::Quad;
-        files.push(match is_stored {
-            true => file!("slots/matrix_operand/stored.wgsl"),
-            false => file!("slots/matrix_operand/converted.wgsl"),
+        files.push(match (specialization.storage, specialization.access) {
+            (Storage::F16, Access::Quad) => matrix_file!("slots/matrix_operand/stored.wgsl"),
+            (Storage::F32, _) => matrix_file!("slots/matrix_operand/split.wgsl"),
+            _ => matrix_file!("slots/matrix_operand/converted.wgsl"),
+        });
+        files.push(match specialization.storage.has_row_units() {
+            true => matrix_file!("slots/row_units/own.wgsl"),
+            false => matrix_file!("slots/row_units/one.wgsl"),
         });
     }
     match kernel {

@@ -15,7 +15,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{arguments}");
     };
-    if specialization.storage == Storage::F16 {
+    if specialization.storage == Storage::F16 || tiles.matrix_side.is_some() {
         line(format_args!("enable f16;"));
     }
     // naga knows subgroup operations without the line and refuses it; Tint insists on it.
@@ -79,11 +79,21 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             counts.extend([("MATRIX_SIDE", side), ("OWNED_FRAGMENTS", tiles.thread_rows / side)]);
             counts.extend([("K_FRAGMENTS", k_fragments), ("V_FRAGMENTS", v_fragments), ("TILE_ROWS", walked)]);
             // Two fragments of the walked tile at a time, where the registers of what is owned leave room for them.
-            let owned = tiles.thread_rows / side * (k_fragments + v_fragments);
+            let parts = specialization.storage.matrix_parts();
+            let owned = tiles.thread_rows / side * (k_fragments + v_fragments) * parts;
             let is_pair = owned <= if specialization.kernel.owns_keys() { 8 } else { 16 };
             counts.push(("PASSING_FRAGMENTS", if is_pair && (walked / side).is_multiple_of(2) { 2 } else { 1 }));
             counts.push(("STATS_FETCHES", tiles.tile_q.div_ceil(invocations)));
-            (k_fragments * side / 4, v_fragments * side / 4)
+            // Lanes that fetch a row of the walked tile together. Where they find the row's unit, they are a power of two.
+            let (k_quads, v_quads) = (k_fragments * side / 4, v_fragments * side / 4);
+            let lanes_of = |quads: u32| match specialization.storage.has_row_units() {
+                true => quads.next_power_of_two().min(tiles.lanes),
+                false => quads,
+            };
+            let (k_lanes, v_lanes) = (lanes_of(k_quads), lanes_of(v_quads));
+            counts.extend([("K_FETCH_LANES", k_lanes), ("K_FETCH_PARTS", k_quads.div_ceil(k_lanes))]);
+            counts.extend([("V_FETCH_LANES", v_lanes), ("V_FETCH_PARTS", v_quads.div_ceil(v_lanes))]);
+            (k_lanes, v_lanes)
         }
         Kernel::FlashForwardCooperative => {
             let side = tiles.matrix_side.unwrap_or(1);
@@ -146,6 +156,11 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     for (list, names) in shared_names(specialization.kernel) {
         lists.names(list, vec![names]);
     }
+    // What f16 leaves of an element passes as a second part; the lists let a text speak of it, or of there being none.
+    let has_rest = specialization.storage.matrix_parts() > 1;
+    lists.names("REST_PARTS", if has_rest { vec!["rest"] } else { vec![] });
+    lists.names("ONLY_PARTS", if has_rest { vec![] } else { vec!["only"] });
+    lists.names("WALKED", if specialization.kernel.owns_keys() { vec!["q", "d_o"] } else { vec!["k", "v"] });
     lists.names("SEEN_LOOPS", if specialization.masked_loop { vec!["whole", "partial"] } else { vec!["any"] });
     // Loops over the first tile, over those that all rows see whole, and over the others.
     lists.names("FIRST_WHOLE_AND_PARTIAL", vec!["first", "whole", "partial"]);

@@ -1,7 +1,7 @@
-//! Gradients in f16 on cooperative matrices, which round P and dS to f16 before their products, by the same rule as the
-//! other kernels.
+//! Gradients on cooperative matrices, which take f16: f16 and bf16 with P and dS rounded to it, f32 in two parts. By the same
+//! rule as the other kernels.
 
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, reference};
 
 use crate::support::{GradientInputs, Library, check_gradients, gradient_inputs, run_backward, strided, with_matrices};
 
@@ -15,10 +15,12 @@ fn library() -> Option<&'static Library> {
 
 fn check(problem: &AttentionProblem, seed: u64) {
     let Some(library) = library() else { return };
-    let problem = problem.clone().element(Element::F16);
-    let kernels = library.prepare_gradients(&problem).unwrap().plan().passes().to_vec();
-    assert!(kernels.iter().any(|pass| pass.kernel.name() == "flash_backward_dkdv_cooperative"), "{kernels:?}");
-    check_gradients(library, &problem, &gradient_inputs(&problem, seed));
+    for element in Element::ALL {
+        let problem = problem.clone().element(element);
+        let kernels = library.prepare_gradients(&problem).unwrap().plan().passes().to_vec();
+        assert!(kernels.iter().any(|pass| pass.kernel.name() == "flash_backward_dkdv_cooperative"), "{kernels:?}");
+        check_gradients(library, &problem, &gradient_inputs(&problem, seed));
+    }
 }
 
 #[test]
@@ -126,5 +128,59 @@ fn fifty_runs_are_identical() {
     let first = run_backward(library, &problem, &given);
     for _ in 0..49 {
         assert!(run_backward(library, &problem, &given) == first);
+    }
+}
+
+/// f32 and bf16 pass through f16 in units of their rows, so each row may be as large or as small as it likes, whatever
+/// stands in the rows beside it.
+#[test]
+fn rows_of_every_magnitude() {
+    const DIM: usize = 16;
+    const SEQLEN: usize = 70;
+    let Some(library) = library() else { return };
+    // With keys that no row sees.
+    let shape = AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32).seqlen_kv(100);
+    for element in [Element::F32, Element::Bf16] {
+        let problem = AttentionProblem::new(shape).element(element).causal_top_left();
+        let mut given = gradient_inputs(&problem, 4);
+        // Key j gathers from the rows from j on, of which the first are the largest.
+        let factor = |row: usize| 2f64.powi(30 - row as i32);
+        for (row, d_o) in given.d_o.chunks_mut(DIM).enumerate() {
+            d_o.iter_mut().for_each(|value| *value *= factor(row));
+        }
+        for unseen in [&mut given.inputs.k, &mut given.inputs.v] {
+            for (n, value) in unseen[SEQLEN * DIM..].iter_mut().enumerate() {
+                *value = element.round([1e30, -1e-30, 0.0][n / DIM % 3]);
+            }
+        }
+        let run = |algorithm| run_backward(library, &problem.clone().algorithm(algorithm), &given);
+        let (flash, standard) = (run(Algorithm::Flash), run(Algorithm::Standard));
+        let wanted = reference::backward(
+            &problem,
+            &given.inputs.q,
+            &given.inputs.k,
+            &given.inputs.v,
+            &given.d_o,
+            given.d_lse.as_deref(),
+        );
+        for (name, flash, standard, wanted) in [
+            ("dq", flash.dq(), standard.dq(), &wanted.dq),
+            ("dk", flash.dk(), standard.dk(), &wanted.dk),
+            ("dv", flash.dv(), standard.dv(), &wanted.dv),
+        ] {
+            let in_units = |values: &[f64]| -> Vec<f64> {
+                values.iter().enumerate().map(|(n, value)| value / factor(n / DIM)).collect()
+            };
+            let wanted = in_units(wanted);
+            let largest = wanted.iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+            let error = |found: Vec<f64>| {
+                in_units(&found)
+                    .iter()
+                    .zip(&wanted)
+                    .fold(0.0, |max: f64, (found, wanted)| max.max((found - wanted).abs()))
+            };
+            let (flash, standard) = (error(flash), error(standard));
+            assert!(flash <= 3.0 * standard + 2e-5 * largest, "{element:?} {name}: {flash:e}, standard {standard:e}");
+        }
     }
 }

@@ -1,2 +1,4 @@
 // What was loaded is already what matrices take.
-fn to_half(loaded: Loaded) -> vec4<f16> { return loaded; }
+fn to_half(loaded: Loaded, scale: f32) -> vec4<f16> { return loaded; }
+
+fn as_half(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value); }

@@ -1,0 +1,11 @@
+// What was loaded is decoded, scaled, and split into what f16 holds of it and the rest: 11 bits each.
+fn to_half(loaded: Loaded, scale: f32) -> vec4<f16> { return as_half(decode(loaded) * scale); }
+fn to_rest(loaded: Loaded, scale: f32) -> vec4<f16> { return rest_of(decode(loaded) * scale); }
+
+fn as_half(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(rounded(value)); }
+fn rest_of(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value - rounded(value)); }
+
+// Rounded by its bits to the 11 of f16, since compilers take f32(f16(value)) for the value itself.
+fn rounded(value: vec4<f32>) -> vec4<f32> {
+  return bitcast<vec4<f32>>((bitcast<vec4<u32>>(value) + vec4<u32>(0x1000u)) & vec4<u32>(0xffffe000u));
+}

@@ -284,15 +284,15 @@ fn main(
         let p_REST_R_E = coopLoad<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
         // }
         // dS = P ∘ (dropout(dP) − D_i)
-        var ds_0_R_E = s_tile[s_mine] * v_units_0_E * d_o_unit_R;
-        var ds_1_R_E = s_tile[s_mine + 1u] * v_units_1_E * d_o_unit_R;
+        var ds_0_R_E = s_tile[s_mine] * v_units_0_E;
+        var ds_1_R_E = s_tile[s_mine + 1u] * v_units_1_E;
         scratch_barrier();
         if HAS_DROPOUT {
           ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E * params.dropout_scale, keep_0_E);
           ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E * params.dropout_scale, keep_1_E);
         }
-        ds_0_R_E = p_0_R_E * (ds_0_R_E - vec4<f32>(stats_R.y));
-        ds_1_R_E = p_1_R_E * (ds_1_R_E - vec4<f32>(stats_R.y));
+        ds_0_R_E = p_0_R_E * fma(ds_0_R_E, vec4<f32>(d_o_unit_R), vec4<f32>(-stats_R.y));
+        ds_1_R_E = p_1_R_E * fma(ds_1_R_E, vec4<f32>(d_o_unit_R), vec4<f32>(-stats_R.y));
         if (HAS_WINDOW && partial) || !is_full {
           // Not by P = 0: what is not seen may be infinite.
           ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E, sees(visible_R, key_E));

@@ -99,6 +99,7 @@ fn main(
   // }
   // unroll E in OWNED_FRAGMENTS {
   let s_factor_E = q_unit_E * params.softmax_scale_log2;
+  let delta_E = stats_E.y * d_o_scale_E;
   // }
   var ds_gain = FIRST_GAIN;
   for (var key = invocation; key < TILE_KV; key += INVOCATIONS) { atomicStore(&poisoned[key], 0u); }
@@ -221,8 +222,8 @@ fn main(
         // dS = P ∘ (dropout(dP) − D_i), masked
         coopStoreT(dp_R_E, &s_tile[s_scratch], s_stride);
         scratch_barrier();
-        var ds_low_R_E = s_tile[s_low] * v_units(in_tile_R) * d_o_unit_E;
-        var ds_high_R_E = s_tile[s_high] * v_units(in_tile_R + HIGH * 4u) * d_o_unit_E;
+        var ds_low_R_E = s_tile[s_low] * v_units(in_tile_R);
+        var ds_high_R_E = s_tile[s_high] * v_units(in_tile_R + HIGH * 4u);
         scratch_barrier();
         if HAS_DROPOUT {
           let batch = params.batch_first + tile.batch;
@@ -232,8 +233,9 @@ fn main(
           ds_low_R_E = select(vec4<f32>(0.0), ds_low_R_E * params.dropout_scale, keep_low);
           ds_high_R_E = select(vec4<f32>(0.0), ds_high_R_E * params.dropout_scale, keep_high);
         }
-        ds_low_R_E = p_low_R_E * (ds_low_R_E - vec4<f32>(stats_E.y));
-        ds_high_R_E = p_high_R_E * (ds_high_R_E - vec4<f32>(stats_E.y));
+        // in units of the row of dO
+        ds_low_R_E = p_low_R_E * (ds_low_R_E - vec4<f32>(delta_E));
+        ds_high_R_E = p_high_R_E * (ds_high_R_E - vec4<f32>(delta_E));
         if partial {
           if HAS_WINDOW {
             let nan = vec4<f32>(not_a_number());
@@ -243,7 +245,7 @@ fn main(
           ds_low_R_E = select(vec4<f32>(0.0), ds_low_R_E, sees(visible_E, key_R));
           ds_high_R_E = select(vec4<f32>(0.0), ds_high_R_E, sees(visible_E, key_R + HIGH * 4u));
         }
-        // in units of the rows of K, for their product
+        // and of the rows of K, for their product
         ds_low_R_E *= k_units_low_R;
         ds_high_R_E *= k_units_high_R;
         ds_largest = max(ds_largest, max(largest_of(ds_low_R_E), largest_of(ds_high_R_E)));
@@ -306,10 +308,10 @@ fn main(
   }
 
   // dQ_i = softmax_scale · dQ_i
-  let factor = params.softmax_scale_log2 * LN_2 / ds_gain;
   let dq_at = params.dq_offset + tile.batch * params.dq_stride_batch + tile.head * params.dq_stride_head;
   // unroll E in OWNED_FRAGMENTS {
   let inside_E = row_E < params.row_count;
+  let factor_E = params.softmax_scale_log2 * LN_2 / ds_gain * d_o_unit_E;
   // unroll M in K_FRAGMENTS {
   let low_E_M = (M * MATRIX_QUADS + quad) * 4u;
   let high_E_M = low_E_M + HIGH * 4u;
@@ -317,10 +319,10 @@ fn main(
   coopStoreT(dq_E_M, &s_tile[s_scratch], s_stride);
   scratch_barrier();
   if inside_E && low_E_M < HEAD_DIM {
-    store_dq(dq_at + row_E * params.dq_stride_row + low_E_M, HEAD_DIM - low_E_M, s_tile[s_low] * factor);
+    store_dq(dq_at + row_E * params.dq_stride_row + low_E_M, HEAD_DIM - low_E_M, s_tile[s_low] * factor_E);
   }
   if inside_E && high_E_M < HEAD_DIM {
-    store_dq(dq_at + row_E * params.dq_stride_row + high_E_M, HEAD_DIM - high_E_M, s_tile[s_high] * factor);
+    store_dq(dq_at + row_E * params.dq_stride_row + high_E_M, HEAD_DIM - high_E_M, s_tile[s_high] * factor_E);
   }
   // }
   // }

@@ -55,8 +55,8 @@ fn scratch_barrier() {
 }
 
 // Told by the exponent's bits: WGSL compilers may assume that all is finite.
-fn is_finite(value: vec4<f16>) -> bool {
-  let exponents = bitcast<vec4<u32>>(vec4<f32>(value)) & vec4<u32>(0x7f800000u);
+fn is_finite(value: vec4<f32>) -> bool {
+  let exponents = bitcast<vec4<u32>>(value) & vec4<u32>(0x7f800000u);
   return all(exponents != vec4<u32>(0x7f800000u));
 }
 
@@ -96,7 +96,7 @@ fn place_WALKED(index: u32, part: u32, value: Loaded, scale: f32, guarded: bool,
   let quad = index % K_FETCH_LANES + part * K_FETCH_LANES;
   if row < TILE_ROWS && (K_FETCH_LANES * K_FETCH_PARTS == K_ROW_QUADS || quad < K_ROW_QUADS) {
     var half = to_half(value, scale);
-    let is_poison = guarded && !is_finite(half);
+    let is_poison = guarded && !is_finite(decode(value));
     if is_poison {
       half = vec4<f16>();
       atomicStore(&poisoned[row], number);
@@ -129,7 +129,7 @@ fn place_WALKED(index: u32, part: u32, value: Loaded, scale: f32, guarded: bool,
   let quad = index % V_FETCH_LANES + part * V_FETCH_LANES;
   if row < TILE_ROWS && (V_FETCH_LANES * V_FETCH_PARTS == V_ROW_QUADS || quad < V_ROW_QUADS) {
     var half = to_half(value, scale);
-    let is_poison = guarded && !is_finite(half);
+    let is_poison = guarded && !is_finite(decode(value));
     if is_poison {
       half = vec4<f16>();
       atomicStore(&poisoned[row], number);

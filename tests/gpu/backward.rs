@@ -127,8 +127,11 @@ fn gradients_in_f32_have_the_precision_of_f32() {
         let given = gradient_inputs(&problem, 2);
         let whole = run_backward(library(Variant::Full), &problem.clone().f32_gradients(), &given);
         let rounded = run_backward(library(Variant::Full), &problem, &given);
-        for (whole, rounded) in [(whole.dq(), rounded.dq()), (whole.dk(), rounded.dk()), (whole.dv(), rounded.dv())] {
-            assert!(whole.iter().map(|value| element.round(*value)).eq(rounded));
+        let gradients = [(whole.dq(), rounded.dq()), (whole.dk(), rounded.dk()), (whole.dv(), rounded.dv())];
+        for ((whole, rounded), name) in gradients.into_iter().zip(["dq", "dk", "dv"]) {
+            for (whole, rounded) in whole.iter().zip(&rounded) {
+                assert_eq!(element.round(*whole), *rounded, "{name} in {element:?}, from {whole}");
+            }
             assert!(whole.iter().any(|value| element.round(*value) != *value));
         }
     }

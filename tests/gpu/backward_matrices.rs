@@ -95,12 +95,14 @@ fn a_nan_reaches_the_rows_and_keys_that_see_it() {
     const DIM: usize = 16;
     const SEQLEN: usize = 45;
     let Some(library) = library() else { return };
-    let dense = AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32)).element(Element::F16);
+    let dense = AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32));
     let with_nan = |values: &[f64]| -> Vec<usize> {
         (0..SEQLEN).filter(|row| values[row * DIM..][..DIM].iter().any(|value| value.is_nan())).collect()
     };
     let all = |condition: &dyn Fn(usize) -> bool| (0..SEQLEN).filter(|n| condition(*n)).collect::<Vec<_>>();
-    for problem in [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense] {
+    let problems = [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense];
+    let of_all_elements = |problem: AttentionProblem| Element::ALL.map(|element| problem.clone().element(element));
+    for problem in problems.into_iter().flat_map(of_all_elements) {
         let sees = |row: usize, key: usize| problem.visible_keys(row as u32).contains(&(key as u32));
         let clean = gradient_inputs(&problem, 2);
         let places: [fn(&mut GradientInputs) -> &mut Vec<f64>; 2] =
@@ -123,11 +125,13 @@ fn a_nan_reaches_the_rows_and_keys_that_see_it() {
 #[test]
 fn fifty_runs_are_identical() {
     let Some(library) = library() else { return };
-    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 32)).element(Element::F16).causal();
-    let given = gradient_inputs(&problem, 9);
-    let first = run_backward(library, &problem, &given);
-    for _ in 0..49 {
-        assert!(run_backward(library, &problem, &given) == first);
+    for element in [Element::F16, Element::F32] {
+        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 32)).element(element).causal();
+        let given = gradient_inputs(&problem, 9);
+        let first = run_backward(library, &problem, &given);
+        for _ in 0..49 {
+            assert!(run_backward(library, &problem, &given) == first);
+        }
     }
 }
 

@@ -59,8 +59,8 @@ fn main(
   k_largest_E = max(k_largest_E, max(largest_of_loaded(k_0_E_M), largest_of_loaded(k_1_E_M)));
   // }
   let k_scale_E = row_scale(k_largest_E, MATRIX_SIDE, LANES);
-  let k_units_0_E = units_of_rows(unit_of(k_scale_E), first_quad * 4u);
-  let k_units_1_E = units_of_rows(unit_of(k_scale_E), first_quad * 4u + 4u);
+  let k_units_0_E = units_of_rows(inverse(k_scale_E), first_quad * 4u);
+  let k_units_1_E = units_of_rows(inverse(k_scale_E), first_quad * 4u + 4u);
   // unroll M in K_FRAGMENTS {
   p_tile[p_mine] = to_half(k_0_E_M, k_scale_E);
   p_tile[p_mine + 1u] = to_half(k_1_E_M, k_scale_E);
@@ -83,8 +83,8 @@ fn main(
   v_largest_E = max(v_largest_E, max(largest_of_loaded(v_0_E_M), largest_of_loaded(v_1_E_M)));
   // }
   let v_scale_E = row_scale(v_largest_E, MATRIX_SIDE, LANES);
-  let v_units_0_E = units_of_rows(unit_of(v_scale_E), first_quad * 4u);
-  let v_units_1_E = units_of_rows(unit_of(v_scale_E), first_quad * 4u + 4u);
+  let v_units_0_E = units_of_rows(inverse(v_scale_E), first_quad * 4u);
+  let v_units_1_E = units_of_rows(inverse(v_scale_E), first_quad * 4u + 4u);
   // unroll M in V_FRAGMENTS {
   p_tile[p_mine] = to_half(v_0_E_M, v_scale_E);
   p_tile[p_mine + 1u] = to_half(v_1_E_M, v_scale_E);

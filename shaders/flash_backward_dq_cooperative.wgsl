@@ -58,7 +58,7 @@ fn main(
   q_largest_E = max(q_largest_E, max(largest_of_loaded(q_0_E_M), largest_of_loaded(q_1_E_M)));
   // }
   let q_scale_E = row_scale(q_largest_E, 1u, HIGH);
-  let q_unit_E = unit_of(q_scale_E);
+  let q_unit_E = inverse(q_scale_E);
   // unroll M in K_FRAGMENTS {
   p_tile[p_low] = to_half(q_0_E_M, q_scale_E);
   p_tile[p_high] = to_half(q_1_E_M, q_scale_E);
@@ -81,7 +81,7 @@ fn main(
   d_o_largest_E = max(d_o_largest_E, max(largest_of_loaded(d_o_0_E_M), largest_of_loaded(d_o_1_E_M)));
   // }
   let d_o_scale_E = row_scale(d_o_largest_E, 1u, HIGH);
-  let d_o_unit_E = unit_of(d_o_scale_E);
+  let d_o_unit_E = inverse(d_o_scale_E);
   // unroll M in V_FRAGMENTS {
   p_tile[p_low] = to_half(d_o_0_E_M, d_o_scale_E);
   p_tile[p_high] = to_half(d_o_1_E_M, d_o_scale_E);

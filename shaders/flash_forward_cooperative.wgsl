@@ -52,12 +52,27 @@ fn main(
 
   // Q_i; O_i = 0, l_i = 0 (this invocation's part of it), m_i = −∞
   // unroll N in ROW_FRAGMENTS {
+  var q_largest_N = 0.0;
   // unroll M in K_CHUNKS {
-  p_tile[low] = fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad);
-  p_tile[high] = fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad + CHUNK_LANES);
+  let q_low_N_M = fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad);
+  let q_high_N_M = fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad + CHUNK_LANES);
+  q_largest_N = max(q_largest_N, max(largest_of_loaded(q_low_N_M), largest_of_loaded(q_high_N_M)));
+  // }
+  let q_scale_N = row_scale(q_largest_N, 1u, CHUNK_LANES);
+  let scale_N = scale * inverse(q_scale_N);
+  // unroll M in K_CHUNKS {
+  p_tile[low] = signed(to_half(q_low_N_M, q_scale_N));
+  p_tile[high] = signed(to_half(q_high_N_M, q_scale_N));
+  // unroll REST in REST_PARTS {
+  p_tile_REST[low] = signed(to_rest(q_low_N_M, q_scale_N));
+  p_tile_REST[high] = signed(to_rest(q_high_N_M, q_scale_N));
+  // }
   scratch_barrier();
   // unroll G in CHUNK_FRAGMENTS {
   let q_N_M_G = coopLoadT<MatrixA>(&p_tile[scratch_G], CHUNK_STRIDE);
+  // unroll REST in REST_PARTS {
+  let q_REST_N_M_G = coopLoadT<MatrixA>(&p_tile_REST[scratch_G], CHUNK_STRIDE);
+  // }
   // }
   scratch_barrier();
   // }
@@ -68,6 +83,7 @@ fn main(
   // }
   var l_N = 0.0;
   var m_N = MASKED;
+  var v_gain_N = FIRST_V_GAIN;
   // }
 
   // for each KV tile j that some row of i sees. `next` counts visits: a turn of the inner loop computes S of the next tile
@@ -105,22 +121,42 @@ fn main(
   loop {
     if next >= end_SEEN(visits) { break; }
 
-    // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i
+    // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i, and likewise for the gain of V
     // unroll N in ROW_FRAGMENTS {
     let m_new_N = select(m_N, s_max_N, s_max_N > m_N + MAX_GROWTH);
     let alpha_N = exp2(m_N - m_new_N);
     let grew_N = m_new_N > m_N;
     m_N = m_new_N;
     l_N *= alpha_N;
+    var o_factor_N = alpha_N;
+    if HAS_UNITS && next > 0u {
+      // The largest unit of V that the row sees.
+      let visible = visible_keys(i_N);
+      let seen_whole = vec4<bool>(next <= visits.num_whole);
+      var v_unit_N = 0.0;
+      // unroll E in KEY_CHUNKS {
+      let low_E = (E * CHUNK_QUADS + quad) * 4u;
+      let high_E = low_E + CHUNK_LANES * 4u;
+      let key_E = tile_at(visits, next - 1u) * TILE_KV + low_E;
+      let seen_low_E = seen_whole | sees(visible, key_E);
+      let seen_high_E = seen_whole | sees(visible, key_E + CHUNK_LANES * 4u);
+      v_unit_N = max(v_unit_N, largest_of_units(select(vec4<f32>(0.0), v_units(low_E), seen_low_E)));
+      v_unit_N = max(v_unit_N, largest_of_units(select(vec4<f32>(0.0), v_units(high_E), seen_high_E)));
+      // }
+      v_unit_N = row_max(v_unit_N);
+      let v_gain_new_N = select(v_gain_N, V_UNIT_GOAL * inverse(v_unit_N), v_unit_N * v_gain_N > V_UNIT_MOST);
+      o_factor_N *= v_gain_new_N * inverse(v_gain_N);
+      v_gain_N = v_gain_new_N;
+    }
     loop {
-      if next <= 1u || !subgroupAny(grew_N) { break; } // O is still 0, or as it should be
+      if next <= 1u || !subgroupAny(o_factor_N != 1.0) { break; } // O is still 0, or as it should be
       // unroll M in V_CHUNKS {
       // unroll G in CHUNK_FRAGMENTS {
       coopStoreT(o_N_M_G, &s_tile[scratch_G], s_stride);
       // }
       scratch_barrier();
-      s_tile[low] *= alpha_N;
-      s_tile[high] *= alpha_N;
+      s_tile[low] *= o_factor_N;
+      s_tile[high] *= o_factor_N;
       scratch_barrier();
       // unroll G in CHUNK_FRAGMENTS {
       o_N_M_G = coopLoadT<MatrixC>(&s_tile[scratch_G], s_stride);
@@ -139,6 +175,10 @@ fn main(
       // unroll G in CHUNK_FRAGMENTS {
       var s_N_E_G = MatrixC();
       var p_N_E_G = MatrixA();
+      // unroll REST in REST_PARTS {
+      var s_REST_N_E_G = MatrixC();
+      var p_REST_N_E_G = MatrixA();
+      // }
       // }
       // }
       // }
@@ -150,6 +190,13 @@ fn main(
       // unroll N in ROW_FRAGMENTS {
       s_N_E_G = coopMultiplyAdd(q_N_M_H, k_M_H_E_G, s_N_E_G);
       // }
+      // unroll REST in REST_PARTS {
+      let k_REST_M_H_E_G = coopLoad<MatrixB>(&k_tile_REST[k_fragment(E, G, M, H)], K_STRIDE);
+      // unroll N in ROW_FRAGMENTS {
+      s_REST_N_E_G = coopMultiplyAdd(q_REST_N_M_H, k_M_H_E_G, s_REST_N_E_G);
+      s_REST_N_E_G = coopMultiplyAdd(q_N_M_H, k_REST_M_H_E_G, s_REST_N_E_G);
+      // }
+      // }
       // }
       // }
       // }
@@ -160,8 +207,8 @@ fn main(
         let key_first = tile_at(visits, next - 1u) * TILE_KV;
         // unroll E in KEY_CHUNKS {
         // unroll N in ROW_FRAGMENTS {
-        var p_low_N_E = exp2(fma(s_low_N_E, vec4<f32>(scale), vec4<f32>(-m_N)));
-        var p_high_N_E = exp2(fma(s_high_N_E, vec4<f32>(scale), vec4<f32>(-m_N)));
+        var p_low_N_E = exp2(fma(s_low_N_E, vec4<f32>(scale_N), vec4<f32>(-m_N)));
+        var p_high_N_E = exp2(fma(s_high_N_E, vec4<f32>(scale_N), vec4<f32>(-m_N)));
         if IS_MASKED_SEEN {
           p_low_N_E = select(p_low_N_E, vec4<f32>(0.0), s_low_N_E == vec4<f32>(MASKED));
           p_high_N_E = select(p_high_N_E, vec4<f32>(0.0), s_high_N_E == vec4<f32>(MASKED));
@@ -175,11 +222,21 @@ fn main(
           p_low_N_E = dropout(p_low_N_E, batch, head, i_N, key);
           p_high_N_E = dropout(p_high_N_E, batch, head, i_N, key + CHUNK_LANES * 4u);
         }
-        p_tile[low] = vec4<f16>(p_low_N_E);
-        p_tile[high] = vec4<f16>(p_high_N_E);
+        // in units of the rows of V, at most V_UNIT_MOST where the row sees them
+        p_low_N_E *= min(v_units((E * CHUNK_QUADS + quad) * 4u) * v_gain_N, vec4<f32>(V_UNIT_MOST));
+        p_high_N_E *= min(v_units((E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u) * v_gain_N, vec4<f32>(V_UNIT_MOST));
+        p_tile[low] = as_half(p_low_N_E);
+        p_tile[high] = as_half(p_high_N_E);
+        // unroll REST in REST_PARTS {
+        p_tile_REST[low] = rest_of(p_low_N_E);
+        p_tile_REST[high] = rest_of(p_high_N_E);
+        // }
         scratch_barrier();
         // unroll G in CHUNK_FRAGMENTS {
         p_N_E_G = coopLoadT<MatrixA>(&p_tile[scratch_G], CHUNK_STRIDE);
+        // unroll REST in REST_PARTS {
+        p_REST_N_E_G = coopLoadT<MatrixA>(&p_tile_REST[scratch_G], CHUNK_STRIDE);
+        // }
         // }
         scratch_barrier();
         // }
@@ -194,11 +251,14 @@ fn main(
       // unroll E in KEY_CHUNKS {
       // unroll N in ROW_FRAGMENTS {
       // unroll G in CHUNK_FRAGMENTS {
+      // unroll REST in REST_PARTS {
+      s_N_E_G = s_N_E_G + s_REST_N_E_G;
+      // }
       coopStoreT(s_N_E_G, &s_tile[scratch_G], s_stride);
       // }
       scratch_barrier();
-      s_low_N_E = s_tile[low];
-      s_high_N_E = s_tile[high];
+      s_low_N_E = s_tile[low] * k_units((E * CHUNK_QUADS + quad) * 4u);
+      s_high_N_E = s_tile[high] * k_units((E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u);
       scratch_barrier();
       if IS_MASKED_SEEN {
         let key = next_key + (E * CHUNK_QUADS + quad) * 4u;
@@ -211,7 +271,7 @@ fn main(
       // }
       var grew = false;
       // unroll N in ROW_FRAGMENTS {
-      s_max_N = row_max(s_max_N) * scale;
+      s_max_N = row_max(s_max_N) * scale_N;
       grew = grew || s_max_N > m_N + MAX_GROWTH;
       // }
       // A branch that a subgroup takes together or not at all: products need its lanes side by side.
@@ -230,8 +290,18 @@ fn main(
           // unroll M in V_CHUNKS {
           // unroll H in CHUNK_FRAGMENTS {
           let v_E_G_M_H = coopLoadT<MatrixB>(&v_tile[v_fragment(E, G, M, H)], V_STRIDE);
+          // unroll ONLY in ONLY_PARTS {
           // unroll N in ROW_FRAGMENTS {
           o_N_M_H = coopMultiplyAdd(p_N_E_G, v_E_G_M_H, o_N_M_H);
+          // }
+          // }
+          // unroll REST in REST_PARTS {
+          let v_REST_E_G_M_H = coopLoadT<MatrixB>(&v_tile_REST[v_fragment(E, G, M, H)], V_STRIDE);
+          // unroll N in ROW_FRAGMENTS {
+          var o_REST_E_G_N_M_H = coopMultiplyAdd(p_REST_N_E_G, v_E_G_M_H, MatrixC());
+          o_REST_E_G_N_M_H = coopMultiplyAdd(p_N_E_G, v_REST_E_G_M_H, o_REST_E_G_N_M_H);
+          o_N_M_H = o_N_M_H + coopMultiplyAdd(p_N_E_G, v_E_G_M_H, o_REST_E_G_N_M_H);
+          // }
           // }
           // }
           // }
@@ -245,6 +315,9 @@ fn main(
           // unroll E in KEY_CHUNKS {
           // unroll G in CHUNK_FRAGMENTS {
           coopStoreT(p_N_E_G, &p_tile[scratch_G], s_stride);
+          // unroll REST in REST_PARTS {
+          coopStoreT(p_REST_N_E_G, &p_tile_REST[scratch_G], s_stride);
+          // }
           // }
           // unroll M in V_CHUNKS {
           // unroll G in CHUNK_FRAGMENTS {
@@ -252,10 +325,17 @@ fn main(
           // }
           scratch_barrier();
           for (var key = 0u; key < CHUNK_QUADS * 4u; key++) {
-            let p = f32(p_tile[scratch_row + key / 4u][key % 4u]);
-            let v_low = (E * CHUNK_QUADS * 4u + key) * V_STRIDE + M * CHUNK_QUADS + quad;
-            s_tile[low] = add_visible(p, vec4<f32>(v_tile[v_low]), s_tile[low]);
-            s_tile[high] = add_visible(p, vec4<f32>(v_tile[v_low + CHUNK_LANES]), s_tile[high]);
+            let at = (E * CHUNK_QUADS * 4u + key) * V_STRIDE + M * CHUNK_QUADS + quad;
+            var p = f32(p_tile[scratch_row + key / 4u][key % 4u]);
+            var v_low = vec4<f32>(v_tile[at]);
+            var v_high = vec4<f32>(v_tile[at + CHUNK_LANES]);
+            // unroll REST in REST_PARTS {
+            p += f32(p_tile_REST[scratch_row + key / 4u][key % 4u]);
+            v_low += vec4<f32>(v_tile_REST[at]);
+            v_high += vec4<f32>(v_tile_REST[at + CHUNK_LANES]);
+            // }
+            s_tile[low] = add_visible(p, v_low, s_tile[low]);
+            s_tile[high] = add_visible(p, v_high, s_tile[high]);
           }
           scratch_barrier();
           // unroll G in CHUNK_FRAGMENTS {
@@ -281,7 +361,17 @@ fn main(
       // }
       workgroupBarrier(); // the next V, and K of the tile after it, are in place
       next++;
-      if next >= end_SEEN(visits) || has_grown { break; }
+      // In whole tiles all rows see the same units of V.
+      var v_unit = 0.0;
+      if HAS_UNITS && !IS_MASKED_SEEN {
+        // unroll E in KEY_CHUNKS {
+        v_unit = max(v_unit, largest_of_units(v_units((E * CHUNK_QUADS + quad) * 4u)));
+        v_unit = max(v_unit, largest_of_units(v_units((E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u)));
+        // }
+        v_unit = row_max(v_unit);
+      }
+      let has_outgrown = subgroupAny(v_unit * v_gain_0 > V_UNIT_MOST);
+      if next >= end_SEEN(visits) || has_grown || has_outgrown || (HAS_UNITS && IS_MASKED_SEEN) { break; }
     }
   }
   // }
@@ -292,7 +382,7 @@ fn main(
   let l_row_N = row_sum(l_N);
   let visible_N = visible_keys(params.row_first + row_N);
   let empty_N = visible_N.x >= visible_N.y;
-  let factor_N = select(params.dropout_scale / l_row_N, 0.0, empty_N);
+  let factor_N = select(params.dropout_scale / l_row_N * inverse(v_gain_N), 0.0, empty_N);
   let first_N = params.o_offset + tile.batch * params.o_stride_batch + tile.head * params.o_stride_head
     + row_N * params.o_stride_row;
   let inside_N = row_N < params.row_count;

@@ -8,8 +8,12 @@ pub fn encode(element: Element, values: impl Iterator<Item = f64>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(values.size_hint().0.saturating_mul(element.size() as usize));
     match element {
         Element::F32 => values.for_each(|value| bytes.extend_from_slice(&f32::from_f64(value).to_le_bytes())),
-        Element::F16 => values.for_each(|value| bytes.extend_from_slice(&<f16 as ElementType>::from_f64(value).to_le_bytes())),
-        Element::Bf16 => values.for_each(|value| bytes.extend_from_slice(&<bf16 as ElementType>::from_f64(value).to_le_bytes())),
+        Element::F16 => {
+            values.for_each(|value| bytes.extend_from_slice(&<f16 as ElementType>::from_f64(value).to_le_bytes()))
+        }
+        Element::Bf16 => {
+            values.for_each(|value| bytes.extend_from_slice(&<bf16 as ElementType>::from_f64(value).to_le_bytes()))
+        }
     }
     bytes
 }

@@ -54,12 +54,6 @@ fn scratch_barrier() {
   if !IN_LOCKSTEP { subgroupBarrier(); }
 }
 
-// Told by the exponent's bits: WGSL compilers may assume that all is finite.
-fn is_finite(value: vec4<f32>) -> bool {
-  let exponents = bitcast<vec4<u32>>(value) & vec4<u32>(0x7f800000u);
-  return all(exponents != vec4<u32>(0x7f800000u));
-}
-
 // Not a number: WGSL has no literal for it.
 fn not_a_number() -> f32 { return bitcast<f32>(select(0x7fc00000u, 0u, params.grid_width == 0u)); }
 
@@ -96,7 +90,7 @@ fn place_WALKED(index: u32, part: u32, value: Loaded, scale: f32, guarded: bool,
   let quad = index % K_FETCH_LANES + part * K_FETCH_LANES;
   if row < TILE_ROWS && (K_FETCH_LANES * K_FETCH_PARTS == K_ROW_QUADS || quad < K_ROW_QUADS) {
     var half = to_half(value, scale);
-    let is_poison = guarded && !is_finite(decode(value));
+    let is_poison = guarded && !all(are_finite(decode(value)));
     if is_poison {
       half = vec4<f16>();
       atomicStore(&poisoned[row], number);
@@ -105,7 +99,7 @@ fn place_WALKED(index: u32, part: u32, value: Loaded, scale: f32, guarded: bool,
     // unroll REST in REST_PARTS {
     WALKED_tile_REST[row * K_STRIDE + quad] = select(to_rest(value, scale), vec4<f16>(), is_poison);
     // }
-    if quad == 0u { set_WALKED_unit(row, unit_of(scale)); }
+    if quad == 0u { set_WALKED_unit(row, inverse(scale)); }
   }
 }
 // }
@@ -129,7 +123,7 @@ fn place_WALKED(index: u32, part: u32, value: Loaded, scale: f32, guarded: bool,
   let quad = index % V_FETCH_LANES + part * V_FETCH_LANES;
   if row < TILE_ROWS && (V_FETCH_LANES * V_FETCH_PARTS == V_ROW_QUADS || quad < V_ROW_QUADS) {
     var half = to_half(value, scale);
-    let is_poison = guarded && !is_finite(decode(value));
+    let is_poison = guarded && !all(are_finite(decode(value)));
     if is_poison {
       half = vec4<f16>();
       atomicStore(&poisoned[row], number);
@@ -138,7 +132,7 @@ fn place_WALKED(index: u32, part: u32, value: Loaded, scale: f32, guarded: bool,
     // unroll REST in REST_PARTS {
     WALKED_tile_REST[row * V_STRIDE + quad] = select(to_rest(value, scale), vec4<f16>(), is_poison);
     // }
-    if quad == 0u { set_WALKED_unit(row, unit_of(scale)); }
+    if quad == 0u { set_WALKED_unit(row, inverse(scale)); }
   }
 }
 // }

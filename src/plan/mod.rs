@@ -267,10 +267,10 @@ impl Plan {
         let capabilities = &self.capabilities;
         let kernel = match self.passes.first().map(|pass| pass.kernel) {
             Some(kernel) if kernel.packs_heads() => "few rows share K and V".to_owned(),
-            Some(Kernel::FlashForwardCooperative) => "f16 on matrices".to_owned(),
-            Some(Kernel::FlashForward | Kernel::FlashForwardSplit) if self.problem.element != Element::F16 => {
-                format!("matrices hold f16, not {}", self.problem.element.name())
-            }
+            Some(Kernel::FlashForwardCooperative) => match self.problem.element {
+                Element::F32 => "f32 on matrices, in two parts".to_owned(),
+                element => format!("{} on matrices", element.name()),
+            },
             Some(Kernel::FlashForward | Kernel::FlashForwardSplit) => match capabilities.matrix_side {
                 None => "no matrices, or switched off".to_owned(),
                 Some(side) => format!("{side}x{side} matrices do not fit the device"),
@@ -294,7 +294,10 @@ impl Plan {
     /// Whether P is rounded to the element type before its product with V: on cooperative matrices, as in CUDA's flash
     /// attention. The other kernels keep it in f32.
     pub fn rounds_p(&self) -> bool {
-        self.passes.iter().any(|pass| pass.kernel == Kernel::FlashForwardCooperative)
+        let is_rounded = |pass: &Pass| {
+            pass.kernel == Kernel::FlashForwardCooperative && pass.specialization.storage.matrix_parts() == 1
+        };
+        self.passes.iter().any(is_rounded)
     }
 
     /// Bytes of all scratch buffers.
@@ -400,10 +403,7 @@ fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Dir
     match (direction, problem.algorithm) {
         (Direction::Forward, Algorithm::Flash) => {
             let mut step: Step = vec![(&[Kernel::FlashDecode], tiles::decode_candidates(capabilities, shape))];
-            // Matrices hold f16: the wider range of bf16 does not fit them, the precision of f32 would be lost.
-            if problem.element == Element::F16 {
-                step.push((&[Kernel::FlashForwardCooperative], tiles::cooperative_candidates(capabilities, shape)));
-            }
+            step.push((&[Kernel::FlashForwardCooperative], tiles::cooperative_candidates(capabilities, problem)));
             step.push((&[Kernel::FlashForward], portable));
             vec![step]
         }

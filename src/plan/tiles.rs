@@ -161,7 +161,7 @@ impl Tiles {
                 // A mark for each row of the walked tile; the tiles, P and dS are f16, S and dP f32.
                 let halves =
                     storage.matrix_parts() * (walked * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2));
-                let units = if storage.has_row_units() { 8 * walked } else { 0 };
+                let units = if storage.has_row_units() { 8 * (walked + 4) } else { 0 };
                 let s_stride = if kernel.owns_keys() { side / 4 + 1 } else { side / 4 + 2 };
                 QUAD / 2 * halves + QUAD * rows * s_stride + stats + 4 * walked + units
             }
@@ -171,7 +171,9 @@ impl Tiles {
                 let row = |dim: u32| dim.next_multiple_of(chunk) / 4 + 2;
                 let scratch = self.tile_q / self.thread_rows * side * (chunk / 4 + 2);
                 // K, V and P are f16, S is f32; one quad says whether a maximum has grown.
-                QUAD / 2 * (self.tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch) + QUAD * (scratch + 1)
+                let halves = storage.matrix_parts() * (self.tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch);
+                let units = if storage.has_row_units() { 8 * (self.tile_kv + 4) } else { 0 };
+                QUAD / 2 * halves + QUAD * (scratch + 1) + units
             }
             Kernel::StandardScores | Kernel::StandardDp => QUAD * (self.tile_q + self.tile_kv) * k_chunk,
             Kernel::StandardSoftmax => 8 * SOFTMAX_INVOCATIONS,
@@ -237,6 +239,8 @@ impl Tiles {
                     && tile_kv.is_multiple_of(chunk)
                     // The invocations load at least a row of K and V at a time.
                     && widest.next_multiple_of(chunk) <= 4 * self.invocations()
+                    // Where rows have units, a subgroup loads whole rows.
+                    && (!storage.has_row_units() || widest.next_multiple_of(chunk) <= 4 * lanes)
             }
             Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
                 let side = matrix_side.unwrap_or(1);
@@ -265,10 +269,11 @@ impl Tiles {
 }
 
 /// Tiles on cooperative matrices to try, the best first. They need f16 in storage and in shaders.
-pub(super) fn cooperative_candidates(capabilities: &Capabilities, shape: &AttentionShape) -> &'static [Tiles] {
+pub(super) fn cooperative_candidates(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
     const fn of_16(tile_q: u32, tile_kv: u32, thread_rows: u32) -> Tiles {
         Tiles::cooperative(tile_q, tile_kv, thread_rows, 32, 16)
     }
+    let shape = &problem.shape;
     let widest = shape.head_dim.max(shape.head_dim_v);
     match (capabilities.matrix_side, capabilities.subgroup_min_size) {
         // lavapipe (Mesa 26) computes matrices one element at a time: 200 rows at head_dim 64 take 6.7 ms, and 3.0 ms
@@ -278,6 +283,11 @@ pub(super) fn cooperative_candidates(capabilities: &Capabilities, shape: &Attent
         // share each load of K and V; then, that registers (255 at most, no spills) and 48 KiB of workgroup memory leave
         // room for 8 subgroups on a core, at best in two workgroups, of which one computes while the other waits.
         //
+        // f32 passes in two parts of f16.
+        (Some(16), 32) if problem.element == Element::F32 => match widest {
+            0..=64 => const { &[of_16(128, 16, 32), of_16(64, 16, 16)] },
+            _ => const { &[of_16(128, 16, 16), of_16(64, 16, 16)] },
+        },
         // Few rows: 4 heads of 512 at head_dim 64 are 16 tiles of 128 rows; smaller ones use more of the GPU.
         (Some(16), 32) if widest <= 128 && shape.lse_len() <= 8192 => const { &[of_16(64, 32, 16)] },
         // head_dim 32: 145; 32 keys 139.

@@ -138,10 +138,8 @@ pub(super) fn candidates(problem: &AttentionProblem, capabilities: &Capabilities
         add(Kernel::FlashDecode, tiles::decode_candidates(capabilities, shape));
         add(Kernel::FlashDecode, &WORTH_MEASURING_FOR_DECODING);
     }
-    if problem.element == Element::F16 {
-        add(Kernel::FlashForwardCooperative, tiles::cooperative_candidates(capabilities, shape));
-        add(Kernel::FlashForwardCooperative, &WORTH_MEASURING_ON_MATRICES);
-    }
+    add(Kernel::FlashForwardCooperative, tiles::cooperative_candidates(capabilities, problem));
+    add(Kernel::FlashForwardCooperative, &WORTH_MEASURING_ON_MATRICES);
     add(Kernel::FlashForward, tiles::candidates(Algorithm::Flash, capabilities, shape));
     if Workload::of(problem) != Workload::Decode {
         add(Kernel::FlashForward, &WORTH_MEASURING);

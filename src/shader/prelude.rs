@@ -50,6 +50,12 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         ("HEAD_DIM", head_dim),
         ("HEAD_DIM_V", head_dim_v),
     ];
+    // On matrices: lanes that fetch a row of the walked tile together. Where they find the row's unit, they are a power of
+    // two.
+    let fetch_lanes = |quads: u32| match specialization.storage.has_row_units() {
+        true => quads.next_power_of_two().min(tiles.lanes),
+        false => quads,
+    };
     // Quads in a row of a K and of a V tile, or of the chunks of them that standard attention holds at a time.
     let (k_quads, v_quads) = match specialization.kernel {
         Kernel::FlashForward | Kernel::FlashForwardSplit | Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
@@ -84,13 +90,8 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             let is_pair = owned <= if specialization.kernel.owns_keys() { 8 } else { 16 };
             counts.push(("PASSING_FRAGMENTS", if is_pair && (walked / side).is_multiple_of(2) { 2 } else { 1 }));
             counts.push(("STATS_FETCHES", tiles.tile_q.div_ceil(invocations)));
-            // Lanes that fetch a row of the walked tile together. Where they find the row's unit, they are a power of two.
             let (k_quads, v_quads) = (k_fragments * side / 4, v_fragments * side / 4);
-            let lanes_of = |quads: u32| match specialization.storage.has_row_units() {
-                true => quads.next_power_of_two().min(tiles.lanes),
-                false => quads,
-            };
-            let (k_lanes, v_lanes) = (lanes_of(k_quads), lanes_of(v_quads));
+            let (k_lanes, v_lanes) = (fetch_lanes(k_quads), fetch_lanes(v_quads));
             counts.extend([("K_FETCH_LANES", k_lanes), ("K_FETCH_PARTS", k_quads.div_ceil(k_lanes))]);
             counts.extend([("V_FETCH_LANES", v_lanes), ("V_FETCH_PARTS", v_quads.div_ceil(v_lanes))]);
             (k_lanes, v_lanes)
@@ -104,7 +105,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             counts.extend([("MATRIX_SIDE", side), ("CHUNK_FRAGMENTS", chunk_fragments)]);
             counts.extend([("ROW_FRAGMENTS", tiles.thread_rows / side), ("KEY_CHUNKS", tiles.tile_kv / chunk)]);
             counts.extend([("K_CHUNKS", k_chunks), ("V_CHUNKS", v_chunks)]);
-            (k_chunks * chunk / 4, v_chunks * chunk / 4)
+            let (k_lanes, v_lanes) = (fetch_lanes(k_chunks * chunk / 4), fetch_lanes(v_chunks * chunk / 4));
+            counts.extend([("TILE_ROWS", tiles.tile_kv), ("K_FETCH_LANES", k_lanes), ("V_FETCH_LANES", v_lanes)]);
+            (k_lanes, v_lanes)
         }
         _ => {
             let dim = specialization.kernel.product_dim(head_dim, head_dim_v);

@@ -230,12 +230,12 @@ fn shorter_calls_may_be_split_differently() {
         seqlen_kv: Some(seqlen_kv),
         ..Call::default()
     });
-    let prepared = library(Variant::Full).prepare(&problem).unwrap();
+    let prepared = library(Variant::SmallTiles).prepare(&problem).unwrap();
     let counts = calls.map(|call| prepared.num_dispatches(&call).unwrap());
     assert!(counts[0] > counts[1] && counts[1] > counts[2], "{counts:?}");
-    let flash = run_calls(library(Variant::Full), &problem, &inputs, &calls);
+    let flash = run_calls(library(Variant::SmallTiles), &problem, &inputs, &calls);
     let standard = problem.clone().algorithm(Algorithm::Standard);
-    let standard = run_calls(library(Variant::Full), &standard, &inputs, &calls);
+    let standard = run_calls(library(Variant::SmallTiles), &standard, &inputs, &calls);
     for ((call, flash), standard) in calls.iter().zip(&flash).zip(&standard) {
         check_answer(&problem_of(&problem, call), &inputs, flash, standard);
     }

@@ -1,6 +1,6 @@
-//! f16 on cooperative matrices, also where the planner would not take them: on a software driver.
+//! The forward pass on cooperative matrices, also where the planner would not take them: on a software driver.
 
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, reference};
 
 use crate::support::{check, inputs, run, with_matrices};
 
@@ -9,9 +9,18 @@ fn check_case(problem: &AttentionProblem, seed: u64) {
         println!("skipped: the device has no cooperative matrices");
         return;
     };
-    let problem = problem.clone().element(Element::F16);
-    let output = check(library, &problem, &inputs(&problem, seed));
-    assert!(output.rounds_p, "it ran on matrices");
+    for element in Element::ALL {
+        let problem = problem.clone().element(element);
+        // Rows with units of their own are loaded by a subgroup: 8 lanes load no more than 32 head dimensions.
+        let widest = problem.shape.head_dim.max(problem.shape.head_dim_v);
+        if element != Element::F16 && widest > 4 * library.capabilities().subgroup_min_size {
+            println!("skipped: head_dim {widest} in {element:?} for subgroups of this device");
+            continue;
+        }
+        let prepared = library.prepare(&problem).unwrap();
+        assert_eq!(prepared.plan().passes()[0].kernel.name(), "flash_forward_cooperative");
+        check(library, &problem, &inputs(&problem, seed));
+    }
 }
 
 #[test]
@@ -27,8 +36,59 @@ fn every_mask_and_dropout() {
 }
 
 #[test]
+fn every_mask_and_dropout_of_narrow_heads() {
+    let problem = AttentionProblem::new(AttentionShape::new(2, 4, 113, 32).num_heads_kv(2).seqlen_kv(203));
+    check_case(&problem, 1);
+    check_case(&problem.clone().causal(), 2);
+    check_case(&problem.clone().window(Some(7), Some(3)), 4);
+    check_case(&problem.clone().causal().dropout(0.3, 5).scale(-0.4), 5);
+    check_case(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 24).seqlen_kv(40)).causal(), 6);
+}
+
+/// f32 and bf16 pass through f16 in units of their rows, so each row may be as large or as small as it likes, whatever
+/// stands in the rows that are not seen.
+#[test]
+fn rows_of_every_magnitude() {
+    const DIM: usize = 16;
+    const SEQLEN: usize = 150;
+    let Some(library) = with_matrices() else {
+        println!("skipped: the device has no cooperative matrices");
+        return;
+    };
+    let shape = AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32).seqlen_kv(200);
+    for element in [Element::F32, Element::Bf16] {
+        let causal = AttentionProblem::new(shape).element(element).causal_top_left();
+        for problem in [causal.clone(), causal.window(Some(20), Some(0))] {
+            let mut inputs = inputs(&problem, 4);
+            // The last key that a row sees outgrows the others, 1,000 times every 10 keys: O_i is as large as V_i. Q and K grow
+            // and shrink together.
+            let factor = |row: usize| 2f64.powi(row as i32 - 75);
+            let scale = |rows: &mut [f64], factor: &dyn Fn(usize) -> f64| {
+                rows.iter_mut().enumerate().for_each(|(n, value)| *value *= factor(n / DIM));
+            };
+            scale(&mut inputs.v, &factor);
+            scale(&mut inputs.q, &|row| 2f64.powi(40 + (row % 3) as i32));
+            scale(&mut inputs.k, &|row| 2f64.powi(-40 - (row % 5) as i32));
+            for unseen in [&mut inputs.k, &mut inputs.v] {
+                for (n, value) in unseen[SEQLEN * DIM..].iter_mut().enumerate() {
+                    *value = element.round([1e30, -1e-30, 0.0][n / DIM % 3]);
+                }
+            }
+            let wanted = reference::forward(&problem, &inputs.q, &inputs.k, &inputs.v).o;
+            let error = |algorithm| {
+                let found = run(library, &problem.clone().algorithm(algorithm), &inputs).o();
+                let errors = found.iter().zip(&wanted).enumerate();
+                errors.fold(0.0, |max: f64, (n, (found, wanted))| max.max((found - wanted).abs() / factor(n / DIM)))
+            };
+            let (flash, standard) = (error(Algorithm::Flash), error(Algorithm::Standard));
+            assert!(flash <= 2.0 * standard + 1e-6, "{element:?}: {flash:e}, standard {standard:e}");
+        }
+    }
+}
+
+#[test]
 fn every_width() {
-    for (head_dim, head_dim_v) in [(1, 3), (31, 40), (80, 96), (128, 59)] {
+    for (head_dim, head_dim_v) in [(1, 3), (31, 24), (31, 40), (80, 96), (128, 59)] {
         let shape = AttentionShape::new(1, 2, 70, head_dim).head_dim_v(head_dim_v);
         check_case(&AttentionProblem::new(shape).causal(), 7);
     }
@@ -40,8 +100,10 @@ fn a_nan_reaches_the_rows_that_see_it() {
         println!("skipped: the device has no cooperative matrices");
         return;
     };
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 45, 16)).element(Element::F16);
-    for problem in [problem.clone().causal(), problem.window(Some(4), Some(2))] {
+    let dense = AttentionProblem::new(AttentionShape::new(1, 1, 45, 16));
+    let of_all_elements = |problem: AttentionProblem| Element::ALL.map(|element| problem.clone().element(element));
+    let problems = [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense];
+    for problem in problems.into_iter().flat_map(of_all_elements) {
         let mut inputs = inputs(&problem, 1);
         inputs.v[20 * 16 + 3] = f64::NAN;
         let o = run(library, &problem, &inputs).o();
@@ -58,10 +120,12 @@ fn runs_are_identical() {
         println!("skipped: the device has no cooperative matrices");
         return;
     };
-    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 64)).element(Element::F16).causal();
-    let inputs = inputs(&problem, 9);
-    let first = run(library, &problem, &inputs);
-    for _ in 0..49 {
-        assert!(run(library, &problem, &inputs) == first);
+    for (element, head_dim) in [(Element::F16, 64), (Element::F32, 32)] {
+        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, head_dim)).element(element).causal();
+        let inputs = inputs(&problem, 9);
+        let first = run(library, &problem, &inputs);
+        for _ in 0..49 {
+            assert!(run(library, &problem, &inputs) == first);
+        }
     }
 }

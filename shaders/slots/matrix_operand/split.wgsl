@@ -1,6 +1,14 @@
-// What was loaded is decoded, scaled, and split into what f16 holds of it and the rest: 11 bits each.
-fn to_half(loaded: Loaded, scale: f32) -> vec4<f16> { return as_half(decode(loaded) * scale); }
-fn to_rest(loaded: Loaded, scale: f32) -> vec4<f16> { return rest_of(decode(loaded) * scale); }
+// What was loaded is decoded, scaled, and split into what f16 holds of it and the rest: 11 bits each. Infinities and NaNs
+// have no rest.
+fn to_half(loaded: Loaded, scale: f32) -> vec4<f16> {
+  let value = decode(loaded) * scale;
+  return vec4<f16>(select(value, rounded(value), are_finite(value)));
+}
+
+fn to_rest(loaded: Loaded, scale: f32) -> vec4<f16> {
+  let value = decode(loaded) * scale;
+  return vec4<f16>(select(vec4<f32>(0.0), value - rounded(value), are_finite(value)));
+}
 
 fn as_half(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(rounded(value)); }
 fn rest_of(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value - rounded(value)); }

@@ -3,7 +3,7 @@ const HAS_UNITS = false;
 
 fn largest_of_loaded(loaded: Loaded) -> f32 { return 0.0; }
 fn row_scale(largest: f32, first_distance: u32, end_distance: u32) -> f32 { return 1.0; }
-fn unit_of(scale: f32) -> f32 { return 1.0; }
+fn inverse(power: f32) -> f32 { return 1.0; }
 fn units_of_rows(unit: f32, first: u32) -> vec4<f32> { return vec4<f32>(1.0); }
 
 // unroll TENSOR in WALKED {

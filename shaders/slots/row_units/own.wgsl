@@ -4,8 +4,10 @@
 const HAS_UNITS = true;
 const LARGEST_EXPONENT = 12;
 
+// Infinities and NaNs are no measure for the elements beside them.
 fn largest_of_loaded(loaded: Loaded) -> f32 {
-  let size = abs(decode(loaded));
+  let value = decode(loaded);
+  let size = select(vec4<f32>(0.0), abs(value), are_finite(value));
   return max(max(size.x, size.y), max(size.z, size.w));
 }
 
@@ -20,8 +22,8 @@ fn row_scale(largest: f32, first_distance: u32, end_distance: u32) -> f32 {
   return bitcast<f32>(u32(clamp(254 + LARGEST_EXPONENT - exponent, 1, 253)) << 23u);
 }
 
-// 1 / scale, exactly.
-fn unit_of(scale: f32) -> f32 { return bitcast<f32>(0x7f000000u - bitcast<u32>(scale)); }
+// 1 / power for a power of two, exactly: the unit that belongs to a scale, or the other way round.
+fn inverse(power: f32) -> f32 { return bitcast<f32>(0x7f000000u - bitcast<u32>(power)); }
 
 // The units of four neighbouring rows that the lanes from `first` on have.
 fn units_of_rows(unit: f32, first: u32) -> vec4<f32> {
@@ -32,9 +34,9 @@ fn units_of_rows(unit: f32, first: u32) -> vec4<f32> {
   return vec4<f32>(x, y, z, w);
 }
 
-// The units of the rows that pass through workgroup memory.
+// The units of the rows that pass through workgroup memory; of row TILE_ROWS anything.
 // unroll TENSOR in WALKED {
-var<workgroup> unit_of_TENSOR: array<f32, TILE_ROWS>;
+var<workgroup> unit_of_TENSOR: array<f32, TILE_ROWS + 4u>;
 
 fn set_TENSOR_unit(row: u32, unit: f32) { unit_of_TENSOR[row] = unit; }
 fn TENSOR_unit(row: u32) -> f32 { return unit_of_TENSOR[row]; }

@@ -113,7 +113,7 @@ impl Library {
     }
 }
 
-/// The library with f16 on cooperative matrices, also on a software driver, where the planner knows better: they are slow
+/// The library on cooperative matrices, also on a software driver, where the planner knows better: they are slow
 /// there, but no GPU is needed to test them. `None` where the device has none.
 pub fn with_matrices() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
@@ -124,7 +124,7 @@ pub fn with_matrices() -> Option<&'static Library> {
         let standard = Tiles::new(64, 32, 4, 8);
         let matrices = |tile_q, tile_kv, rows| Tiles::cooperative(tile_q, tile_kv, rows, lanes, side);
         let [tiles, dkdv, dq] = match side {
-            16 => [matrices(128, 32, 16), matrices(32, 64, 16), matrices(64, 32, 32)],
+            16 => [matrices(64, 16, 16), matrices(32, 64, 16), matrices(64, 32, 32)],
             // A software driver compiles them for minutes: as few fragments as cover 256 head dimensions.
             _ => [matrices(64, 8, 8), matrices(16, 32, 8), matrices(32, 16, 16)],
         };

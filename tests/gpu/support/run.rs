@@ -1,6 +1,6 @@
 use half::{bf16, f16};
 use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{AttentionProblem, Element, ForwardBuffers};
+use wgpu_flash_attention::{AttentionProblem, Element, ElementType, ForwardBuffers};
 
 use super::data::{Inputs, gaps};
 use super::device::Library;
@@ -182,8 +182,10 @@ impl Tensors {
 pub(super) fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
     match element {
         Element::F32 => values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect(),
-        Element::F16 => values.iter().flat_map(|value| f16::from_f64(*value).to_le_bytes()).collect(),
-        Element::Bf16 => values.iter().flat_map(|value| bf16::from_f64(*value).to_le_bytes()).collect(),
+        Element::F16 => values.iter().flat_map(|value| <f16 as ElementType>::from_f64(*value).to_le_bytes()).collect(),
+        Element::Bf16 => {
+            values.iter().flat_map(|value| <bf16 as ElementType>::from_f64(*value).to_le_bytes()).collect()
+        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Tiles measured on one device, and what is worth measuring.
 
-use super::tiles::{self, Tiles};
-use super::{Capabilities, Kernel};
+use super::{Capabilities, Kernel, Tiles, tile_table};
 use crate::problem::{Algorithm, AttentionProblem, Element};
 
 /// What a problem asks of a device. Problems of one workload are best served by the same tiles.
@@ -22,8 +21,8 @@ impl Workload {
     /// That of a problem.
     pub fn of(problem: &AttentionProblem) -> Self {
         match &problem.shape {
-            shape if tiles::decodes(shape) => Workload::Decode,
-            shape if tiles::is_small(shape) => Workload::Small,
+            shape if tile_table::decodes(shape) => Workload::Decode,
+            shape if tile_table::is_small(shape) => Workload::Small,
             _ => Workload::Large,
         }
     }
@@ -135,12 +134,12 @@ pub(super) fn candidates(problem: &AttentionProblem, capabilities: &Capabilities
         }
     };
     if Workload::of(problem) == Workload::Decode {
-        add(Kernel::FlashDecode, tiles::decode_candidates(capabilities, shape));
+        add(Kernel::FlashDecode, tile_table::decode_candidates(capabilities, shape));
         add(Kernel::FlashDecode, &WORTH_MEASURING_FOR_DECODING);
     }
-    add(Kernel::FlashForwardCooperative, tiles::cooperative_candidates(capabilities, problem));
+    add(Kernel::FlashForwardCooperative, tile_table::cooperative_candidates(capabilities, problem));
     add(Kernel::FlashForwardCooperative, &WORTH_MEASURING_ON_MATRICES);
-    add(Kernel::FlashForward, tiles::candidates(Algorithm::Flash, capabilities, shape));
+    add(Kernel::FlashForward, tile_table::candidates(Algorithm::Flash, capabilities, shape));
     if Workload::of(problem) != Workload::Decode {
         add(Kernel::FlashForward, &WORTH_MEASURING);
     }

@@ -56,6 +56,18 @@ fn every_width_and_layout() {
     assert!(in_f32.iter().map(|value| Element::F16.round(*value)).eq(rounded.iter().copied()) && in_f32 != rounded);
 }
 
+/// Matrix units round sums toward 0: a sum of many terms of one sign would drift away in one of them.
+#[test]
+fn long_sums_do_not_drift() {
+    let Some(library) = library() else { return };
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 5_000, 16).seqlen_kv(40));
+    let mut given = gradient_inputs(&problem, 2);
+    for tensor in [&mut given.d_o, &mut given.inputs.q] {
+        tensor.iter_mut().for_each(|value| *value = Element::F32.round(value.abs() + 1.0));
+    }
+    check_gradients(library, &problem, &given);
+}
+
 /// A gradient is as small or as large as the loss makes it, far outside what f16 holds with all of its bits.
 #[test]
 fn gradients_scale_with_d_o() {

@@ -86,6 +86,19 @@ fn rows_of_every_magnitude() {
     }
 }
 
+/// Matrix units round sums toward 0: a sum of many terms of one sign would drift away in one of them.
+#[test]
+fn long_sums_do_not_drift() {
+    let Some(library) = with_matrices() else {
+        println!("skipped: the device has no cooperative matrices");
+        return;
+    };
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 40, 16).seqlen_kv(10_000));
+    let mut inputs = inputs(&problem, 3);
+    inputs.v.iter_mut().for_each(|value| *value = Element::F32.round(value.abs() + 1.0));
+    check(library, &problem, &inputs);
+}
+
 #[test]
 fn every_width() {
     for (head_dim, head_dim_v) in [(1, 3), (31, 24), (31, 40), (80, 96), (128, 59)] {

@@ -22,6 +22,24 @@ const S_STRIDE = MATRIX_QUADS + 1u;
 // LSE in units of log2(e), and D.
 var<workgroup> stats_tile: array<vec2<f32>, TILE_Q>;
 
+// A step of a workgroup's walk: a visit of a Q tile of one of the query heads that share its KV head, counted from the
+// first of them. The whole tiles of all heads come first.
+struct Step {
+  head: u32,
+  visit: u32,
+  row_tile: u32,
+}
+
+// Without a branch, like tile_at.
+fn step_at(visits: Visits, step: u32) -> Step {
+  let whole_steps = visits.num_whole * params.heads_per_kv;
+  let is_whole_step = step < whole_steps;
+  let tiles = max(select(visits.count - visits.num_whole, visits.num_whole, is_whole_step), 1u);
+  let in_kind = select(step - whole_steps, step, is_whole_step);
+  let visit = in_kind % tiles + select(visits.num_whole, 0u, is_whole_step);
+  return Step(in_kind / tiles, visit, tile_at(visits, visit));
+}
+
 @compute @workgroup_size(INVOCATIONS)
 fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,
@@ -106,10 +124,10 @@ fn main(
   for (var row = invocation; row < TILE_Q; row += INVOCATIONS) { atomicStore(&poisoned[row], 0u); }
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
-  let range = row_range(tile.first_key, tile.last_key);
-  let tiles = max(range.end, range.first) - range.first;
-  let steps = tiles * params.heads_per_kv;
-  let is_full = tile.key + TILE_KV <= params.key_count;
+  // Those that all keys are seen by come first, so that their loop needs no mask; a tile that is not full of keys has none.
+  var visits = visits_of(row_range(tile.first_key, tile.last_key));
+  visits.num_whole = select(0u, visits.num_whole, tile.key + TILE_KV <= params.key_count);
+  let steps = visits.count * params.heads_per_kv;
   let q_batch_at = params.q_offset + tile.batch * params.q_stride_batch;
   let d_o_batch_at = params.d_o_offset + tile.batch * params.d_o_stride_batch;
   let lse_batch_at = tile.batch * params.lse_stride_batch;
@@ -128,7 +146,7 @@ fn main(
   var stats_next_L = vec2<f32>(0.0);
   // }
   if steps > 0u {
-    let next_row = range.first * TILE_Q;
+    let next_row = step_at(visits, 0u).row_tile * TILE_Q;
     // unroll L in K_FETCHES {
     // unroll P in K_FETCH_PARTS {
     q_next_L_P = fetch_q(q_batch_at + tile.head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
@@ -143,13 +161,16 @@ fn main(
     stats_next_L = row_stats(lse_batch_at + tile.head * params.lse_stride_head, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
     // }
   }
-  for (var step = 0u; step < steps; step++) {
-    let head = tile.head + step / tiles;
-    let i = range.first + step % tiles;
-    let next = min(step + 1u, steps - 1u);
-    let next_head = tile.head + next / tiles;
-    let next_row = (range.first + next % tiles) * TILE_Q;
-    let partial = !is_whole(range, i);
+  var step = 0u;
+  // unroll SEEN in SEEN_LOOPS {
+  for (; step < until_SEEN(visits) * params.heads_per_kv; step++) {
+    let now = step_at(visits, step);
+    let head = tile.head + now.head;
+    let i = now.row_tile;
+    let masked = IS_MASKED_SEEN && now.visit >= visits.num_whole;
+    let next = step_at(visits, min(step + 1u, steps - 1u));
+    let next_head = tile.head + next.head;
+    let next_row = next.row_tile * TILE_Q;
     workgroupBarrier(); // the last tile is read
     // unroll L in K_FETCHES {
     var q_largest_L = 0.0;
@@ -158,7 +179,7 @@ fn main(
     // }
     let q_scale_L = row_scale(q_largest_L, 1u, K_FETCH_LANES);
     // unroll P in K_FETCH_PARTS {
-    place_q(invocation + L * INVOCATIONS, P, q_next_L_P, q_scale_L, HAS_WINDOW && partial, step + 1u);
+    place_q(invocation + L * INVOCATIONS, P, q_next_L_P, q_scale_L, HAS_WINDOW && masked, step + 1u);
     q_next_L_P = fetch_q(q_batch_at + next_head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
     // }
     // }
@@ -169,7 +190,7 @@ fn main(
     // }
     let d_o_scale_L = row_scale(d_o_largest_L, 1u, V_FETCH_LANES);
     // unroll P in V_FETCH_PARTS {
-    place_d_o(invocation + L * INVOCATIONS, P, d_o_next_L_P, d_o_scale_L, HAS_WINDOW && partial, step + 1u);
+    place_d_o(invocation + L * INVOCATIONS, P, d_o_next_L_P, d_o_scale_L, HAS_WINDOW && masked, step + 1u);
     d_o_next_L_P = fetch_d_o(d_o_batch_at + next_head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
     // }
     // }
@@ -238,7 +259,7 @@ fn main(
         let row_R = fragment + R * MATRIX_SIDE + row_in_fragment;
         let i_row_R = i * TILE_Q + row_R;
         var stats_R = stats_tile[row_R];
-        if HAS_WINDOW && partial && atomicLoad(&poisoned[row_R]) == step + 1u { stats_R.x = not_a_number(); }
+        if HAS_WINDOW && masked && atomicLoad(&poisoned[row_R]) == step + 1u { stats_R.x = not_a_number(); }
         let visible_R = visible_keys(i_row_R);
         let q_unit_R = q_unit(row_R);
         let d_o_unit_R = d_o_unit(row_R);
@@ -255,7 +276,7 @@ fn main(
         var p_1_R_E = exp2(fma(s_tile[s_mine + 1u] * k_units_1_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
         scratch_barrier();
         coopStore(dp_R_E, &s_tile[s_scratch], s_stride);
-        if (HAS_WINDOW && partial) || !is_full {
+        if masked {
           p_0_R_E = select(vec4<f32>(0.0), p_0_R_E, sees(visible_R, key_E));
           p_1_R_E = select(vec4<f32>(0.0), p_1_R_E, sees(visible_R, key_E + 4u));
         }
@@ -293,7 +314,7 @@ fn main(
         }
         ds_0_R_E = p_0_R_E * fma(ds_0_R_E, vec4<f32>(d_o_unit_R), vec4<f32>(-stats_R.y));
         ds_1_R_E = p_1_R_E * fma(ds_1_R_E, vec4<f32>(d_o_unit_R), vec4<f32>(-stats_R.y));
-        if (HAS_WINDOW && partial) || !is_full {
+        if masked {
           // Not by P = 0: what is not seen may be infinite.
           ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E, sees(visible_R, key_E));
           ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E, sees(visible_R, key_E + 4u));
@@ -386,6 +407,7 @@ fn main(
       }
     }
   }
+  // }
 
   // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j
   let dk_factor = params.softmax_scale_log2 * LN_2 / ds_gain;

@@ -105,28 +105,33 @@ fn main(
   for (var key = invocation; key < TILE_KV; key += INVOCATIONS) { atomicStore(&poisoned[key], 0u); }
 
   // for each KV tile j that some row of i sees:
-  let range = block_range(tile.first_row, tile.last_row);
+  // Those that all rows see whole come first, so that their loop needs no mask.
+  let visits = visits_of(block_range(tile.first_row, tile.last_row));
   let k_at = params.k_offset + tile.batch * params.k_stride_batch + tile.head_kv * params.k_stride_head;
   let v_at = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head;
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
   // unroll P in K_FETCH_PARTS {
   var k_next_L_P = Loaded();
-  if range.first < range.end {
-    k_next_L_P = fetch_k(k_at, range.first * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
+  if visits.count > 0u {
+    k_next_L_P = fetch_k(k_at, tile_at(visits, 0u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
   }
   // }
   // }
   // unroll L in V_FETCHES {
   // unroll P in V_FETCH_PARTS {
   var v_next_L_P = Loaded();
-  if range.first < range.end {
-    v_next_L_P = fetch_v(v_at, range.first * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
+  if visits.count > 0u {
+    v_next_L_P = fetch_v(v_at, tile_at(visits, 0u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
   }
   // }
   // }
-  for (var j = range.first; j < range.end; j++) {
-    let partial = !is_whole(range, j);
+  var visit = 0u;
+  // unroll SEEN in SEEN_LOOPS {
+  for (; visit < until_SEEN(visits); visit++) {
+    let j = tile_at(visits, visit);
+    let next_key = tile_at(visits, visit + 1u) * TILE_KV;
+    let masked = IS_MASKED_SEEN && visit >= visits.num_whole;
     workgroupBarrier(); // the last tile is read
     // unroll L in K_FETCHES {
     var k_largest_L = 0.0;
@@ -135,8 +140,8 @@ fn main(
     // }
     let k_scale_L = row_scale(k_largest_L, 1u, K_FETCH_LANES);
     // unroll P in K_FETCH_PARTS {
-    place_k(invocation + L * INVOCATIONS, P, k_next_L_P, k_scale_L, HAS_WINDOW && partial, j + 1u);
-    k_next_L_P = fetch_k(k_at, (j + 1u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
+    place_k(invocation + L * INVOCATIONS, P, k_next_L_P, k_scale_L, HAS_WINDOW && masked, visit + 1u);
+    k_next_L_P = fetch_k(k_at, next_key, params.seqlen_kv, invocation + L * INVOCATIONS, P);
     // }
     // }
     // unroll L in V_FETCHES {
@@ -146,8 +151,8 @@ fn main(
     // }
     let v_scale_L = row_scale(v_largest_L, 1u, V_FETCH_LANES);
     // unroll P in V_FETCH_PARTS {
-    place_v(invocation + L * INVOCATIONS, P, v_next_L_P, v_scale_L, HAS_WINDOW && partial, j + 1u);
-    v_next_L_P = fetch_v(v_at, (j + 1u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
+    place_v(invocation + L * INVOCATIONS, P, v_next_L_P, v_scale_L, HAS_WINDOW && masked, visit + 1u);
+    v_next_L_P = fetch_v(v_at, next_key, params.seqlen_kv, invocation + L * INVOCATIONS, P);
     // }
     // }
     workgroupBarrier(); // the tile is in place
@@ -236,11 +241,11 @@ fn main(
         // in units of the row of dO
         ds_low_R_E = p_low_R_E * (ds_low_R_E - vec4<f32>(delta_E));
         ds_high_R_E = p_high_R_E * (ds_high_R_E - vec4<f32>(delta_E));
-        if partial {
+        if masked {
           if HAS_WINDOW {
             let nan = vec4<f32>(not_a_number());
-            ds_low_R_E = select(ds_low_R_E, nan, are_poisoned(in_tile_R, j + 1u));
-            ds_high_R_E = select(ds_high_R_E, nan, are_poisoned(in_tile_R + HIGH * 4u, j + 1u));
+            ds_low_R_E = select(ds_low_R_E, nan, are_poisoned(in_tile_R, visit + 1u));
+            ds_high_R_E = select(ds_high_R_E, nan, are_poisoned(in_tile_R + HIGH * 4u, visit + 1u));
           }
           ds_low_R_E = select(vec4<f32>(0.0), ds_low_R_E, sees(visible_E, key_R));
           ds_high_R_E = select(vec4<f32>(0.0), ds_high_R_E, sees(visible_E, key_R + HIGH * 4u));
@@ -306,6 +311,7 @@ fn main(
       }
     }
   }
+  // }
 
   // dQ_i = softmax_scale · dQ_i
   let dq_at = params.dq_offset + tile.batch * params.dq_stride_batch + tile.head * params.dq_stride_head;

@@ -84,7 +84,7 @@ pub struct Specialization {
     /// Whether partial results are in f32, whatever the element. Only their merge asks.
     pub parts_in_f32: bool,
     /// Whether tiles that need a mask have a loop of their own, so that the loop over the others is free of it. Software
-    /// drivers, which compile slowly, do without. Only `flash_forward.wgsl` asks.
+    /// drivers, which compile slowly, do without. Only the kernels with such loops ask.
     pub masked_loop: bool,
     /// Whether the invocations of a subgroup run in lockstep, as they do on software drivers. Only the cooperative
     /// kernel asks.
@@ -98,7 +98,13 @@ impl Specialization {
         let kernel = self.kernel;
         let binds_any = |operands: &[super::Operand]| operands.iter().any(|&operand| kernel.binds(operand));
         self.in_lockstep &= self.kernel.uses_matrices();
-        self.masked_loop &= matches!(kernel, Kernel::FlashForward | Kernel::FlashForwardSplit);
+        self.masked_loop &= matches!(
+            kernel,
+            Kernel::FlashForward
+                | Kernel::FlashForwardSplit
+                | Kernel::FlashBackwardDkdvCooperative
+                | Kernel::FlashBackwardDqCooperative
+        );
         self.has_window &= kernel.masks();
         self.has_dropout &= kernel.drops();
         self.f32_gradients &= kernel.operands().iter().any(|(operand, _)| operand.is_gradient());

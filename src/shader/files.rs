@@ -103,7 +103,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashBackwardDkdv => files.push(file!("common/flash_q_tiles.wgsl")),
         Kernel::FlashBackwardPreprocess => {}
         Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
-            files.push(matrix_file!("common/cooperative_gradient_tiles.wgsl"));
+            files.extend([file!("common/visits.wgsl"), matrix_file!("common/cooperative_gradient_tiles.wgsl")]);
         }
         Kernel::FlashForwardCooperative => {
             files.extend([file!("common/visits.wgsl"), matrix_file!("common/cooperative_tiles.wgsl")]);

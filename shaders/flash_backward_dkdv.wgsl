@@ -49,28 +49,33 @@ fn main(
   // }
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
-  let range = row_range(tile.first_key, tile.last_key);
-  let tiles = max(range.end, range.first) - range.first;
-  let steps = tiles * params.heads_per_kv;
+  // Those that all keys are seen by come first, so that their loop needs no mask.
+  let visits = visits_of(row_range(tile.first_key, tile.last_key));
+  let steps = visits.count * params.heads_per_kv;
+  let first_row = step_at(visits, 0u).row_tile * TILE_Q;
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
   var q_next_L = Loaded();
-  if steps > 0u { q_next_L = fetch_q(tile, tile.head, range.first * TILE_Q, invocation + L * INVOCATIONS); }
+  if steps > 0u { q_next_L = fetch_q(tile, tile.head, first_row, invocation + L * INVOCATIONS); }
   // }
   // unroll L in V_FETCHES {
   var d_o_next_L = Loaded();
-  if steps > 0u { d_o_next_L = fetch_d_o(tile, tile.head, range.first * TILE_Q, invocation + L * INVOCATIONS); }
+  if steps > 0u { d_o_next_L = fetch_d_o(tile, tile.head, first_row, invocation + L * INVOCATIONS); }
   // }
   // unroll L in STATS_FETCHES {
   var stats_next_L = vec2<f32>(0.0);
-  if steps > 0u { stats_next_L = fetch_stats(tile, tile.head, range.first * TILE_Q, invocation + L * INVOCATIONS); }
+  if steps > 0u { stats_next_L = fetch_stats(tile, tile.head, first_row, invocation + L * INVOCATIONS); }
   // }
-  for (var step = 0u; step < steps; step++) {
-    let head = tile.head + step / tiles;
-    let i = range.first + step % tiles;
-    let next = min(step + 1u, steps - 1u);
-    let next_head = tile.head + next / tiles;
-    let next_row = (range.first + next % tiles) * TILE_Q;
+  var step = 0u;
+  // unroll SEEN in SEEN_LOOPS {
+  for (; step < until_SEEN(visits) * params.heads_per_kv; step++) {
+    let now = step_at(visits, step);
+    let head = tile.head + now.head;
+    let i = now.row_tile;
+    let masked = HAS_WINDOW && IS_MASKED_SEEN && now.visit >= visits.num_whole;
+    let next = step_at(visits, min(step + 1u, steps - 1u));
+    let next_head = tile.head + next.head;
+    let next_row = next.row_tile * TILE_Q;
     workgroupBarrier(); // the last tile is read
     // unroll L in K_FETCHES {
     place_q(invocation + L * INVOCATIONS, q_next_L);
@@ -88,7 +93,6 @@ fn main(
       place_keep(params.batch_first + tile.batch, params.head_first + head, i * TILE_Q, tile.first_key, invocation);
     }
     workgroupBarrier(); // the tile is in place
-    let whole = is_whole(range, i);
 
     for (var row = 0u; row < TILE_Q; row++) {
       // unroll M in K_QUADS {
@@ -124,7 +128,7 @@ fn main(
       // }
 
       // dV_j = dV_j + dropout(P)ᵀ dO_i, dK_j = dK_j + dSᵀ Q_i
-      if HAS_WINDOW && !whole {
+      if masked {
         let visible = visible_keys(i * TILE_Q + row);
         // unroll N in THREAD_ROWS {
         let key_N = i32(tile.first_key + key + N);
@@ -150,6 +154,7 @@ fn main(
       }
     }
   }
+  // }
 
   // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j
   // unroll N in THREAD_ROWS {

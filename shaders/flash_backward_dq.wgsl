@@ -56,31 +56,37 @@ fn main(
   // }
 
   // for each KV tile j that some row of i sees:
-  let range = block_range(tile.first_row, tile.last_row);
+  // Those that all rows see whole come first, so that their loop needs no mask.
+  let visits = visits_of(block_range(tile.first_row, tile.last_row));
+  let first_key = tile_at(visits, 0u) * TILE_KV;
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
   var k_next_L = Loaded();
-  if range.first < range.end { k_next_L = fetch_k(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
+  if visits.count > 0u { k_next_L = fetch_k(tile, first_key, invocation + L * INVOCATIONS); }
   // }
   // unroll L in V_FETCHES {
   var v_next_L = Loaded();
-  if range.first < range.end { v_next_L = fetch_v(tile, range.first * TILE_KV, invocation + L * INVOCATIONS); }
+  if visits.count > 0u { v_next_L = fetch_v(tile, first_key, invocation + L * INVOCATIONS); }
   // }
-  for (var j = range.first; j < range.end; j++) {
+  var visit = 0u;
+  // unroll SEEN in SEEN_LOOPS {
+  for (; visit < until_SEEN(visits); visit++) {
+    let j = tile_at(visits, visit);
+    let next_key = tile_at(visits, visit + 1u) * TILE_KV;
+    let masked = IS_MASKED_SEEN && visit >= visits.num_whole;
     workgroupBarrier(); // the last tile is read
     // unroll L in K_FETCHES {
     place_k(invocation + L * INVOCATIONS, k_next_L);
-    k_next_L = fetch_k(tile, (j + 1u) * TILE_KV, invocation + L * INVOCATIONS);
+    k_next_L = fetch_k(tile, next_key, invocation + L * INVOCATIONS);
     // }
     // unroll L in V_FETCHES {
     place_v(invocation + L * INVOCATIONS, v_next_L);
-    v_next_L = fetch_v(tile, (j + 1u) * TILE_KV, invocation + L * INVOCATIONS);
+    v_next_L = fetch_v(tile, next_key, invocation + L * INVOCATIONS);
     // }
     if HAS_DROPOUT {
       place_keep(params.batch_first + tile.batch, params.head_first + tile.head, tile.first_row, j * TILE_KV, invocation);
     }
     workgroupBarrier(); // the tile is in place
-    let whole = is_whole(range, j);
 
     for (var key = 0u; key < TILE_KV; key++) {
       // unroll M in K_QUADS {
@@ -113,7 +119,7 @@ fn main(
       // }
 
       // dQ_i = dQ_i + dS K_j, where a key outside the tensors is like one that the row does not see
-      if !whole {
+      if masked {
         // unroll N in THREAD_ROWS {
         let seen_N = sees(visible_keys(tile.first_row + row_N), j * TILE_KV + key).x;
         // unroll M in K_QUADS {
@@ -129,6 +135,7 @@ fn main(
       }
     }
   }
+  // }
 
   // dQ_i = softmax_scale · dQ_i
   // unroll N in THREAD_ROWS {

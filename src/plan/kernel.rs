@@ -313,6 +313,19 @@ impl Kernel {
         )
     }
 
+    /// Whether tiles that need a mask can have a loop of their own.
+    pub(crate) const fn has_masked_loop(self) -> bool {
+        matches!(
+            self,
+            Kernel::FlashForward
+                | Kernel::FlashForwardSplit
+                | Kernel::FlashBackwardDkdv
+                | Kernel::FlashBackwardDq
+                | Kernel::FlashBackwardDkdvCooperative
+                | Kernel::FlashBackwardDqCooperative
+        )
+    }
+
     /// Whether a workgroup owns a tile of keys, over which it walks with the rows; else it owns a tile of rows.
     pub(crate) const fn owns_keys(self) -> bool {
         matches!(

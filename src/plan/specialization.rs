@@ -98,13 +98,7 @@ impl Specialization {
         let kernel = self.kernel;
         let binds_any = |operands: &[super::Operand]| operands.iter().any(|&operand| kernel.binds(operand));
         self.in_lockstep &= self.kernel.uses_matrices();
-        self.masked_loop &= matches!(
-            kernel,
-            Kernel::FlashForward
-                | Kernel::FlashForwardSplit
-                | Kernel::FlashBackwardDkdvCooperative
-                | Kernel::FlashBackwardDqCooperative
-        );
+        self.masked_loop &= kernel.has_masked_loop();
         self.has_window &= kernel.masks();
         self.has_dropout &= kernel.drops();
         self.f32_gradients &= kernel.operands().iter().any(|(operand, _)| operand.is_gradient());

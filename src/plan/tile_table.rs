@@ -218,12 +218,12 @@ pub(super) fn cooperative_backward_candidates(
     match (kernel, capabilities.matrix_side) {
         // As forward.
         _ if capabilities.device_class == DeviceClass::Cpu => &[],
-        // f32 passes in two parts of f16, which take twice the registers. As below, head_dim 64: 7.3; 64 keys and rows 7.6, with
-        // twice as many rows or keys in the walked tiles 9.1; 32 rows to a subgroup for dQ 9.0; without matrices 23.8.
-        // head_dim 80: 11.2; 64 keys 13.2. head_dim 128: 20.0, though the registers of dK and dV spill; 64 keys 27.2;
-        // without matrices 57, and 34 with those for dQ alone.
+        // f32 passes in two parts of f16, which take twice the registers. As below, head_dim 64: 6.8; 16 query rows 7.1, and 64
+        // keys 8.4; 32 rows to a subgroup for dQ 9.0; without matrices 23.8. head_dim 80: 11.2; 64 keys 13.2. head_dim 128:
+        // 18.4, though the registers of dK and dV spill; 64 keys 27.2; without matrices 57, and 34 with those for dQ alone.
         (Kernel::FlashBackwardDkdvCooperative, Some(16)) if problem.element == Element::F32 => match widest {
-            0..=128 => const { &[Tiles::cooperative(16, 128, 16, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] },
+            0..=64 => const { &[Tiles::cooperative(32, 128, 16, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] },
+            65..=128 => const { &[Tiles::cooperative(16, 128, 16, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] },
             _ => &[],
         },
         (_, Some(16)) if problem.element == Element::F32 => match widest {

@@ -52,6 +52,12 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         });
         files.push(file!("common/arithmetic.wgsl"));
     }
+    if kernel.has_masked_loop() || kernel == Kernel::FlashForwardCooperative {
+        files.push(file!("common/visits.wgsl"));
+    }
+    if kernel.has_masked_loop() && kernel.owns_keys() {
+        files.push(file!("common/row_steps.wgsl"));
+    }
     if kernel.reduces_rows() {
         files.push(match specialization.row_reduce {
             RowReduce::Alone => file!("slots/row_reduce/alone.wgsl"),
@@ -88,7 +94,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     }
     match kernel {
         Kernel::FlashForward | Kernel::FlashForwardSplit => {
-            files.extend([file!("common/visits.wgsl"), file!("common/flash_tiles.wgsl")]);
+            files.push(file!("common/flash_tiles.wgsl"));
             files.push(match specialization.tiles.broadcast {
                 1 => file!("slots/tile_read/own.wgsl"),
                 _ => file!("slots/tile_read/broadcast.wgsl"),
@@ -103,10 +109,10 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashBackwardDkdv => files.push(file!("common/flash_q_tiles.wgsl")),
         Kernel::FlashBackwardPreprocess => {}
         Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
-            files.extend([file!("common/visits.wgsl"), matrix_file!("common/cooperative_gradient_tiles.wgsl")]);
+            files.push(matrix_file!("common/cooperative_gradient_tiles.wgsl"));
         }
         Kernel::FlashForwardCooperative => {
-            files.extend([file!("common/visits.wgsl"), matrix_file!("common/cooperative_tiles.wgsl")]);
+            files.push(matrix_file!("common/cooperative_tiles.wgsl"));
         }
         Kernel::StandardScores | Kernel::StandardDp => files.push(file!("common/standard_product.wgsl")),
         Kernel::StandardSoftmax | Kernel::StandardDs => {}

@@ -13,7 +13,7 @@ pub struct Arguments {
     /// The adapter to use: its number in `flash info`, or a part of its name.
     #[arg(long, global = true, value_name = "NAME|INDEX")]
     pub adapter: Option<String>,
-    /// Keep f16 off cooperative matrices (tensor cores), where the adapter has them: slower, with P in f32.
+    /// Keep off cooperative matrices (tensor cores), where the adapter has them: slower, with all arithmetic in f32.
     #[arg(long, global = true)]
     pub no_matrices: bool,
     /// Use the tiles that `flash tune` measured on this adapter.

@@ -55,7 +55,7 @@ pub async fn adapters() -> Vec<wgpu::Adapter> {
 pub struct Choice<'a> {
     /// A number in `flash info`, or a part of a name.
     pub adapter: Option<&'a str>,
-    /// Whether f16 runs on cooperative matrices.
+    /// Whether problems may run on cooperative matrices.
     pub matrices: bool,
     /// What was measured on this adapter.
     pub tuning: Option<&'a TuningFile>,

@@ -56,7 +56,7 @@ fn limits(gpu: &Gpu, out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-/// Which cooperative matrices f16 runs on, or why on none.
+/// Which cooperative matrices problems may run on, or why on none.
 fn matrices(adapter: &wgpu::Adapter, gpu: &Gpu) -> String {
     let offered: Vec<String> = adapter
         .cooperative_matrix_properties()
@@ -70,7 +70,8 @@ fn matrices(adapter: &wgpu::Adapter, gpu: &Gpu) -> String {
         gpu.attention.capabilities().matrix_side,
         gpu.attention.clone().with_matrices(true).capabilities().matrix_side,
     ) {
-        (Some(side), _) => format!("{side}x{side}, for f16"),
+        (Some(8), _) => "8x8, for f16".to_owned(),
+        (Some(side), _) => format!("{side}x{side}"),
         (None, Some(side)) => format!("{side}x{side}, switched off (--no-matrices)"),
         (None, None) if offered.is_empty() => "none: the adapter lists none".to_owned(),
         (None, None) => format!("none: of those listed, {}, WGSL can name none", offered.join(", ")),

@@ -87,8 +87,10 @@ impl FlashAttention {
         self
     }
 
-    /// Whether f16 problems run on cooperative matrices (tensor cores), where the device has them: up to seven times as
-    /// fast, with P rounded to f16 before its product with V, as CUDA's flash attention has it. On by default.
+    /// Whether problems run on cooperative matrices (tensor cores), where the device has them: up to seven times as fast. In
+    /// f16 and bf16 P is then rounded to f16 before its product with V, as CUDA's flash attention has it; f32 passes in two
+    /// parts of f16, 23 bits together, and sums in f32. Where f32 would give an infinity, f32 on matrices may give NaN. On
+    /// by default.
     pub fn with_matrices(mut self, matrices: bool) -> Self {
         let mut capabilities = (*self.capabilities).clone();
         capabilities.matrix_side = self.matrix_side.filter(|_| matrices);

@@ -30,7 +30,7 @@ pub struct Capabilities {
     pub subgroup_min_size: u32,
     /// Largest subgroup a shader may run with.
     pub subgroup_max_size: u32,
-    /// The side of the square cooperative matrices with f16 factors and an f32 sum that f16 problems
+    /// The side of the square cooperative matrices with f16 factors and an f32 sum that problems
     /// may run on; `None` where there are none, or they are switched off.
     pub matrix_side: Option<u32>,
     /// Whether the device has timestamps around encoder commands.

@@ -276,7 +276,7 @@ impl Plan {
             },
             Some(Kernel::FlashForward | Kernel::FlashForwardSplit) => match capabilities.matrix_side {
                 None => "no matrices, or switched off".to_owned(),
-                Some(side) => format!("{side}x{side} matrices do not fit the device"),
+                Some(side) => format!("{side}x{side} matrices do not suit device or problem"),
             },
             _ => String::new(),
         };
@@ -294,8 +294,8 @@ impl Plan {
         &self.scratch
     }
 
-    /// Whether P is rounded to the element type before its product with V: on cooperative matrices, as in CUDA's flash
-    /// attention. The other kernels keep it in f32.
+    /// Whether P is rounded to f16 before its product with V: on cooperative matrices, in f16 and bf16 problems, as in CUDA's
+    /// flash attention. The other kernels keep it in f32, or in two parts of f16.
     pub fn rounds_p(&self) -> bool {
         let is_rounded = |pass: &Pass| {
             pass.kernel == Kernel::FlashForwardCooperative && pass.specialization.storage.matrix_parts() == 1

@@ -57,6 +57,8 @@ pub(super) fn cooperative_candidates(capabilities: &Capabilities, problem: &Atte
         (Some(16), 32) if widest <= 192 => const { &[of_16(128, 32, 16), of_16(128, 16, 16)] },
         // head_dim 256: 166.
         (Some(16), 32) => const { &[of_16(128, 16, 16)] },
+        // What other elements cost and gain on 8×8 matrices is not known: Metal's run on the units of plain arithmetic.
+        (Some(8), _) if problem.element != Element::F16 => &[],
         // Not run on such a GPU: 8×8 matrices in subgroups of 32, as Metal has them.
         (Some(8), 32) => const { &[Tiles::cooperative(64, 32, 16, 32, 8), Tiles::cooperative(64, 32, 8, 32, 8)] },
         (Some(8), 8) => const { &[Tiles::cooperative(64, 8, 8, 8, 8)] },
@@ -259,6 +261,7 @@ pub(super) fn cooperative_backward_candidates(
                 ]
             }
         }
+        (_, Some(8)) if problem.element != Element::F16 => &[],
         (_, Some(8)) => const { &[Tiles::cooperative(32, 32, 8, 8, 8), Tiles::cooperative(8, 8, 8, 8, 8)] },
         _ => &[],
     }

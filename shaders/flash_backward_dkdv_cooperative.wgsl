@@ -12,6 +12,8 @@
 //         dK_j = dK_j + dSᵀ Q_i                          on matrices
 //     dK_j = softmax_scale · dK_j
 //
+// f32 and bf16 pass in units of their rows, f32 in two parts, as in flash_forward_cooperative.wgsl.
+//
 // Who owns what: a workgroup one KV tile of one KV head; a subgroup THREAD_ROWS of its keys, as fragments of K, V, dK and
 // dV in its registers; an invocation, between products, 8 neighbouring keys of one row. Workgroup memory holds the Q and dO
 // tiles in f16, and for each subgroup the scratch in which S, dP, P and dS change between fragments and plain values.

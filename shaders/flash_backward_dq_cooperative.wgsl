@@ -11,6 +11,8 @@
 //         dQ_i = dQ_i + dS K_j                           on matrices
 //     dQ_i = softmax_scale · dQ_i
 //
+// f32 and bf16 pass in units of their rows, f32 in two parts, as in flash_forward_cooperative.wgsl.
+//
 // Who owns what: as in flash_backward_dkdv_cooperative.wgsl, with Q, dO and dQ of THREAD_ROWS rows in the registers of a
 // subgroup, and the K and V tiles in workgroup memory.
 

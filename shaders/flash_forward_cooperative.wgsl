@@ -13,6 +13,10 @@
 // m_i may lag behind the true maximum by 2⁸: P then stays within f16, and the division at the end corrects O and LSE. It
 // saves nearly all rescaling of O.
 //
+// f32 and bf16 pass in units of their rows (slot row_units): S is multiplied with those of its rows of Q and K, P with that of
+// its row of V. f32 passes in two parts, half and rest (slot matrix_operand); a product of two such sums half · half,
+// half · rest and rest · half. In f16 there are neither.
+//
 // Who owns what: a workgroup one Q tile of one head; a subgroup THREAD_ROWS of its rows, as fragments of Q, S, P and O in
 // its registers; an invocation, between products, 8 elements of one row of a chunk. A chunk is MATRIX_SIDE rows by as many
 // fragments side by side as give each invocation 8 elements. Workgroup memory holds the K and V tiles in f16, and for each

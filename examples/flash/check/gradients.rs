@@ -63,7 +63,7 @@ pub async fn compare<T: ElementType>(
                     Deviation { error: errors[n], bound: 3.0 * standard_errors[n] + 1e-5, lse_error: None }
                 }
             };
-            row.add(deviation);
+            row.add(deviation, &problem, ["dq", "dk", "dv"][n]);
         }
     }
 }

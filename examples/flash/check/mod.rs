@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use wgpu_flash_attention::plan::Direction;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, Element, ElementType, Plan, TensorLayout, reference,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, ElementType, Plan, TensorLayout, reference,
 };
 
 use crate::arguments::{CheckOptions, Pass, Passes};
@@ -27,6 +27,8 @@ struct Row {
     cases: u32,
     /// Of the case that is closest to its bound, or past it.
     worst: Option<Deviation>,
+    /// Which case and tensor that is.
+    worst_at: String,
     /// What went wrong first, if not a number.
     failure: Option<String>,
 }
@@ -105,7 +107,7 @@ fn print(rows: &[Row], out: &mut dyn Write) -> Result<bool> {
             match (&row.failure, good) {
                 (Some(failure), _) => failure.clone(),
                 (None, true) => "ok".to_owned(),
-                (None, false) => "FAIL".to_owned(),
+                (None, false) => format!("FAIL at {}", row.worst_at),
             },
         ];
         table.row(&cells, out)?;
@@ -220,7 +222,7 @@ async fn compare_forward<T: ElementType>(
         let lse_error = lse_error
             .map(|(found, expected)| elements::error(f64::from(*found), *expected) / relative_to(*expected))
             .fold(0.0, f64::max);
-        row.add(Deviation { error, bound, lse_error: Some(lse_error) });
+        row.add(Deviation { error, bound, lse_error: Some(lse_error) }, &problem, "o");
     }
 }
 
@@ -252,7 +254,7 @@ fn row<'a>(
     };
     let same = |row: &Row| row.group == group && row.element == element && row.kernels == kernels;
     let position = rows.iter().position(same).unwrap_or_else(|| {
-        rows.push(Row { group, element, kernels, cases: 0, worst: None, failure: None });
+        rows.push(Row { group, element, kernels, cases: 0, worst: None, worst_at: String::new(), failure: None });
         rows.len() - 1
     });
     &mut rows[position]
@@ -268,12 +270,16 @@ fn kernels(plan: &Plan) -> String {
 }
 
 impl Row {
-    fn add(&mut self, deviation: Deviation) {
+    fn add(&mut self, deviation: Deviation, problem: &AttentionProblem, tensor: &str) {
         let errors = [self.worst.and_then(|worst| worst.lse_error), deviation.lse_error];
         let lse_error = errors.into_iter().flatten().reduce(f64::max);
         let closest = match self.worst {
             Some(worst) if worst.closeness() > deviation.closeness() => worst,
-            _ => deviation,
+            _ => {
+                let AttentionShape { seqlen_q, seqlen_kv, head_dim, .. } = problem.shape;
+                self.worst_at = format!("{tensor}, {seqlen_q} rows, {seqlen_kv} keys, head_dim {head_dim}");
+                deviation
+            }
         };
         self.worst = Some(Deviation { lse_error, ..closest });
     }

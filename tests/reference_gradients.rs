@@ -1,6 +1,6 @@
 //! The oracle's gradients against central finite differences of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE in f64. No GPU.
 
-use wgpu_flash_attention::reference::{backward, forward};
+use wgpu_flash_attention::reference::{backward, backward_rounding_p, forward};
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape};
 
 /// Distinct, irregular values in [−1, 1].
@@ -110,4 +110,21 @@ fn gradients_have_a_layout_of_their_own() {
     let found = backward(&moved, q, k, v, &place(&inputs.d_o, 3), None);
     assert_eq!(found.dq, place(&expected.dq, 3));
     assert_eq!((found.dk, found.dv), (place(&expected.dk, 4), place(&expected.dv, 4)));
+}
+
+#[test]
+fn rounding_p_keeps_eleven_bits() {
+    // All scores are 0, so P is 1/3, in 11 bits 1365/4096, and dV is P times dO.
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 2).seqlen_kv(3));
+    let (q, k, d_o) = ([0.0; 2], values(6, 0), [1.0, -3.0]);
+    let v = values(6, 10);
+    let rounded = backward_rounding_p(&problem, &q, &k, &v, &d_o, None);
+    assert_eq!(rounded.dv, [1.0, -3.0, 1.0, -3.0, 1.0, -3.0].map(|d_o| d_o * 1365.0 / 4096.0));
+    // dS is off by half a unit in its last place at most: dQ by the sum of that over keys.
+    let exact = backward(&problem, &q, &k, &v, &d_o, None);
+    for dim in 0..2 {
+        let allowed: f64 = (0..3).map(|key| k[2 * key + dim].abs() * 2.0 / 3.0 * 6.0 * 2f64.powi(-11)).sum();
+        let error = (rounded.dq[dim] - exact.dq[dim]).abs();
+        assert!(error > 0.0 && error <= allowed, "{error:e}, allowed {allowed:e}");
+    }
 }

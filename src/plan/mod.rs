@@ -294,12 +294,10 @@ impl Plan {
         &self.scratch
     }
 
-    /// Whether P is rounded to f16 before its product with V: on cooperative matrices, in f16 and bf16 problems, as in CUDA's
-    /// flash attention. The other kernels keep it in f32, or in two parts of f16.
+    /// Whether P, and backward dS, are rounded to f16 before their products: on cooperative matrices, in f16 and bf16
+    /// problems, as in CUDA's flash attention. The other kernels keep them in f32, or in two parts of f16.
     pub fn rounds_p(&self) -> bool {
-        let is_rounded = |pass: &Pass| {
-            pass.kernel == Kernel::FlashForwardCooperative && pass.specialization.storage.matrix_parts() == 1
-        };
+        let is_rounded = |pass: &Pass| pass.kernel.uses_matrices() && pass.specialization.storage.matrix_parts() == 1;
         self.passes.iter().any(is_rounded)
     }
 

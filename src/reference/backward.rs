@@ -27,6 +27,39 @@ pub fn backward(
     d_o: &[f64],
     d_lse: Option<&[f64]>,
 ) -> ReferenceGradients {
+    backward_with(problem, [q, k, v, d_o], d_lse, |value| value)
+}
+
+/// As [`backward`], but P and dS are rounded to the 11 bits of an f16, whatever their size, before their products: what
+/// exact standard attention gives that keeps them so. Kernels that do so too (see
+/// [`Plan::rounds_p`](crate::plan::Plan::rounds_p)) are held against its error.
+///
+/// # Panics
+///
+/// As [`backward`].
+pub fn backward_rounding_p(
+    problem: &AttentionProblem,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    d_o: &[f64],
+    d_lse: Option<&[f64]>,
+) -> ReferenceGradients {
+    backward_with(problem, [q, k, v, d_o], d_lse, |value| {
+        if value == 0.0 || !value.is_finite() {
+            return value;
+        }
+        let unit = 2f64.powi(value.abs().log2().floor() as i32 - 10);
+        (value / unit).round_ties_even() * unit
+    })
+}
+
+fn backward_with(
+    problem: &AttentionProblem,
+    inputs: [&[f64]; 4],
+    d_lse: Option<&[f64]>,
+    round: impl Fn(f64) -> f64 + Copy + Send + Sync,
+) -> ReferenceGradients {
     let shape = problem.shape;
     let layout = problem.gradient_layout_in_force();
     let zeros = |layout: &TensorLayout, rows: u32, heads: u32, dim: u32| {
@@ -47,7 +80,7 @@ pub fn backward(
     let run = groups.div_ceil(cores).max(1);
     let of_group = |group: usize| {
         let (batch, head_kv) = (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv);
-        of_kv_head(problem, [q, k, v, d_o], d_lse, batch, head_kv)
+        of_kv_head(problem, inputs, d_lse, (batch, head_kv), round)
     };
     let of_groups = |groups: Range<usize>| -> Vec<Group> { groups.map(of_group).collect() };
     let computed: Vec<Group> = std::thread::scope(|scope| {
@@ -90,8 +123,8 @@ fn of_kv_head(
     problem: &AttentionProblem,
     [q, k, v, d_o]: [&[f64]; 4],
     d_lse: Option<&[f64]>,
-    batch: u32,
-    head_kv: u32,
+    (batch, head_kv): (u32, u32),
+    round: impl Fn(f64) -> f64,
 ) -> Group {
     let shape = problem.shape;
     let layout = &problem.layout;
@@ -134,11 +167,11 @@ fn of_kv_head(
             let delta: f64 = entries.iter().map(|(p, _, dp)| p * dp).sum();
             let dq_first = (member * shape.seqlen_q + row) as usize * dim;
             for (key, (p, factor, dp)) in keys.zip(entries) {
-                let ds = p * (dp - delta + d_lse_row);
+                let ds = round(p * (dp - delta + d_lse_row));
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
                 add(&mut group.dq[dq_first..dq_first + dim], scale * ds, k_row);
                 add(&mut group.dk[key as usize * dim..][..dim], scale * ds, q_row);
-                add(&mut group.dv[key as usize * dim_v..][..dim_v], factor * p, d_o_row);
+                add(&mut group.dv[key as usize * dim_v..][..dim_v], factor * round(p), d_o_row);
             }
         }
     }

@@ -6,7 +6,7 @@
 mod backward;
 mod philox;
 
-pub use backward::{ReferenceGradients, backward};
+pub use backward::{ReferenceGradients, backward, backward_rounding_p};
 pub use philox::philox4x32_10;
 
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! The backward pass against the oracle's gradients.
 
 use wgpu_flash_attention::reference::{self, ReferenceGradients};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardOutput, BackwardSlices, Element, ElementType};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardOutput, BackwardSlices, Element, ElementType, Plan};
 
 use super::{Deviation, Inputs, Row, exact, largest, row};
 use crate::arguments::Pass;
@@ -28,6 +28,9 @@ pub async fn compare<T: ElementType>(
     let slices =
         BackwardSlices { q: &inputs.q, k: &inputs.k, v: &inputs.v, o: &o, lse: &lse, d_o: &inputs.d_o, d_lse: None };
 
+    // Held against standard attention in the same precision, which rounds P and dS too.
+    let rounds_p = Plan::backward(problem, gpu.attention.capabilities()).is_ok_and(|plan| plan.rounds_p());
+    let rounded = rounds_p.then(|| reference::backward_rounding_p(problem, &q, &k, &v, &d_o, Some(&moved)));
     let mut standard_errors = [f64::NAN; 3];
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
         let problem = problem.clone().algorithm(algorithm);
@@ -53,7 +56,11 @@ pub async fn compare<T: ElementType>(
             let deviation = match algorithm {
                 Algorithm::Standard => {
                     // Of few numbers none may happen to be rounded by as much as the largest may be.
-                    standard_errors[n] = errors[n].max(rounding);
+                    let of_rounding = rounded.as_ref().map_or(0.0, |rounded| {
+                        let rounded = [&rounded.dq, &rounded.dk, &rounded.dv][n].iter().copied();
+                        elements::largest_error(rounded, expected.iter().copied())
+                    });
+                    standard_errors[n] = errors[n].max(rounding).max(of_rounding);
                     Deviation { error: errors_for_o[n], bound: rounding + floor, lse_error: None }
                 }
                 Algorithm::Flash if T::ELEMENT == Element::F32 => {

@@ -71,7 +71,7 @@ pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut
     writeln!(
         out,
         "Largest error against the f64 oracle. Standard attention may err by the rounding of its element; flash by \
-         twice what standard attention errs (on matrices: standard attention that rounds P too), plus a floor of 1e-6 of the largest |O| (f16, bf16: 1e-5). LSE may err by \
+         twice what standard attention errs (on matrices: standard attention that rounds P too, and dS), plus a floor of 1e-6 of the largest |O| (f16, bf16: 1e-5). LSE may err by \
          {LSE_BOUND:.0e} of max(1, |LSE|). Gradients: standard attention likewise, f32 2e-5 of the largest entry, flash in \
          f16 and bf16 three times what standard attention errs or the largest entry's rounding, plus 1e-5."
     )?;

@@ -5,7 +5,7 @@
 //! | | largest error of dQ, dK and dV allowed |
 //! |---|---|
 //! | both, f32 | 2e-5 · max |
-//! | flash, f16 and bf16 | 3 · (error of standard, or of storing `max`) + 1e-5 |
+//! | flash, f16 and bf16 | 3 · (error of standard, or of storing `max`; on matrices, or of rounding P and dS) + 1e-5 |
 //! | standard, f16 and bf16 | half a unit in the last place of `max` + 2e-5 · max, against the gradients for the O given |
 //!
 //! A gradient that is 0 throughout, because each row sees one key or all keys are equal, may keep what f32 rounds of the dP
@@ -210,14 +210,23 @@ fn padded(problem: &AttentionProblem, call: &Call) -> AttentionProblem {
 pub fn check_gradients(library: &Library, problem: &AttentionProblem, given: &GradientInputs) -> Gradients {
     let flash = run_backward(library, &problem.clone().algorithm(Algorithm::Flash), given);
     let standard = run_backward(library, &problem.clone().algorithm(Algorithm::Standard), given);
-    check_gradients_of(problem, given, &flash, &standard);
+    let rounds_p = library.prepare_gradients(problem).is_ok_and(|prepared| prepared.plan().rounds_p());
+    check_gradients_of(problem, given, &flash, &standard, rounds_p);
     flash
 }
 
 /// Holds the gradients of both algorithms to their bounds.
-fn check_gradients_of(problem: &AttentionProblem, given: &GradientInputs, flash: &Gradients, standard: &Gradients) {
-    let exact = expected(problem, given, false);
-    let for_o = expected(problem, given, true);
+fn check_gradients_of(
+    problem: &AttentionProblem,
+    given: &GradientInputs,
+    flash: &Gradients,
+    standard: &Gradients,
+    rounds_p: bool,
+) {
+    let exact = expected(problem, given, false, reference::backward);
+    let for_o = expected(problem, given, true, reference::backward);
+    // Standard attention in the same precision: for kernels that round P and dS, one that rounds them.
+    let rounded = rounds_p.then(|| expected(problem, given, true, reference::backward_rounding_p));
     for (tensor, name) in OUTPUTS.into_iter().enumerate() {
         let max = largest(of(&exact, tensor));
         let cancellation = cancellation(problem, given);
@@ -242,7 +251,12 @@ fn check_gradients_of(problem: &AttentionProblem, given: &GradientInputs, flash:
             Element::F16 => half_ulp(max, 11),
             Element::Bf16 => half_ulp(max, 8),
         };
-        let standard_error = standard_error.max(stored);
+        let rounded_error = rounded.as_ref().map_or(0.0, |rounded| {
+            let errors =
+                of(rounded, tensor).iter().zip(of(&exact, tensor)).map(|(found, wanted)| (found - wanted).abs());
+            errors.fold(0.0, f64::max)
+        });
+        let standard_error = standard_error.max(stored).max(rounded_error);
         let flash_allowed = match problem.element {
             Element::F32 => floor,
             Element::F16 | Element::Bf16 => 3.0 * standard_error + 1e-5,
@@ -255,8 +269,10 @@ fn check_gradients_of(problem: &AttentionProblem, given: &GradientInputs, flash:
     }
 }
 
+type Oracle = fn(&AttentionProblem, &[f64], &[f64], &[f64], &[f64], Option<&[f64]>) -> ReferenceGradients;
+
 /// The oracle's gradients; `for_o` of an O that was rounded to its element.
-fn expected(problem: &AttentionProblem, given: &GradientInputs, for_o: bool) -> ReferenceGradients {
+fn expected(problem: &AttentionProblem, given: &GradientInputs, for_o: bool, oracle: Oracle) -> ReferenceGradients {
     let Inputs { q, k, v, .. } = &given.inputs;
     let shape = problem.shape;
     let mut d_lse = given.d_lse.clone().unwrap_or_else(|| vec![0.0; shape.lse_len() as usize]);
@@ -272,7 +288,7 @@ fn expected(problem: &AttentionProblem, given: &GradientInputs, for_o: bool) -> 
             }
         }
     }
-    reference::backward(problem, q, k, v, &given.d_o, Some(&d_lse))
+    oracle(problem, q, k, v, &given.d_o, Some(&d_lse))
 }
 
 /// The largest absolute value that is a number.

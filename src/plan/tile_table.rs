@@ -20,11 +20,10 @@ pub(super) fn cooperative_candidates(capabilities: &Capabilities, problem: &Atte
         // share each load of K and V; then, that registers (255 at most, no spills) and 48 KiB of workgroup memory leave
         // room for 8 subgroups on a core, at best in two workgroups, of which one computes while the other waits.
         //
-        // f32, in two parts of f16; ms on an NVIDIA H100, 2×16×4096. So few rows that even tiles of 64 leave most of a large
-        // GPU idle are left to split keys: 8 heads of 100 rows, 8192 keys, 0.29; on matrices 0.56.
-        (Some(16), 32) if is_f32 && tiles_of_64 < 32 => &[],
-        // Few rows, with split keys in brackets: 4 heads of 512 rows, head_dim 64, 0.051 (0.056); one of 2048 0.130 (0.167);
-        // head_dim 32, 12 heads of 512, 0.035 (0.040); head_dim 128, 8 heads of 512, 0.084 (0.105).
+        // f32, in two parts of f16; ms on an NVIDIA H100, 2×16×4096. So few rows that tiles of 64 leave most of a large GPU idle
+        // are left to split keys: head_dim 64, 4 heads of 512 rows, 0.033, on matrices 0.052; one of 2048 0.066 (0.131); 16 of
+        // 512 0.062 (0.052). head_dim 128, 8 heads of 512 rows, 0.074 (0.085).
+        (Some(16), 32) if is_f32 && tiles_of_64 < 96 => &[],
         (Some(16), 32) if is_f32 && shape.lse_len() <= 8192 => match widest {
             0..=64 => const { &[of_16(64, 32, 16), of_16(64, 16, 16)] },
             _ => const { &[of_16(64, 16, 16)] },
@@ -107,13 +106,12 @@ pub(super) fn candidates(
         // how many rows share one load of K or V. All fit the 16 KiB that WebGPU promises, or the next one does.
         //
         //
-        // Small problems first, in ms, beside the tiles for large ones and standard attention. head_dim 32, 12 heads of
-        // 512 rows: 0.050, 0.101, 0.055; head_dim 64, 4 heads of 512: 0.054, 0.104, 0.059; head_dim 128, 8 heads of
-        // 512: 0.109, 0.132, 0.111; head_dim 256, likewise: 0.187, 0.217, 0.192. At 16,384 rows the others win.
+        // Small problems first, in ms on an NVIDIA H100, keys split. head_dim 32, 4 heads of 512 rows: 0.026; 64 rows by 16 keys
+        // 0.028, the tiles for large problems 0.034. head_dim 64, 4 heads of 128, 256, 512 rows: 0.021, 0.023, 0.033; one row by
+        // 8 lanes 0.021, 0.024, 0.057, the tiles for large problems 0.030, 0.031, 0.033. head_dim 128: 0.027, 0.029, 0.054; one row
+        // by 8 lanes 0.023, 0.029, 0.105.
         (_, 2..) if is_small && widest <= 32 => const { &[Tiles::new(32, 32, 1, 2), LEAST] },
-        (_, 8..) if is_small && widest <= 64 => const { &[Tiles::new(16, 32, 1, 8), LEAST] },
-        (_, 8..) if is_small && widest <= 128 => const { &[Tiles::new(32, 16, 1, 8), LEAST] },
-        (_, 16..) if is_small => const { &[Tiles::new(32, 16, 1, 16), Tiles::new(32, 8, 1, 16), LEAST] },
+        (_, 4..) if is_small && widest <= 128 => const { &[Tiles::new(64, 16, 2, 4), LEAST] },
         // head_dim 32: 25.2; 4 rows by 2 lanes 21.6, 4 by 4 21.0.
         (_, 1..) if widest <= 32 => const { &[Tiles::new(64, 32, 2, 1), LEAST] },
         // head_dim 64: 30.9; 256 invocations 24.3, one row to an invocation 26.8, 4 rows by 4 lanes 25.3.

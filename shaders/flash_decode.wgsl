@@ -116,7 +116,7 @@ fn main(
     // m_new = max(m_g, rowmax(S)), α = exp(m_g − m_new); l_g = α · l_g, O_g = α · O_g where there is something to do
     var s_max_N = MASKED;
     // unroll U in GROUP_QUADS {
-    s_max_N = max(s_max_N, max(max(s_N_U.x, s_N_U.y), max(s_N_U.z, s_N_U.w)));
+    s_max_N = max(s_max_N, largest_of_four(s_N_U));
     // }
     if s_max_N > m_N {
       let alpha = exp2(m_N - s_max_N);

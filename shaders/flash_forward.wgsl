@@ -134,7 +134,7 @@ fn main(
       // unroll N in THREAD_ROWS {
       var s_max_N = MASKED;
       // unroll G in GROUP_QUADS {
-      s_max_N = max(s_max_N, max(max(s_N_G.x, s_N_G.y), max(s_N_G.z, s_N_G.w)));
+      s_max_N = max(s_max_N, largest_of_four(s_N_G));
       // }
       grew = grew || s_max_N > m_N + MAX_GROWTH;
       // }

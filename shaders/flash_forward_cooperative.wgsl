@@ -129,7 +129,6 @@ fn main(
     // unroll N in ROW_FRAGMENTS {
     let m_new_N = select(m_N, s_max_N, s_max_N > m_N + MAX_GROWTH);
     let alpha_N = exp2(m_N - m_new_N);
-    let grew_N = m_new_N > m_N;
     m_N = m_new_N;
     l_N *= alpha_N;
     var o_factor_N = alpha_N;
@@ -144,8 +143,8 @@ fn main(
       let key_E = tile_at(visits, next - 1u) * TILE_KV + low_E;
       let seen_low_E = seen_whole | sees(visible, key_E);
       let seen_high_E = seen_whole | sees(visible, key_E + CHUNK_LANES * 4u);
-      v_unit_N = max(v_unit_N, largest_of_units(select(vec4<f32>(0.0), v_units(low_E), seen_low_E)));
-      v_unit_N = max(v_unit_N, largest_of_units(select(vec4<f32>(0.0), v_units(high_E), seen_high_E)));
+      v_unit_N = max(v_unit_N, largest_of_four(select(vec4<f32>(0.0), v_units(low_E), seen_low_E)));
+      v_unit_N = max(v_unit_N, largest_of_four(select(vec4<f32>(0.0), v_units(high_E), seen_high_E)));
       // }
       v_unit_N = row_max(v_unit_N);
       let v_gain_new_N = select(v_gain_N, V_UNIT_GOAL * inverse(v_unit_N), v_unit_N * v_gain_N > V_UNIT_MOST);
@@ -270,7 +269,7 @@ fn main(
         s_high_N_E = select(vec4<f32>(MASKED), s_high_N_E, sees(visible_keys(i_N), key + CHUNK_LANES * 4u));
       }
       let s_max_N_E = max(s_low_N_E, s_high_N_E);
-      s_max_N = max(s_max_N, max(max(s_max_N_E.x, s_max_N_E.y), max(s_max_N_E.z, s_max_N_E.w)));
+      s_max_N = max(s_max_N, largest_of_four(s_max_N_E));
       // }
       // }
       var grew = false;
@@ -369,8 +368,8 @@ fn main(
       var v_unit = 0.0;
       if HAS_UNITS && !IS_MASKED_SEEN {
         // unroll E in KEY_CHUNKS {
-        v_unit = max(v_unit, largest_of_units(v_units((E * CHUNK_QUADS + quad) * 4u)));
-        v_unit = max(v_unit, largest_of_units(v_units((E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u)));
+        v_unit = max(v_unit, largest_of_four(v_units((E * CHUNK_QUADS + quad) * 4u)));
+        v_unit = max(v_unit, largest_of_four(v_units((E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u)));
         // }
         v_unit = row_max(v_unit);
       }

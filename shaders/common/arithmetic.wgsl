@@ -9,6 +9,8 @@ fn add_visible(p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {
   return select(o, fma(vec4<f32>(p), v, o), vec4<bool>(!(p == 0.0)));
 }
 
+fn largest_of_four(value: vec4<f32>) -> f32 { return max(max(value.x, value.y), max(value.z, value.w)); }
+
 // Told by the exponents' bits: WGSL compilers may assume that all is finite.
 fn are_finite(value: vec4<f32>) -> vec4<bool> {
   return (bitcast<vec4<u32>>(value) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u);

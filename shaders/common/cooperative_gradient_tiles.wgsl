@@ -45,8 +45,7 @@ fn gain_for(largest: f32, gain: f32) -> f32 {
 // The largest absolute value, of those that are finite.
 fn largest_of(value: vec4<f32>) -> f32 {
   let size = abs(value);
-  let finite = select(vec4<f32>(0.0), size, size < vec4<f32>(1e38));
-  return max(max(finite.x, finite.y), max(finite.z, finite.w));
+  return largest_of_four(select(vec4<f32>(0.0), size, size < vec4<f32>(1e38)));
 }
 
 // Orders a subgroup's accesses to its scratch; see cooperative_tiles.wgsl.

@@ -161,8 +161,6 @@ fn place_v(share: Share, tile: u32, is_whole: bool, fetch: u32, value: Loaded) {
   // }
 }
 
-fn largest_of_units(units: vec4<f32>) -> f32 { return max(max(units.x, units.y), max(units.z, units.w)); }
-
 // Whether this invocation's part of the V tile is free of infinities and NaNs; the lanes of a subgroup see all of it.
 fn v_tile_is_finite(lane: u32) -> bool {
   var is_finite = true;

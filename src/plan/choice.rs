@@ -16,10 +16,11 @@ pub(super) fn steps(problem: &AttentionProblem, capabilities: &Capabilities, dir
     let portable = tile_table::candidates(problem.algorithm, capabilities, shape);
     match (direction, problem.algorithm) {
         (Direction::Forward, Algorithm::Flash) => {
-            let mut step: Step = vec![(&[Kernel::FlashDecode], tile_table::decode_candidates(capabilities, shape))];
-            step.push((&[Kernel::FlashForwardCooperative], tile_table::cooperative_candidates(capabilities, problem)));
-            step.push((&[Kernel::FlashForward], portable));
-            vec![step]
+            vec![vec![
+                (&[Kernel::FlashDecode], tile_table::decode_candidates(capabilities, shape)),
+                (&[Kernel::FlashForwardCooperative], tile_table::cooperative_candidates(capabilities, problem)),
+                (&[Kernel::FlashForward], portable),
+            ]]
         }
         // A merge has one kernel and no tiles.
         (Direction::Merge, _) => Vec::new(),

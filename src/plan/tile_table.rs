@@ -105,7 +105,6 @@ pub(super) fn candidates(
         // registers leave room for (workgroup memory too: about 48 KiB serve all workgroups of a core together), then
         // how many rows share one load of K or V. All fit the 16 KiB that WebGPU promises, or the next one does.
         //
-        //
         // Small problems first, in ms on an NVIDIA H100, keys split. head_dim 32, 4 heads of 512 rows: 0.026; 64 rows by 16 keys
         // 0.028, the tiles for large problems 0.034. head_dim 64, 4 heads of 128, 256, 512 rows: 0.021, 0.023, 0.033; one row by
         // 8 lanes 0.021, 0.024, 0.057, the tiles for large problems 0.030, 0.031, 0.033. head_dim 128: 0.027, 0.029, 0.054; one row

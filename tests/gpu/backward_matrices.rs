@@ -3,18 +3,10 @@
 
 use wgpu_flash_attention::{Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, reference};
 
-use crate::support::{GradientInputs, Library, check_gradients, gradient_inputs, run_backward, strided, with_matrices};
-
-fn library() -> Option<&'static Library> {
-    let library = with_matrices();
-    if library.is_none() {
-        println!("skipped: the device has no cooperative matrices");
-    }
-    library
-}
+use crate::support::{GradientInputs, check_gradients, gradient_inputs, run_backward, strided, with_matrices};
 
 fn check(problem: &AttentionProblem, seed: u64) {
-    let Some(library) = library() else { return };
+    let Some(library) = with_matrices() else { return };
     for element in Element::ALL {
         let problem = problem.clone().element(element);
         let kernels = library.prepare_gradients(&problem).unwrap().plan().passes().to_vec();
@@ -48,7 +40,7 @@ fn every_width_and_layout() {
         check(&AttentionProblem::new(shape).layout(layout).causal(), 3);
     }
     // In f32 they are what is rounded otherwise.
-    let Some(library) = library() else { return };
+    let Some(library) = with_matrices() else { return };
     let problem = AttentionProblem::new(shape).element(Element::F16);
     let given = gradient_inputs(&problem, 3);
     let in_f32 = run_backward(library, &problem.clone().f32_gradients(), &given).dk();
@@ -59,7 +51,7 @@ fn every_width_and_layout() {
 /// Matrix units round sums toward 0: a sum of many terms of one sign would drift away in one of them.
 #[test]
 fn long_sums_do_not_drift() {
-    let Some(library) = library() else { return };
+    let Some(library) = with_matrices() else { return };
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, 5_000, 16).seqlen_kv(40));
     let mut given = gradient_inputs(&problem, 2);
     for tensor in [&mut given.d_o, &mut given.inputs.q] {
@@ -71,7 +63,7 @@ fn long_sums_do_not_drift() {
 /// A gradient is as small or as large as the loss makes it, far outside what f16 holds with all of its bits.
 #[test]
 fn gradients_scale_with_d_o() {
-    let Some(library) = library() else { return };
+    let Some(library) = with_matrices() else { return };
     let problem =
         AttentionProblem::new(AttentionShape::new(1, 2, 90, 32).seqlen_kv(130)).element(Element::F16).causal();
     let in_f32 = problem.clone().f32_gradients();
@@ -106,7 +98,7 @@ fn gradients_scale_with_d_o() {
 fn a_nan_reaches_the_rows_and_keys_that_see_it() {
     const DIM: usize = 16;
     const SEQLEN: usize = 45;
-    let Some(library) = library() else { return };
+    let Some(library) = with_matrices() else { return };
     let dense = AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32));
     let with_nan = |values: &[f64]| -> Vec<usize> {
         (0..SEQLEN).filter(|row| values[row * DIM..][..DIM].iter().any(|value| value.is_nan())).collect()
@@ -136,7 +128,7 @@ fn a_nan_reaches_the_rows_and_keys_that_see_it() {
 
 #[test]
 fn fifty_runs_are_identical() {
-    let Some(library) = library() else { return };
+    let Some(library) = with_matrices() else { return };
     for element in [Element::F16, Element::F32] {
         let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 32)).element(element).causal();
         let given = gradient_inputs(&problem, 9);
@@ -153,7 +145,7 @@ fn fifty_runs_are_identical() {
 fn rows_of_every_magnitude() {
     const DIM: usize = 16;
     const SEQLEN: usize = 70;
-    let Some(library) = library() else { return };
+    let Some(library) = with_matrices() else { return };
     // With keys that no row sees.
     let shape = AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32).seqlen_kv(100);
     for element in [Element::F32, Element::Bf16] {

@@ -5,10 +5,7 @@ use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element,
 use crate::support::{check, inputs, run, with_matrices};
 
 fn check_case(problem: &AttentionProblem, seed: u64) {
-    let Some(library) = with_matrices() else {
-        println!("skipped: the device has no cooperative matrices");
-        return;
-    };
+    let Some(library) = with_matrices() else { return };
     for element in Element::ALL {
         let problem = problem.clone().element(element);
         // Rows with units of their own are loaded by a subgroup: 8 lanes load no more than 32 head dimensions.
@@ -51,10 +48,7 @@ fn every_mask_and_dropout_of_narrow_heads() {
 fn rows_of_every_magnitude() {
     const DIM: usize = 16;
     const SEQLEN: usize = 150;
-    let Some(library) = with_matrices() else {
-        println!("skipped: the device has no cooperative matrices");
-        return;
-    };
+    let Some(library) = with_matrices() else { return };
     let shape = AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32).seqlen_kv(200);
     for element in [Element::F32, Element::Bf16] {
         let causal = AttentionProblem::new(shape).element(element).causal_top_left();
@@ -89,10 +83,7 @@ fn rows_of_every_magnitude() {
 /// Matrix units round sums toward 0: a sum of many terms of one sign would drift away in one of them.
 #[test]
 fn long_sums_do_not_drift() {
-    let Some(library) = with_matrices() else {
-        println!("skipped: the device has no cooperative matrices");
-        return;
-    };
+    let Some(library) = with_matrices() else { return };
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, 40, 16).seqlen_kv(10_000));
     let mut inputs = inputs(&problem, 3);
     inputs.v.iter_mut().for_each(|value| *value = Element::F32.round(value.abs() + 1.0));
@@ -109,10 +100,7 @@ fn every_width() {
 
 #[test]
 fn a_nan_reaches_the_rows_that_see_it() {
-    let Some(library) = with_matrices() else {
-        println!("skipped: the device has no cooperative matrices");
-        return;
-    };
+    let Some(library) = with_matrices() else { return };
     let dense = AttentionProblem::new(AttentionShape::new(1, 1, 45, 16));
     let of_all_elements = |problem: AttentionProblem| Element::ALL.map(|element| problem.clone().element(element));
     let problems = [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense];
@@ -129,10 +117,7 @@ fn a_nan_reaches_the_rows_that_see_it() {
 
 #[test]
 fn runs_are_identical() {
-    let Some(library) = with_matrices() else {
-        println!("skipped: the device has no cooperative matrices");
-        return;
-    };
+    let Some(library) = with_matrices() else { return };
     for (element, head_dim) in [(Element::F16, 64), (Element::F32, 32)] {
         let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, head_dim)).element(element).causal();
         let inputs = inputs(&problem, 9);

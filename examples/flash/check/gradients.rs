@@ -1,9 +1,9 @@
 //! The backward pass against the oracle's gradients.
 
 use wgpu_flash_attention::reference::{self, ReferenceGradients};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardOutput, BackwardSlices, Element, ElementType, Plan};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardOutput, BackwardSlices, Element, ElementType};
 
-use super::{Deviation, Inputs, Row, exact, largest, row};
+use super::{Deviation, Inputs, Row, exact, largest, plan, row};
 use crate::arguments::Pass;
 use crate::device::Gpu;
 use crate::elements;
@@ -29,7 +29,7 @@ pub async fn compare<T: ElementType>(
         BackwardSlices { q: &inputs.q, k: &inputs.k, v: &inputs.v, o: &o, lse: &lse, d_o: &inputs.d_o, d_lse: None };
 
     // Held against standard attention in the same precision, which rounds P and dS too.
-    let rounds_p = Plan::backward(problem, gpu.attention.capabilities()).is_ok_and(|plan| plan.rounds_p());
+    let rounds_p = plan(gpu, problem, Pass::Backward).is_some_and(|plan| plan.rounds_p());
     let rounded = rounds_p.then(|| reference::backward_rounding_p(problem, &q, &k, &v, &d_o, Some(&moved)));
     let mut standard_errors = [f64::NAN; 3];
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {

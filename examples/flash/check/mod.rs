@@ -212,7 +212,7 @@ async fn compare_forward<T: ElementType>(
             }
             Algorithm::Flash if T::ELEMENT == Element::F32 => 2.0 * standard_error + 1e-6 * largest,
             // Held against standard attention in the same precision, which rounds P too.
-            Algorithm::Flash if rounds_p(gpu, &problem) => {
+            Algorithm::Flash if plan(gpu, &problem, Pass::Forward).is_some_and(|plan| plan.rounds_p()) => {
                 let rounded = reference::forward_rounding_p(&problem, &exact(q), &exact(k), &exact(v));
                 2.0 * elements::largest_error(rounded.o, oracle.o.iter().copied()).max(standard_error) + 1e-5
             }
@@ -226,9 +226,13 @@ async fn compare_forward<T: ElementType>(
     }
 }
 
-/// Whether the kernels that the planner picks round P to the element.
-fn rounds_p(gpu: &Gpu, problem: &AttentionProblem) -> bool {
-    Plan::new(problem, gpu.attention.capabilities()).is_ok_and(|plan| plan.rounds_p())
+/// What the planner picks, if it does not refuse the problem.
+fn plan(gpu: &Gpu, problem: &AttentionProblem, pass: Pass) -> Option<Plan> {
+    let capabilities = gpu.attention.capabilities();
+    match pass {
+        Pass::Forward => Plan::new(problem, capabilities).ok(),
+        Pass::Backward => Plan::backward(problem, capabilities).ok(),
+    }
 }
 
 /// What an error of LSE is relative to; rows that see nothing have −∞.
@@ -244,13 +248,9 @@ fn row<'a>(
     problem: &AttentionProblem,
     pass: Pass,
 ) -> &'a mut Row {
-    let plan = match pass {
-        Pass::Forward => Plan::new(problem, gpu.attention.capabilities()),
-        Pass::Backward => Plan::backward(problem, gpu.attention.capabilities()),
-    };
-    let (element, kernels) = match plan {
-        Ok(plan) => (problem.element, kernels(&plan)),
-        Err(_) => (problem.element, problem.algorithm.name().to_owned()),
+    let (element, kernels) = match plan(gpu, problem, pass) {
+        Some(plan) => (problem.element, kernels(&plan)),
+        None => (problem.element, problem.algorithm.name().to_owned()),
     };
     let same = |row: &Row| row.group == group && row.element == element && row.kernels == kernels;
     let position = rows.iter().position(same).unwrap_or_else(|| {

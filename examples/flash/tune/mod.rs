@@ -100,14 +100,11 @@ pub async fn tune(options: &TuneOptions, choice: device::Choice<'_>, out: &mut d
                 }
                 // At a glance a GPU may not have reached its clocks, at the first tiles least of all, which are the table's.
                 if !software {
-                    let mut finalists = fastest(&times);
-                    finalists.extend(times.first().copied());
-                    for (tiles, _) in finalists {
-                        let again = bench.time(tiles, Effort::BENCH).await?;
-                        times
-                            .iter_mut()
-                            .filter(|(other, _)| *other == tiles)
-                            .for_each(|(_, ms)| *ms = again.unwrap_or(*ms));
+                    let finalists = fastest(&times);
+                    for (place, time) in times.iter_mut().enumerate() {
+                        if place == 0 || finalists.contains(time) {
+                            time.1 = bench.time(time.0, Effort::BENCH).await?.unwrap_or(time.1);
+                        }
                     }
                 }
                 file.tiles.extend(entries(&times, workload, element, head_dim));

@@ -7,8 +7,7 @@ const LARGEST_EXPONENT = 12;
 // Infinities and NaNs are no measure for the elements beside them.
 fn largest_of_loaded(loaded: Loaded) -> f32 {
   let value = decode(loaded);
-  let size = select(vec4<f32>(0.0), abs(value), are_finite(value));
-  return max(max(size.x, size.y), max(size.z, size.w));
+  return largest_of_four(select(vec4<f32>(0.0), abs(value), are_finite(value)));
 }
 
 // What a row is multiplied with on its way into f16, from the largest of each lane that has a part of it: those whose

@@ -114,7 +114,7 @@ impl Library {
 }
 
 /// The library on cooperative matrices, also on a software driver, where the planner knows better: they are slow
-/// there, but no GPU is needed to test them. `None` where the device has none.
+/// there, but no GPU is needed to test them. `None`, and a line that says so, where the device has none.
 pub fn with_matrices() -> Option<&'static Library> {
     static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
     let library = LIBRARY.get_or_init(|| {
@@ -131,6 +131,9 @@ pub fn with_matrices() -> Option<&'static Library> {
         let library = Library { attention, tiles: Some([tiles, standard]), backward_tiles: None, num_splits: None };
         Some(library.backward_tiles(dkdv, dq, standard))
     });
+    if library.is_none() {
+        println!("skipped: the device has no cooperative matrices");
+    }
     library.as_ref()
 }
 

@@ -21,6 +21,12 @@
 // Rows of the scratch of S and dP, in quads: stored column by column, matrices meet no bank conflicts at this distance.
 const S_STRIDE = MATRIX_QUADS + 1u;
 
+// Whether the row is empty to which the fetch with this index belongs: of the head whose LSE starts at `head_at`, `lanes` of
+// them to a row.
+fn is_empty(head_at: u32, first_row: u32, index: u32, lanes: u32) -> bool {
+  return is_empty_row(head_at, min(first_row + index / lanes, params.seqlen_q - 1u));
+}
+
 // LSE in units of log2(e), and D.
 var<workgroup> stats_tile: array<vec2<f32>, TILE_Q>;
 
@@ -131,18 +137,24 @@ fn main(
   // }
   if steps > 0u {
     let next_row = step_at(visits, 0u).row_tile * TILE_Q;
+    let lse_at = lse_batch_at + tile.head * params.lse_stride_head;
+    let q_at = q_batch_at + tile.head * params.q_stride_head;
+    let d_o_at = d_o_batch_at + tile.head * params.d_o_stride_head;
     // unroll L in K_FETCHES {
     // unroll P in K_FETCH_PARTS {
-    q_next_L_P = fetch_q(q_batch_at + tile.head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    q_next_L_P = fetch_q(q_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    q_next_L_P = live_q(q_next_L_P, is_empty(lse_at, next_row, invocation + L * INVOCATIONS, K_FETCH_LANES));
     // }
     // }
     // unroll L in V_FETCHES {
     // unroll P in V_FETCH_PARTS {
-    d_o_next_L_P = fetch_d_o(d_o_batch_at + tile.head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    d_o_next_L_P = fetch_d_o(d_o_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    let d_o_is_empty_L_P = is_empty(lse_at, next_row, invocation + L * INVOCATIONS, V_FETCH_LANES);
+    d_o_next_L_P = select(d_o_next_L_P, Loaded(), d_o_is_empty_L_P);
     // }
     // }
     // unroll L in STATS_FETCHES {
-    stats_next_L = row_stats(lse_batch_at + tile.head * params.lse_stride_head, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
+    stats_next_L = row_stats(lse_at, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
     // }
   }
   var step = 0u;
@@ -155,6 +167,9 @@ fn main(
     let next = step_at(visits, min(step + 1u, steps - 1u));
     let next_head = tile.head + next.head;
     let next_row = next.row_tile * TILE_Q;
+    let lse_at = lse_batch_at + next_head * params.lse_stride_head;
+    let q_at = q_batch_at + next_head * params.q_stride_head;
+    let d_o_at = d_o_batch_at + next_head * params.d_o_stride_head;
     workgroupBarrier(); // the last tile is read
     // unroll L in K_FETCHES {
     var q_largest_L = 0.0;
@@ -164,7 +179,8 @@ fn main(
     let q_scale_L = row_scale(q_largest_L, 1u, K_FETCH_LANES);
     // unroll P in K_FETCH_PARTS {
     place_q(invocation + L * INVOCATIONS, P, q_next_L_P, q_scale_L, HAS_WINDOW && masked, step + 1u);
-    q_next_L_P = fetch_q(q_batch_at + next_head * params.q_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    q_next_L_P = fetch_q(q_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    q_next_L_P = live_q(q_next_L_P, is_empty(lse_at, next_row, invocation + L * INVOCATIONS, K_FETCH_LANES));
     // }
     // }
     // unroll L in V_FETCHES {
@@ -175,12 +191,14 @@ fn main(
     let d_o_scale_L = row_scale(d_o_largest_L, 1u, V_FETCH_LANES);
     // unroll P in V_FETCH_PARTS {
     place_d_o(invocation + L * INVOCATIONS, P, d_o_next_L_P, d_o_scale_L, HAS_WINDOW && masked, step + 1u);
-    d_o_next_L_P = fetch_d_o(d_o_batch_at + next_head * params.d_o_stride_head, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    d_o_next_L_P = fetch_d_o(d_o_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
+    let d_o_is_empty_L_P = is_empty(lse_at, next_row, invocation + L * INVOCATIONS, V_FETCH_LANES);
+    d_o_next_L_P = select(d_o_next_L_P, Loaded(), d_o_is_empty_L_P);
     // }
     // }
     // unroll L in STATS_FETCHES {
     if invocation + L * INVOCATIONS < TILE_Q { stats_tile[invocation + L * INVOCATIONS] = stats_next_L; }
-    stats_next_L = row_stats(lse_batch_at + next_head * params.lse_stride_head, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
+    stats_next_L = row_stats(lse_at, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
     // }
     workgroupBarrier(); // the tile is in place
 
@@ -244,7 +262,7 @@ fn main(
         let i_row_R = i * TILE_Q + row_R;
         var stats_R = stats_tile[row_R];
         if HAS_WINDOW && masked && atomicLoad(&poisoned[row_R]) == step + 1u { stats_R.x = not_a_number(); }
-        let visible_R = visible_keys(i_row_R);
+        let visible_R = visible_keys_unless_empty(i_row_R, stats_tile[row_R]);
         let q_unit_R = q_unit(row_R);
         let d_o_unit_R = d_o_unit(row_R);
         let s_factor_R = q_unit_R * params.softmax_scale_log2;

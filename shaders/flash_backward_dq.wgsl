@@ -137,7 +137,7 @@ fn main(
   }
   // }
 
-  // dQ_i = softmax_scale · dQ_i
+  // dQ_i = softmax_scale · dQ_i; 0 for a row that sees nothing, or only scores of −∞
   // unroll N in THREAD_ROWS {
   if tile.row + row_N < params.row_count {
     let first = params.dq_offset + tile.batch * params.dq_stride_batch + tile.head * params.dq_stride_head
@@ -145,7 +145,8 @@ fn main(
     // unroll M in K_QUADS {
     let dim_M = (lane + M * LANES) * 4u;
     if dim_M < HEAD_DIM {
-      store_dq(first + dim_M, HEAD_DIM - dim_M, dq_N_M * (params.softmax_scale_log2 * LN_2));
+      let result = select(dq_N_M * (params.softmax_scale_log2 * LN_2), vec4<f32>(0.0), stats_N.x == -MASKED);
+      store_dq(first + dim_M, HEAD_DIM - dim_M, result);
     }
     // }
   }

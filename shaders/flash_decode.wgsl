@@ -187,16 +187,17 @@ fn main(
   // l = Σ exp(m_g − m) · l_g
   var l_all_N = 0.0;
   for (var g = 0u; g < KEY_LANES; g++) { l_all_N += exp2(group_stats[g].x - m_all_N) * group_stats[g].y; }
-  // O_i = Σ exp(m_g − m) · O_g / l, LSE_i = m + ln l; a row that sees nothing gives 0 and −∞
+  // O_i = Σ exp(m_g − m) · O_g / l, LSE_i = m + ln l; a row that sees nothing, or only scores of −∞, gives 0
+  // and −∞
   if tile.packed + N < packed_rows() {
     let head = head_of(tile, N);
     let row = row_of(tile, N);
-    let empty = sees_none(visible_keys(params.row_first + row), range);
-    let factor = select(params.dropout_scale / l_all_N, 0.0, empty);
+    let empty = l_all_N == 0.0;
+    let factor = params.dropout_scale / l_all_N;
     for (var quad = invocation; quad * 4u < HEAD_DIM_V; quad += INVOCATIONS) {
       var o = vec4<f32>(0.0);
       for (var g = 0u; g < KEY_LANES; g++) { o += group_o[g * V_STRIDE + quad]; }
-      write_o(split, tile.batch, head, row, quad * 4u, o * factor);
+      write_o(split, tile.batch, head, row, quad * 4u, select(o * factor, vec4<f32>(0.0), empty));
     }
     if invocation == 0u {
       write_lse(split, tile.batch, head, row, select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty));

@@ -202,15 +202,16 @@ fn main(
   }
   // }
 
-  // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing gives 0 and −∞
+  // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing, or only scores of −∞, gives 0 and −∞
   // unroll N in THREAD_ROWS {
-  let empty_N = sees_none(visible_keys(params.row_first + tile.row + row_N), range);
+  let empty_N = l_N == 0.0;
   if tile.row + row_N < params.row_count {
-    let factor = select(params.dropout_scale / l_N, 0.0, empty_N);
+    let factor = params.dropout_scale / l_N;
     // unroll M in V_LOADS {
     // unroll B in BROADCAST {
     let dim_M_B = quad_of(invocation, M, B) * 4u;
-    if dim_M_B < HEAD_DIM_V { write_o(split, tile.batch, tile.head, tile.row + row_N, dim_M_B, o_N_M_B * factor); }
+    let result_M_B = select(o_N_M_B * factor, vec4<f32>(0.0), empty_N);
+    if dim_M_B < HEAD_DIM_V { write_o(split, tile.batch, tile.head, tile.row + row_N, dim_M_B, result_M_B); }
     // }
     // }
     if lane == 0u {

@@ -1,9 +1,9 @@
 // FlashAttention, forward, on cooperative matrices: the loop of flash_forward.wgsl with the products S = Q Kᵀ and P V done
 // by the matrix units, f16 in and f32 accumulated.
 //
-//   for each Q tile i:                                   one workgroup
+//   for each Q tile i, for each split of the keys:       one workgroup
 //     O_i = 0, l_i = 0, m_i = −∞
-//     for each KV tile j that some row of i sees:
+//     for each KV tile j of the split that some row of i sees:
 //       S = Q_i K_jᵀ                                     on matrices, one tile ahead
 //       m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α = exp(m_old − m_i), l_i = α · l_i, O_i = α · O_i
 //       P = exp(S − m_i), l_i = l_i + rowsum(P)          through scratch memory: a matrix's elements cannot be reached
@@ -25,8 +25,6 @@
 // Order: S of the next tile is computed while the softmax of this one runs, and the tiles after that are on their way
 // from memory. Tiles that all rows see whole come first, so that their loop needs no mask.
 
-@group(0) @binding(BINDING_lse) var<storage, read_write> lse: array<f32>;
-
 @compute @workgroup_size(INVOCATIONS)
 fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,
@@ -34,8 +32,9 @@ fn main(
   @builtin(subgroup_invocation_id) subgroup_invocation_id: u32,
 ) {
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
-  if index >= q_tile_count() { return; }
-  let tile = q_tile_at(index);
+  if index >= q_tile_count() * num_splits() { return; }
+  let tile = q_tile_at(index / num_splits());
+  let split = index % num_splits();
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
   let scale = abs(params.softmax_scale_log2);
 
@@ -90,10 +89,10 @@ fn main(
   var v_gain_N = FIRST_V_GAIN;
   // }
 
-  // for each KV tile j that some row of i sees. `next` counts visits: a turn of the inner loop computes S of the next tile
+  // for each KV tile j of the split that some row of i sees. `next` counts visits: a turn of the inner loop computes S of the next tile
   // and uses up that of the tile before. It goes on until some row's maximum has grown, which is rare, so that O and m stay
   // untouched in it. naga does not take `if` conditions for uniform where they are; hence loops that end after one turn.
-  let visits = visits_of(block_range(tile.first_row, tile.last_row));
+  let visits = visits_of(split_of(block_range(tile.first_row, tile.last_row), split));
   let k_mine = k_share(tile, invocation);
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
@@ -379,15 +378,12 @@ fn main(
   }
   // }
 
-  // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing gives 0 and −∞
+  // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing, or only scores of −∞, gives 0 and −∞
   // unroll N in ROW_FRAGMENTS {
   let row_N = first_row + N * MATRIX_SIDE;
   let l_row_N = row_sum(l_N);
-  let visible_N = visible_keys(params.row_first + row_N);
-  let empty_N = visible_N.x >= visible_N.y;
-  let factor_N = select(params.dropout_scale / l_row_N * inverse(v_gain_N), 0.0, empty_N);
-  let first_N = params.o_offset + tile.batch * params.o_stride_batch + tile.head * params.o_stride_head
-    + row_N * params.o_stride_row;
+  let empty_N = l_row_N == 0.0;
+  let factor_N = params.dropout_scale / l_row_N * inverse(v_gain_N);
   let inside_N = row_N < params.row_count;
   // unroll M in V_CHUNKS {
   // unroll G in CHUNK_FRAGMENTS {
@@ -396,15 +392,19 @@ fn main(
   scratch_barrier();
   let dim_low_N_M = (M * CHUNK_QUADS + quad) * 4u;
   let dim_high_N_M = dim_low_N_M + CHUNK_LANES * 4u;
-  if inside_N && dim_low_N_M < HEAD_DIM_V { store_o(first_N + dim_low_N_M, HEAD_DIM_V - dim_low_N_M, s_tile[low] * factor_N); }
+  if inside_N && dim_low_N_M < HEAD_DIM_V {
+    let result = select(s_tile[low] * factor_N, vec4<f32>(0.0), empty_N);
+    write_o(split, tile.batch, tile.head, row_N, dim_low_N_M, result);
+  }
   if inside_N && dim_high_N_M < HEAD_DIM_V {
-    store_o(first_N + dim_high_N_M, HEAD_DIM_V - dim_high_N_M, s_tile[high] * factor_N);
+    let result = select(s_tile[high] * factor_N, vec4<f32>(0.0), empty_N);
+    write_o(split, tile.batch, tile.head, row_N, dim_high_N_M, result);
   }
   scratch_barrier();
   // }
   if inside_N && quad == 0u {
-    let lse_index = params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + row_N;
-    lse[lse_index] = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
+    let lse_row = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
+    write_lse(split, tile.batch, tile.head, row_N, lse_row);
   }
   // }
 }

@@ -31,7 +31,7 @@ fn main(
 
   for (var quad = range.first * (TILE_KV / 4u) + invocation; quad < range.end * (TILE_KV / 4u); quad += SOFTMAX_INVOCATIONS) {
     let scores = s[first + quad];
-    let masked = scores == vec4<f32>(MASKED);
+    let masked = (scores == vec4<f32>(MASKED)) | vec4<bool>(stats.x == -MASKED);
     // P = exp(S − LSE)
     var p = exp2(scores - vec4<f32>(stats.x));
     var gradient = dp[first + quad];

@@ -23,8 +23,6 @@ fn main(
   let batch = index / params.row_count / params.head_count;
   if batch >= params.batch_count { return; }
   let i = params.row_first + row;
-  let visible = visible_keys(i);
-  let empty = visible.x >= visible.y;
 
   // The keys that the other two kernels visit for this row's Q tile.
   let tile_row = row / TILE_Q * TILE_Q;
@@ -59,7 +57,8 @@ fn main(
   m = maxima[0];
   l = sums[0];
 
-  // P = dropout(exp(S − m) / l), LSE = m + ln l
+  // P = dropout(exp(S − m) / l), LSE = m + ln l; a row that sees nothing, or only scores of −∞, gives 0 and −∞
+  let empty = l == 0.0;
   let factor = select(params.dropout_scale / l, 0.0, empty);
   for (var quad = range.first * (TILE_KV / 4u) + invocation; quad < range.end * (TILE_KV / 4u); quad += SOFTMAX_INVOCATIONS) {
     let scores = s[first + quad];

@@ -46,16 +46,19 @@ fn variants() -> Vec<Specialization> {
             for algorithm in [Algorithm::Flash, Algorithm::Standard] {
                 for (head_dim, head_dim_v) in [(1, 1), (40, 40), (64, 64), (59, 111), (128, 128), (256, 256), (64, 256)]
                 {
-                    // Few rows, and so many that the planner takes other tiles; decoding, with and without groups.
+                    // Few rows, and so many that the planner takes other tiles; decoding, with and without groups; sums so
+                    // long that they are split.
                     let shape = |seqlen| AttentionShape::new(2, 4, seqlen, head_dim).head_dim_v(head_dim_v);
                     let decode = |num_heads_kv| shape(1).seqlen_kv(2000).num_heads_kv(num_heads_kv);
                     let mut many_heads = decode(1);
                     many_heads.num_heads = 24;
                     let busy = AttentionShape { batch: 600, ..decode(2) }.seqlen_kv(40);
-                    let shapes = [shape(100), shape(5000), decode(4), decode(1), many_heads, busy];
-                    for problem in
-                        shapes.map(|shape| AttentionProblem::new(shape).element(element).algorithm(algorithm))
-                    {
+                    let long = shape(5000).seqlen_kv(20_000);
+                    let mut shapes = vec![shape(100), shape(5000), decode(4), decode(1), many_heads, busy];
+                    // Standard attention has no splits, and its scores would not fit.
+                    shapes.extend((algorithm == Algorithm::Flash).then_some(long));
+                    for shape in shapes {
+                        let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
                         let merge = MergeProblem::of(&problem, 3);
                         for merge in [merge.clone().parts_in_f32(), merge.clone().strides(1 << 20, 1 << 20)] {
                             let plan = Plan::merge(&merge, &device).expect("every device merges");

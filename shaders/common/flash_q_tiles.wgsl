@@ -31,6 +31,10 @@ fn fetch_v(tile: KvTile, row: u32, quad: u32) -> vec4<f32> {
   return select(vec4<f32>(0.0), decode(value), inside);
 }
 
+fn is_empty(tile: KvTile, head: u32, row: u32) -> bool {
+  return is_empty_row(tile.batch * params.lse_stride_batch + head * params.lse_stride_head, min(row, params.seqlen_q - 1u));
+}
+
 // Quad `index` of the Q tile of `head` that starts at `first_row`.
 fn fetch_q(tile: KvTile, head: u32, first_row: u32, index: u32) -> Loaded {
   let first = params.q_offset + tile.batch * params.q_stride_batch + head * params.q_stride_head;
@@ -38,7 +42,7 @@ fn fetch_q(tile: KvTile, head: u32, first_row: u32, index: u32) -> Loaded {
   let dim = index % Q_STRIDE * 4u;
   let inside_dim = min(dim, LAST_QUAD);
   let value = load_q(first + min(row, params.seqlen_q - 1u) * params.q_stride_row + inside_dim, HEAD_DIM - inside_dim);
-  return select(Loaded(), value, row < params.seqlen_q && dim < HEAD_DIM);
+  return select(Loaded(), live_q(value, is_empty(tile, head, row)), row < params.seqlen_q && dim < HEAD_DIM);
 }
 
 fn place_q(index: u32, value: Loaded) {
@@ -51,7 +55,8 @@ fn fetch_d_o(tile: KvTile, head: u32, first_row: u32, index: u32) -> Loaded {
   let dim = index % D_O_STRIDE * 4u;
   let inside_dim = min(dim, LAST_QUAD_V);
   let at = first + min(row, params.seqlen_q - 1u) * params.d_o_stride_row + inside_dim;
-  return select(Loaded(), load_d_o(at, HEAD_DIM_V - inside_dim), row < params.seqlen_q && dim < HEAD_DIM_V);
+  let inside = row < params.seqlen_q && dim < HEAD_DIM_V;
+  return select(Loaded(), load_d_o(at, HEAD_DIM_V - inside_dim), inside && !is_empty(tile, head, row));
 }
 
 fn place_d_o(index: u32, value: Loaded) {

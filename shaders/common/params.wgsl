@@ -98,5 +98,8 @@ const MASKED = -3.0e38;
 // LANES neighbouring invocations share each row, of a Q tile or (where a workgroup owns keys) of a KV tile.
 const INVOCATIONS = LANES * ROW_LANES;
 
+// Standard attention: tiles whose terms are summed before the sum is added to the total.
+const TILES_ADDED_AT_ONCE = 64u;
+
 // How far m may lag behind the maximum before O is rescaled, in powers of two: P stays below 2⁸, which f16 holds too.
 const MAX_GROWTH = 8.0;

@@ -15,3 +15,14 @@ fn step_at(visits: Visits, step: u32) -> Step {
   let visit = in_kind % tiles + select(visits.num_whole, 0u, is_whole_step);
   return Step(in_kind / tiles, visit, tile_at(visits, visit));
 }
+
+// The keys that row i sees; none if it lies outside the tensors, or is empty.
+fn visible_keys_unless_empty(i: u32, stats: vec2<f32>) -> vec2<i32> {
+  return select(visible_keys(i), vec2<i32>(0), stats.x == -MASKED);
+}
+
+// A quad of Q of a row that may be empty: all P and dS of such a row are 0, and 0 times an infinity must not make NaN of dK.
+// (Finite quads stay, so that a key of −∞ still gives a score of −∞.)
+fn live_q(value: Loaded, is_empty: bool) -> Loaded {
+  return select(value, Loaded(), is_empty && !all(are_finite(decode(value))));
+}

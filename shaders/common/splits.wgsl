@@ -8,8 +8,3 @@ fn split_of(range: BlockRange, split: u32) -> BlockRange {
   part.end = part.first + least + select(0u, 1u, split < rest);
   return part;
 }
-
-// Whether a row with these visible keys sees none within a range.
-fn sees_none(visible: vec2<i32>, range: BlockRange) -> bool {
-  return max(visible.x, i32(range.first * TILE_KV)) >= min(visible.y, i32(range.end * TILE_KV));
-}

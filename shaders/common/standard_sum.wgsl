@@ -6,6 +6,8 @@ const CHUNK_QUADS = THREAD_QUADS * LANES;
 const KEY_STRIDE = CHUNK_QUADS | 1u;
 const P_STRIDE = LANES | 1u;
 
+@group(0) @binding(BINDING_lse) var<storage, read> lse: array<f32>;
+
 var<workgroup> key_tile: array<vec4<f32>, TILE_KV * KEY_STRIDE>;
 var<workgroup> p_tile: array<vec4<f32>, TILE_Q * P_STRIDE>;
 
@@ -40,6 +42,7 @@ fn sum_over_keys(tile: QTile, invocation: u32, factor: f32) {
   // unroll C in V_CHUNKS {
   // unroll M in THREAD_QUADS {
   var o_N_C_M = vec4<f32>(0.0);
+  var total_N_C_M = vec4<f32>(0.0);
   // }
   // }
   // }
@@ -76,10 +79,11 @@ fn sum_over_keys(tile: QTile, invocation: u32, factor: f32) {
       let v_3_M = key_tile[(quad * 4u + 3u) * KEY_STRIDE + lane + M * LANES];
       // unroll N in THREAD_ROWS {
       if HAS_WINDOW && !whole {
-        o_N_C_M = add_visible(p_N.x, v_0_M, o_N_C_M);
-        o_N_C_M = add_visible(p_N.y, v_1_M, o_N_C_M);
-        o_N_C_M = add_visible(p_N.z, v_2_M, o_N_C_M);
-        o_N_C_M = add_visible(p_N.w, v_3_M, o_N_C_M);
+        let seen = sees(visible_keys(params.row_first + tile.row + row_N), key_first + quad * 4u);
+        o_N_C_M = add_seen(seen.x, p_N.x, v_0_M, o_N_C_M);
+        o_N_C_M = add_seen(seen.y, p_N.y, v_1_M, o_N_C_M);
+        o_N_C_M = add_seen(seen.z, p_N.z, v_2_M, o_N_C_M);
+        o_N_C_M = add_seen(seen.w, p_N.w, v_3_M, o_N_C_M);
       } else {
         o_N_C_M = fma(vec4<f32>(p_N.x), v_0_M, o_N_C_M);
         o_N_C_M = fma(vec4<f32>(p_N.y), v_1_M, o_N_C_M);
@@ -90,16 +94,31 @@ fn sum_over_keys(tile: QTile, invocation: u32, factor: f32) {
       // }
     }
     // }
+    // A long sum is a sum of sums: each has few terms, so none drifts.
+    if (j + 1u - range.first) % TILES_ADDED_AT_ONCE == 0u || j + 1u == range.end {
+      // unroll N in THREAD_ROWS {
+      // unroll C in V_CHUNKS {
+      // unroll M in THREAD_QUADS {
+      total_N_C_M += o_N_C_M;
+      o_N_C_M = vec4<f32>(0.0);
+      // }
+      // }
+      // }
+    }
   }
 
+  // A row that sees nothing, or only scores of −∞, gives 0 whatever the keys hold.
+  let lse_at = params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + tile.row;
   // unroll N in THREAD_ROWS {
   if tile.row + row_N < params.row_count {
+    let is_empty = lse[lse_at + row_N] <= MASKED;
     let first = params.SUM_offset + tile.batch * params.SUM_stride_batch + tile.head * params.SUM_stride_head
       + (tile.row + row_N) * params.SUM_stride_row;
     // unroll C in V_CHUNKS {
     // unroll M in THREAD_QUADS {
     let dim_C_M = (C * CHUNK_QUADS + lane + M * LANES) * 4u;
-    if dim_C_M < PRODUCT_DIM { store_SUM(first + dim_C_M, PRODUCT_DIM - dim_C_M, o_N_C_M * factor); }
+    let result_C_M = select(total_N_C_M * factor, vec4<f32>(0.0), is_empty);
+    if dim_C_M < PRODUCT_DIM { store_SUM(first + dim_C_M, PRODUCT_DIM - dim_C_M, result_C_M); }
     // }
     // }
   }

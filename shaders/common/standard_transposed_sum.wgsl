@@ -1,11 +1,13 @@
 // Sums over rows in standard attention: dropout(P)ᵀ dO or dSᵀ Q, over all heads that share the keys. A tile of the matrix
 // in workgroup memory, and of dO or Q, a chunk of CHUNK_QUADS · 4 head dimensions at a time. What lies outside is 0, as in
-// standard_product.wgsl.
+// standard_product.wgsl, and so are rows that see nothing, or only scores of −∞.
 
 const CHUNK_QUADS = THREAD_QUADS * LANES;
 const ROW_STRIDE = CHUNK_QUADS | 1u;
 const P_QUADS = TILE_KV / 4u;
 const P_STRIDE = P_QUADS | 1u;
+
+@group(0) @binding(BINDING_lse) var<storage, read> lse: array<f32>;
 
 var<workgroup> row_tile: array<vec4<f32>, TILE_Q * ROW_STRIDE>;
 var<workgroup> p_tile: array<vec4<f32>, TILE_Q * P_STRIDE>;
@@ -23,7 +25,9 @@ fn fetch_rows(tile: KvTile, head: u32, first_row: u32, chunk: u32, index: u32) -
   let inside_dim = min(dim, LAST_PRODUCT_QUAD);
   let at = first + min(row, params.row_count - 1u) * params.ROWS_stride_row + inside_dim;
   let value = load_ROWS(at, PRODUCT_DIM - inside_dim);
-  return select(vec4<f32>(0.0), decode(value), row < params.row_count && dim < PRODUCT_DIM);
+  let lse_at = params.lse_offset + tile.batch * params.lse_stride_batch + head * params.lse_stride_head;
+  let is_live = row < params.row_count && !(lse[lse_at + min(row, params.row_count - 1u)] <= MASKED);
+  return select(vec4<f32>(0.0), decode(value), is_live && dim < PRODUCT_DIM);
 }
 
 fn place_rows(index: u32, value: vec4<f32>) {
@@ -39,9 +43,11 @@ fn sum_over_rows(tile: KvTile, invocation: u32, factor: f32) {
   // unroll C in V_CHUNKS {
   // unroll M in THREAD_QUADS {
   var sum_E_C_M = vec4<f32>(0.0);
+  var total_E_C_M = vec4<f32>(0.0);
   // }
   // }
   // }
+  var tiles_in_sum = 0u;
 
   let range = row_range(tile.first_key, tile.last_key);
   for (var head = tile.head; head < tile.head + params.heads_per_kv; head++) {
@@ -71,11 +77,12 @@ fn sum_over_rows(tile: KvTile, invocation: u32, factor: f32) {
 
       for (var row = 0u; row < TILE_Q; row++) {
         let p = p_tile[row * P_STRIDE + key_quad];
+        let seen = sees(visible_keys(first_row + row), tile.key + key_quad * 4u);
         // unroll M in THREAD_QUADS {
         let r_M = row_tile[row * ROW_STRIDE + lane + M * LANES];
         // unroll E in KEYS {
         if HAS_WINDOW && !whole {
-          sum_E_C_M = add_visible(p[E], r_M, sum_E_C_M);
+          sum_E_C_M = add_seen(seen[E], p[E], r_M, sum_E_C_M);
         } else {
           sum_E_C_M = fma(vec4<f32>(p[E]), r_M, sum_E_C_M);
         }
@@ -83,6 +90,19 @@ fn sum_over_rows(tile: KvTile, invocation: u32, factor: f32) {
         // }
       }
       // }
+      // A long sum is a sum of sums: each has few terms, so none drifts.
+      tiles_in_sum += 1u;
+      if tiles_in_sum == TILES_ADDED_AT_ONCE || i + 1u == range.end {
+        tiles_in_sum = 0u;
+        // unroll E in KEYS {
+        // unroll C in V_CHUNKS {
+        // unroll M in THREAD_QUADS {
+        total_E_C_M += sum_E_C_M;
+        sum_E_C_M = vec4<f32>(0.0);
+        // }
+        // }
+        // }
+      }
     }
   }
 
@@ -94,7 +114,7 @@ fn sum_over_rows(tile: KvTile, invocation: u32, factor: f32) {
     // unroll C in V_CHUNKS {
     // unroll M in THREAD_QUADS {
     let dim_C_M = (C * CHUNK_QUADS + lane + M * LANES) * 4u;
-    if dim_C_M < PRODUCT_DIM { store_SUM(first + dim_C_M, PRODUCT_DIM - dim_C_M, sum_E_C_M * factor); }
+    if dim_C_M < PRODUCT_DIM { store_SUM(first + dim_C_M, PRODUCT_DIM - dim_C_M, total_E_C_M * factor); }
     // }
     // }
   }

@@ -63,10 +63,20 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
         max_workgroup_storage: limits.max_compute_workgroup_storage_size,
         max_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
+        max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        max_loop_turns: max_loop_turns(&info.driver, &info.driver_info),
         max_binding: limits.max_storage_buffer_binding_size,
         max_buffer: limits.max_buffer_size,
         binding_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
     }
+}
+
+/// Mesa's software driver counted the turns of all loops of a shader down from 65,535 and then ended it: 22.3.6 does, 25.0.7
+/// and 26.1.6 do not. Versions in between are taken for such as well.
+fn max_loop_turns(driver: &str, driver_info: &str) -> Option<u32> {
+    let version = driver_info.split("Mesa ").nth(1)?;
+    let major: u32 = version.split('.').next()?.parse().ok()?;
+    (driver == "llvmpipe" && major < 25).then_some(65_535)
 }
 
 /// The largest square matrices with f16 factors and an f32 sum that WGSL can name, if the device has any.

@@ -41,6 +41,11 @@ pub struct Capabilities {
     pub max_invocations: u32,
     /// Workgroups along one dimension of a dispatch.
     pub max_workgroups_per_dimension: u32,
+    /// Storage buffers that one kernel binds.
+    pub max_storage_buffers: u32,
+    /// Turns of all loops together after which the driver ends a shader without a word, or `None` for no such end. Mesa's
+    /// software driver ended shaders after 65,535 until some version between 22.3 and 25.0.
+    pub max_loop_turns: Option<u32>,
     /// Bytes of one storage binding.
     pub max_binding: u64,
     /// Bytes of one buffer.
@@ -66,6 +71,8 @@ impl Capabilities {
             max_workgroup_storage: 16_384,
             max_invocations: 256,
             max_workgroups_per_dimension: 65_535,
+            max_storage_buffers: 8,
+            max_loop_turns: None,
             max_binding: 128 << 20,
             max_buffer: 256 << 20,
             binding_alignment: 256,
@@ -82,6 +89,9 @@ impl Capabilities {
         self.max_workgroup_storage = self.max_workgroup_storage.min(limits.max_workgroup_storage);
         self.max_invocations = self.max_invocations.min(limits.max_invocations);
         self.max_workgroups_per_dimension = self.max_workgroups_per_dimension.min(limits.max_workgroups_per_dimension);
+        self.max_storage_buffers = self.max_storage_buffers.min(limits.max_storage_buffers);
+        // `None` is no limit, and the least of options.
+        self.max_loop_turns = [self.max_loop_turns, limits.max_loop_turns].into_iter().flatten().min();
         self.max_binding = self.max_binding.min(limits.max_binding);
         self.max_buffer = self.max_buffer.min(limits.max_buffer);
         self.binding_alignment = self.binding_alignment.max(limits.binding_alignment);

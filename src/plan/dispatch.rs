@@ -43,6 +43,8 @@ pub struct Dispatch {
     pub pass: usize,
     /// Workgroups.
     pub grid: [u32; 2],
+    /// Turns of all loops that an invocation takes at most.
+    pub turns: u64,
     /// The uniform.
     pub params: Params,
     /// The storage bindings.
@@ -243,7 +245,7 @@ impl Plan {
             lse_parts_stride_head: lse_parts.head,
         };
         let windows = windows.into_iter().map(|(window, _)| window).collect();
-        Dispatch { pass: index, grid, params, windows }
+        Dispatch { pass: index, grid, turns: self.turns(index, lengths), params, windows }
     }
 }
 

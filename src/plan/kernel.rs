@@ -126,6 +126,8 @@ pub enum Kernel {
     FlashForwardSplit,
     /// `flash_forward_cooperative.wgsl`
     FlashForwardCooperative,
+    /// `flash_forward_cooperative.wgsl` on a split of the keys
+    FlashForwardCooperativeSplit,
     /// `flash_decode.wgsl`
     FlashDecode,
     /// `flash_decode.wgsl` on a split of the keys
@@ -162,10 +164,11 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 19] = [
+    pub const ALL: [Kernel; 20] = [
         Kernel::FlashForward,
         Kernel::FlashForwardSplit,
         Kernel::FlashForwardCooperative,
+        Kernel::FlashForwardCooperativeSplit,
         Kernel::FlashDecode,
         Kernel::FlashDecodeSplit,
         Kernel::Combine,
@@ -190,6 +193,7 @@ impl Kernel {
             Kernel::FlashForward => "flash_forward",
             Kernel::FlashForwardSplit => "flash_forward_split",
             Kernel::FlashForwardCooperative => "flash_forward_cooperative",
+            Kernel::FlashForwardCooperativeSplit => "flash_forward_cooperative_split",
             Kernel::FlashDecode => "flash_decode",
             Kernel::FlashDecodeSplit => "flash_decode_split",
             Kernel::Combine => "combine",
@@ -217,13 +221,13 @@ impl Kernel {
             Kernel::FlashForward | Kernel::FlashForwardCooperative | Kernel::FlashDecode => {
                 &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (O, Write), (Lse, Write)]
             }
-            Kernel::FlashForwardSplit | Kernel::FlashDecodeSplit => {
+            Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit | Kernel::FlashDecodeSplit => {
                 &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (OParts, Write), (LseParts, Write)]
             }
             Kernel::Combine => &[(Params, Uniform), (O, Write), (Lse, Write), (OParts, Read), (LseParts, Read)],
             Kernel::StandardScores => &[(Params, Uniform), (Q, Read), (K, Read), (S, Write)],
             Kernel::StandardSoftmax => &[(Params, Uniform), (Lse, Write), (S, Write)],
-            Kernel::StandardOutput => &[(Params, Uniform), (V, Read), (O, Write), (S, Read)],
+            Kernel::StandardOutput => &[(Params, Uniform), (V, Read), (O, Write), (Lse, Read), (S, Read)],
             Kernel::FlashBackwardPreprocess => {
                 &[(Params, Uniform), (O, Read), (DO, Read), (DLse, Read), (Delta, Write)]
             }
@@ -250,9 +254,9 @@ impl Kernel {
             ],
             Kernel::StandardDp => &[(Params, Uniform), (V, Read), (DO, Read), (Dp, Write)],
             Kernel::StandardDs => &[(Params, Uniform), (Lse, Read), (S, Write), (Delta, Read), (Dp, Write)],
-            Kernel::StandardDv => &[(Params, Uniform), (S, Read), (DO, Read), (Dv, Write)],
-            Kernel::StandardDk => &[(Params, Uniform), (Q, Read), (Dk, Write), (Dp, Read)],
-            Kernel::StandardDq => &[(Params, Uniform), (K, Read), (Dq, Write), (Dp, Read)],
+            Kernel::StandardDv => &[(Params, Uniform), (Lse, Read), (S, Read), (DO, Read), (Dv, Write)],
+            Kernel::StandardDk => &[(Params, Uniform), (Q, Read), (Lse, Read), (Dk, Write), (Dp, Read)],
+            Kernel::StandardDq => &[(Params, Uniform), (K, Read), (Lse, Read), (Dq, Write), (Dp, Read)],
         }
     }
 
@@ -286,6 +290,7 @@ impl Kernel {
     pub const fn file(self) -> &'static str {
         match self {
             Kernel::FlashForwardSplit => Kernel::FlashForward.name(),
+            Kernel::FlashForwardCooperativeSplit => Kernel::FlashForwardCooperative.name(),
             Kernel::FlashDecodeSplit => Kernel::FlashDecode.name(),
             kernel => kernel.name(),
         }
@@ -295,6 +300,7 @@ impl Kernel {
     pub(crate) const fn split(self) -> Option<Kernel> {
         match self {
             Kernel::FlashForward => Some(Kernel::FlashForwardSplit),
+            Kernel::FlashForwardCooperative => Some(Kernel::FlashForwardCooperativeSplit),
             Kernel::FlashDecode => Some(Kernel::FlashDecodeSplit),
             _ => None,
         }
@@ -309,7 +315,10 @@ impl Kernel {
     pub(crate) const fn uses_matrices(self) -> bool {
         matches!(
             self,
-            Kernel::FlashForwardCooperative | Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative
+            Kernel::FlashForwardCooperative
+                | Kernel::FlashForwardCooperativeSplit
+                | Kernel::FlashBackwardDkdvCooperative
+                | Kernel::FlashBackwardDqCooperative
         )
     }
 

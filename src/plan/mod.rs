@@ -13,6 +13,7 @@ mod splits;
 mod tile_table;
 mod tiles;
 mod tuning;
+mod turns;
 
 pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
@@ -153,6 +154,7 @@ impl Plan {
             scratch: Vec::new(),
         };
         plan.check_buffers()?;
+        plan.check_bindings()?;
         plan.scratch = plan.measure_scratch()?;
         Ok(plan)
     }
@@ -212,15 +214,38 @@ impl Plan {
             let pass =
                 |kernel| Pass { kernel, specialization: specialize(problem, capabilities, direction, kernel, tiles) };
             plan.tiles = tiles;
-            let by_itself = || splits::num_splits(kernels[0], tiles, problem, capabilities, choices.tuning);
+            let by_itself = || {
+                let first = specialize(problem, capabilities, direction, kernels[0], tiles);
+                splits::num_splits(&first, problem, capabilities, choices.tuning)
+            };
             plan.num_splits = choices.num_splits.unwrap_or_else(by_itself);
             match kernels[0].split().filter(|_| plan.num_splits > 1) {
                 Some(kernel) => plan.passes.extend([pass(kernel), pass(Kernel::Combine)]),
                 None => plan.passes.extend(kernels.iter().copied().map(pass)),
             }
         }
+        plan.check_bindings()?;
         plan.scratch = plan.measure_scratch()?;
         Ok(plan)
+    }
+
+    /// Whether the device lets every pass bind its tensors.
+    fn check_bindings(&self) -> Result<(), Error> {
+        let allowed = self.capabilities.max_storage_buffers;
+        for Pass { kernel, .. } in &self.passes {
+            let needed = kernel.operands().iter().filter(|(_, usage)| *usage != Usage::Uniform).count();
+            if needed > allowed as usize {
+                return Err(Error::Unsupported {
+                    feature: "this many storage buffers",
+                    reason: format!(
+                        "{} binds {needed}, max_storage_buffers_per_shader_stage = {allowed}; WebGPU promises 8: ask for a \
+                         device with FlashAttention::device_descriptor",
+                        kernel.name()
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Whether the device can make buffers for all of the caller's tensors.
@@ -270,7 +295,7 @@ impl Plan {
         let capabilities = &self.capabilities;
         let kernel = match self.passes.first().map(|pass| pass.kernel) {
             Some(kernel) if kernel.packs_heads() => "few rows share K and V".to_owned(),
-            Some(Kernel::FlashForwardCooperative) => match self.problem.element {
+            Some(Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit) => match self.problem.element {
                 Element::F32 => "f32 on matrices, in two parts".to_owned(),
                 element => format!("{} on matrices", element.name()),
             },
@@ -348,7 +373,7 @@ impl Plan {
                 let group = u64::from(splits::heads_per_kv(&self.problem)).max(1);
                 let shared = (rows * group).div_ceil(tile_q) * keys * (head_dim + head_dim_v) * size / group;
                 match pass.kernel {
-                    Kernel::FlashForwardSplit => splits * q + k + v + parts,
+                    Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit => splits * q + k + v + parts,
                     Kernel::FlashDecode => q + shared + o + lse,
                     Kernel::FlashDecodeSplit => splits * q + shared + parts,
                     Kernel::Combine => parts + o + lse,

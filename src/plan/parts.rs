@@ -174,7 +174,7 @@ impl Plan {
     }
 
     /// How much of the problem one dispatch takes: all of it, halved over sequences, then heads, then rows or keys until
-    /// every limit holds. The bound on work is given up at one tile; the others are errors there.
+    /// every limit holds. The bounds on work and on partial results are given up at one tile; the others are errors there.
     pub(super) fn step(&self, stage: &Range<usize>, lengths: Lengths) -> Result<Part, Error> {
         let shape = &self.problem.shape;
         let mut step = Part::whole(shape, lengths);
@@ -190,7 +190,8 @@ impl Plan {
         loop {
             let refusal = self.refusal(stage, &step, lengths);
             let flops = self.flops_at_most(cut, &step, lengths);
-            if refusal.is_none() && flops <= self.problem.max_flops_per_dispatch.unwrap_or(u64::MAX) {
+            let is_light = flops <= self.problem.max_flops_per_dispatch.unwrap_or(u64::MAX);
+            if refusal.is_none() && is_light && !self.passes_scratch_of_sums(&step) {
                 return Ok(step);
             }
             let tile_q = tiles.iter().map(|tiles| tiles.tile_q).max().unwrap_or(1);
@@ -243,6 +244,11 @@ impl Plan {
         let per_dimension = u64::from(self.capabilities.max_workgroups_per_dimension);
         let allowed = (per_dimension * per_dimension).min(u64::from(u32::MAX));
         for index in stage.clone() {
+            if let Some(allowed) = self.capabilities.max_loop_turns
+                && self.turns(index, lengths) > allowed.into()
+            {
+                return Some(self.too_many_turns(index, allowed));
+            }
             let needed = self.workgroups(index, part, lengths);
             if needed > allowed {
                 return Some(Error::Unsupported {
@@ -256,6 +262,19 @@ impl Plan {
             }
         }
         None
+    }
+
+    fn too_many_turns(&self, index: usize, allowed: u32) -> Error {
+        let kernel = self.passes[index].kernel;
+        let lengths = if kernel.owns_keys() { "seqlen_q times the heads that share a KV head" } else { "seqlen_kv" };
+        Error::Unsupported {
+            feature: "loops this long",
+            reason: format!(
+                "{} would take more than {allowed} turns of its loops, after which this driver ends a shader; make \
+                 {lengths} smaller, or use a newer driver (Mesa 25 or later)",
+                kernel.name()
+            ),
+        }
     }
 
     pub(super) fn flops_at_most(&self, cut: Cut, part: &Part, lengths: Lengths) -> u64 {
@@ -287,7 +306,7 @@ impl Plan {
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
         let q_tiles = row_tiles(kernel, tiles, heads_per_kv(&self.problem), part);
         match kernel {
-            Kernel::FlashForwardSplit | Kernel::FlashDecodeSplit => q_tiles * u64::from(self.splits_of(lengths)),
+            Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit | Kernel::FlashDecodeSplit => q_tiles * u64::from(self.splits_of(lengths)),
             Kernel::Combine => {
                 let quads = u64::from(self.problem.shape.head_dim_v.div_ceil(4));
                 (heads * u64::from(part.row_count) * quads).div_ceil(COMBINE_INVOCATIONS.into())

@@ -2,7 +2,8 @@
 
 use super::check;
 use super::parts::{Lengths, Part};
-use super::{Capabilities, DeviceClass, Kernel, Operand, Plan, Tiles, Tuning};
+use super::turns::turns_of;
+use super::{Capabilities, DeviceClass, Kernel, Operand, Plan, Specialization, Tiles, Tuning};
 use crate::problem::{AttentionProblem, MergeProblem, TensorLayout};
 
 /// The most splits that the planner takes by itself.
@@ -10,6 +11,17 @@ const MAX_SPLITS: u64 = 128;
 
 /// KV tiles that make a split worth its merge.
 const TILES_OF_A_SPLIT: u64 = 2;
+
+/// The most keys whose terms one invocation adds up one after another. An f32 sum of n terms of one sign may drift by
+/// n · 2⁻²⁵ of itself in the worst case; longer sums are split, and their parts merged. Measured with V ≥ 0, one head of
+/// 64 rows, head_dim 64, error of O relative to itself: see `benches/README.md`.
+const LONGEST_SUM: u64 = 16_384;
+
+/// The most splits that sums are cut into: the merge adds up as many parts.
+const MOST_SUMS: u64 = 4096;
+
+/// Bytes of partial results that long sums take, as long as rows can be cut instead.
+const SCRATCH_OF_SUMS: u64 = 128 << 20;
 
 /// Workgroups that keep a device busy; wgpu does not tell how many cores it has.
 const fn workgroups_wanted(class: DeviceClass) -> u64 {
@@ -22,25 +34,39 @@ const fn workgroups_wanted(class: DeviceClass) -> u64 {
     }
 }
 
-/// Into how many splits the keys go, so that the workgroups of all of them keep the device busy.
+/// Into how many splits the keys go, so that the workgroups of all of them keep the device busy, no sum is too long, and no
+/// loop takes more turns than the driver allows.
 pub(super) fn num_splits(
-    kernel: Kernel,
-    tiles: Tiles,
+    specialization: &Specialization,
     problem: &AttentionProblem,
     capabilities: &Capabilities,
     tuning: Option<&Tuning>,
 ) -> u32 {
+    let Specialization { kernel, tiles, .. } = *specialization;
     if kernel.split().is_none() {
         return 1;
     }
     let shape = &problem.shape;
-    let whole = Part::whole(shape, Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv });
+    let lengths = Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv };
+    let whole = Part::whole(shape, lengths);
     let workgroups = row_tiles(kernel, tiles, heads_per_kv(problem), &whole).max(1);
     let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles) / TILES_OF_A_SPLIT;
     let tuned = tuning.and_then(|tuning| tuning.workgroups).map(u64::from);
     let splits = tuned.unwrap_or(workgroups_wanted(capabilities.device_class)) / workgroups;
     let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
-    splits.min(worthwhile).min(most).max(1) as u32
+    // On matrices splits were not measured where they are not needed.
+    let busy = if kernel.uses_matrices() { 1 } else { splits.min(worthwhile).min(most).max(1) };
+    let keys = visible_keys_of_a_tile(problem, shape.seqlen_kv, tiles);
+    let sums = keys.div_ceil(LONGEST_SUM * u64::from(tiles.key_lanes)).min(MOST_SUMS);
+    let mut splits = busy.max(sums);
+    if let Some(most) = capabilities.max_loop_turns {
+        let kv_tiles = keys.div_ceil(tiles.tile_kv.into());
+        let fits = |splits: u64| turns_of(specialization, problem, lengths, splits as u32) <= most.into();
+        while splits < kv_tiles && !fits(splits) {
+            splits = (2 * splits).min(kv_tiles);
+        }
+    }
+    splits as u32
 }
 
 /// Tiles of rows in a part, over all its heads and sequences.
@@ -56,11 +82,28 @@ pub(super) fn heads_per_kv(problem: &AttentionProblem) -> u32 {
 
 /// KV tiles that one row sees at most.
 fn visible_tiles(problem: &AttentionProblem, seqlen_kv: u32, tiles: Tiles) -> u64 {
-    let window = match (problem.mask.window_left, problem.mask.window_right) {
+    window(problem).min(seqlen_kv.into()).div_ceil(tiles.tile_kv.into())
+}
+
+/// Keys that one row sees at most.
+fn window(problem: &AttentionProblem) -> u64 {
+    match (problem.mask.window_left, problem.mask.window_right) {
         (Some(left), Some(right)) => u64::from(left) + u64::from(right) + 1,
         _ => u64::MAX,
-    };
-    window.min(seqlen_kv.into()).div_ceil(tiles.tile_kv.into())
+    }
+}
+
+/// Keys of the tiles that the rows of a Q tile see at most.
+pub(super) fn visible_keys_of_a_tile(problem: &AttentionProblem, seqlen_kv: u32, tiles: Tiles) -> u64 {
+    // A window starts and ends in the middle of tiles, and later by a key for each row.
+    let keys = window(problem).saturating_add(u64::from(tiles.tile_q) + 2 * u64::from(tiles.tile_kv));
+    keys.min(u64::from(seqlen_kv).next_multiple_of(tiles.tile_kv.into()))
+}
+
+/// Rows of the tiles with a row that sees some key of a KV tile, at most.
+pub(super) fn visible_rows_of_a_tile(problem: &AttentionProblem, seqlen_q: u32, tiles: Tiles) -> u64 {
+    let rows = window(problem).saturating_add(u64::from(tiles.tile_kv) + 2 * u64::from(tiles.tile_q));
+    rows.min(u64::from(seqlen_q).next_multiple_of(tiles.tile_q.into()))
 }
 
 /// Where the partial results of some rows lie, in elements.
@@ -118,6 +161,11 @@ impl Plan {
         let results = PartialResults::in_scratch(part, self.problem.shape.head_dim_v);
         let stride = if operand == Operand::OParts { results.o_stride_split } else { results.lse_stride_split };
         stride.saturating_mul(4 * u64::from(self.num_splits))
+    }
+
+    /// Whether a part takes more scratch memory for its partial results than it should, if it can be cut.
+    pub(super) fn passes_scratch_of_sums(&self, part: &Part) -> bool {
+        self.merge.is_none() && self.num_splits > 1 && self.parts_of(Operand::OParts, part) > SCRATCH_OF_SUMS
     }
 
     /// The layout of a tensor, or of the first of its parts.

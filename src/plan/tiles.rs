@@ -165,7 +165,7 @@ impl Tiles {
                 let s_stride = if kernel.owns_keys() { side / 4 + 1 } else { side / 4 + 2 };
                 QUAD / 2 * halves + QUAD * rows * s_stride + stats + 4 * walked + units
             }
-            Kernel::FlashForwardCooperative => {
+            Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
                 let side = self.matrix_side.unwrap_or(1);
                 let chunk = self.chunk_fragments(side) * side;
                 let row = |dim: u32| dim.next_multiple_of(chunk) / 4 + 2;
@@ -230,7 +230,7 @@ impl Tiles {
             _ if broadcast != 1 => false,
             // The keys of an invocation lie within one quad, whose dropout is drawn together.
             Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
-            Kernel::FlashForwardCooperative => {
+            Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
                 let side = matrix_side.unwrap_or(1).max(1);
                 let chunk = self.chunk_fragments(side) * side;
                 matrices_fit

@@ -52,7 +52,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         });
         files.push(file!("common/arithmetic.wgsl"));
     }
-    if kernel.has_masked_loop() || kernel == Kernel::FlashForwardCooperative {
+    if kernel.has_masked_loop() || matches!(kernel, Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit) {
         files.push(file!("common/visits.wgsl"));
     }
     if kernel.has_masked_loop() && kernel.owns_keys() {
@@ -74,10 +74,11 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             false => file!("slots/keep/all.wgsl"),
         });
     }
-    if let Kernel::FlashForward | Kernel::FlashForwardSplit | Kernel::FlashDecode | Kernel::FlashDecodeSplit = kernel {
-        files.push(match kernel.split() {
-            Some(_) => file!("slots/output/whole.wgsl"),
-            None => file!("slots/output/partial.wgsl"),
+    let is_partial = kernel.binds(Operand::OParts);
+    if kernel.split().is_some() || (is_partial && kernel != Kernel::Combine) {
+        files.push(match is_partial {
+            false => file!("slots/output/whole.wgsl"),
+            true => file!("slots/output/partial.wgsl"),
         });
         files.push(file!("common/splits.wgsl"));
     }
@@ -111,7 +112,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
             files.push(matrix_file!("common/cooperative_gradient_tiles.wgsl"));
         }
-        Kernel::FlashForwardCooperative => {
+        Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
             files.push(matrix_file!("common/cooperative_tiles.wgsl"));
         }
         Kernel::StandardScores | Kernel::StandardDp => files.push(file!("common/standard_product.wgsl")),
@@ -123,7 +124,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashForward | Kernel::FlashForwardSplit => file!("flash_forward.wgsl"),
         Kernel::FlashDecode | Kernel::FlashDecodeSplit => file!("flash_decode.wgsl"),
         Kernel::Combine => file!("combine.wgsl"),
-        Kernel::FlashForwardCooperative => matrix_file!("flash_forward_cooperative.wgsl"),
+        Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => matrix_file!("flash_forward_cooperative.wgsl"),
         Kernel::StandardScores => file!("standard_scores.wgsl"),
         Kernel::StandardSoftmax => file!("standard_softmax.wgsl"),
         Kernel::StandardOutput => file!("standard_output.wgsl"),

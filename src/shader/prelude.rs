@@ -96,7 +96,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
             counts.extend([("V_FETCH_LANES", v_lanes), ("V_FETCH_PARTS", v_quads.div_ceil(v_lanes))]);
             (k_lanes, v_lanes)
         }
-        Kernel::FlashForwardCooperative => {
+        Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
             let side = tiles.matrix_side.unwrap_or(1);
             let chunk_fragments = tiles.chunk_fragments(side);
             let chunk = chunk_fragments * side;
@@ -123,11 +123,13 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     // quads wherever they lie.
     let rows = if specialization.kernel.owns_keys() { tiles.tile_q } else { tiles.tile_kv };
     let fetches = |quads: u32| match specialization.kernel {
-        Kernel::FlashForwardCooperative => rows.div_ceil((invocations / quads).max(1)),
+        Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => rows.div_ceil((invocations / quads).max(1)),
         _ => (rows * quads).div_ceil(invocations),
     };
     counts.extend([("K_FETCHES", fetches(k_quads)), ("V_FETCHES", fetches(v_quads))]);
     let mut lists = Lists::default();
+    // The lanes of a row meet in so many steps, each between lanes twice as far apart.
+    lists.count("LANE_STEPS", tiles.lanes.trailing_zeros());
     for (name, value) in counts {
         line(format_args!("const {name} = {value}u;"));
         lists.count(name, value);

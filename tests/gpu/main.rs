@@ -11,6 +11,7 @@ mod dispatches;
 mod dropout;
 mod errors;
 mod forward;
+mod infinities;
 mod masks;
 mod matrices;
 mod poison;

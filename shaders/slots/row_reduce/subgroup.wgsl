@@ -14,6 +14,8 @@ fn lane_barrier() {}
 // Every lane adds the same pairs, so all of them get the same bits.
 fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial {
   var sum = value;
-  for (var distance = 1u; distance < LANES; distance *= 2u) { sum += subgroupShuffleXor(sum, distance); }
+  // unroll N in LANE_STEPS {
+  sum += subgroupShuffleXor(sum, 1u << N);
+  // }
   return sum;
 }

@@ -15,7 +15,9 @@ fn lane_barrier() { workgroupBarrier(); }
 
 fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial {
   let first = row * INVOCATIONS + invocation / LANES * LANES;
-  var sum = lane_partials[first];
-  for (var lane = 1u; lane < LANES; lane++) { sum += lane_partials[first + lane]; }
+  var sum = Partial();
+  // unroll N in LANES {
+  sum += lane_partials[first + N];
+  // }
   return sum;
 }

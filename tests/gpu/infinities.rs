@@ -1,0 +1,154 @@
+//! Scores of −∞ that come from the data. A key with such a score has P = 0; a row that has no other is empty: O = 0,
+//! LSE = −∞, and no gradient, as the oracle has it.
+
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element};
+
+use crate::support::{
+    Inputs, Library, Variant, check, check_gradients, gradient_inputs, inputs, library, limited, with_matrices,
+};
+
+const DIM: usize = 16;
+
+/// Which elements of Q and K are −∞. All others are positive, so that every product with them is −∞ too.
+#[derive(Clone, Copy, Debug)]
+enum Infinite {
+    /// Some keys.
+    SomeKeys,
+    /// All of K.
+    AllKeys,
+    /// The first eight keys: all that the first rows of a causal mask see.
+    FirstKeys,
+    /// One dimension of some rows of Q.
+    SomeRows,
+}
+
+impl Infinite {
+    const ALL: [Infinite; 4] = [Infinite::SomeKeys, Infinite::AllKeys, Infinite::FirstKeys, Infinite::SomeRows];
+
+    fn place(self, problem: &AttentionProblem, inputs: &mut Inputs) {
+        for tensor in [&mut inputs.q, &mut inputs.k] {
+            tensor.iter_mut().for_each(|value| *value = problem.element.round(value.abs() + 0.25));
+        }
+        let heads_kv = problem.shape.num_heads_kv as usize;
+        let heads = problem.shape.num_heads as usize;
+        let every = |tensor: &mut [f64], heads: usize, is_infinite: &dyn Fn(usize) -> bool, dims: usize| {
+            for (place, row) in tensor.chunks_mut(DIM).enumerate() {
+                if is_infinite(place / heads) {
+                    row[..dims].fill(f64::NEG_INFINITY);
+                }
+            }
+        };
+        match self {
+            Infinite::SomeKeys => every(&mut inputs.k, heads_kv, &|key| key % 7 == 3, DIM),
+            Infinite::AllKeys => every(&mut inputs.k, heads_kv, &|_| true, DIM),
+            Infinite::FirstKeys => every(&mut inputs.k, heads_kv, &|key| key < 8, DIM),
+            Infinite::SomeRows => every(&mut inputs.q, heads, &|row| row % 5 == 2, 1),
+        }
+    }
+}
+
+fn masks(problem: AttentionProblem) -> [AttentionProblem; 4] {
+    [
+        problem.clone(),
+        problem.clone().causal(),
+        problem.clone().causal().window(Some(3), None),
+        problem.causal().dropout(0.4, 3),
+    ]
+}
+
+fn forward(library: &Library, problem: AttentionProblem) {
+    for problem in masks(problem) {
+        for infinite in Infinite::ALL {
+            let mut inputs = inputs(&problem, 5);
+            infinite.place(&problem, &mut inputs);
+            println!("{infinite:?} {problem:?}");
+            let output = check(library, &problem, &inputs);
+            if let Infinite::AllKeys = infinite {
+                assert!(output.lse().iter().all(|lse| *lse == f64::NEG_INFINITY));
+                assert!(output.o().iter().all(|o| *o == 0.0));
+            }
+        }
+    }
+}
+
+fn backward(library: &Library, problem: AttentionProblem) {
+    for problem in masks(problem) {
+        for infinite in Infinite::ALL {
+            let mut given = gradient_inputs(&problem, 5);
+            infinite.place(&problem, &mut given.inputs);
+            println!("{infinite:?} {problem:?}");
+            check_gradients(library, &problem, &given);
+        }
+    }
+}
+
+fn square(seqlen: u32) -> AttentionProblem {
+    AttentionProblem::new(AttentionShape::new(1, 2, seqlen, DIM as u32).num_heads_kv(1))
+}
+
+#[test]
+fn the_first_key_of_a_causal_problem() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 8, DIM as u32)).causal();
+    for element in Element::ALL {
+        let problem = problem.clone().element(element);
+        let mut inputs = inputs(&problem, 1);
+        inputs.q.iter_mut().for_each(|q| *q = q.abs());
+        inputs.k[..DIM].fill(f64::NEG_INFINITY);
+        let output = check(library(Variant::Full), &problem, &inputs);
+        assert_eq!(output.lse()[0], f64::NEG_INFINITY);
+        assert!(output.o()[..DIM].iter().all(|o| *o == 0.0));
+        assert!(output.o()[DIM..].iter().all(|o| o.is_finite()));
+    }
+}
+
+#[test]
+fn in_forward_kernels() {
+    forward(library(Variant::Full), square(40));
+    forward(library(Variant::NoSubgroups), square(40).element(Element::F16));
+    forward(library(Variant::SmallTiles), square(40).element(Element::Bf16));
+}
+
+#[test]
+fn with_split_keys() {
+    forward(&limited(|_| ()).splits(4), square(70));
+}
+
+#[test]
+fn when_decoding() {
+    let shape = AttentionShape::new(1, 4, 5, DIM as u32).num_heads_kv(2).seqlen_kv(90);
+    forward(library(Variant::Full), AttentionProblem::new(shape));
+    forward(&limited(|_| ()).splits(3), AttentionProblem::new(shape));
+}
+
+#[test]
+fn in_gradients() {
+    backward(library(Variant::Full), square(40));
+    backward(library(Variant::LargeTiles), square(70).element(Element::F16));
+}
+
+/// In f32, which passes through matrices in two parts, infinities may give NaN: see `FlashAttention::with_matrices`.
+#[test]
+fn on_matrices() {
+    let Some(library) = with_matrices() else { return };
+    forward(library, square(70).element(Element::F16));
+    forward(library, square(70).element(Element::Bf16));
+    backward(library, square(70).element(Element::F16));
+    backward(library, square(70).element(Element::Bf16));
+}
+
+/// What an empty row holds reaches no gradient, and neither does its gradient of O.
+#[test]
+fn an_empty_row_passes_nothing_on() {
+    for problem in [square(40), square(40).causal(), square(40).element(Element::F16)] {
+        let mut given = gradient_inputs(&problem, 4);
+        Infinite::SomeRows.place(&problem, &mut given.inputs);
+        for (place, row) in given.d_o.chunks_mut(DIM).enumerate() {
+            if (place / 2) % 5 == 2 {
+                row.fill(f64::NAN);
+            }
+        }
+        let gradients = check_gradients(library(Variant::Full), &problem, &given);
+        let all = [gradients.dq(), gradients.dk(), gradients.dv()];
+        assert!(all.iter().flatten().all(|value| value.is_finite()));
+    }
+}

@@ -12,6 +12,7 @@ mod dropout;
 mod errors;
 mod forward;
 mod infinities;
+mod long;
 mod masks;
 mod matrices;
 mod poison;

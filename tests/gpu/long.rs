@@ -1,0 +1,181 @@
+//! Long rows: sums that must not drift, and loops that some software drivers end after 65,535 turns without a word.
+
+use wgpu_flash_attention::plan::{Kernel, Plan};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, reference};
+
+use crate::support::{
+    Inputs, Library, Variant, check, check_gradients, gradient_inputs, inputs, library, limited, run, run_backward,
+    with_matrices,
+};
+
+/// The number of turns after which Mesa 22.3's software driver ends a shader.
+const MOST_TURNS: u32 = 65_535;
+
+fn with_few_turns() -> Library {
+    limited(|capabilities| capabilities.max_loop_turns = Some(MOST_TURNS))
+}
+
+fn problem(seqlen_q: u32, seqlen_kv: u32, head_dim: u32) -> AttentionProblem {
+    AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, head_dim).seqlen_kv(seqlen_kv))
+}
+
+#[test]
+fn many_keys() {
+    for problem in [problem(64, 8_192, 64), problem(256, 70_000, 16)] {
+        check(library(Variant::Full), &problem, &inputs(&problem, 1));
+    }
+}
+
+#[test]
+fn many_rows_to_a_kv_head() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 8, 512, 64).num_heads_kv(1).seqlen_kv(64));
+    check_gradients(library(Variant::Full), &problem, &gradient_inputs(&problem, 2));
+    check_gradients(library(Variant::Full), &problem.clone().dropout(0.2, 3), &gradient_inputs(&problem, 3));
+}
+
+/// The largest length for which `plans` finds no refusal.
+fn longest(plans: impl Fn(u32) -> bool) -> u32 {
+    let (mut good, mut bad) = (1, 1 << 22);
+    assert!(plans(good) && !plans(bad), "there is a longest length");
+    while bad - good > 1 {
+        let middle = good.midpoint(bad);
+        if plans(middle) { good = middle } else { bad = middle }
+    }
+    good
+}
+
+/// A count of turns that is too low would let a driver that ends shaders spoil the longest problem that is planned.
+#[test]
+fn the_longest_loops_of_forward_kernels() {
+    let whole = with_few_turns();
+    let no_subgroups = limited(|capabilities| {
+        (capabilities.max_loop_turns, capabilities.subgroups) = (Some(MOST_TURNS), false);
+    });
+    // Decoding, few rows, many rows, dropout.
+    let shapes = [(1, false), (40, false), (300, false), (40, true)];
+    for library in [whole, no_subgroups] {
+        for (rows, has_dropout) in shapes {
+            let of_length = |keys: u32| {
+                let problem = problem(rows, keys, 8);
+                if has_dropout { problem.dropout(0.3, 1) } else { problem }
+            };
+            let capabilities = library.capabilities();
+            let keys = longest(|keys| Plan::with_splits(&of_length(keys), capabilities, None, 1).is_ok());
+            let problem = of_length(keys);
+            println!("{rows} rows, dropout {has_dropout}: {keys} keys");
+            check_forward(&library.clone().splits(1), &problem);
+        }
+    }
+}
+
+/// As `check`, without the other algorithm, whose longest length is another. A tile that is left out shows: each is more than
+/// a thousandth of the answer.
+fn check_forward(library: &Library, problem: &AttentionProblem) {
+    let inputs = inputs(problem, 7);
+    let expected = reference::forward(problem, &inputs.q, &inputs.k, &inputs.v);
+    let found = run(library, problem, &inputs);
+    for (found, expected) in found.lse().iter().zip(&expected.lse) {
+        assert!((found - expected).abs() <= 1e-5 * expected.abs(), "LSE {found}, not {expected}\n{problem:?}");
+    }
+    are_near("O", &found.o(), &expected.o, problem);
+}
+
+/// As `check_gradients`, likewise.
+fn check_backward(library: &Library, problem: &AttentionProblem) {
+    let given = gradient_inputs(problem, 2);
+    let Inputs { q, k, v, .. } = &given.inputs;
+    let expected = reference::backward(problem, q, k, v, &given.d_o, given.d_lse.as_deref());
+    let found = run_backward(library, problem, &given);
+    are_near("dQ", &found.dq(), &expected.dq, problem);
+    are_near("dK", &found.dk(), &expected.dk, problem);
+    are_near("dV", &found.dv(), &expected.dv, problem);
+}
+
+fn are_near(name: &str, found: &[f64], expected: &[f64], problem: &AttentionProblem) {
+    let max = expected.iter().fold(0.0f64, |max, value| max.max(value.abs()));
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() <= 1e-3 * max, "{name} {found}, not {expected}\n{problem:?}");
+    }
+}
+
+#[test]
+fn the_longest_loops_of_standard_attention() {
+    let library = with_few_turns();
+    let standard = |keys: u32| problem(3, keys, 8).algorithm(Algorithm::Standard);
+    let keys = longest(|keys| Plan::new(&standard(keys), library.capabilities()).is_ok());
+    println!("{keys} keys");
+    check_forward(&library, &standard(keys));
+}
+
+#[test]
+fn the_longest_loops_of_backward_kernels() {
+    let library = with_few_turns();
+    for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+        for dropout in [0.0, 0.3] {
+            let of = |problem: AttentionProblem| problem.algorithm(algorithm).dropout(dropout, 1);
+            let plans = |problem: &AttentionProblem| Plan::backward(problem, library.capabilities()).is_ok();
+            let keys = longest(|keys| plans(&of(problem(5, keys, 8))));
+            let rows = longest(|rows| plans(&of(problem(rows, 5, 8))));
+            println!("{algorithm:?}, dropout {dropout}: {keys} keys, {rows} rows");
+            for problem in [of(problem(5, keys, 8)), of(problem(rows, 5, 8))] {
+                check_backward(&library, &problem);
+            }
+        }
+    }
+}
+
+/// Every pass of a plan says how many turns it takes; what passes the device's limit is refused.
+#[test]
+fn what_takes_too_many_turns_is_refused() {
+    let library = with_few_turns();
+    let message = |result: Result<Plan, wgpu_flash_attention::Error>| result.unwrap_err().to_string();
+    let long = problem(4, 2_000_000, 8);
+    let refused = message(Plan::new(&long.clone().algorithm(Algorithm::Standard), library.capabilities()));
+    assert!(refused.contains("65535 turns") && refused.contains("seqlen_kv"), "{refused}");
+    let refused = message(Plan::backward(&problem(2_000_000, 4, 8), library.capabilities()));
+    assert!(refused.contains("65535 turns") && refused.contains("seqlen_q"), "{refused}");
+    assert!(Plan::new(&long, library.capabilities()).is_ok_and(|plan| plan.num_splits() > 1));
+}
+
+/// 1,000,000 terms of one sign.
+fn of_one_sign(problem: &AttentionProblem) -> Inputs {
+    let mut inputs = inputs(problem, 3);
+    inputs.v.iter_mut().for_each(|value| *value = problem.element.round(value.abs() + 0.5));
+    inputs
+}
+
+fn relative_error(library: &Library, problem: &AttentionProblem) -> f64 {
+    let inputs = of_one_sign(problem);
+    let expected = reference::forward(problem, &inputs.q, &inputs.k, &inputs.v);
+    let found = run(library, problem, &inputs).o();
+    found.iter().zip(&expected.o).map(|(found, expected)| (found / expected - 1.0).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn sums_of_a_million_terms_do_not_drift() {
+    for (rows, algorithm) in [(2, Algorithm::Flash), (40, Algorithm::Flash), (3, Algorithm::Standard)] {
+        let problem = problem(rows, 1_000_000, 8).algorithm(algorithm);
+        if library(Variant::Full).prepare(&problem).is_err() {
+            println!("skipped: this driver's loops are too short for {algorithm:?}");
+            continue;
+        }
+        let error = relative_error(library(Variant::Full), &problem);
+        println!("{rows} rows, {algorithm:?}: {error:.1e}");
+        assert!(error <= 1e-5, "{rows} rows, {algorithm:?}: {error:e}");
+    }
+}
+
+#[test]
+fn sums_of_a_million_terms_do_not_drift_on_matrices() {
+    let Some(library) = with_matrices() else { return };
+    for element in [Element::F32, Element::F16, Element::Bf16] {
+        let problem = problem(40, 1_000_000, 16).element(element);
+        let kernel = library.prepare(&problem).unwrap().plan().passes()[0].kernel;
+        assert_eq!(kernel, Kernel::FlashForwardCooperativeSplit);
+        let error = relative_error(library, &problem);
+        println!("{element:?}: {error:.1e}");
+        // f16 and bf16 round P and the answer.
+        let allowed = [1e-5, 1e-3, 8e-3][element as usize];
+        assert!(error <= allowed, "{element:?}: {error:e}");
+    }
+}

@@ -62,8 +62,8 @@ fn main(
   var keep_1_E = vec4<bool>(true);
   var k_largest_E = 0.0;
   // unroll M in K_FRAGMENTS {
-  let k_0_E_M = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad);
-  let k_1_E_M = fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u);
+  let k_0_E_M = score_operand(fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad));
+  let k_1_E_M = score_operand(fetch_k(k_at, owned_E, params.key_count, M * MATRIX_QUADS + first_quad + 1u));
   k_largest_E = max(k_largest_E, max(largest_of_loaded(k_0_E_M), largest_of_loaded(k_1_E_M)));
   // }
   let k_scale_E = row_scale(k_largest_E, MATRIX_SIDE, LANES);
@@ -114,9 +114,14 @@ fn main(
   for (var row = invocation; row < TILE_Q; row += INVOCATIONS) { atomicStore(&poisoned[row], 0u); }
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
-  // Those that all keys are seen by come first, so that their loop needs no mask; a tile that is not full of keys has none.
+  // Those that all keys are seen by come first, so that their loop needs no mask; a tile that is not full of keys has none,
+  // and where rows of them are empty by their scores all are taken for partial.
   var visits = visits_of(row_range(tile.first_key, tile.last_key));
-  visits.num_whole = select(0u, visits.num_whole, tile.key + TILE_KV <= params.key_count);
+  if invocation == 0u { stats_tile[0] = vec2<f32>(0.0); }
+  workgroupBarrier();
+  if has_empty_row(visits, tile, invocation) { stats_tile[0] = vec2<f32>(1.0); }
+  let has_empty_row = workgroupUniformLoad(&stats_tile[0]).x != 0.0;
+  visits.num_whole = select(0u, visits.num_whole, tile.key + TILE_KV <= params.key_count && !has_empty_row);
   let steps = visits.count * params.heads_per_kv;
   let q_batch_at = params.q_offset + tile.batch * params.q_stride_batch;
   let d_o_batch_at = params.d_o_offset + tile.batch * params.d_o_stride_batch;
@@ -143,14 +148,11 @@ fn main(
     // unroll L in K_FETCHES {
     // unroll P in K_FETCH_PARTS {
     q_next_L_P = fetch_q(q_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
-    q_next_L_P = live_q(q_next_L_P, is_empty(lse_at, next_row, invocation + L * INVOCATIONS, K_FETCH_LANES));
     // }
     // }
     // unroll L in V_FETCHES {
     // unroll P in V_FETCH_PARTS {
     d_o_next_L_P = fetch_d_o(d_o_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
-    let d_o_is_empty_L_P = is_empty(lse_at, next_row, invocation + L * INVOCATIONS, V_FETCH_LANES);
-    d_o_next_L_P = select(d_o_next_L_P, Loaded(), d_o_is_empty_L_P);
     // }
     // }
     // unroll L in STATS_FETCHES {
@@ -167,6 +169,7 @@ fn main(
     let next = step_at(visits, min(step + 1u, steps - 1u));
     let next_head = tile.head + next.head;
     let next_row = next.row_tile * TILE_Q;
+    let lse_now = lse_batch_at + head * params.lse_stride_head;
     let lse_at = lse_batch_at + next_head * params.lse_stride_head;
     let q_at = q_batch_at + next_head * params.q_stride_head;
     let d_o_at = d_o_batch_at + next_head * params.d_o_stride_head;
@@ -174,26 +177,27 @@ fn main(
     // unroll L in K_FETCHES {
     var q_largest_L = 0.0;
     // unroll P in K_FETCH_PARTS {
+    let q_is_empty_L_P = masked && is_empty(lse_now, i * TILE_Q, invocation + L * INVOCATIONS, K_FETCH_LANES);
+    q_next_L_P = live_q(score_operand(q_next_L_P), q_is_empty_L_P);
     q_largest_L = max(q_largest_L, largest_of_loaded(q_next_L_P));
     // }
     let q_scale_L = row_scale(q_largest_L, 1u, K_FETCH_LANES);
     // unroll P in K_FETCH_PARTS {
     place_q(invocation + L * INVOCATIONS, P, q_next_L_P, q_scale_L, HAS_WINDOW && masked, step + 1u);
     q_next_L_P = fetch_q(q_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
-    q_next_L_P = live_q(q_next_L_P, is_empty(lse_at, next_row, invocation + L * INVOCATIONS, K_FETCH_LANES));
     // }
     // }
     // unroll L in V_FETCHES {
     var d_o_largest_L = 0.0;
     // unroll P in V_FETCH_PARTS {
+    let d_o_is_empty_L_P = masked && is_empty(lse_now, i * TILE_Q, invocation + L * INVOCATIONS, V_FETCH_LANES);
+    d_o_next_L_P = select(d_o_next_L_P, Loaded(), d_o_is_empty_L_P);
     d_o_largest_L = max(d_o_largest_L, largest_of_loaded(d_o_next_L_P));
     // }
     let d_o_scale_L = row_scale(d_o_largest_L, 1u, V_FETCH_LANES);
     // unroll P in V_FETCH_PARTS {
     place_d_o(invocation + L * INVOCATIONS, P, d_o_next_L_P, d_o_scale_L, HAS_WINDOW && masked, step + 1u);
     d_o_next_L_P = fetch_d_o(d_o_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
-    let d_o_is_empty_L_P = is_empty(lse_at, next_row, invocation + L * INVOCATIONS, V_FETCH_LANES);
-    d_o_next_L_P = select(d_o_next_L_P, Loaded(), d_o_is_empty_L_P);
     // }
     // }
     // unroll L in STATS_FETCHES {

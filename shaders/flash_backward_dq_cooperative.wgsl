@@ -55,8 +55,8 @@ fn main(
   let visible_E = visible_keys(params.row_first + row_E);
   var q_largest_E = 0.0;
   // unroll M in K_FRAGMENTS {
-  let q_0_E_M = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad);
-  let q_1_E_M = fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
+  let q_0_E_M = score_operand(fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad));
+  let q_1_E_M = score_operand(fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH));
   q_largest_E = max(q_largest_E, max(largest_of_loaded(q_0_E_M), largest_of_loaded(q_1_E_M)));
   // }
   let q_scale_E = row_scale(q_largest_E, 1u, HIGH);
@@ -138,6 +138,7 @@ fn main(
     // unroll L in K_FETCHES {
     var k_largest_L = 0.0;
     // unroll P in K_FETCH_PARTS {
+    k_next_L_P = score_operand(k_next_L_P);
     k_largest_L = max(k_largest_L, largest_of_loaded(k_next_L_P));
     // }
     let k_scale_L = row_scale(k_largest_L, 1u, K_FETCH_LANES);

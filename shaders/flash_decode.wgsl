@@ -54,7 +54,7 @@ fn main(
   // }
 
   // for each KV tile j of the split that some row of i sees:
-  let range = split_of(block_range(tile.first_row, tile.last_row), split);
+  let range = keys_of(block_range(tile.first_row, tile.last_row), split);
   // The next K is fetched as soon as this one is used, and so is V: loads are always in flight.
   // unroll U in GROUP_QUADS {
   let first_key_U = range.first * TILE_KV + (U * KEY_LANES + group) * 4u;

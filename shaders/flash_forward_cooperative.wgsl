@@ -57,8 +57,8 @@ fn main(
   // unroll N in ROW_FRAGMENTS {
   var q_largest_N = 0.0;
   // unroll M in K_CHUNKS {
-  let q_low_N_M = fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad);
-  let q_high_N_M = fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad + CHUNK_LANES);
+  let q_low_N_M = score_operand(fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad));
+  let q_high_N_M = score_operand(fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad + CHUNK_LANES));
   q_largest_N = max(q_largest_N, max(largest_of_loaded(q_low_N_M), largest_of_loaded(q_high_N_M)));
   // }
   let q_scale_N = row_scale(q_largest_N, 1u, CHUNK_LANES);
@@ -92,7 +92,7 @@ fn main(
   // for each KV tile j of the split that some row of i sees. `next` counts visits: a turn of the inner loop computes S of the next tile
   // and uses up that of the tile before. It goes on until some row's maximum has grown, which is rare, so that O and m stay
   // untouched in it. naga does not take `if` conditions for uniform where they are; hence loops that end after one turn.
-  let visits = visits_of(split_of(block_range(tile.first_row, tile.last_row), split));
+  let visits = visits_of(keys_of(block_range(tile.first_row, tile.last_row), split));
   let k_mine = k_share(tile, invocation);
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
@@ -382,7 +382,7 @@ fn main(
   // unroll N in ROW_FRAGMENTS {
   let row_N = first_row + N * MATRIX_SIDE;
   let l_row_N = row_sum(l_N);
-  let empty_N = l_row_N == 0.0;
+  let empty_N = l_row_N == 0.0 || stands_for_infinity(m_N);
   let factor_N = params.dropout_scale / l_row_N * inverse(v_gain_N);
   let inside_N = row_N < params.row_count;
   // unroll M in V_CHUNKS {

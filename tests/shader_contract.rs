@@ -53,7 +53,7 @@ fn variants() -> Vec<Specialization> {
                     let mut many_heads = decode(1);
                     many_heads.num_heads = 24;
                     let busy = AttentionShape { batch: 600, ..decode(2) }.seqlen_kv(40);
-                    let long = shape(5000).seqlen_kv(20_000);
+                    let long = shape(5000).num_heads_kv(1).seqlen_kv(40_000);
                     let mut shapes = vec![shape(100), shape(5000), decode(4), decode(1), many_heads, busy];
                     // Standard attention has no splits, and its scores would not fit.
                     shapes.extend((algorithm == Algorithm::Flash).then_some(long));

@@ -135,7 +135,8 @@ fn fetch_v(share: Share, tile: u32, fetch: u32) -> Loaded {
 }
 
 // Without a branch, like everything in the loop over tiles: a row behind the tile goes to a place behind it.
-fn place_k(share: Share, fetch: u32, value: Loaded) {
+fn place_k(share: Share, fetch: u32, fetched: Loaded) {
+  let value = score_operand(fetched);
   let place = share.place + fetch * K_FETCH_ROWS * K_STRIDE;
   let exact_place = select(min(place, TILE_KV * K_STRIDE), place, K_FETCHES_ARE_EXACT);
   let is_inside = K_IS_WHOLE || share.is_inside;

@@ -16,6 +16,17 @@ fn step_at(visits: Visits, step: u32) -> Step {
   return Step(in_kind / tiles, visit, tile_at(visits, visit));
 }
 
+// Whether a row of the whole tiles, of any head that shares the keys, is empty: of those that this invocation looks at.
+fn has_empty_row(visits: Visits, tile: KvTile, invocation: u32) -> bool {
+  let rows = max(visits.num_whole * TILE_Q, 1u);
+  var found = false;
+  for (var index = invocation; index < visits.num_whole * TILE_Q * params.heads_per_kv; index += INVOCATIONS) {
+    let head_at = tile.batch * params.lse_stride_batch + (tile.head + index / rows) * params.lse_stride_head;
+    found = found || is_empty_row(head_at, visits.range.whole_first * TILE_Q + index % rows);
+  }
+  return found;
+}
+
 // The keys that row i sees; none if it lies outside the tensors, or is empty.
 fn visible_keys_unless_empty(i: u32, stats: vec2<f32>) -> vec2<i32> {
   return select(visible_keys(i), vec2<i32>(0), stats.x == -MASKED);

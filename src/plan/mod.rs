@@ -295,10 +295,12 @@ impl Plan {
         let capabilities = &self.capabilities;
         let kernel = match self.passes.first().map(|pass| pass.kernel) {
             Some(kernel) if kernel.packs_heads() => "few rows share K and V".to_owned(),
-            Some(Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit) => match self.problem.element {
-                Element::F32 => "f32 on matrices, in two parts".to_owned(),
-                element => format!("{} on matrices", element.name()),
-            },
+            Some(Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit) => {
+                match self.problem.element {
+                    Element::F32 => "f32 on matrices, in two parts".to_owned(),
+                    element => format!("{} on matrices", element.name()),
+                }
+            }
             Some(Kernel::FlashForward | Kernel::FlashForwardSplit) => match capabilities.matrix_side {
                 None => "no matrices, or switched off".to_owned(),
                 Some(side) => format!("{side}x{side} matrices do not suit device or problem"),

@@ -306,7 +306,9 @@ impl Plan {
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
         let q_tiles = row_tiles(kernel, tiles, heads_per_kv(&self.problem), part);
         match kernel {
-            Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit | Kernel::FlashDecodeSplit => q_tiles * u64::from(self.splits_of(lengths)),
+            Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit | Kernel::FlashDecodeSplit => {
+                q_tiles * u64::from(self.splits_of(lengths))
+            }
             Kernel::Combine => {
                 let quads = u64::from(self.problem.shape.head_dim_v.div_ceil(4));
                 (heads * u64::from(part.row_count) * quads).div_ceil(COMBINE_INVOCATIONS.into())

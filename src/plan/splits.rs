@@ -15,7 +15,7 @@ const TILES_OF_A_SPLIT: u64 = 2;
 /// The most keys whose terms one invocation adds up one after another. An f32 sum of n terms of one sign may drift by
 /// n · 2⁻²⁵ of itself in the worst case; longer sums are split, and their parts merged. Measured with V ≥ 0, one head of
 /// 64 rows, head_dim 64, error of O relative to itself: see `benches/README.md`.
-const LONGEST_SUM: u64 = 16_384;
+const LONGEST_SUM: u64 = 32_768;
 
 /// The most splits that sums are cut into: the merge adds up as many parts.
 const MOST_SUMS: u64 = 4096;

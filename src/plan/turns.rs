@@ -86,8 +86,7 @@ pub(super) fn turns_of(
             a_loop(keys, shared(tiles.tile_q * tiles.lanes, invocations, 0) + v_chunks * a_loop(tiles.lanes.into(), 0))
         }
         Kernel::StandardDv | Kernel::StandardDk => {
-            let of_a_tile =
-                shared(tiles.tile_q * tiles.tile_kv / 4, invocations, 0) + v_chunks * a_loop(tile_q, 0);
+            let of_a_tile = shared(tiles.tile_q * tiles.tile_kv / 4, invocations, 0) + v_chunks * a_loop(tile_q, 0);
             a_loop(heads, a_loop(rows, of_a_tile))
         }
     }
@@ -102,8 +101,7 @@ fn keep_turns(tiles: Tiles, invocations: u32, philox: u64) -> u64 {
 fn turns_on_matrices(specialization: &Specialization, kv_tiles: u64, q_tiles: u64, philox: u64) -> u64 {
     let Specialization { kernel, tiles, head_dim, head_dim_v, .. } = *specialization;
     let side = tiles.matrix_side.unwrap_or(1).max(1);
-    let (walked, steps) =
-        if kernel.owns_keys() { (tiles.tile_q, q_tiles) } else { (tiles.tile_kv, kv_tiles) };
+    let (walked, steps) = if kernel.owns_keys() { (tiles.tile_q, q_tiles) } else { (tiles.tile_kv, kv_tiles) };
     let fragments = u64::from(walked.div_ceil(side));
     let owned = u64::from(tiles.thread_rows.div_ceil(side));
     // Lanes that meet: at most five steps each, for the units of what is loaded and the sums of what is owned.

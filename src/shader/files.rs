@@ -52,7 +52,9 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         });
         files.push(file!("common/arithmetic.wgsl"));
     }
-    if kernel.has_masked_loop() || matches!(kernel, Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit) {
+    if kernel.has_masked_loop()
+        || matches!(kernel, Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit)
+    {
         files.push(file!("common/visits.wgsl"));
     }
     if kernel.has_masked_loop() && kernel.owns_keys() {
@@ -80,7 +82,6 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
             false => file!("slots/output/whole.wgsl"),
             true => file!("slots/output/partial.wgsl"),
         });
-        files.push(file!("common/splits.wgsl"));
     }
     if kernel.uses_matrices() {
         files.push(match (specialization.storage, specialization.access) {
@@ -124,7 +125,9 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Kernel::FlashForward | Kernel::FlashForwardSplit => file!("flash_forward.wgsl"),
         Kernel::FlashDecode | Kernel::FlashDecodeSplit => file!("flash_decode.wgsl"),
         Kernel::Combine => file!("combine.wgsl"),
-        Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => matrix_file!("flash_forward_cooperative.wgsl"),
+        Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
+            matrix_file!("flash_forward_cooperative.wgsl")
+        }
         Kernel::StandardScores => file!("standard_scores.wgsl"),
         Kernel::StandardSoftmax => file!("standard_softmax.wgsl"),
         Kernel::StandardOutput => file!("standard_output.wgsl"),

@@ -123,7 +123,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     // quads wherever they lie.
     let rows = if specialization.kernel.owns_keys() { tiles.tile_q } else { tiles.tile_kv };
     let fetches = |quads: u32| match specialization.kernel {
-        Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => rows.div_ceil((invocations / quads).max(1)),
+        Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
+            rows.div_ceil((invocations / quads).max(1))
+        }
         _ => (rows * quads).div_ceil(invocations),
     };
     counts.extend([("K_FETCHES", fetches(k_quads)), ("V_FETCHES", fetches(v_quads))]);

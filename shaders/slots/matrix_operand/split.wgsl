@@ -17,3 +17,12 @@ fn rest_of(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value - rounded(val
 fn rounded(value: vec4<f32>) -> vec4<f32> {
   return bitcast<vec4<f32>>((bitcast<vec4<u32>>(value) + vec4<u32>(0x1000u)) & vec4<u32>(0xffffe000u));
 }
+
+// An infinity in Q or K becomes the largest number instead: its product with what others leave as rest may be NaN. What comes
+// of it is far from every score of numbers, and a row that has no other sees nothing.
+fn score_operand(loaded: Loaded) -> Loaded {
+  let bits = bitcast<vec4<u32>>(loaded);
+  let largest = bitcast<vec4<f32>>((bits & vec4<u32>(0x80000000u)) | vec4<u32>(0x7f7fffffu));
+  return select(loaded, largest, (bits & vec4<u32>(0x7fffffffu)) == vec4<u32>(0x7f800000u));
+}
+fn stands_for_infinity(score: f32) -> bool { return score < -1e30; }

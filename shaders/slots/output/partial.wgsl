@@ -5,6 +5,17 @@
 
 fn num_splits() -> u32 { return params.num_splits; }
 
+// The tiles of a range that one split of the keys owns: as many as every other split, or one more.
+fn keys_of(range: BlockRange, split: u32) -> BlockRange {
+  let tiles = range.end - range.first;
+  let least = tiles / num_splits();
+  let rest = tiles % num_splits();
+  var part = range;
+  part.first = range.first + split * least + min(split, rest);
+  part.end = part.first + least + select(0u, 1u, split < rest);
+  return part;
+}
+
 // Four dimensions of O, from `dim` on. Sequence, head and row are counted from the first of this dispatch.
 fn write_o(split: u32, batch: u32, head: u32, row: u32, dim: u32, value: vec4<f32>) {
   let first = params.o_parts_offset + split * params.o_parts_stride_split + batch * params.o_parts_stride_batch

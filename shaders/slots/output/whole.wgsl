@@ -4,6 +4,8 @@
 
 fn num_splits() -> u32 { return 1u; }
 
+fn keys_of(range: BlockRange, split: u32) -> BlockRange { return range; }
+
 // Four dimensions of O, from `dim` on. Sequence, head and row are counted from the first of this dispatch.
 fn write_o(split: u32, batch: u32, head: u32, row: u32, dim: u32, value: vec4<f32>) {
   let first = params.o_offset + batch * params.o_stride_batch + head * params.o_stride_head + row * params.o_stride_row;

@@ -89,7 +89,7 @@ impl FlashAttention {
 
     /// Whether problems run on cooperative matrices (tensor cores), where the device has them: up to seven times as fast. In
     /// f16 and bf16 P is then rounded to f16 before its product with V, as CUDA's flash attention has it; f32 passes in two
-    /// parts of f16, 23 bits together, and sums in f32. Where f32 would give an infinity, f32 on matrices may give NaN. On
+    /// parts of f16, 23 bits together, and sums in f32. Where f32 would give an infinity in O, f32 on matrices may give NaN. On
     /// by default.
     pub fn with_matrices(mut self, matrices: bool) -> Self {
         let mut capabilities = (*self.capabilities).clone();

@@ -1,6 +1,10 @@
 //! Which kernels, tiles and splits a problem gets on a device. No GPU.
 
-use wgpu_flash_attention::plan::{Capabilities, DeviceClass, Kernel, Tiles, TunedTiles, Tuning, Workload};
+use std::collections::HashSet;
+
+use wgpu_flash_attention::plan::{
+    Call, Capabilities, DeviceClass, Kernel, Origins, Tiles, TunedTiles, Tuning, Workload,
+};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, Plan};
 
 fn discrete() -> Capabilities {
@@ -120,4 +124,93 @@ fn the_planners_choice_is_the_first_candidate() {
 fn standard_attention_has_no_splits() {
     let standard = decode(8).algorithm(Algorithm::Standard);
     assert_eq!(Plan::new(&standard, &discrete()).unwrap().num_splits(), 1);
+}
+
+/// Turns of each pass of a plan on its longest dispatch.
+fn turns(plan: &Plan) -> Vec<(Kernel, u64)> {
+    let dispatches = plan.dispatches(&Call::default(), &Origins::default()).unwrap();
+    let of = |pass: usize| dispatches.iter().filter(|d| d.pass == pass).map(|d| d.turns).max().unwrap();
+    plan.passes().iter().enumerate().map(|(index, pass)| (pass.kernel, of(index))).collect()
+}
+
+/// A loop of n turns counts n + 1: it is left in one more.
+#[test]
+fn the_turns_of_loops_are_those_of_the_text() {
+    let capabilities = Capabilities {
+        device_class: DeviceClass::Cpu,
+        subgroups: true,
+        subgroup_min_size: 8,
+        max_workgroup_storage: 32_768,
+        ..Capabilities::webgpu_defaults()
+    };
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 64).num_heads_kv(1).seqlen_kv(1_000));
+    let with = |problem: &AttentionProblem, tiles| turns(&Plan::with_tiles(problem, &capabilities, tiles).unwrap());
+    // 63 tiles of keys, in each a loop over 4 quads of keys; two loops over tiles.
+    let tiles = Tiles::new(64, 16, 8, 8);
+    assert_eq!(with(&problem, tiles), [(Kernel::FlashForward, 63 * (1 + 5) + 2)]);
+    // Dropout draws for 8 rows at each quad, 10 rounds in a loop.
+    let dropped = problem.clone().dropout(0.1, 1);
+    assert_eq!(with(&dropped, tiles), [(Kernel::FlashForward, 63 * (1 + 1 + 4 * (1 + 8 * 11)) + 2)]);
+    // 32 tiles: the score of a tile in one chunk of 16 quads, of rows and keys; 4 quads of a row's 1,024 keys, twice, and a tree over 64;
+    // per tile a row of P for each of the 4 rows, and its 8 quads.
+    let standard = with(&problem.clone().algorithm(Algorithm::Standard), Tiles::new(64, 32, 4, 8));
+    let products = (1 + (64 * 16 / 128 + 1) + (16 + 1)) + 1;
+    assert_eq!(
+        standard,
+        [
+            (Kernel::StandardScores, products),
+            (Kernel::StandardSoftmax, 2 * (4 + 1) + (6 + 1)),
+            (Kernel::StandardOutput, 32 * (1 + (4 + 1) + (8 + 1)) + 1),
+        ]
+    );
+    // Gradients: 7 tiles of 16 rows of each of the two heads; 63 tiles of 16 keys.
+    let tiles = [Tiles::new(16, 64, 2, 4), Tiles::new(64, 16, 2, 4)];
+    let backward = turns(&Plan::backward_with_tiles(&problem, &capabilities, tiles).unwrap());
+    assert_eq!(
+        backward[1..],
+        [(Kernel::FlashBackwardDkdv, 2 * 7 * (1 + 17) + 2), (Kernel::FlashBackwardDq, 63 * (1 + 17) + 2),]
+    );
+}
+
+/// Nothing that is planned passes a driver's limit; splits keep flash attention below it at any length.
+#[test]
+fn no_loop_takes_more_turns_than_the_driver_allows() {
+    let most = 65_535;
+    let (mut planned, mut refused) = (HashSet::new(), 0);
+    for (class, subgroup) in [(DeviceClass::Cpu, 8), (DeviceClass::Cpu, 1), (DeviceClass::Discrete, 32)] {
+        let capabilities = Capabilities {
+            device_class: class,
+            subgroups: subgroup > 1,
+            subgroup_min_size: subgroup,
+            max_loop_turns: Some(most),
+            max_buffer: 1 << 40,
+            max_binding: (2 << 30) - 4,
+            ..Capabilities::webgpu_defaults()
+        };
+        for (rows, keys) in [(1, 8_192), (64, 8_192), (300, 70_000), (8, 1_000_000), (60_000, 40), (5_000, 5_000)] {
+            for (head_dim, heads) in [(16, 1), (64, 8), (256, 2)] {
+                let shape = AttentionShape::new(1, heads, rows, head_dim).num_heads_kv(1).seqlen_kv(keys);
+                let problem = AttentionProblem::new(shape);
+                for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 1)] {
+                    let standard = problem.clone().algorithm(Algorithm::Standard);
+                    let flash = Plan::new(&problem, &capabilities);
+                    assert!(flash.is_ok(), "{:?} {problem:?}", flash.err());
+                    let backward = |problem| Plan::backward(problem, &capabilities);
+                    for plan in [flash, Plan::new(&standard, &capabilities), backward(&problem), backward(&standard)] {
+                        let Ok(plan) = plan else {
+                            refused += 1;
+                            continue;
+                        };
+                        for (kernel, turns) in turns(&plan) {
+                            assert!(turns <= most.into(), "{kernel:?} takes {turns} turns: {problem:?}");
+                            planned.insert(kernel);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let on_matrices = Kernel::ALL.into_iter().filter(|kernel| kernel.name().contains("cooperative")).count();
+    assert_eq!(planned.len() + on_matrices, Kernel::ALL.len(), "every kernel without matrices is planned");
+    assert!(refused > 0);
 }

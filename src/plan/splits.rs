@@ -166,7 +166,8 @@ impl Plan {
 
     /// Whether a part takes more scratch memory for its partial results than it should, if it can be cut.
     pub(super) fn passes_scratch_of_sums(&self, part: &Part) -> bool {
-        self.merge.is_none() && self.num_splits > 1 && self.parts_of(Operand::OParts, part) > SCRATCH_OF_SUMS
+        let bytes = || self.parts_of(Operand::OParts, part).saturating_add(self.parts_of(Operand::LseParts, part));
+        self.merge.is_none() && self.num_splits > 1 && bytes() > SCRATCH_OF_SUMS
     }
 
     /// The layout of a tensor, or of the first of its parts.

@@ -2,7 +2,7 @@
 
 use naga::valid::{Capabilities as NagaCapabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, TypeInner};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use wgpu_flash_attention::plan::{
     Capabilities, DeviceClass, Kernel, Operand, Params, Plan, RowReduce, Specialization, Storage, Usage,
 };
@@ -181,6 +181,35 @@ fn hlsl(variant: &Specialization, module: &Module, info: &ModuleInfo) -> String 
         .write(module, info, None)
         .unwrap_or_else(|error| panic!("HLSL of {variant:?}: {error}"));
     text
+}
+
+/// FNV-1a, 64 bits.
+fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// One number for the text of all variants of each kernel, in both dialects, whatever their order.
+fn digests() -> BTreeMap<&'static str, (usize, u64)> {
+    let mut digests = BTreeMap::new();
+    for variant in variants() {
+        let (count, sum) = digests.entry(variant.kernel.name()).or_insert((0, 0u64));
+        *count += 1;
+        for dialect in [Dialect::Naga, Dialect::Tint] {
+            *sum = sum.wrapping_add(fnv(ShaderSource::new(&variant, dialect).unwrap().text().bytes()));
+        }
+    }
+    digests
+}
+
+/// Says whether a change of files left every shader as it was.
+#[test]
+fn no_shader_changed() {
+    let digests = digests();
+    for (kernel, (count, sum)) in &digests {
+        println!("{kernel}: {count} variants, {sum:016x}");
+    }
+    let all = fnv(digests.values().flat_map(|(_, sum)| sum.to_le_bytes()));
+    assert_eq!(format!("{all:016x}"), "f0bd53af23f5ba5e");
 }
 
 /// Every variant that Tint and DXC must take too, as files for them: `make web-test` hands them over. A name begins with

@@ -1,4 +1,4 @@
-use crate::plan::Operand;
+use crate::operand::Operand;
 use crate::problem::Element;
 
 /// Everything that can go wrong. Each message says what was given, what is allowed and what to do.

@@ -27,6 +27,7 @@
 
 mod error;
 pub mod gpu;
+mod operand;
 pub mod plan;
 pub mod problem;
 pub mod reference;
@@ -37,7 +38,8 @@ pub use gpu::{
     BackwardBuffers, BackwardOutput, BackwardSlices, FlashAttention, ForwardBuffers, ForwardOutput, MergeBuffers,
     PreparedBackward, PreparedForward, PreparedMerge,
 };
-pub use plan::{Call, Capabilities, Operand, Plan};
+pub use operand::Operand;
+pub use plan::{Call, Capabilities, Plan};
 pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask,
     MergeProblem, TensorLayout,

@@ -1,7 +1,8 @@
 //! Is the problem sound? The one place that asks.
 
-use super::{Direction, Operand};
+use super::Direction;
 use crate::error::{Error, InvalidProblem};
+use crate::operand::Operand;
 use crate::problem::{AttentionProblem, Element, TensorLayout};
 
 /// The largest head_dim and head_dim_v that a kernel exists for.
@@ -48,7 +49,7 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction) -> Result<
     if found != problem.element && found != Element::F32 {
         return Err(InvalidProblem::GradientElement { element: problem.element, found }.into());
     }
-    for &operand in direction.operands().iter().filter(|operand| operand.is_tensor()) {
+    for &operand in direction.operands().iter().filter(|operand| operand.holds_elements()) {
         if required_bytes(problem, operand).is_none() {
             return Err(InvalidProblem::LayoutOverflows(operand).into());
         }
@@ -111,7 +112,7 @@ pub(super) fn layout(problem: &AttentionProblem, operand: Operand) -> TensorLayo
 pub(super) fn element_size(problem: &AttentionProblem, operand: Operand) -> u64 {
     match operand {
         Operand::Dq | Operand::Dk | Operand::Dv => problem.gradient_element_in_force().size(),
-        operand if operand.is_tensor() => problem.element.size(),
+        operand if operand.holds_elements() => problem.element.size(),
         _ => 4,
     }
 }

@@ -1,9 +1,8 @@
 //! Which kernels answer an operation on a device, and the specializations that follow.
 
-use super::{
-    Access, Capabilities, DeviceClass, Direction, Kernel, Operand, Specialization, Storage, Tiles, check, tile_table,
-};
+use super::{Access, Capabilities, DeviceClass, Direction, Kernel, Specialization, Storage, Tiles, check, tile_table};
 use crate::error::Error;
+use crate::operand::Operand;
 use crate::problem::{Algorithm, AttentionProblem, Element, TensorLayout};
 
 /// Kernels that share their tiles, and the tiles to try for them; of several such alternatives the first that fits is
@@ -111,7 +110,7 @@ pub(super) fn specialize(
         [offset, stride_batch, stride_row, stride_head, u64::from(dim)].iter().all(|number| number % 4 == 0)
     };
     let shape = &problem.shape;
-    let quads = direction.operands().iter().filter(|operand| operand.is_tensor()).all(|&operand| is_quad(operand));
+    let quads = direction.operands().iter().filter(|operand| operand.holds_elements()).all(|&operand| is_quad(operand));
     Specialization {
         kernel,
         storage: Storage::of(problem.element, capabilities),

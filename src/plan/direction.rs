@@ -1,4 +1,4 @@
-use super::Operand;
+use crate::operand::Operand;
 
 /// Whether an operation computes the answer, its gradients, or the answer from partial ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -3,8 +3,9 @@
 use super::check::{self, Extent};
 use super::parts::{Lengths, Part};
 use super::splits::heads_per_kv;
-use super::{Operand, Params, Plan};
+use super::{Params, Plan};
 use crate::error::Error;
+use crate::operand::Operand;
 use crate::problem::TensorLayout;
 use std::f64::consts::LOG2_E;
 

@@ -15,11 +15,12 @@ mod tiles;
 mod tuning;
 mod turns;
 
+pub use crate::operand::{Operand, Usage};
 pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
 pub use direction::Direction;
 pub use dispatch::{Call, Dispatch, Origins, Window};
-pub use kernel::{Kernel, Operand, Usage};
+pub use kernel::Kernel;
 pub use params::Params;
 pub use specialization::{Access, RowReduce, Specialization, Storage};
 pub use tiles::Tiles;

@@ -1,8 +1,9 @@
 //! How a problem too large for one dispatch is cut into parts.
 
 use super::splits::{heads_per_kv, row_tiles};
-use super::{COMBINE_INVOCATIONS, Direction, Kernel, Operand, Plan, Tiles};
+use super::{COMBINE_INVOCATIONS, Direction, Kernel, Plan, Tiles};
 use crate::error::Error;
+use crate::operand::Operand;
 use crate::problem::{Algorithm, AttentionShape};
 use std::ops::Range;
 

@@ -1,4 +1,5 @@
 use super::{Capabilities, Kernel, Tiles};
+use crate::operand::Operand;
 use crate::problem::Element;
 
 /// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
@@ -94,9 +95,9 @@ pub struct Specialization {
 impl Specialization {
     /// The same with everything that this kernel does not depend on set to one value, so that it is a cache key.
     pub(crate) fn canonical(mut self) -> Self {
-        use super::Operand::{DO, K, O, OParts, Q, V};
+        use Operand::{DO, K, O, OParts, Q, V};
         let kernel = self.kernel;
-        let binds_any = |operands: &[super::Operand]| operands.iter().any(|&operand| kernel.binds(operand));
+        let binds_any = |operands: &[Operand]| operands.iter().any(|&operand| kernel.binds(operand));
         self.in_lockstep &= self.kernel.uses_matrices();
         self.masked_loop &= kernel.has_masked_loop();
         self.has_window &= kernel.masks();
@@ -115,7 +116,7 @@ impl Specialization {
         if kernel == Kernel::Combine {
             self.tiles = Tiles::NONE;
         }
-        if !kernel.operands().iter().any(|(operand, _)| operand.is_tensor()) {
+        if !kernel.operands().iter().any(|(operand, _)| operand.holds_elements()) {
             self.storage = Storage::F32;
             self.access = Access::Quad;
         }

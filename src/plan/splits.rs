@@ -3,7 +3,8 @@
 use super::check;
 use super::parts::{Lengths, Part};
 use super::turns::turns_of;
-use super::{Capabilities, DeviceClass, Kernel, Operand, Plan, Specialization, Tiles, Tuning};
+use super::{Capabilities, DeviceClass, Kernel, Plan, Specialization, Tiles, Tuning};
+use crate::operand::Operand;
 use crate::problem::{AttentionProblem, MergeProblem, TensorLayout};
 
 /// The most splits that the planner takes by itself.

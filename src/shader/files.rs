@@ -1,6 +1,7 @@
 //! The files of `shaders/`, and which of them make up a kernel.
 
-use crate::plan::{Access, Kernel, Operand, RowReduce, Specialization, Storage};
+use crate::operand::Operand;
+use crate::plan::{Access, Kernel, RowReduce, Specialization, Storage};
 
 #[derive(Clone, Copy)]
 pub(super) struct File {
@@ -27,7 +28,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     if kernel.drops() {
         files.push(file!("common/philox.wgsl"));
     }
-    if kernel.operands().iter().any(|(operand, _)| operand.is_tensor()) {
+    if kernel.operands().iter().any(|(operand, _)| operand.holds_elements()) {
         files.push(match specialization.storage {
             Storage::F32 => file!("slots/element/f32.wgsl"),
             Storage::F16 => file!("slots/element/f16.wgsl"),

@@ -2,9 +2,8 @@
 
 use super::Dialect;
 use super::unroll::Lists;
-use crate::plan::{
-    COMBINE_INVOCATIONS, Kernel, Operand, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage, Usage,
-};
+use crate::operand::{Operand, Usage};
+use crate::plan::{COMBINE_INVOCATIONS, Kernel, RowReduce, SOFTMAX_INVOCATIONS, Specialization, Storage};
 use std::fmt::Write;
 
 pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (String, Lists) {
@@ -141,7 +140,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
 
     let tensors = |usage: Usage, in_f32: bool| {
         let is_part = |operand| operand == Operand::OParts && usage == Usage::Read && !specialization.parts_in_f32;
-        let in_element = |operand: Operand| operand.is_tensor() || is_part(operand);
+        let in_element = |operand: Operand| operand.holds_elements() || is_part(operand);
         let stored_in_f32 = |operand: Operand| specialization.f32_gradients && operand.is_gradient();
         let operands = specialization.kernel.operands().iter();
         operands

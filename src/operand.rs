@@ -1,0 +1,119 @@
+//! The tensors that kernels bind, by name and number.
+
+use std::fmt;
+
+/// A tensor or uniform that a kernel binds. One binding number for life, the same in every kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+#[non_exhaustive]
+pub enum Operand {
+    /// The uniform.
+    Params = 0,
+    /// Queries.
+    Q = 1,
+    /// Keys.
+    K = 2,
+    /// Values.
+    V = 3,
+    /// Outputs.
+    O = 4,
+    /// Log-sum-exp of each row.
+    Lse = 5,
+    /// The score matrix of standard attention, later its probabilities.
+    S = 6,
+    /// The gradient of O.
+    DO = 7,
+    /// The gradient of LSE, where the caller has one.
+    DLse = 8,
+    /// D = rowsum(dO ∘ O) − dLSE of each row.
+    Delta = 9,
+    /// The gradient of Q.
+    Dq = 10,
+    /// The gradient of K.
+    Dk = 11,
+    /// The gradient of V.
+    Dv = 12,
+    /// The gradient of the probabilities in standard attention, later that of the scores.
+    Dp = 13,
+    /// Partial results for O, one for each split of the keys.
+    OParts = 14,
+    /// Their log-sum-exp.
+    LseParts = 15,
+}
+
+impl Operand {
+    /// All operands.
+    pub const ALL: &[Operand] = &[
+        Operand::Params,
+        Operand::Q,
+        Operand::K,
+        Operand::V,
+        Operand::O,
+        Operand::Lse,
+        Operand::S,
+        Operand::DO,
+        Operand::DLse,
+        Operand::Delta,
+        Operand::Dq,
+        Operand::Dk,
+        Operand::Dv,
+        Operand::Dp,
+        Operand::OParts,
+        Operand::LseParts,
+    ];
+
+    /// Its number in the bind group.
+    pub const fn binding(self) -> u32 {
+        self as u32
+    }
+
+    /// Its name in WGSL.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Operand::Params => "params",
+            Operand::Q => "q",
+            Operand::K => "k",
+            Operand::V => "v",
+            Operand::O => "o",
+            Operand::Lse => "lse",
+            Operand::S => "s",
+            Operand::DO => "d_o",
+            Operand::DLse => "d_lse",
+            Operand::Delta => "delta",
+            Operand::Dq => "dq",
+            Operand::Dk => "dk",
+            Operand::Dv => "dv",
+            Operand::Dp => "dp",
+            Operand::OParts => "o_parts",
+            Operand::LseParts => "lse_parts",
+        }
+    }
+
+    /// Whether it holds elements, in the problem's type (gradients perhaps in f32), and not f32 whatever the problem.
+    pub(crate) const fn holds_elements(self) -> bool {
+        use Operand::{DO, Dk, Dq, Dv, K, O, Q, V};
+        matches!(self, Q | K | V | O | DO | Dq | Dk | Dv)
+    }
+
+    /// Whether it is the gradient of an input.
+    pub(crate) const fn is_gradient(self) -> bool {
+        matches!(self, Operand::Dq | Operand::Dk | Operand::Dv)
+    }
+}
+
+impl fmt::Display for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a kernel uses an operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Usage {
+    /// A uniform buffer.
+    Uniform,
+    /// A storage buffer, read.
+    Read,
+    /// A storage buffer, written and perhaps read.
+    Write,
+}

@@ -1,8 +1,8 @@
 //! Is the problem sound? The one place that asks.
 
-use super::Direction;
+use super::tensor::{Extent, Tensor};
 use crate::error::{Error, InvalidProblem};
-use crate::operand::Operand;
+use crate::operand::Usage;
 use crate::problem::{AttentionProblem, Element, TensorLayout};
 
 /// The largest head_dim and head_dim_v that a kernel exists for.
@@ -11,7 +11,7 @@ pub const MAX_HEAD_DIM: u32 = 256;
 /// The largest batch, number of heads and length: positions, and sums of a position and a window, stay within i32.
 pub const MAX_LENGTH: u32 = 1 << 29;
 
-pub(super) fn check(problem: &AttentionProblem, direction: Direction) -> Result<(), Error> {
+pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<(), Error> {
     let shape = &problem.shape;
     if shape.num_heads != 0 && (shape.num_heads_kv == 0 || !shape.num_heads.is_multiple_of(shape.num_heads_kv)) {
         let (num_heads, num_heads_kv) = (shape.num_heads, shape.num_heads_kv);
@@ -49,83 +49,17 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction) -> Result<
     if found != problem.element && found != Element::F32 {
         return Err(InvalidProblem::GradientElement { element: problem.element, found }.into());
     }
-    for &operand in direction.operands().iter().filter(|operand| operand.holds_elements()) {
-        if required_bytes(problem, operand).is_none() {
-            return Err(InvalidProblem::LayoutOverflows(operand).into());
+    for tensor in tensors.iter().filter(|tensor| tensor.operand.holds_elements()) {
+        if tensor.bytes().is_none() {
+            return Err(InvalidProblem::LayoutOverflows(tensor.operand).into());
         }
     }
-    for &operand in direction.outputs() {
-        if overlaps(&layout(problem, operand), &extent(problem, operand)) {
-            return Err(InvalidProblem::LayoutOverlaps(operand).into());
+    for tensor in tensors.iter().filter(|tensor| tensor.usage == Usage::Write) {
+        if overlaps(&tensor.layout, &tensor.extent) {
+            return Err(InvalidProblem::LayoutOverlaps(tensor.operand).into());
         }
     }
     Ok(())
-}
-
-/// Counts along batch, rows, heads and the contiguous dimension.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Extent {
-    pub batch: u32,
-    pub rows: u32,
-    pub heads: u32,
-    pub dim: u32,
-}
-
-pub(super) fn extent(problem: &AttentionProblem, operand: Operand) -> Extent {
-    let shape = &problem.shape;
-    let batch = shape.batch;
-    match operand {
-        Operand::Q | Operand::Dq => Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: shape.head_dim },
-        Operand::K | Operand::Dk => {
-            Extent { batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim: shape.head_dim }
-        }
-        Operand::V | Operand::Dv => {
-            Extent { batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim: shape.head_dim_v }
-        }
-        Operand::O | Operand::DO | Operand::OParts => {
-            Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: shape.head_dim_v }
-        }
-        Operand::Lse | Operand::DLse | Operand::Delta | Operand::LseParts => {
-            Extent { batch, rows: shape.seqlen_q, heads: shape.num_heads, dim: 1 }
-        }
-        Operand::Params | Operand::S | Operand::Dp => Extent { batch: 0, rows: 0, heads: 0, dim: 0 },
-    }
-}
-
-pub(super) fn layout(problem: &AttentionProblem, operand: Operand) -> TensorLayout {
-    let layout = &problem.layout;
-    let gradients = problem.gradient_layout_in_force();
-    match operand {
-        Operand::Q => layout.q,
-        Operand::K => layout.k,
-        Operand::V => layout.v,
-        Operand::O => layout.o,
-        Operand::Dq => gradients.q,
-        Operand::Dk => gradients.k,
-        Operand::Dv => gradients.v,
-        Operand::DO => gradients.o,
-        // [batch, num_heads, seqlen_q]
-        _ => TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 1),
-    }
-}
-
-pub(super) fn element_size(problem: &AttentionProblem, operand: Operand) -> u64 {
-    match operand {
-        Operand::Dq | Operand::Dk | Operand::Dv => problem.gradient_element_in_force().size(),
-        operand if operand.holds_elements() => problem.element.size(),
-        _ => 4,
-    }
-}
-
-/// Elements that a tensor's layout spans, or `None` past 2⁶⁴.
-pub(super) fn required_len(problem: &AttentionProblem, operand: Operand) -> Option<u64> {
-    let Extent { batch, rows, heads, dim } = extent(problem, operand);
-    layout(problem, operand).required_len(batch, rows, heads, dim)
-}
-
-/// Bytes that a tensor's buffer must hold, whole words, or `None` past 2⁶⁴.
-pub(super) fn required_bytes(problem: &AttentionProblem, operand: Operand) -> Option<u64> {
-    required_len(problem, operand)?.checked_mul(element_size(problem, operand))?.checked_next_multiple_of(4)
 }
 
 /// Whether two elements of a tensor may share one address. Strides are compared from the smallest on: each must step

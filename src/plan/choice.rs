@@ -1,9 +1,10 @@
 //! Which kernels answer an operation on a device, and the specializations that follow.
 
-use super::{Access, Capabilities, DeviceClass, Direction, Kernel, Specialization, Storage, Tiles, check, tile_table};
+use super::tensor::{Tensor, in_quads};
+use super::{Access, Capabilities, DeviceClass, Direction, Kernel, Specialization, Storage, Tiles, tile_table};
 use crate::error::Error;
 use crate::operand::Operand;
-use crate::problem::{Algorithm, AttentionProblem, Element, TensorLayout};
+use crate::problem::{Algorithm, AttentionProblem, Element};
 
 /// Kernels that share their tiles, and the tiles to try for them; of several such alternatives the first that fits is
 /// taken.
@@ -100,21 +101,15 @@ pub(super) fn choose(
 pub(super) fn specialize(
     problem: &AttentionProblem,
     capabilities: &Capabilities,
-    direction: Direction,
+    tensors: &[Tensor],
     kernel: Kernel,
     tiles: Tiles,
 ) -> Specialization {
-    let is_quad = |operand: Operand| {
-        let TensorLayout { offset, stride_batch, stride_row, stride_head } = check::layout(problem, operand);
-        let dim = check::extent(problem, operand).dim;
-        [offset, stride_batch, stride_row, stride_head, u64::from(dim)].iter().all(|number| number % 4 == 0)
-    };
     let shape = &problem.shape;
-    let quads = direction.operands().iter().filter(|operand| operand.holds_elements()).all(|&operand| is_quad(operand));
     Specialization {
         kernel,
         storage: Storage::of(problem.element, capabilities),
-        access: if quads { Access::Quad } else { Access::Single },
+        access: if in_quads(tensors) { Access::Quad } else { Access::Single },
         row_reduce: tiles.row_reduce(capabilities),
         tiles,
         head_dim: shape.head_dim,

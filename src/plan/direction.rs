@@ -1,5 +1,3 @@
-use crate::operand::Operand;
-
 /// Whether an operation computes the answer, its gradients, or the answer from partial ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -9,24 +7,4 @@ pub enum Direction {
     Backward,
     /// Partial results to O and LSE.
     Merge,
-}
-
-impl Direction {
-    /// The caller's tensors.
-    pub const fn operands(self) -> &'static [Operand] {
-        use Operand::{DLse, DO, Dk, Dq, Dv, K, Lse, LseParts, O, OParts, Q, V};
-        match self {
-            Direction::Forward => &[Q, K, V, O, Lse],
-            Direction::Merge => &[OParts, LseParts, O, Lse],
-            Direction::Backward => &[Q, K, V, O, Lse, DO, DLse, Dq, Dk, Dv],
-        }
-    }
-
-    /// Those of them that are written, whose elements may not overlap.
-    pub(crate) const fn outputs(self) -> &'static [Operand] {
-        match self {
-            Direction::Forward | Direction::Merge => &[Operand::O],
-            Direction::Backward => &[Operand::Dq, Operand::Dk, Operand::Dv],
-        }
-    }
 }

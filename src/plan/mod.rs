@@ -7,9 +7,11 @@ mod direction;
 mod dispatch;
 mod kernel;
 mod params;
+mod part;
 mod parts;
 mod specialization;
 mod splits;
+mod tensor;
 mod tile_table;
 mod tiles;
 mod tuning;
@@ -31,6 +33,7 @@ pub(crate) use tiles::{COMBINE_INVOCATIONS, SOFTMAX_INVOCATIONS};
 use crate::error::{Error, InvalidProblem};
 use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem};
 use choice::{choose, given_for, specialize, steps};
+use tensor::{Tensor, parts_to_merge};
 
 /// One kernel of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,8 +75,8 @@ pub struct Plan {
     source: Source,
     /// Splits of the keys, or partial results to merge.
     num_splits: u32,
-    /// The partial results that the caller gives.
-    merge: Option<MergeProblem>,
+    /// The caller's tensors.
+    tensors: Vec<Tensor>,
     scratch: Vec<(Operand, u64)>,
 }
 
@@ -134,15 +137,14 @@ impl Plan {
             return Err(InvalidProblem::PartsElement { element: merge.element, found: merge.parts_element }.into());
         }
         let problem = merge.rows();
-        check::check(&problem, Direction::Merge)?;
+        let mut tensors = parts_to_merge(merge).to_vec();
+        tensors.extend(tensor::tensors(&problem, Direction::Merge));
+        check::check(&problem, &tensors)?;
         let capabilities = capabilities.clone();
         let tiles = Tiles::NONE;
         let kernel = Kernel::Combine;
-        let mut specialization = specialize(&problem, &capabilities, Direction::Merge, kernel, tiles);
+        let mut specialization = specialize(&problem, &capabilities, &tensors, kernel, tiles);
         specialization.parts_in_f32 = merge.parts_element == Element::F32;
-        if !merge.stride_split.is_multiple_of(4) {
-            specialization.access = Access::Single;
-        }
         let mut plan = Self {
             problem,
             direction: Direction::Merge,
@@ -151,7 +153,7 @@ impl Plan {
             tiles,
             source: Source::Table,
             num_splits: merge.num_splits,
-            merge: Some(merge.clone()),
+            tensors,
             scratch: Vec::new(),
         };
         plan.check_buffers()?;
@@ -187,7 +189,8 @@ impl Plan {
         direction: Direction,
         choices: Choices,
     ) -> Result<Self, Error> {
-        check::check(problem, direction)?;
+        let tensors = tensor::tensors(problem, direction);
+        check::check(problem, &tensors)?;
         let mut plan = Self {
             problem: problem.clone(),
             direction,
@@ -196,7 +199,7 @@ impl Plan {
             tiles: Tiles::NONE,
             source: Source::Table,
             num_splits: 1,
-            merge: None,
+            tensors,
             scratch: Vec::new(),
         };
         plan.check_buffers()?;
@@ -212,11 +215,11 @@ impl Plan {
                 (None, None) => Source::Table,
             };
             let (kernels, tiles) = measured.map_or_else(|| choose(own), Ok)?;
-            let pass =
-                |kernel| Pass { kernel, specialization: specialize(problem, capabilities, direction, kernel, tiles) };
+            let specialize = |kernel| specialize(problem, capabilities, &plan.tensors, kernel, tiles);
+            let pass = |kernel| Pass { kernel, specialization: specialize(kernel) };
             plan.tiles = tiles;
             let by_itself = || {
-                let first = specialize(problem, capabilities, direction, kernels[0], tiles);
+                let first = specialize(kernels[0]);
                 splits::num_splits(&first, problem, capabilities, choices.tuning)
             };
             plan.num_splits = choices.num_splits.unwrap_or_else(by_itself);
@@ -251,9 +254,9 @@ impl Plan {
 
     /// Whether the device can make buffers for all of the caller's tensors.
     fn check_buffers(&self) -> Result<(), Error> {
-        for &operand in self.direction.operands() {
-            let needed = self.required_bytes(operand);
-            let allowed = self.capabilities.max_buffer;
+        for tensor in &self.tensors {
+            let (operand, allowed) = (tensor.operand, self.capabilities.max_buffer);
+            let needed = tensor.bytes().unwrap_or(u64::MAX);
             if needed > allowed {
                 return Err(Error::TooLarge { operand, needed, allowed, limit: "max_buffer_size" });
             }
@@ -339,15 +342,24 @@ impl Plan {
         self.scratch_bytes() + 4 * self.problem.shape.lse_len()
     }
 
-    /// Bytes that the buffer of `operand` must hold: whole 4-byte words.
-    pub fn required_bytes(&self, operand: Operand) -> u64 {
-        // `check` has seen that it does not overflow.
-        self.checked_bytes(operand).unwrap_or(u64::MAX)
+    /// The caller's tensors.
+    pub fn operands(&self) -> impl Iterator<Item = Operand> {
+        self.tensors.iter().map(|tensor| tensor.operand)
     }
 
-    /// Elements that the buffer of `operand` must hold.
+    /// Bytes that the buffer of one of the caller's tensors must hold: whole 4-byte words.
+    pub fn required_bytes(&self, operand: Operand) -> u64 {
+        // `check` has seen that it does not overflow.
+        self.tensor(operand).map_or(0, |tensor| tensor.bytes().unwrap_or(u64::MAX))
+    }
+
+    /// Elements that the buffer of one of the caller's tensors must hold.
     pub fn required_len(&self, operand: Operand) -> u64 {
-        self.checked_len(operand).unwrap_or(u64::MAX)
+        self.tensor(operand).map_or(0, |tensor| tensor.len().unwrap_or(u64::MAX))
+    }
+
+    fn tensor(&self, operand: Operand) -> Option<&Tensor> {
+        self.tensors.iter().find(|tensor| tensor.operand == operand)
     }
 
     /// Bytes that the kernels read from and write to device memory, counted from the tiles: what one workgroup loads
@@ -373,7 +385,7 @@ impl Plan {
                 let splits = u64::from(self.num_splits);
                 let parts = splits * rows * (head_dim_v.next_multiple_of(4) + 1) * 4;
                 // Decoding: the rows of a tile, and the heads that share its K and V.
-                let group = u64::from(splits::heads_per_kv(&self.problem)).max(1);
+                let group = u64::from(shape.heads_per_kv()).max(1);
                 let shared = (rows * group).div_ceil(tile_q) * keys * (head_dim + head_dim_v) * size / group;
                 match pass.kernel {
                     Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit => splits * q + k + v + parts,

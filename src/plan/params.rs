@@ -1,3 +1,6 @@
+use crate::operand::Operand;
+use crate::problem::TensorLayout;
+
 /// Declares the uniform once and derives its list of fields, which a test compares with `shaders/common/params.wgsl`.
 macro_rules! uniform {
     ($(#[$meta:meta])* pub struct $name:ident { $($field:ident: $type:ty,)* }) => {
@@ -88,5 +91,65 @@ uniform! {
         lse_parts_stride_split: u32,
         lse_parts_stride_batch: u32,
         lse_parts_stride_head: u32,
+    }
+}
+
+impl Params {
+    /// Writes where a tensor lies in what is bound of it. Strides along a dimension of which a part holds one entry are
+    /// never used and may pass 32 bits.
+    pub(super) fn place(&mut self, operand: Operand, offset: u32, layout: &TensorLayout, stride_split: u64) {
+        let [batch, row, head, split] =
+            [layout.stride_batch, layout.stride_row, layout.stride_head, stride_split].map(|stride| stride as u32);
+        match operand {
+            Operand::Q => {
+                (self.q_offset, self.q_stride_batch, self.q_stride_row, self.q_stride_head) =
+                    (offset, batch, row, head);
+            }
+            Operand::K => {
+                (self.k_offset, self.k_stride_batch, self.k_stride_row, self.k_stride_head) =
+                    (offset, batch, row, head);
+            }
+            Operand::V => {
+                (self.v_offset, self.v_stride_batch, self.v_stride_row, self.v_stride_head) =
+                    (offset, batch, row, head);
+            }
+            Operand::O => {
+                (self.o_offset, self.o_stride_batch, self.o_stride_row, self.o_stride_head) =
+                    (offset, batch, row, head);
+            }
+            Operand::DO => {
+                (self.d_o_offset, self.d_o_stride_batch) = (offset, batch);
+                (self.d_o_stride_row, self.d_o_stride_head) = (row, head);
+            }
+            Operand::Dq => {
+                (self.dq_offset, self.dq_stride_batch) = (offset, batch);
+                (self.dq_stride_row, self.dq_stride_head) = (row, head);
+            }
+            Operand::Dk => {
+                (self.dk_offset, self.dk_stride_batch) = (offset, batch);
+                (self.dk_stride_row, self.dk_stride_head) = (row, head);
+            }
+            Operand::Dv => {
+                (self.dv_offset, self.dv_stride_batch) = (offset, batch);
+                (self.dv_stride_row, self.dv_stride_head) = (row, head);
+            }
+            Operand::Lse => {
+                (self.lse_offset, self.lse_stride_batch, self.lse_stride_head) = (offset, batch, head);
+            }
+            // D and dLSE have the strides of LSE.
+            Operand::DLse => (self.has_d_lse, self.d_lse_offset) = (1, offset),
+            Operand::Delta => self.delta_offset = offset,
+            Operand::OParts => {
+                (self.o_parts_offset, self.o_parts_stride_split, self.o_parts_stride_batch) = (offset, split, batch);
+                (self.o_parts_stride_row, self.o_parts_stride_head) = (row, head);
+            }
+            Operand::LseParts => {
+                (self.lse_parts_offset, self.lse_parts_stride_split) = (offset, split);
+                (self.lse_parts_stride_batch, self.lse_parts_stride_head) = (batch, head);
+            }
+            // dP has the strides of S, whose matrices lie one behind another.
+            Operand::S => self.s_stride_row = row,
+            Operand::Dp | Operand::Params => {}
+        }
     }
 }

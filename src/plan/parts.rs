@@ -1,58 +1,13 @@
 //! How a problem too large for one dispatch is cut into parts.
 
-use super::splits::{heads_per_kv, row_tiles};
+use super::part::{Cut, Lengths, Part};
+use super::splits::row_tiles;
+use super::tensor::{self, Follows, Tensor};
 use super::{COMBINE_INVOCATIONS, Direction, Kernel, Plan, Tiles};
 use crate::error::Error;
 use crate::operand::Operand;
-use crate::problem::{Algorithm, AttentionShape};
+use crate::problem::Algorithm;
 use std::ops::Range;
-
-/// What a part holds besides whole sequences and heads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cut {
-    /// A range of rows, with all keys that they see.
-    Rows,
-    /// A range of keys, with all rows of all heads that share them.
-    Keys,
-    /// All rows and keys, of all heads that share keys: what sums over both in memory cannot be cut further.
-    Groups,
-}
-
-/// A part of the problem: ranges of sequences, heads, rows and keys.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Part {
-    pub batch_first: u32,
-    pub batch_count: u32,
-    pub head_first: u32,
-    pub head_count: u32,
-    pub row_first: u32,
-    pub row_count: u32,
-    pub key_first: u32,
-    pub key_count: u32,
-}
-
-impl Part {
-    /// All of it.
-    pub(super) fn whole(shape: &AttentionShape, lengths: Lengths) -> Self {
-        Self {
-            batch_first: 0,
-            batch_count: shape.batch,
-            head_first: 0,
-            head_count: shape.num_heads,
-            row_first: 0,
-            row_count: lengths.seqlen_q,
-            key_first: 0,
-            key_count: lengths.seqlen_kv,
-        }
-    }
-}
-
-/// The lengths of one call.
-#[derive(Clone, Copy)]
-pub(super) struct Lengths {
-    pub seqlen_q: u32,
-    pub seqlen_kv: u32,
-}
 
 fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a.max(1) } else { common_divisor(b, a % b) }
@@ -121,32 +76,36 @@ impl Plan {
     /// The scratch buffers, each with the bytes of the largest part that a dispatch covers.
     pub(super) fn measure_scratch(&self) -> Result<Vec<(Operand, u64)>, Error> {
         let shape = &self.problem.shape;
-        let lengths = Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv };
+        let lengths = Lengths::of(shape);
         let mut scratch = Vec::new();
         if shape.batch == 0 || shape.num_heads == 0 {
             return Ok(scratch);
         }
         for stage in self.stages() {
             let step = self.step(&stage, lengths)?;
-            for operand in [Operand::S, Operand::Dp] {
-                if self.binds(&stage, operand) {
-                    // An empty score matrix still needs something to bind.
-                    scratch.push((operand, self.scores_of(&stage, &step, lengths).max(16)));
+            for tensor in self.scratch_tensors(&step, lengths) {
+                let is_new = scratch.iter().all(|(other, _)| *other != tensor.operand);
+                if is_new && self.binds(&stage, tensor.operand) {
+                    // An empty tensor still needs something to bind.
+                    scratch.push((tensor.operand, tensor.bytes().unwrap_or(u64::MAX).max(16)));
                 }
-            }
-            for operand in [Operand::OParts, Operand::LseParts] {
-                if self.binds(&stage, operand) && self.merge.is_none() {
-                    scratch.push((operand, self.parts_of(operand, &step).max(16)));
-                }
-            }
-            if self.binds(&stage, Operand::Delta) && scratch.iter().all(|(other, _)| *other != Operand::Delta) {
-                scratch.push((Operand::Delta, self.required_bytes(Operand::Delta).max(16)));
             }
         }
         Ok(scratch)
     }
 
-    pub(super) fn binds(&self, stage: &Range<usize>, operand: Operand) -> bool {
+    /// The tensors in scratch memory, as they are laid out for a part.
+    pub(super) fn scratch_tensors(&self, part: &Part, lengths: Lengths) -> impl Iterator<Item = Tensor> {
+        let stride_row = self.s_stride_row(lengths);
+        let [o_parts, lse_parts] = tensor::partial_results(part, self.problem.shape.head_dim_v, self.num_splits);
+        let [s, dp] = [Operand::S, Operand::Dp].map(|operand| tensor::scores(operand, part, stride_row));
+        let is_bound = |operand| self.binds(&(0..self.passes.len()), operand);
+        let is_given = |operand| self.tensors.iter().any(|tensor| tensor.operand == operand);
+        let tensors = [s, tensor::delta(&self.problem), dp, o_parts, lse_parts].into_iter();
+        tensors.filter(move |tensor| is_bound(tensor.operand) && !is_given(tensor.operand))
+    }
+
+    fn binds(&self, stage: &Range<usize>, operand: Operand) -> bool {
         self.passes[stage.clone()].iter().any(|pass| pass.kernel.binds(operand))
     }
 
@@ -157,14 +116,7 @@ impl Plan {
         planned.unwrap_or(self.max_binding().min(self.capabilities.max_buffer))
     }
 
-    pub(super) fn scores_of(&self, stage: &Range<usize>, part: &Part, lengths: Lengths) -> u64 {
-        if !self.binds(stage, Operand::S) {
-            return 0;
-        }
-        let rows = u64::from(part.batch_count) * u64::from(part.head_count) * u64::from(part.row_count);
-        rows.saturating_mul(4 * u64::from(self.s_stride_row(lengths)))
-    }
-
+    /// Elements from one row of a score matrix to the next.
     pub(super) fn s_stride_row(&self, lengths: Lengths) -> u32 {
         lengths.seqlen_kv.next_multiple_of(self.tiles.tile_kv)
     }
@@ -183,7 +135,7 @@ impl Plan {
         let cut = self.cut(self.passes[stage.start].kernel);
         // Heads that share keys stay together where keys are owned, and where they share a workgroup.
         let packed = self.passes[stage.clone()].iter().any(|pass| pass.kernel.packs_heads());
-        let least_heads = if packed || cut != Cut::Rows { heads_per_kv(&self.problem) } else { 1 };
+        let least_heads = if packed || cut != Cut::Rows { self.problem.shape.heads_per_kv() } else { 1 };
         let halved = |count: u32, least: u32, all: u32| {
             let half = count.div_ceil(2).next_multiple_of(least);
             if half >= count.min(all) { least } else { half }
@@ -215,29 +167,21 @@ impl Plan {
 
     /// Which limit of the device a part of this size passes, if any.
     pub(super) fn refusal(&self, stage: &Range<usize>, part: &Part, lengths: Lengths) -> Option<Error> {
-        for &operand in Operand::ALL.iter().filter(|&&operand| self.binds(stage, operand)) {
-            let counts = self.extent_of(operand, part, true);
-            let size = self.element_size(operand);
-            // Bindings start at aligned offsets, up to one alignment before the tensor's first element.
-            let layout = self.layout(operand);
-            let needed = layout
-                .required_len(counts.batch, counts.rows, counts.heads, counts.dim)
-                .and_then(|len| (len - layout.offset.min(len)).checked_add(self.span_of_splits(operand)?))
-                .and_then(|len| len.checked_mul(size))
-                .and_then(|bytes| bytes.checked_add(self.capabilities.binding_alignment))
-                .unwrap_or(u64::MAX);
-            if needed > self.max_binding() {
-                let limit = "max_storage_buffer_binding_size";
-                return Some(Error::TooLarge { operand, needed, allowed: self.max_binding(), limit });
-            }
-        }
-        for operand in [Operand::S, Operand::OParts, Operand::LseParts] {
-            let needed = match operand {
-                Operand::S => self.scores_of(stage, part, lengths),
-                _ if self.merge.is_none() && self.binds(stage, operand) => self.parts_of(operand, part),
-                _ => 0,
+        let mut tensors: Vec<Tensor> =
+            self.tensors.iter().copied().chain(self.scratch_tensors(part, lengths)).collect();
+        tensors.retain(|tensor| self.binds(stage, tensor.operand));
+        tensors.sort_by_key(|tensor| (tensor.follows == Follows::Scratch, tensor.operand.binding()));
+        for tensor in tensors {
+            let operand = tensor.operand;
+            let (needed, allowed) = match tensor.follows {
+                Follows::Scratch => (tensor.bytes(), self.scratch_limit(operand)),
+                // Bindings start at aligned offsets, up to one alignment before the tensor's first element.
+                _ => {
+                    let span = tensor.span_at_most(part);
+                    (span.and_then(|span| span.checked_add(self.capabilities.binding_alignment)), self.max_binding())
+                }
             };
-            let allowed = self.scratch_limit(operand);
+            let needed = needed.unwrap_or(u64::MAX);
             if needed > allowed {
                 return Some(Error::TooLarge { operand, needed, allowed, limit: "max_storage_buffer_binding_size" });
             }
@@ -305,7 +249,7 @@ impl Plan {
         let kernel = self.passes[index].kernel;
         let tiles = self.passes[index].specialization.tiles;
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
-        let q_tiles = row_tiles(kernel, tiles, heads_per_kv(&self.problem), part);
+        let q_tiles = row_tiles(kernel, tiles, self.problem.shape.heads_per_kv(), part);
         match kernel {
             Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit | Kernel::FlashDecodeSplit => {
                 q_tiles * u64::from(self.splits_of(lengths))
@@ -330,7 +274,7 @@ impl Plan {
             | Kernel::FlashBackwardDkdvCooperative
             | Kernel::StandardDv
             | Kernel::StandardDk => {
-                heads / u64::from(heads_per_kv(&self.problem)) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
+                heads / u64::from(self.problem.shape.heads_per_kv()) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
             }
         }
     }

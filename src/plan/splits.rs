@@ -1,11 +1,10 @@
-//! The keys split over workgroups: into how many splits, and where their partial results lie until they are merged.
+//! The keys split over workgroups: into how many splits.
 
-use super::check;
-use super::parts::{Lengths, Part};
+use super::part::{Lengths, Part};
+use super::tensor::partial_results;
 use super::turns::turns_of;
-use super::{Capabilities, DeviceClass, Kernel, Plan, Specialization, Tiles, Tuning};
-use crate::operand::Operand;
-use crate::problem::{AttentionProblem, MergeProblem, TensorLayout};
+use super::{Capabilities, DeviceClass, Direction, Kernel, Plan, Specialization, Tiles, Tuning};
+use crate::problem::AttentionProblem;
 
 /// The most splits that the planner takes by itself.
 const MAX_SPLITS: u64 = 128;
@@ -49,9 +48,9 @@ pub(super) fn num_splits(
         return 1;
     }
     let shape = &problem.shape;
-    let lengths = Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv };
+    let lengths = Lengths::of(shape);
     let whole = Part::whole(shape, lengths);
-    let workgroups = row_tiles(kernel, tiles, heads_per_kv(problem), &whole).max(1);
+    let workgroups = row_tiles(kernel, tiles, shape.heads_per_kv(), &whole).max(1);
     let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles) / TILES_OF_A_SPLIT;
     let tuned = tuning.and_then(|tuning| tuning.workgroups).map(u64::from);
     let splits = tuned.unwrap_or(workgroups_wanted(capabilities.device_class)) / workgroups;
@@ -76,10 +75,6 @@ pub(super) fn row_tiles(kernel: Kernel, tiles: Tiles, heads_per_kv: u32, part: &
     let (heads, rows) = (u64::from(part.head_count), u64::from(part.row_count));
     let group = if kernel.packs_heads() { u64::from(heads_per_kv) } else { 1 };
     u64::from(part.batch_count) * (heads / group) * (rows * group).div_ceil(tiles.tile_q.into())
-}
-
-pub(super) fn heads_per_kv(problem: &AttentionProblem) -> u32 {
-    problem.shape.num_heads.checked_div(problem.shape.num_heads_kv).unwrap_or(1)
 }
 
 /// KV tiles that one row sees at most.
@@ -108,108 +103,21 @@ pub(super) fn visible_rows_of_a_tile(problem: &AttentionProblem, seqlen_q: u32, 
     rows.min(u64::from(seqlen_q).next_multiple_of(tiles.tile_q.into()))
 }
 
-/// Where the partial results of some rows lie, in elements.
-pub(super) struct PartialResults {
-    pub o: TensorLayout,
-    pub o_stride_split: u64,
-    pub lse: TensorLayout,
-    pub lse_stride_split: u64,
-}
-
-impl PartialResults {
-    /// In scratch memory: O is `[split, batch, head, row, dim]` with rows of whole quads, LSE `[split, batch, head, row]`.
-    fn in_scratch(part: &Part, head_dim_v: u32) -> Self {
-        let width = head_dim_v.next_multiple_of(4);
-        let (rows, heads) = (part.row_count, part.head_count);
-        let lse_stride_split = u64::from(part.batch_count) * u64::from(heads) * u64::from(rows);
-        Self {
-            o: TensorLayout::bhsd(rows, heads, width),
-            o_stride_split: lse_stride_split.saturating_mul(width.into()),
-            lse: TensorLayout::bhsd(rows, heads, 1),
-            lse_stride_split,
-        }
-    }
-
-    fn given(merge: &MergeProblem) -> Self {
-        let shape = &merge.shape;
-        Self {
-            o: merge.layout,
-            o_stride_split: merge.stride_split,
-            lse: TensorLayout::bhsd(shape.seqlen_q, shape.num_heads, 1),
-            lse_stride_split: merge.lse_stride_split,
-        }
-    }
-}
-
 impl Plan {
     /// Into how many splits the keys of a call go: never more than prepared, nor than there are tiles.
     pub(super) fn splits_of(&self, lengths: Lengths) -> u32 {
-        if self.merge.is_some() {
+        if self.direction == Direction::Merge {
             return self.num_splits;
         }
         let tiles = visible_tiles(&self.problem, lengths.seqlen_kv, self.tiles).max(1);
         u64::from(self.num_splits).min(tiles) as u32
     }
 
-    pub(super) fn partial_results(&self, part: &Part) -> PartialResults {
-        match &self.merge {
-            Some(merge) => PartialResults::given(merge),
-            None => PartialResults::in_scratch(part, self.problem.shape.head_dim_v),
-        }
-    }
-
-    /// Bytes of the partial results of a part in scratch memory.
-    pub(super) fn parts_of(&self, operand: Operand, part: &Part) -> u64 {
-        let results = PartialResults::in_scratch(part, self.problem.shape.head_dim_v);
-        let stride = if operand == Operand::OParts { results.o_stride_split } else { results.lse_stride_split };
-        stride.saturating_mul(4 * u64::from(self.num_splits))
-    }
-
     /// Whether a part takes more scratch memory for its partial results than it should, if it can be cut.
     pub(super) fn passes_scratch_of_sums(&self, part: &Part) -> bool {
-        let bytes = || self.parts_of(Operand::OParts, part).saturating_add(self.parts_of(Operand::LseParts, part));
-        self.merge.is_none() && self.num_splits > 1 && bytes() > SCRATCH_OF_SUMS
-    }
-
-    /// The layout of a tensor, or of the first of its parts.
-    pub(super) fn layout(&self, operand: Operand) -> TensorLayout {
-        match (operand, &self.merge) {
-            (Operand::OParts, Some(merge)) => PartialResults::given(merge).o,
-            _ => check::layout(&self.problem, operand),
-        }
-    }
-
-    /// Elements that a tensor spans beyond its layout: those of its other parts.
-    pub(super) fn span_of_splits(&self, operand: Operand) -> Option<u64> {
-        let others = u64::from(self.num_splits.saturating_sub(1));
-        match (operand, &self.merge) {
-            (Operand::OParts, Some(merge)) => merge.stride_split.checked_mul(others),
-            (Operand::LseParts, Some(merge)) => merge.lse_stride_split.checked_mul(others),
-            _ => Some(0),
-        }
-    }
-
-    pub(super) fn element_size(&self, operand: Operand) -> u64 {
-        match (operand, &self.merge) {
-            (Operand::OParts, Some(merge)) => merge.parts_element.size(),
-            _ => check::element_size(&self.problem, operand),
-        }
-    }
-
-    /// Elements that the buffer of an operand must hold, or `None` past 2⁶⁴.
-    pub(super) fn checked_len(&self, operand: Operand) -> Option<u64> {
-        let is_part = matches!(operand, Operand::OParts | Operand::LseParts);
-        let check::Extent { batch, rows, heads, dim } = check::extent(&self.problem, operand);
-        let len = self.layout(operand).required_len(batch, rows, heads, dim)?;
-        match len {
-            0 => Some(0),
-            _ if is_part && self.num_splits == 0 => Some(0),
-            len => len.checked_add(self.span_of_splits(operand)?),
-        }
-    }
-
-    /// Bytes that the buffer of an operand must hold, whole words, or `None` past 2⁶⁴.
-    pub(super) fn checked_bytes(&self, operand: Operand) -> Option<u64> {
-        self.checked_len(operand)?.checked_mul(self.element_size(operand))?.checked_next_multiple_of(4)
+        let parts = partial_results(part, self.problem.shape.head_dim_v, self.num_splits);
+        let bytes = parts.iter().try_fold(0u64, |sum, tensor| sum.checked_add(tensor.bytes()?));
+        let is_split = self.direction != Direction::Merge && self.num_splits > 1;
+        is_split && bytes.is_none_or(|bytes| bytes > SCRATCH_OF_SUMS)
     }
 }

@@ -4,8 +4,8 @@
 //! A loop of n turns counts n + 1: the turn in which it is left is one too. Loops over what a window or the diagonal may
 //! hide are counted as if all of it were seen.
 
-use super::parts::Lengths;
-use super::splits::{heads_per_kv, visible_keys_of_a_tile, visible_rows_of_a_tile};
+use super::part::Lengths;
+use super::splits::{visible_keys_of_a_tile, visible_rows_of_a_tile};
 use super::tiles::SOFTMAX_INVOCATIONS;
 use super::{Kernel, Plan, Specialization, Tiles};
 use crate::problem::AttentionProblem;
@@ -45,7 +45,7 @@ pub(super) fn turns_of(
     let keys = visible_keys_of_a_tile(problem, lengths.seqlen_kv, tiles).div_ceil(tile_kv);
     let kv_tiles = keys.div_ceil(num_splits.max(1).into());
     let rows = visible_rows_of_a_tile(problem, lengths.seqlen_q, tiles).div_ceil(tile_q);
-    let heads = u64::from(heads_per_kv(problem));
+    let heads = u64::from(problem.shape.heads_per_kv());
     let q_tiles = rows.saturating_mul(heads);
     // Whole tiles and the others each have a loop.
     let tile_loop = |turns: u64, inside: u64| a_loop(turns, inside).saturating_add(1);

@@ -53,6 +53,11 @@ impl AttentionShape {
         self
     }
 
+    /// Query heads that share a KV head.
+    pub(crate) fn heads_per_kv(&self) -> u32 {
+        self.num_heads.checked_div(self.num_heads_kv).unwrap_or(1)
+    }
+
     /// Entries of LSE.
     pub fn lse_len(&self) -> u64 {
         u64::from(self.batch) * u64::from(self.num_heads) * u64::from(self.seqlen_q)

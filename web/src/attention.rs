@@ -160,6 +160,6 @@ impl Planned {
 }
 
 fn required_len(plan: &Plan, tensor: &str) -> f64 {
-    let operand = Operand::ALL.into_iter().find(|operand| operand.name() == tensor);
-    operand.map_or(0.0, |operand| plan.required_len(operand) as f64)
+    let operand = Operand::ALL.iter().find(|operand| operand.name() == tensor);
+    operand.map_or(0.0, |&operand| plan.required_len(operand) as f64)
 }

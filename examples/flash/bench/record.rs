@@ -90,7 +90,7 @@ impl Record {
         self.ms_median = Some(time.median());
         self.ms_min = Some(time.min());
         self.tflops = Some(flops / (time.median() / 1e3) / 1e12);
-        let bytes: u64 = plan.direction().operands().iter().map(|&operand| plan.required_bytes(operand)).sum();
+        let bytes: u64 = plan.operands().map(|operand| plan.required_bytes(operand)).sum();
         self.gigabytes_per_second = Some(bytes as f64 / (time.median() / 1e3) / 1e9);
         self.flops_per_byte = Some(flops / plan.traffic_bytes() as f64);
     }

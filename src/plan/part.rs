@@ -1,0 +1,57 @@
+//! A part of the problem: what one dispatch covers.
+
+use crate::problem::AttentionShape;
+
+/// What a part holds besides whole sequences and heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// A range of rows, with all keys that they see.
+    Rows,
+    /// A range of keys, with all rows of all heads that share them.
+    Keys,
+    /// All rows and keys, of all heads that share keys: what sums over both in memory cannot be cut further.
+    Groups,
+}
+
+/// Ranges of sequences, heads, rows and keys.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub batch_first: u32,
+    pub batch_count: u32,
+    pub head_first: u32,
+    pub head_count: u32,
+    pub row_first: u32,
+    pub row_count: u32,
+    pub key_first: u32,
+    pub key_count: u32,
+}
+
+impl Part {
+    /// All of the problem.
+    pub fn whole(shape: &AttentionShape, lengths: Lengths) -> Self {
+        Self {
+            batch_first: 0,
+            batch_count: shape.batch,
+            head_first: 0,
+            head_count: shape.num_heads,
+            row_first: 0,
+            row_count: lengths.seqlen_q,
+            key_first: 0,
+            key_count: lengths.seqlen_kv,
+        }
+    }
+}
+
+/// The lengths of one call.
+#[derive(Clone, Copy)]
+pub(super) struct Lengths {
+    pub seqlen_q: u32,
+    pub seqlen_kv: u32,
+}
+
+impl Lengths {
+    /// Those that the problem was prepared for.
+    pub fn of(shape: &AttentionShape) -> Self {
+        Self { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv }
+    }
+}

@@ -1,0 +1,229 @@
+//! Where the tensors of an operation lie, and which part of each a dispatch needs. The one place that says so.
+
+use super::direction::Direction;
+use super::part::Part;
+use crate::operand::{Operand, Usage};
+use crate::problem::{AttentionProblem, MergeProblem, TensorLayout};
+
+/// Counts along batch, rows, heads and the contiguous dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub batch: u32,
+    pub rows: u32,
+    pub heads: u32,
+    pub dim: u32,
+}
+
+/// Which part of a tensor a dispatch needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Follows {
+    /// The dispatch's rows, of its query heads.
+    Rows,
+    /// The dispatch's keys, of the KV heads that its query heads share, so many to each.
+    Keys { heads_per_kv: u32 },
+    /// All of it: scratch memory, which is laid out anew for each dispatch.
+    Scratch,
+}
+
+/// A tensor of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tensor {
+    pub operand: Operand,
+    /// Whether the operation reads or writes it.
+    pub usage: Usage,
+    /// Whether the caller may leave it out.
+    pub optional: bool,
+    pub layout: TensorLayout,
+    pub extent: Extent,
+    /// Bytes of an element.
+    pub element_size: u64,
+    pub follows: Follows,
+    /// How many of it there are, one for each split of the keys: 1 of all that is no partial result.
+    pub num_splits: u32,
+    /// Elements from one of these to the next.
+    pub stride_split: u64,
+}
+
+impl Tensor {
+    /// Elements that its layout spans, or `None` past 2⁶⁴.
+    pub fn len(&self) -> Option<u64> {
+        self.len_of(&self.extent)
+    }
+
+    /// Bytes that its buffer must hold, whole words, or `None` past 2⁶⁴.
+    pub fn bytes(&self) -> Option<u64> {
+        self.len()?.checked_mul(self.element_size)?.checked_next_multiple_of(4)
+    }
+
+    /// As `len`, of as much of it as `extent` says.
+    pub fn len_of(&self, extent: &Extent) -> Option<u64> {
+        let Extent { batch, rows, heads, dim } = *extent;
+        match (self.layout.required_len(batch, rows, heads, dim)?, self.num_splits) {
+            (0, _) | (_, 0) => Some(0),
+            (len, splits) => len.checked_add(self.stride_split.checked_mul(u64::from(splits - 1))?),
+        }
+    }
+
+    /// Its extent within a part of the problem.
+    pub fn extent_in(&self, part: &Part) -> Extent {
+        let at_most = self.extent_at_most(part);
+        match self.follows {
+            Follows::Keys { heads_per_kv } => {
+                let last = (part.head_first + part.head_count - 1) / heads_per_kv;
+                Extent { heads: last - part.head_first / heads_per_kv + 1, ..at_most }
+            }
+            Follows::Rows | Follows::Scratch => at_most,
+        }
+    }
+
+    /// As `extent_in`, of as many KV heads as a part of this size can touch wherever it starts.
+    pub fn extent_at_most(&self, part: &Part) -> Extent {
+        let (batch, dim) = (part.batch_count, self.extent.dim);
+        match self.follows {
+            Follows::Rows => Extent { batch, rows: part.row_count, heads: part.head_count, dim },
+            Follows::Keys { heads_per_kv } => {
+                let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
+                Extent { batch, rows: part.key_count, heads: heads.min(self.extent.heads), dim }
+            }
+            Follows::Scratch => self.extent,
+        }
+    }
+
+    /// The index of a part's first element.
+    pub fn first_in(&self, part: &Part) -> u64 {
+        match self.follows {
+            Follows::Rows => self.layout.index(part.batch_first, part.row_first, part.head_first),
+            Follows::Keys { heads_per_kv } => {
+                self.layout.index(part.batch_first, part.key_first, part.head_first / heads_per_kv)
+            }
+            Follows::Scratch => 0,
+        }
+    }
+
+    /// Bytes that a part of this size spans at most, counted from its first element.
+    pub fn span_at_most(&self, part: &Part) -> Option<u64> {
+        let len = self.len_of(&self.extent_at_most(part))?;
+        (len - self.layout.offset.min(len)).checked_mul(self.element_size)
+    }
+
+    const fn written(mut self) -> Self {
+        self.usage = Usage::Write;
+        self
+    }
+}
+
+/// Whether every row of elements starts on and is a whole number of quads.
+pub(super) fn in_quads(tensors: &[Tensor]) -> bool {
+    let is_quad = |tensor: &Tensor| {
+        let TensorLayout { offset, stride_batch, stride_row, stride_head } = tensor.layout;
+        let numbers = [offset, stride_batch, stride_row, stride_head, tensor.stride_split, tensor.extent.dim.into()];
+        numbers.iter().all(|number| number % 4 == 0)
+    };
+    let of_elements = |tensor: &&Tensor| tensor.operand.holds_elements() || tensor.operand == Operand::OParts;
+    tensors.iter().filter(of_elements).all(is_quad)
+}
+
+/// The caller's tensors. Those of a merge that hold its parts come from [`parts_to_merge`].
+pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<Tensor> {
+    let AttentionProblem { shape, layout, .. } = problem;
+    let size = problem.element.size();
+    let q = of_rows(problem, Operand::Q, layout.q, shape.head_dim, size);
+    let k = of_keys(problem, Operand::K, layout.k, shape.head_dim, size);
+    let v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, size);
+    let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, size);
+    let lse = of_each_row(problem, Operand::Lse);
+    match direction {
+        Direction::Forward => vec![q, k, v, o.written(), lse.written()],
+        Direction::Merge => vec![o.written(), lse.written()],
+        Direction::Backward => {
+            let layout = problem.gradient_layout_in_force();
+            let gradient_size = problem.gradient_element_in_force().size();
+            let d_o = of_rows(problem, Operand::DO, layout.o, shape.head_dim_v, size);
+            let d_lse = Tensor { optional: true, ..of_each_row(problem, Operand::DLse) };
+            let dq = of_rows(problem, Operand::Dq, layout.q, shape.head_dim, gradient_size);
+            let dk = of_keys(problem, Operand::Dk, layout.k, shape.head_dim, gradient_size);
+            let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_size);
+            vec![q, k, v, o, lse, d_o, d_lse, dq.written(), dk.written(), dv.written()]
+        }
+    }
+}
+
+/// The partial results that the caller of a merge gives.
+pub(super) fn parts_to_merge(merge: &MergeProblem) -> [Tensor; 2] {
+    let problem = merge.rows();
+    let size = merge.parts_element.size();
+    let o = of_rows(&problem, Operand::OParts, merge.layout, merge.shape.head_dim_v, size);
+    let lse = of_each_row(&problem, Operand::LseParts);
+    let num_splits = merge.num_splits;
+    [
+        Tensor { num_splits, stride_split: merge.stride_split, ..o },
+        Tensor { num_splits, stride_split: merge.lse_stride_split, ..lse },
+    ]
+}
+
+/// Scratch memory for D, laid out as LSE.
+pub(super) fn delta(problem: &AttentionProblem) -> Tensor {
+    of_each_row(problem, Operand::Delta).written()
+}
+
+/// Scratch memory for a matrix of a part's rows and keys, in rows of `stride_row` f32.
+pub(super) fn scores(operand: Operand, part: &Part, stride_row: u32) -> Tensor {
+    in_scratch(operand, part, stride_row, 1)
+}
+
+/// Scratch memory for the partial results of a part: O is `[split, batch, head, row, dim]` with rows of whole quads, LSE
+/// `[split, batch, head, row]`.
+pub(super) fn partial_results(part: &Part, head_dim_v: u32, num_splits: u32) -> [Tensor; 2] {
+    [
+        in_scratch(Operand::OParts, part, head_dim_v.next_multiple_of(4), num_splits),
+        in_scratch(Operand::LseParts, part, 1, num_splits),
+    ]
+}
+
+/// A tensor that is read, with rows of `dim` elements for each query head.
+fn of_rows(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element_size: u64) -> Tensor {
+    let shape = &problem.shape;
+    Tensor {
+        operand,
+        usage: Usage::Read,
+        optional: false,
+        layout,
+        extent: Extent { batch: shape.batch, rows: shape.seqlen_q, heads: shape.num_heads, dim },
+        element_size,
+        follows: Follows::Rows,
+        num_splits: 1,
+        stride_split: 0,
+    }
+}
+
+/// As `of_rows`, with rows for the keys of each KV head.
+fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element_size: u64) -> Tensor {
+    let shape = &problem.shape;
+    Tensor {
+        extent: Extent { batch: shape.batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim },
+        follows: Follows::Keys { heads_per_kv: shape.heads_per_kv() },
+        ..of_rows(problem, operand, layout, dim, element_size)
+    }
+}
+
+/// One f32 for each row: contiguous `[batch, num_heads, seqlen_q]`.
+fn of_each_row(problem: &AttentionProblem, operand: Operand) -> Tensor {
+    let layout = TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 1);
+    of_rows(problem, operand, layout, 1, 4)
+}
+
+/// Contiguous `[split, batch, head, row, dim]` of f32, for the rows of a part.
+fn in_scratch(operand: Operand, part: &Part, dim: u32, num_splits: u32) -> Tensor {
+    let Part { batch_count: batch, head_count: heads, row_count: rows, .. } = *part;
+    Tensor {
+        operand,
+        usage: Usage::Write,
+        optional: false,
+        layout: TensorLayout::bhsd(rows, heads, dim),
+        extent: Extent { batch, rows, heads, dim },
+        element_size: 4,
+        follows: Follows::Scratch,
+        num_splits,
+        stride_split: (u64::from(batch) * u64::from(heads) * u64::from(rows)).saturating_mul(dim.into()),
+    }
+}

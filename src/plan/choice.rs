@@ -1,67 +1,61 @@
 //! Which kernels answer an operation on a device, and the specializations that follow.
 
+use super::capabilities::{Capabilities, DeviceClass};
+use super::direction::Direction;
+use super::kernels::{Access, Kernel, RowReduce, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
-use super::{Access, Capabilities, DeviceClass, Direction, Kernel, Specialization, Storage, Tiles, tile_table};
+use super::tiles::Tiles;
 use crate::error::Error;
-use crate::operand::Operand;
 use crate::problem::{Algorithm, AttentionProblem, Element};
 
-/// Kernels that share their tiles, and the tiles to try for them; of several such alternatives the first that fits is
-/// taken.
-pub(super) type Step = Vec<(&'static [Kernel], &'static [Tiles])>;
+/// Kernels that run one after another on the same tiles, or others in their place: of such alternatives the first that
+/// fits is taken.
+pub(super) struct Step {
+    alternatives: &'static [&'static [Kernel]],
+    /// Which of the caller's tiles are for it, if any.
+    pub tiles: Option<usize>,
+}
 
-/// The steps of an operation, each to be answered by one of its alternatives.
-pub(super) fn steps(problem: &AttentionProblem, capabilities: &Capabilities, direction: Direction) -> Vec<Step> {
-    let shape = &problem.shape;
-    let portable = tile_table::candidates(problem.algorithm, capabilities, shape);
-    match (direction, problem.algorithm) {
+/// The steps of an operation.
+pub(super) fn steps(direction: Direction, algorithm: Algorithm) -> &'static [Step] {
+    const PREPROCESS: Step = Step { alternatives: &[&[Kernel::FlashBackwardPreprocess]], tiles: None };
+    match (direction, algorithm) {
         (Direction::Forward, Algorithm::Flash) => {
-            vec![vec![
-                (&[Kernel::FlashDecode], tile_table::decode_candidates(capabilities, shape)),
-                (&[Kernel::FlashForwardCooperative], tile_table::cooperative_candidates(capabilities, problem)),
-                (&[Kernel::FlashForward], portable),
-            ]]
+            const {
+                let alternatives: &[&[Kernel]] =
+                    &[&[Kernel::FlashDecode], &[Kernel::FlashForwardCooperative], &[Kernel::FlashForward]];
+                &[Step { alternatives, tiles: Some(0) }]
+            }
         }
-        // A merge has one kernel and no tiles.
-        (Direction::Merge, _) => Vec::new(),
         (Direction::Forward, Algorithm::Standard) => {
-            vec![vec![(&[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput], portable)]]
+            const {
+                let alternatives: &[&[Kernel]] =
+                    &[&[Kernel::StandardScores, Kernel::StandardSoftmax, Kernel::StandardOutput]];
+                &[Step { alternatives, tiles: Some(0) }]
+            }
         }
-        (Direction::Backward, algorithm) => {
-            let step = |kernels: &'static [Kernel]| -> Step {
-                vec![(kernels, tile_table::backward_candidates(kernels[0], capabilities, shape))]
-            };
-            let either = |on_matrices: &'static [Kernel], kernels: &'static [Kernel]| -> Step {
-                let candidates = tile_table::cooperative_backward_candidates(on_matrices[0], capabilities, problem);
-                [(on_matrices, candidates)].into_iter().chain(step(kernels)).collect()
-            };
-            if algorithm == Algorithm::Standard {
-                let kernels = &[
+        (Direction::Backward, Algorithm::Flash) => {
+            const {
+                let dkdv: &[&[Kernel]] = &[&[Kernel::FlashBackwardDkdvCooperative], &[Kernel::FlashBackwardDkdv]];
+                let dq: &[&[Kernel]] = &[&[Kernel::FlashBackwardDqCooperative], &[Kernel::FlashBackwardDq]];
+                &[PREPROCESS, Step { alternatives: dkdv, tiles: Some(0) }, Step { alternatives: dq, tiles: Some(1) }]
+            }
+        }
+        (Direction::Backward, Algorithm::Standard) => {
+            const {
+                let alternatives: &[&[Kernel]] = &[&[
                     Kernel::StandardScores,
                     Kernel::StandardDp,
                     Kernel::StandardDs,
                     Kernel::StandardDv,
                     Kernel::StandardDk,
                     Kernel::StandardDq,
-                ];
-                return vec![step(&[Kernel::FlashBackwardPreprocess]), vec![(kernels, portable)]];
+                ]];
+                &[PREPROCESS, Step { alternatives, tiles: Some(0) }]
             }
-            vec![
-                step(&[Kernel::FlashBackwardPreprocess]),
-                either(&[Kernel::FlashBackwardDkdvCooperative], &[Kernel::FlashBackwardDkdv]),
-                either(&[Kernel::FlashBackwardDqCooperative], &[Kernel::FlashBackwardDq]),
-            ]
         }
-    }
-}
-
-/// Which of the caller's tiles are for this step: none for the rows' sums, the last for dQ, else the first.
-pub(super) fn given_for(step: &Step, given: &[Tiles]) -> Option<Tiles> {
-    let first = step.first().and_then(|(kernels, _)| kernels.first());
-    match first {
-        Some(Kernel::FlashBackwardPreprocess) => None,
-        Some(kernel) if kernel.binds(Operand::Dq) => given.last().copied(),
-        _ => given.first().copied(),
+        // One kernel, and no tiles.
+        (Direction::Merge, _) => &[],
     }
 }
 
@@ -70,21 +64,20 @@ pub(super) fn choose(
     step: &Step,
     problem: &AttentionProblem,
     capabilities: &Capabilities,
+    tensors: &[Tensor],
     given: Option<Tiles>,
     splits: Option<u32>,
 ) -> Result<(&'static [Kernel], Tiles), Error> {
-    let can_split = |(kernels, _): &&(&'static [Kernel], _)| kernels[0].split().is_some();
-    if splits.is_some_and(|splits| splits == 0 || (splits > 1 && !step.iter().any(|option| can_split(&option)))) {
+    let can_split = |kernels: &[Kernel]| kernels[0].spec().split.is_some();
+    let none_splits = || !step.alternatives.iter().any(|kernels| can_split(kernels));
+    if splits.is_some_and(|splits| splits == 0 || (splits > 1 && none_splits())) {
         let reason = "only flash attention has splits, and there must be at least one".into();
         return Err(Error::Unsupported { feature: "splits of the keys", reason });
     }
-    let step = step.iter().filter(|option| splits.is_none_or(|splits| splits == 1) || can_split(option));
-    for &(kernels, candidates) in step {
-        let fits = |tiles: &&Tiles| {
-            let matrices = tiles.matrix_side.is_some();
-            kernels.iter().all(|&kernel| kernel.uses_matrices() == matrices && tiles.fit(kernel, capabilities, problem))
-        };
-        if let Some(tiles) = given.as_ref().map_or(candidates, std::slice::from_ref).iter().find(fits) {
+    for &kernels in step.alternatives.iter().filter(|kernels| splits.is_none_or(|n| n == 1) || can_split(kernels)) {
+        let candidates = (kernels[0].spec().candidates)(capabilities, problem);
+        let fit = |tiles: &&Tiles| kernels.iter().all(|&kernel| fits(kernel, **tiles, problem, capabilities, tensors));
+        if let Some(tiles) = given.as_ref().map_or(candidates, std::slice::from_ref).iter().find(fit) {
             return Ok((kernels, *tiles));
         }
     }
@@ -96,6 +89,17 @@ pub(super) fn choose(
             capabilities.max_workgroup_storage, capabilities.max_invocations
         ),
     })
+}
+
+/// Whether a kernel with these tiles fits problem and device.
+pub(super) fn fits(
+    kernel: Kernel,
+    tiles: Tiles,
+    problem: &AttentionProblem,
+    capabilities: &Capabilities,
+    tensors: &[Tensor],
+) -> bool {
+    kernel.spec().fits(&specialize(problem, capabilities, tensors, kernel, tiles), capabilities)
 }
 
 pub(super) fn specialize(
@@ -110,7 +114,7 @@ pub(super) fn specialize(
         kernel,
         storage: Storage::of(problem.element, capabilities),
         access: if in_quads(tensors) { Access::Quad } else { Access::Single },
-        row_reduce: tiles.row_reduce(capabilities),
+        row_reduce: RowReduce::of(tiles, capabilities),
         tiles,
         head_dim: shape.head_dim,
         head_dim_v: shape.head_dim_v,

@@ -1,8 +1,9 @@
 //! How a call is cut into dispatches: part of the problem, grid, bindings and uniform of each.
 
+use super::params::Params;
 use super::part::{Lengths, Part};
+use super::passes::Plan;
 use super::tensor::{Follows, Tensor};
-use super::{Params, Plan};
 use crate::error::Error;
 use crate::operand::Operand;
 use std::f64::consts::LOG2_E;
@@ -75,9 +76,9 @@ impl Plan {
             return Ok(Vec::new());
         }
         let mut dispatches = Vec::new();
-        for stage in self.stages() {
-            for part in self.parts(&stage, lengths)? {
-                for index in stage.clone() {
+        for stage in &self.stages {
+            for part in self.parts(stage, lengths)? {
+                for index in stage.passes.clone() {
                     // Without keys there are no scores to compute.
                     if self.workgroups(index, &part, lengths) > 0 {
                         dispatches.push(self.dispatch(index, call, lengths, part, origins));

@@ -1,5 +1,6 @@
 //! A part of the problem: what one dispatch covers.
 
+use super::tiles::Owns;
 use crate::problem::AttentionShape;
 
 /// What a part holds besides whole sequences and heads.
@@ -11,6 +12,17 @@ pub(super) enum Cut {
     Keys,
     /// All rows and keys, of all heads that share keys: what sums over both in memory cannot be cut further.
     Groups,
+}
+
+impl Cut {
+    /// That of passes which run one after another on a part, and own these.
+    pub fn of(owned: &[Owns]) -> Self {
+        match owned {
+            [Owns::Keys, rest @ ..] if rest.iter().all(|owns| *owns == Owns::Keys) => Cut::Keys,
+            owned if owned.contains(&Owns::Keys) => Cut::Groups,
+            _ => Cut::Rows,
+        }
+    }
 }
 
 /// Ranges of sequences, heads, rows and keys.

@@ -1,52 +1,25 @@
 //! How a problem too large for one dispatch is cut into parts.
 
+use super::direction::Direction;
+use super::kernels::Grid;
 use super::part::{Cut, Lengths, Part};
-use super::splits::row_tiles;
+use super::passes::{Plan, Stage};
 use super::tensor::{self, Follows, Tensor};
-use super::{COMBINE_INVOCATIONS, Direction, Kernel, Plan, Tiles};
+use super::tiles::{Owns, Tiles};
+use super::visible::window;
 use crate::error::Error;
 use crate::operand::Operand;
-use crate::problem::Algorithm;
-use std::ops::Range;
 
 fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a.max(1) } else { common_divisor(b, a % b) }
 }
 
 impl Plan {
-    fn cut(&self, kernel: Kernel) -> Cut {
-        match (self.direction, self.problem.algorithm, kernel) {
-            (_, _, Kernel::FlashBackwardPreprocess) => Cut::Rows,
-            (Direction::Backward, Algorithm::Standard, _) => Cut::Groups,
-            (_, _, kernel) => {
-                if kernel.owns_keys() {
-                    Cut::Keys
-                } else {
-                    Cut::Rows
-                }
-            }
-        }
-    }
-
-    /// Runs of passes that are cut in the same way, so that one part can pass through all of them before the next.
-    pub(super) fn stages(&self) -> Vec<Range<usize>> {
-        let mut stages: Vec<Range<usize>> = Vec::new();
-        for (index, pass) in self.passes.iter().enumerate() {
-            match stages.last_mut() {
-                Some(stage) if self.cut(self.passes[stage.start].kernel) == self.cut(pass.kernel) => {
-                    stage.end = index + 1
-                }
-                _ => stages.push(index..index + 1),
-            }
-        }
-        stages
-    }
-
     /// The parts of the problem that the dispatches of a stage cover, one after another.
-    pub(super) fn parts(&self, stage: &Range<usize>, lengths: Lengths) -> Result<Vec<Part>, Error> {
+    pub(super) fn parts(&self, stage: &Stage, lengths: Lengths) -> Result<Vec<Part>, Error> {
         let shape = &self.problem.shape;
         let step = self.step(stage, lengths)?;
-        let cut = self.cut(self.passes[stage.start].kernel);
+        let cut = stage.cut;
         let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
         // Rows that see nothing are written too, and so are keys that no row sees.
         let rows = || if cut == Cut::Rows { firsts(lengths.seqlen_q, step.row_count) } else { firsts(1, 1) };
@@ -81,11 +54,11 @@ impl Plan {
         if shape.batch == 0 || shape.num_heads == 0 {
             return Ok(scratch);
         }
-        for stage in self.stages() {
-            let step = self.step(&stage, lengths)?;
+        for stage in &self.stages {
+            let step = self.step(stage, lengths)?;
             for tensor in self.scratch_tensors(&step, lengths) {
                 let is_new = scratch.iter().all(|(other, _)| *other != tensor.operand);
-                if is_new && self.binds(&stage, tensor.operand) {
+                if is_new && self.binds(stage, tensor.operand) {
                     // An empty tensor still needs something to bind.
                     scratch.push((tensor.operand, tensor.bytes().unwrap_or(u64::MAX).max(16)));
                 }
@@ -99,14 +72,14 @@ impl Plan {
         let stride_row = self.s_stride_row(lengths);
         let [o_parts, lse_parts] = tensor::partial_results(part, self.problem.shape.head_dim_v, self.num_splits);
         let [s, dp] = [Operand::S, Operand::Dp].map(|operand| tensor::scores(operand, part, stride_row));
-        let is_bound = |operand| self.binds(&(0..self.passes.len()), operand);
+        let is_bound = |operand| self.passes.iter().any(|pass| pass.kernel.spec().binds(operand));
         let is_given = |operand| self.tensors.iter().any(|tensor| tensor.operand == operand);
         let tensors = [s, tensor::delta(&self.problem), dp, o_parts, lse_parts].into_iter();
         tensors.filter(move |tensor| is_bound(tensor.operand) && !is_given(tensor.operand))
     }
 
-    fn binds(&self, stage: &Range<usize>, operand: Operand) -> bool {
-        self.passes[stage.clone()].iter().any(|pass| pass.kernel.binds(operand))
+    fn binds(&self, stage: &Stage, operand: Operand) -> bool {
+        self.passes[stage.passes.clone()].iter().any(|pass| pass.kernel.spec().binds(operand))
     }
 
     /// The most bytes that a dispatch may need of a scratch buffer: those that were planned for, or, while that is being
@@ -128,13 +101,14 @@ impl Plan {
 
     /// How much of the problem one dispatch takes: all of it, halved over sequences, then heads, then rows or keys until
     /// every limit holds. The bounds on work and on partial results are given up at one tile; the others are errors there.
-    pub(super) fn step(&self, stage: &Range<usize>, lengths: Lengths) -> Result<Part, Error> {
+    pub(super) fn step(&self, stage: &Stage, lengths: Lengths) -> Result<Part, Error> {
         let shape = &self.problem.shape;
         let mut step = Part::whole(shape, lengths);
-        let tiles: Vec<Tiles> = self.passes[stage.clone()].iter().map(|pass| pass.specialization.tiles).collect();
-        let cut = self.cut(self.passes[stage.start].kernel);
+        let tiles: Vec<Tiles> =
+            self.passes[stage.passes.clone()].iter().map(|pass| pass.specialization.tiles).collect();
+        let cut = stage.cut;
         // Heads that share keys stay together where keys are owned, and where they share a workgroup.
-        let packed = self.passes[stage.clone()].iter().any(|pass| pass.kernel.packs_heads());
+        let packed = self.passes[stage.passes.clone()].iter().any(|pass| pass.kernel.spec().packs_heads);
         let least_heads = if packed || cut != Cut::Rows { self.problem.shape.heads_per_kv() } else { 1 };
         let halved = |count: u32, least: u32, all: u32| {
             let half = count.div_ceil(2).next_multiple_of(least);
@@ -166,7 +140,7 @@ impl Plan {
     }
 
     /// Which limit of the device a part of this size passes, if any.
-    pub(super) fn refusal(&self, stage: &Range<usize>, part: &Part, lengths: Lengths) -> Option<Error> {
+    pub(super) fn refusal(&self, stage: &Stage, part: &Part, lengths: Lengths) -> Option<Error> {
         let mut tensors: Vec<Tensor> =
             self.tensors.iter().copied().chain(self.scratch_tensors(part, lengths)).collect();
         tensors.retain(|tensor| self.binds(stage, tensor.operand));
@@ -186,9 +160,13 @@ impl Plan {
                 return Some(Error::TooLarge { operand, needed, allowed, limit: "max_storage_buffer_binding_size" });
             }
         }
+        self.grid_refusal(stage, part, lengths)
+    }
+
+    fn grid_refusal(&self, stage: &Stage, part: &Part, lengths: Lengths) -> Option<Error> {
         let per_dimension = u64::from(self.capabilities.max_workgroups_per_dimension);
         let allowed = (per_dimension * per_dimension).min(u64::from(u32::MAX));
-        for index in stage.clone() {
+        for index in stage.passes.clone() {
             if let Some(allowed) = self.capabilities.max_loop_turns
                 && self.turns(index, lengths) > allowed.into()
             {
@@ -211,7 +189,11 @@ impl Plan {
 
     fn too_many_turns(&self, index: usize, allowed: u32) -> Error {
         let kernel = self.passes[index].kernel;
-        let lengths = if kernel.owns_keys() { "seqlen_q times the heads that share a KV head" } else { "seqlen_kv" };
+        let lengths = if kernel.spec().owns == Owns::Keys {
+            "seqlen_q times the heads that share a KV head"
+        } else {
+            "seqlen_kv"
+        };
         Error::Unsupported {
             feature: "loops this long",
             reason: format!(
@@ -224,11 +206,7 @@ impl Plan {
 
     pub(super) fn flops_at_most(&self, cut: Cut, part: &Part, lengths: Lengths) -> u64 {
         let shape = &self.problem.shape;
-        let mask = &self.problem.mask;
-        let window = match (mask.window_left, mask.window_right) {
-            (Some(left), Some(right)) => u64::from(left) + u64::from(right) + 1,
-            _ => u64::MAX,
-        };
+        let window = window(&self.problem);
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
         let pairs = match cut {
             Cut::Rows | Cut::Groups => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
@@ -246,35 +224,21 @@ impl Plan {
     }
 
     pub(super) fn workgroups(&self, index: usize, part: &Part, lengths: Lengths) -> u64 {
-        let kernel = self.passes[index].kernel;
+        let kernel = self.passes[index].kernel.spec();
         let tiles = self.passes[index].specialization.tiles;
+        let heads_per_kv = self.problem.shape.heads_per_kv();
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
-        let q_tiles = row_tiles(kernel, tiles, self.problem.shape.heads_per_kv(), part);
-        match kernel {
-            Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit | Kernel::FlashDecodeSplit => {
-                q_tiles * u64::from(self.splits_of(lengths))
-            }
-            Kernel::Combine => {
-                let quads = u64::from(self.problem.shape.head_dim_v.div_ceil(4));
-                (heads * u64::from(part.row_count) * quads).div_ceil(COMBINE_INVOCATIONS.into())
-            }
-            Kernel::FlashForward
-            | Kernel::FlashForwardCooperative
-            | Kernel::FlashDecode
-            | Kernel::StandardOutput
-            | Kernel::FlashBackwardPreprocess
-            | Kernel::FlashBackwardDq
-            | Kernel::FlashBackwardDqCooperative
-            | Kernel::StandardDq => q_tiles,
-            Kernel::StandardScores | Kernel::StandardDp => {
-                q_tiles.saturating_mul(u64::from(self.s_stride_row(lengths) / tiles.tile_kv))
-            }
-            Kernel::StandardSoftmax | Kernel::StandardDs => heads * u64::from(part.row_count),
-            Kernel::FlashBackwardDkdv
-            | Kernel::FlashBackwardDkdvCooperative
-            | Kernel::StandardDv
-            | Kernel::StandardDk => {
-                heads / u64::from(self.problem.shape.heads_per_kv()) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
+        let rows = heads * u64::from(part.row_count);
+        let row_tiles = kernel.row_tiles(tiles, heads_per_kv, part);
+        match kernel.grid {
+            Grid::RowTiles => row_tiles,
+            Grid::RowTilesOfSplits => row_tiles * u64::from(self.splits_of(lengths)),
+            Grid::ScoreTiles => row_tiles.saturating_mul((self.s_stride_row(lengths) / tiles.tile_kv).into()),
+            Grid::KeyTiles => heads / u64::from(heads_per_kv) * u64::from(part.key_count.div_ceil(tiles.tile_kv)),
+            Grid::Rows => rows,
+            Grid::Quads => {
+                let quads = rows * u64::from(self.problem.shape.head_dim_v.div_ceil(4));
+                quads.div_ceil(self.passes[index].specialization.invocations().into())
             }
         }
     }

@@ -1,9 +1,14 @@
 //! The keys split over workgroups: into how many splits.
 
+use super::capabilities::{Capabilities, DeviceClass};
+use super::direction::Direction;
+use super::kernels::Specialization;
 use super::part::{Lengths, Part};
+use super::passes::Plan;
 use super::tensor::partial_results;
+use super::tuning::Tuning;
 use super::turns::turns_of;
-use super::{Capabilities, DeviceClass, Direction, Kernel, Plan, Specialization, Tiles, Tuning};
+use super::visible::{visible_keys_of_a_tile, visible_tiles};
 use crate::problem::AttentionProblem;
 
 /// The most splits that the planner takes by itself.
@@ -43,20 +48,21 @@ pub(super) fn num_splits(
     capabilities: &Capabilities,
     tuning: Option<&Tuning>,
 ) -> u32 {
-    let Specialization { kernel, tiles, .. } = *specialization;
-    if kernel.split().is_none() {
+    let tiles = specialization.tiles;
+    let kernel = specialization.kernel.spec();
+    if kernel.split.is_none() {
         return 1;
     }
     let shape = &problem.shape;
     let lengths = Lengths::of(shape);
     let whole = Part::whole(shape, lengths);
-    let workgroups = row_tiles(kernel, tiles, shape.heads_per_kv(), &whole).max(1);
+    let workgroups = kernel.row_tiles(tiles, shape.heads_per_kv(), &whole).max(1);
     let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles) / TILES_OF_A_SPLIT;
     let tuned = tuning.and_then(|tuning| tuning.workgroups).map(u64::from);
     let splits = tuned.unwrap_or(workgroups_wanted(capabilities.device_class)) / workgroups;
     let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
     // On matrices splits were not measured where they are not needed.
-    let busy = if kernel.uses_matrices() { 1 } else { splits.min(worthwhile).min(most).max(1) };
+    let busy = if kernel.on_matrices { 1 } else { splits.min(worthwhile).min(most).max(1) };
     let keys = visible_keys_of_a_tile(problem, shape.seqlen_kv, tiles);
     let sums = keys.div_ceil(LONGEST_SUM * u64::from(tiles.key_lanes)).min(MOST_SUMS);
     let mut splits = busy.max(sums);
@@ -70,39 +76,6 @@ pub(super) fn num_splits(
     splits as u32
 }
 
-/// Tiles of rows in a part, over all its heads and sequences.
-pub(super) fn row_tiles(kernel: Kernel, tiles: Tiles, heads_per_kv: u32, part: &Part) -> u64 {
-    let (heads, rows) = (u64::from(part.head_count), u64::from(part.row_count));
-    let group = if kernel.packs_heads() { u64::from(heads_per_kv) } else { 1 };
-    u64::from(part.batch_count) * (heads / group) * (rows * group).div_ceil(tiles.tile_q.into())
-}
-
-/// KV tiles that one row sees at most.
-fn visible_tiles(problem: &AttentionProblem, seqlen_kv: u32, tiles: Tiles) -> u64 {
-    window(problem).min(seqlen_kv.into()).div_ceil(tiles.tile_kv.into())
-}
-
-/// Keys that one row sees at most.
-fn window(problem: &AttentionProblem) -> u64 {
-    match (problem.mask.window_left, problem.mask.window_right) {
-        (Some(left), Some(right)) => u64::from(left) + u64::from(right) + 1,
-        _ => u64::MAX,
-    }
-}
-
-/// Keys of the tiles that the rows of a Q tile see at most.
-pub(super) fn visible_keys_of_a_tile(problem: &AttentionProblem, seqlen_kv: u32, tiles: Tiles) -> u64 {
-    // A window starts and ends in the middle of tiles, and later by a key for each row.
-    let keys = window(problem).saturating_add(u64::from(tiles.tile_q) + 2 * u64::from(tiles.tile_kv));
-    keys.min(u64::from(seqlen_kv).next_multiple_of(tiles.tile_kv.into()))
-}
-
-/// Rows of the tiles with a row that sees some key of a KV tile, at most.
-pub(super) fn visible_rows_of_a_tile(problem: &AttentionProblem, seqlen_q: u32, tiles: Tiles) -> u64 {
-    let rows = window(problem).saturating_add(u64::from(tiles.tile_kv) + 2 * u64::from(tiles.tile_q));
-    rows.min(u64::from(seqlen_q).next_multiple_of(tiles.tile_q.into()))
-}
-
 impl Plan {
     /// Into how many splits the keys of a call go: never more than prepared, nor than there are tiles.
     pub(super) fn splits_of(&self, lengths: Lengths) -> u32 {
@@ -111,6 +84,11 @@ impl Plan {
         }
         let tiles = visible_tiles(&self.problem, lengths.seqlen_kv, self.tiles).max(1);
         u64::from(self.num_splits).min(tiles) as u32
+    }
+
+    /// Turns of all loops that an invocation takes at most in a dispatch of this pass.
+    pub(super) fn turns(&self, index: usize, lengths: Lengths) -> u64 {
+        turns_of(&self.passes[index].specialization, &self.problem, lengths, self.splits_of(lengths))
     }
 
     /// Whether a part takes more scratch memory for its partial results than it should, if it can be cut.

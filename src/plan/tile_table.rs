@@ -1,17 +1,29 @@
-//! Which tiles to try for a problem on a device, the best first, with what was measured.
+//! Which tiles to try for a kernel on a device, the best first, with what was measured. The last of each list without
+//! matrices fits WebGPU's least limits.
 
-use super::{Capabilities, DeviceClass, Kernel, Tiles};
-use crate::problem::{Algorithm, AttentionProblem, AttentionShape, Element};
+use super::capabilities::{Capabilities, DeviceClass};
+use super::tiles::Tiles;
+use crate::problem::{AttentionProblem, AttentionShape, Element};
 
-/// Tiles on cooperative matrices to try, the best first. They need f16 in storage and in shaders.
-pub(super) fn cooperative_candidates(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
-    const fn of_16(tile_q: u32, tile_kv: u32, thread_rows: u32) -> Tiles {
-        Tiles::cooperative(tile_q, tile_kv, thread_rows, 32, 16)
-    }
+/// The wider of a shape's head dimensions.
+fn widest(shape: &AttentionShape) -> u32 {
+    shape.head_dim.max(shape.head_dim_v)
+}
+
+/// How many lanes meet by shuffles: as far as one subgroup reaches. Beyond, they meet in slow workgroup memory.
+fn shuffling(capabilities: &Capabilities) -> u32 {
+    if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 }
+}
+
+/// Tiles on cooperative matrices with this side of 16, for subgroups of 32.
+const fn of_16(tile_q: u32, tile_kv: u32, thread_rows: u32) -> Tiles {
+    Tiles::cooperative(tile_q, tile_kv, thread_rows, 32, 16)
+}
+
+/// Tiles for the forward pass on cooperative matrices. They need f16 in shaders.
+pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
     let shape = &problem.shape;
-    let widest = shape.head_dim.max(shape.head_dim_v);
-    let is_f32 = problem.element == Element::F32;
-    let tiles_of_64 = u64::from(shape.batch) * u64::from(shape.num_heads) * u64::from(shape.seqlen_q).div_ceil(64);
+    let widest = widest(shape);
     match (capabilities.matrix_side, capabilities.subgroup_min_size) {
         // lavapipe (Mesa 26) computes matrices one element at a time: 200 rows at head_dim 64 take 6.7 ms, and 3.0 ms
         // without them.
@@ -19,25 +31,7 @@ pub(super) fn cooperative_candidates(capabilities: &Capabilities, problem: &Atte
         // TFLOP/s on an NVIDIA H200, 2×16×4096 rows and keys. What decides is, first, that the fragments of 32 rows
         // share each load of K and V; then, that registers (255 at most, no spills) and 48 KiB of workgroup memory leave
         // room for 8 subgroups on a core, at best in two workgroups, of which one computes while the other waits.
-        //
-        // f32, in two parts of f16; ms on an NVIDIA H100, 2×16×4096. So few rows that tiles of 64 leave most of a large GPU idle
-        // are left to split keys: head_dim 64, 4 heads of 512 rows, 0.033, on matrices 0.052; one of 2048 0.066 (0.131); 16 of
-        // 512 0.062 (0.052). head_dim 128, 8 heads of 512 rows, 0.074 (0.085).
-        (Some(16), 32) if is_f32 && tiles_of_64 < 96 => &[],
-        (Some(16), 32) if is_f32 && shape.lse_len() <= 8192 => match widest {
-            0..=64 => const { &[of_16(64, 32, 16), of_16(64, 16, 16)] },
-            _ => const { &[of_16(64, 16, 16)] },
-        },
-        (Some(16), 32) if is_f32 => match widest {
-            // 1.20; 16 keys 1.31.
-            0..=32 => const { &[of_16(128, 32, 32), of_16(64, 16, 16)] },
-            // head_dim 64: 1.95; 256 query rows 2.01, 16 rows to a subgroup and 32 keys 2.19; without matrices 4.20.
-            33..=64 => const { &[of_16(128, 16, 32), of_16(64, 16, 16)] },
-            // 2.82; 128 query rows, 16 to a subgroup 3.24.
-            65..=80 => const { &[of_16(256, 16, 32), of_16(128, 16, 16), of_16(64, 16, 16)] },
-            // head_dim 128: 4.08; 32 rows to a subgroup 6.5, the registers spill; 64 query rows 7.0; without matrices 11.3.
-            _ => const { &[of_16(128, 16, 16), of_16(64, 16, 16)] },
-        },
+        (Some(16), 32) if problem.element == Element::F32 => f32_forward_on_matrices(shape),
         // bf16 head_dim 64: 0.97; 128 query rows 1.07.
         (Some(16), 32) if problem.element == Element::Bf16 && (33..=64).contains(&widest) && shape.lse_len() > 8192 => {
             const { &[of_16(256, 32, 32), of_16(128, 32, 32)] }
@@ -65,23 +59,77 @@ pub(super) fn cooperative_candidates(capabilities: &Capabilities, problem: &Atte
     }
 }
 
-/// Tiles to try, the best first: the first that fits the device's limits is taken. The last of each list fits WebGPU's
-/// least limits.
-pub(super) fn candidates(
-    algorithm: Algorithm,
-    capabilities: &Capabilities,
-    shape: &AttentionShape,
-) -> &'static [Tiles] {
-    if algorithm == Algorithm::Standard {
-        return const { &[Tiles::new(64, 32, 4, 8), Tiles::new(32, 16, 4, 4)] };
+/// The same for f32, in two parts of f16; ms on an NVIDIA H100, 2×16×4096.
+fn f32_forward_on_matrices(shape: &AttentionShape) -> &'static [Tiles] {
+    let tiles_of_64 = u64::from(shape.batch) * u64::from(shape.num_heads) * u64::from(shape.seqlen_q).div_ceil(64);
+    // So few rows that tiles of 64 leave most of a large GPU idle are left to split keys: head_dim 64, 4 heads of 512 rows,
+    // 0.033, on matrices 0.052; one of 2048 0.066 (0.131); 16 of 512 0.062 (0.052). head_dim 128, 8 heads of 512 rows, 0.074
+    // (0.085).
+    if tiles_of_64 < 96 {
+        return &[];
     }
-    let widest = shape.head_dim.max(shape.head_dim_v);
+    match widest(shape) {
+        0..=64 if shape.lse_len() <= 8192 => const { &[of_16(64, 32, 16), of_16(64, 16, 16)] },
+        _ if shape.lse_len() <= 8192 => const { &[of_16(64, 16, 16)] },
+        // 1.20; 16 keys 1.31.
+        0..=32 => const { &[of_16(128, 32, 32), of_16(64, 16, 16)] },
+        // head_dim 64: 1.95; 256 query rows 2.01, 16 rows to a subgroup and 32 keys 2.19; without matrices 4.20.
+        33..=64 => const { &[of_16(128, 16, 32), of_16(64, 16, 16)] },
+        // 2.82; 128 query rows, 16 to a subgroup 3.24.
+        65..=80 => const { &[of_16(256, 16, 32), of_16(128, 16, 16), of_16(64, 16, 16)] },
+        // head_dim 128: 4.08; 32 rows to a subgroup 6.5, the registers spill; 64 query rows 7.0; without matrices 11.3.
+        _ => const { &[of_16(128, 16, 16), of_16(64, 16, 16)] },
+    }
+}
+
+/// Tiles for standard attention.
+pub(super) fn standard(_: &Capabilities, _: &AttentionProblem) -> &'static [Tiles] {
+    const { &[Tiles::new(64, 32, 4, 8), Tiles::new(32, 16, 4, 4)] }
+}
+
+/// Fits WebGPU's least limits, whatever the problem.
+const LEAST: Tiles = Tiles::new(32, 4, 1, 1);
+
+/// Tiles for the forward pass without matrices.
+pub(super) fn forward(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
+    let shape = &problem.shape;
+    let widest = widest(shape);
     // One row to an invocation spreads few rows over more of the GPU.
     let is_small = is_small(shape);
-    // Lanes meet by shuffles as far as one subgroup reaches, and in slow workgroup memory beyond.
-    let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
-    const LEAST: Tiles = Tiles::new(32, 4, 1, 1);
-    match (capabilities.device_class, subgroup) {
+    match shuffling(capabilities) {
+        subgroup if capabilities.device_class == DeviceClass::Cpu => forward_on_cpu(subgroup, shape),
+        // TFLOP/s on an NVIDIA H200, f32, 2×16×4096 (head_dim 256: 2048). What decides is how many invocations the
+        // registers leave room for (workgroup memory too: about 48 KiB serve all workgroups of a core together), then
+        // how many rows share one load of K or V. All fit the 16 KiB that WebGPU promises, or the next one does.
+        //
+        // Small problems first, in ms on an NVIDIA H100, keys split. head_dim 32, 4 heads of 512 rows: 0.026; 64 rows by 16 keys
+        // 0.028, the tiles for large problems 0.034. head_dim 64, 4 heads of 128, 256, 512 rows: 0.021, 0.023, 0.033; one row by
+        // 8 lanes 0.021, 0.024, 0.057, the tiles for large problems 0.030, 0.031, 0.033. head_dim 128: 0.027, 0.029, 0.054; one row
+        // by 8 lanes 0.023, 0.029, 0.105.
+        2.. if is_small && widest <= 32 => const { &[Tiles::new(32, 32, 1, 2), LEAST] },
+        4.. if is_small && widest <= 128 => const { &[Tiles::new(64, 16, 2, 4), LEAST] },
+        // head_dim 32: 25.2; 4 rows by 2 lanes 21.6, 4 by 4 21.0.
+        1.. if widest <= 32 => const { &[Tiles::new(64, 32, 2, 1), LEAST] },
+        // head_dim 64: 30.9; 256 invocations 24.3, one row to an invocation 26.8, 4 rows by 4 lanes 25.3.
+        2.. if widest <= 64 => const { &[Tiles::new(128, 32, 2, 2), LEAST] },
+        // head_dim 80: 26.1; 2 rows by 4 lanes 21.5, 4 rows by 8 lanes 16.2.
+        4.. if widest <= 96 => const { &[Tiles::new(64, 16, 4, 4), LEAST] },
+        // head_dim 128: 23.1; 4 rows by 8 lanes 22.1, 4 by 16 18.5.
+        4.. if widest <= 128 => const { &[Tiles::new(64, 16, 2, 4), LEAST] },
+        // head_dim 256: 20.6; 4 rows by 16 lanes 18.9.
+        8.. => const { &[Tiles::new(64, 16, 2, 8), Tiles::new(64, 8, 2, 8), LEAST] },
+        // Without shuffles, head_dim 64: 26.8, one row to an invocation as long as the registers hold it; 4 rows by 4
+        // lanes in workgroup memory 12.0.
+        _ if widest <= 64 => const { &[Tiles::new(128, 32, 1, 1), LEAST] },
+        _ if widest <= 128 => const { &[Tiles::new(64, 8, 2, 4), LEAST] },
+        _ => const { &[Tiles::new(32, 4, 2, 8), LEAST] },
+    }
+}
+
+/// The same for a software driver whose invocations shuffle in groups of `subgroup`.
+fn forward_on_cpu(subgroup: u32, shape: &AttentionShape) -> &'static [Tiles] {
+    let widest = widest(shape);
+    match subgroup {
         // lavapipe (Mesa 22.3.6, 2 cores) works on 8 invocations at a time and pays for each load, so many rows share
         // one; and it compiles slowly, so each invocation holds few quads. 1×1×256×head_dim f32 in ms, and compilation
         // in s: head_dim 64 11.2 and 0.9 (4 rows by 8 lanes 19.0 and 0.5, 8 by 4 slower to compile by half; one row to
@@ -92,40 +140,14 @@ pub(super) fn candidates(
         // invocation 18.5 and 7.1; 8 rows by 8 lanes
         // 41.4 and 0.9; Burn's kernel 26 and 12); head_dim 128, 2 heads, 19.3 and 7.6 (39.1 and 1.4). Few rows are not
         // worth the compilation.
-        (DeviceClass::Cpu, 8..) if widest <= 128 && shape.seqlen_q >= 256 => {
+        8.. if widest <= 128 && shape.seqlen_q >= 256 => {
             const { &[Tiles::broadcasting(128, 32, 4, 8), Tiles::new(64, 16, 8, 8), LEAST] }
         }
-        (DeviceClass::Cpu, 8..) if widest <= 128 => const { &[Tiles::new(64, 16, 8, 8), LEAST] },
-        (DeviceClass::Cpu, 8..) => const { &[Tiles::new(64, 16, 4, 8), Tiles::new(64, 8, 4, 8), LEAST] },
+        8.. if widest <= 128 => const { &[Tiles::new(64, 16, 8, 8), LEAST] },
+        8.. => const { &[Tiles::new(64, 16, 4, 8), Tiles::new(64, 8, 4, 8), LEAST] },
         // Without shuffles, head_dim 64: 26.8 and 1.0; 4 rows by 8 lanes 51.6, 2 rows of one invocation 34.0 and 2.5.
-        (DeviceClass::Cpu, _) if widest <= 128 => const { &[Tiles::new(64, 16, 4, 4), Tiles::new(32, 8, 4, 4), LEAST] },
-        (DeviceClass::Cpu, _) => const { &[Tiles::new(32, 8, 4, 8), Tiles::new(32, 4, 4, 8), LEAST] },
-
-        // TFLOP/s on an NVIDIA H200, f32, 2×16×4096 (head_dim 256: 2048). What decides is how many invocations the
-        // registers leave room for (workgroup memory too: about 48 KiB serve all workgroups of a core together), then
-        // how many rows share one load of K or V. All fit the 16 KiB that WebGPU promises, or the next one does.
-        //
-        // Small problems first, in ms on an NVIDIA H100, keys split. head_dim 32, 4 heads of 512 rows: 0.026; 64 rows by 16 keys
-        // 0.028, the tiles for large problems 0.034. head_dim 64, 4 heads of 128, 256, 512 rows: 0.021, 0.023, 0.033; one row by
-        // 8 lanes 0.021, 0.024, 0.057, the tiles for large problems 0.030, 0.031, 0.033. head_dim 128: 0.027, 0.029, 0.054; one row
-        // by 8 lanes 0.023, 0.029, 0.105.
-        (_, 2..) if is_small && widest <= 32 => const { &[Tiles::new(32, 32, 1, 2), LEAST] },
-        (_, 4..) if is_small && widest <= 128 => const { &[Tiles::new(64, 16, 2, 4), LEAST] },
-        // head_dim 32: 25.2; 4 rows by 2 lanes 21.6, 4 by 4 21.0.
-        (_, 1..) if widest <= 32 => const { &[Tiles::new(64, 32, 2, 1), LEAST] },
-        // head_dim 64: 30.9; 256 invocations 24.3, one row to an invocation 26.8, 4 rows by 4 lanes 25.3.
-        (_, 2..) if widest <= 64 => const { &[Tiles::new(128, 32, 2, 2), LEAST] },
-        // head_dim 80: 26.1; 2 rows by 4 lanes 21.5, 4 rows by 8 lanes 16.2.
-        (_, 4..) if widest <= 96 => const { &[Tiles::new(64, 16, 4, 4), LEAST] },
-        // head_dim 128: 23.1; 4 rows by 8 lanes 22.1, 4 by 16 18.5.
-        (_, 4..) if widest <= 128 => const { &[Tiles::new(64, 16, 2, 4), LEAST] },
-        // head_dim 256: 20.6; 4 rows by 16 lanes 18.9.
-        (_, 8..) => const { &[Tiles::new(64, 16, 2, 8), Tiles::new(64, 8, 2, 8), LEAST] },
-        // Without shuffles, head_dim 64: 26.8, one row to an invocation as long as the registers hold it; 4 rows by 4
-        // lanes in workgroup memory 12.0.
-        _ if widest <= 64 => const { &[Tiles::new(128, 32, 1, 1), LEAST] },
-        _ if widest <= 128 => const { &[Tiles::new(64, 8, 2, 4), LEAST] },
-        _ => const { &[Tiles::new(32, 4, 2, 8), LEAST] },
+        _ if widest <= 128 => const { &[Tiles::new(64, 16, 4, 4), Tiles::new(32, 8, 4, 4), LEAST] },
+        _ => const { &[Tiles::new(32, 8, 4, 8), Tiles::new(32, 4, 4, 8), LEAST] },
     }
 }
 
@@ -146,18 +168,17 @@ pub(super) fn is_small(shape: &AttentionShape) -> bool {
     shape.lse_len() <= 6144
 }
 
-/// Tiles for decoding to try, the best first; none where there are too many rows for it.
-pub(super) fn decode_candidates(capabilities: &Capabilities, shape: &AttentionShape) -> &'static [Tiles] {
-    let rows = rows_of_a_group(shape);
-    let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
+/// Tiles for decoding; none where there are too many rows for it.
+pub(super) fn decode(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
+    let shape = &problem.shape;
     if !decodes(shape) {
         return &[];
     }
-    let widest = shape.head_dim.max(shape.head_dim_v);
+    let (rows, widest) = (rows_of_a_group(shape), widest(shape));
     // Not yet measured on a GPU. What a lane holds of Q and of O, rows times quads, is kept at 16 registers four wide, and
     // the groups of a workgroup many enough for 128 invocations. lavapipe (Mesa 22.3.6), 8 heads over 2, 4096 keys, in ms:
     // head_dim 64 1.5, 128 5.4; with one row tile of 64 rows, as for more rows, 90 and 184.
-    match (rows, subgroup) {
+    match (rows, shuffling(capabilities)) {
         (0..=2, 8..) if widest <= 128 => const { &[Tiles::decode(2, 64, 8, 16), Tiles::decode(2, 32, 8, 8)] },
         (0..=4, 8..) if widest <= 128 => const { &[Tiles::decode(4, 64, 8, 16), Tiles::decode(4, 32, 8, 8)] },
         (0..=4, 16..) => const { &[Tiles::decode(4, 32, 16, 8), Tiles::decode(4, 16, 16, 4)] },
@@ -171,95 +192,93 @@ pub(super) fn decode_candidates(capabilities: &Capabilities, shape: &AttentionSh
     }
 }
 
-/// Tiles to try for a kernel of the backward pass, the best first. The last of each list fits WebGPU's least limits.
-pub(super) fn backward_candidates(
-    kernel: Kernel,
-    capabilities: &Capabilities,
-    shape: &AttentionShape,
-) -> &'static [Tiles] {
-    // Chosen by counting: a row that passes by costs 16 multiply-adds' time for each quad read from workgroup memory, and 4
-    // for each shuffle, so two keys (or rows) share it, with as few lanes as leave their registers below 200.
-    let widest = shape.head_dim.max(shape.head_dim_v);
-    let subgroup = if capabilities.subgroups { capabilities.subgroup_min_size } else { 1 };
-    match (kernel, subgroup) {
-        (Kernel::FlashBackwardPreprocess, 4..) => const { &[Tiles::new(32, 4, 1, 4)] },
-        (Kernel::FlashBackwardPreprocess, _) => const { &[Tiles::new(64, 4, 1, 1)] },
-        (Kernel::FlashBackwardDkdv, 8..) if capabilities.device_class == DeviceClass::Cpu => {
+/// Tiles for D = rowsum(dO ∘ O) − dLSE.
+pub(super) fn preprocess(capabilities: &Capabilities, _: &AttentionProblem) -> &'static [Tiles] {
+    match shuffling(capabilities) {
+        4.. => const { &[Tiles::new(32, 4, 1, 4)] },
+        _ => const { &[Tiles::new(64, 4, 1, 1)] },
+    }
+}
+
+// Tiles of the backward pass were chosen by counting: a row that passes by costs 16 multiply-adds' time for each quad read
+// from workgroup memory, and 4 for each shuffle, so two keys (or rows) share it, with as few lanes as leave their registers
+// below 200. Without shuffles: one invocation to a row as long as the registers hold it.
+
+/// Tiles for dK and dV without matrices.
+pub(super) fn dkdv(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
+    let widest = widest(&problem.shape);
+    match shuffling(capabilities) {
+        8.. if capabilities.device_class == DeviceClass::Cpu => {
             const { &[Tiles::new(8, 32, 4, 8), Tiles::new(4, 32, 4, 8)] }
         }
-        (_, 8..) if capabilities.device_class == DeviceClass::Cpu => {
+        2.. if widest <= 32 => const { &[Tiles::new(16, 64, 2, 2)] },
+        4.. if widest <= 64 => const { &[Tiles::new(16, 64, 2, 4)] },
+        8.. if widest <= 128 => const { &[Tiles::new(8, 32, 2, 8)] },
+        16.. => const { &[Tiles::new(4, 16, 2, 16)] },
+        _ if widest <= 64 => const { &[Tiles::new(16, 32, 1, 1)] },
+        _ => const { &[Tiles::new(4, 16, 1, 4)] },
+    }
+}
+
+/// Tiles for dQ without matrices.
+pub(super) fn dq(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
+    let widest = widest(&problem.shape);
+    match shuffling(capabilities) {
+        8.. if capabilities.device_class == DeviceClass::Cpu => {
             const { &[Tiles::new(32, 8, 4, 8), Tiles::new(32, 4, 4, 8)] }
         }
-        (Kernel::FlashBackwardDkdv, 2..) if widest <= 32 => const { &[Tiles::new(16, 64, 2, 2)] },
-        (Kernel::FlashBackwardDkdv, 4..) if widest <= 64 => const { &[Tiles::new(16, 64, 2, 4)] },
-        (Kernel::FlashBackwardDkdv, 8..) if widest <= 128 => const { &[Tiles::new(8, 32, 2, 8)] },
-        (Kernel::FlashBackwardDkdv, 16..) => const { &[Tiles::new(4, 16, 2, 16)] },
-        (_, 2..) if widest <= 32 => const { &[Tiles::new(64, 16, 2, 2)] },
-        (_, 4..) if widest <= 64 => const { &[Tiles::new(64, 16, 2, 4)] },
-        (_, 8..) if widest <= 128 => const { &[Tiles::new(32, 8, 2, 8)] },
-        (_, 16..) => const { &[Tiles::new(16, 4, 2, 16)] },
-        // Without shuffles: one invocation to a row as long as the registers hold it.
-        (Kernel::FlashBackwardDkdv, _) if widest <= 64 => const { &[Tiles::new(16, 32, 1, 1)] },
-        (Kernel::FlashBackwardDkdv, _) => const { &[Tiles::new(4, 16, 1, 4)] },
+        2.. if widest <= 32 => const { &[Tiles::new(64, 16, 2, 2)] },
+        4.. if widest <= 64 => const { &[Tiles::new(64, 16, 2, 4)] },
+        8.. if widest <= 128 => const { &[Tiles::new(32, 8, 2, 8)] },
+        16.. => const { &[Tiles::new(16, 4, 2, 16)] },
         _ if widest <= 64 => const { &[Tiles::new(32, 16, 1, 1)] },
         _ => const { &[Tiles::new(16, 4, 1, 4)] },
     }
 }
 
-/// Tiles of a kernel of the backward pass on cooperative matrices, the best first.
-pub(super) fn cooperative_backward_candidates(
-    kernel: Kernel,
-    capabilities: &Capabilities,
-    problem: &AttentionProblem,
-) -> &'static [Tiles] {
-    let widest = problem.shape.head_dim.max(problem.shape.head_dim_v);
-    let is_narrow = widest <= 64;
-    match (kernel, capabilities.matrix_side) {
+/// Tiles for dK and dV on cooperative matrices.
+pub(super) fn dkdv_on_matrices(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
+    match (capabilities.matrix_side, widest(&problem.shape)) {
         // As forward.
         _ if capabilities.device_class == DeviceClass::Cpu => &[],
         // f32 passes in two parts of f16, which take twice the registers. As below, head_dim 64: 6.8; 16 query rows 7.1, and 64
         // keys 8.4; 32 rows to a subgroup for dQ 9.0; without matrices 23.8. head_dim 80: 11.2; 64 keys 13.2. head_dim 128:
         // 18.4, though the registers of dK and dV spill; 64 keys 27.2; without matrices 57, and 34 with those for dQ alone.
-        (Kernel::FlashBackwardDkdvCooperative, Some(16)) if problem.element == Element::F32 => match widest {
-            0..=64 => const { &[Tiles::cooperative(32, 128, 16, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] },
-            65..=128 => const { &[Tiles::cooperative(16, 128, 16, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] },
-            _ => &[],
-        },
-        (_, Some(16)) if problem.element == Element::F32 => match widest {
-            0..=80 => const { &[Tiles::cooperative(128, 32, 16, 32, 16), Tiles::cooperative(64, 16, 16, 32, 16)] },
-            81..=128 => const { &[Tiles::cooperative(128, 16, 16, 32, 16), Tiles::cooperative(64, 16, 16, 32, 16)] },
+        (Some(16), widest) if problem.element == Element::F32 => match widest {
+            0..=64 => const { &[of_16(32, 128, 16), of_16(16, 64, 16)] },
+            65..=128 => const { &[of_16(16, 128, 16), of_16(16, 64, 16)] },
             _ => &[],
         },
         // The whole backward pass on an NVIDIA H100, 2×16×4096, in ms, tiles of dK and dV and of dQ together. head_dim 64:
         // 2.83; 16 rows to a subgroup 3.81, of dK and dV alone 3.26; 64 keys by 16 rows with 64 query rows by 16 3.48.
-        (Kernel::FlashBackwardDkdvCooperative, Some(16)) if is_narrow => {
-            const { &[Tiles::cooperative(32, 128, 32, 32, 16), Tiles::cooperative(16, 64, 16, 32, 16)] }
-        }
+        (Some(16), 0..=64) => const { &[of_16(32, 128, 32), of_16(16, 64, 16)] },
         // head_dim 128: 5.81; 64 keys, 64 query rows for dQ 6.86; 128 keys with 64 query rows by 16 keys for dQ 6.22, by 32
         // 7.13. 32 rows to a subgroup 9.5 and more, the registers spill.
-        (Kernel::FlashBackwardDkdvCooperative, Some(16)) => {
-            const {
-                &[
-                    Tiles::cooperative(16, 128, 16, 32, 16),
-                    Tiles::cooperative(16, 64, 16, 32, 16),
-                    Tiles::cooperative(16, 32, 16, 32, 16),
-                ]
-            }
+        (Some(16), _) => const { &[of_16(16, 128, 16), of_16(16, 64, 16), of_16(16, 32, 16)] },
+        _ => gradients_on_small_matrices(capabilities, problem),
+    }
+}
+
+/// Tiles for dQ on cooperative matrices, measured with those for dK and dV.
+pub(super) fn dq_on_matrices(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
+    match (capabilities.matrix_side, widest(&problem.shape)) {
+        _ if capabilities.device_class == DeviceClass::Cpu => &[],
+        (Some(16), widest) if problem.element == Element::F32 => match widest {
+            0..=80 => const { &[of_16(128, 32, 16), of_16(64, 16, 16)] },
+            81..=128 => const { &[of_16(128, 16, 16), of_16(64, 16, 16)] },
+            _ => &[],
+        },
+        (Some(16), 0..=64) => const { &[of_16(128, 32, 32), of_16(64, 16, 16)] },
+        (Some(16), _) => const { &[of_16(128, 32, 16), of_16(64, 16, 16), of_16(32, 16, 16)] },
+        _ => gradients_on_small_matrices(capabilities, problem),
+    }
+}
+
+fn gradients_on_small_matrices(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
+    match capabilities.matrix_side {
+        Some(8) if problem.element == Element::F16 => {
+            const { &[Tiles::cooperative(32, 32, 8, 8, 8), Tiles::cooperative(8, 8, 8, 8, 8)] }
         }
-        (_, Some(16)) if is_narrow => {
-            const { &[Tiles::cooperative(128, 32, 32, 32, 16), Tiles::cooperative(64, 16, 16, 32, 16)] }
-        }
-        (_, Some(16)) => {
-            const {
-                &[
-                    Tiles::cooperative(128, 32, 16, 32, 16),
-                    Tiles::cooperative(64, 16, 16, 32, 16),
-                    Tiles::cooperative(32, 16, 16, 32, 16),
-                ]
-            }
-        }
-        (_, Some(8)) if problem.element != Element::F16 => &[],
-        (_, Some(8)) => const { &[Tiles::cooperative(32, 32, 8, 8, 8), Tiles::cooperative(8, 8, 8, 8, 8)] },
         _ => &[],
     }
 }

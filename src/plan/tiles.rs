@@ -1,5 +1,3 @@
-use super::{Capabilities, Kernel, RowReduce, Storage};
-use crate::problem::AttentionProblem;
 use std::fmt;
 
 /// The sides of a workgroup's tiles, and how its invocations share them.
@@ -35,16 +33,16 @@ impl fmt::Display for Tiles {
 }
 
 /// Bytes of a quad in workgroup memory, which holds f32 whatever the storage.
-const QUAD: u32 = 16;
+pub(super) const QUAD: u32 = 16;
 
-/// Quads of head dimensions that workgroup memory holds at a time in standard attention.
-const STANDARD_CHUNK_QUADS: u32 = 16;
-
-/// Invocations that share a row in `standard_softmax.wgsl`.
-pub(crate) const SOFTMAX_INVOCATIONS: u32 = 64;
-
-/// Invocations of a workgroup in `combine.wgsl`.
-pub(crate) const COMBINE_INVOCATIONS: u32 = 64;
+/// What a workgroup owns a tile of. Tiles of the other pass by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owns {
+    /// Rows of Q and O.
+    Rows,
+    /// Rows of K and V.
+    Keys,
+}
 
 impl Tiles {
     /// For kernels that have no tiles.
@@ -82,188 +80,34 @@ impl Tiles {
         Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, broadcast: 1, matrix_side: Some(side) }
     }
 
-    /// On cooperative matrices: fragments side by side in a chunk, which has 8 elements for each invocation; 0 where
-    /// a single fragment has fewer.
-    pub(crate) const fn chunk_fragments(&self, side: u32) -> u32 {
-        8 * self.lanes / (side * side)
-    }
-
     /// Invocations of a workgroup.
     pub const fn invocations(&self) -> u32 {
-        self.lanes * (self.tile_q / self.thread_rows) * self.key_lanes
+        self.invocations_of(Owns::Rows)
     }
 
-    /// Invocations of a workgroup of this kernel, which may own a tile of keys instead of one of rows.
-    pub(crate) const fn invocations_of(&self, kernel: Kernel) -> u32 {
-        if kernel.owns_keys() { self.lanes * (self.tile_kv / self.thread_rows) } else { self.invocations() }
+    /// Rows, or keys, of the tile that a workgroup owns.
+    pub(crate) const fn owned(&self, owns: Owns) -> u32 {
+        match owns {
+            Owns::Rows => self.tile_q,
+            Owns::Keys => self.tile_kv,
+        }
+    }
+
+    /// Keys, or rows, of a tile that passes by.
+    pub(crate) const fn passing(&self, owns: Owns) -> u32 {
+        match owns {
+            Owns::Rows => self.tile_kv,
+            Owns::Keys => self.tile_q,
+        }
+    }
+
+    /// Invocations of a workgroup that owns rows, or keys.
+    pub(crate) const fn invocations_of(&self, owns: Owns) -> u32 {
+        self.lanes * (self.owned(owns) / self.thread_rows) * self.key_lanes
     }
 
     /// Quads of a head that one lane holds.
     pub const fn quads(&self, head_dim: u32) -> u32 {
         head_dim.div_ceil(4).div_ceil(self.lanes).next_multiple_of(self.broadcast)
-    }
-
-    /// Standard attention: in how many chunks Q and K pass, and how many quads of head dimensions each holds.
-    pub const fn k_chunks(&self, head_dim: u32) -> (u32, u32) {
-        let quads = head_dim.div_ceil(4);
-        let chunks = quads.div_ceil(STANDARD_CHUNK_QUADS);
-        (chunks, quads.div_ceil(chunks))
-    }
-
-    /// Standard attention: in how many chunks V passes, and how many quads of each one invocation owns.
-    pub const fn v_chunks(&self, head_dim_v: u32) -> (u32, u32) {
-        let quads = self.quads(head_dim_v);
-        let at_most = STANDARD_CHUNK_QUADS / self.lanes;
-        let chunks = quads.div_ceil(if at_most == 0 { 1 } else { at_most });
-        (chunks, quads.div_ceil(chunks))
-    }
-
-    /// Bytes of workgroup memory. A test compares this with the shader.
-    pub fn workgroup_bytes(
-        &self,
-        kernel: Kernel,
-        (head_dim, head_dim_v): (u32, u32),
-        storage: Storage,
-        row_reduce: RowReduce,
-        has_dropout: bool,
-    ) -> u32 {
-        let dim = kernel.product_dim(head_dim, head_dim_v);
-        let k_chunk = self.k_chunks(dim).1 | 1;
-        let v_chunk = (self.v_chunks(dim).1 * self.lanes) | 1;
-        let partials = match row_reduce {
-            RowReduce::Workgroup => QUAD * self.thread_rows * self.key_quads() * self.invocations_of(kernel),
-            RowReduce::Alone | RowReduce::Subgroup => 0,
-        };
-        match kernel {
-            Kernel::FlashBackwardPreprocess => partials / 2,
-            Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq => {
-                let (walked, stats) =
-                    if kernel.owns_keys() { (self.tile_q, 8 * self.tile_q) } else { (self.tile_kv, 0) };
-                let quads = self.lanes * (self.quads(head_dim) + self.quads(head_dim_v));
-                let keep = if has_dropout { self.tile_q * self.tile_kv } else { 0 };
-                // Two floats of each row are summed, where the forward sums four.
-                QUAD * walked * quads + stats + keep + partials / 2
-            }
-            Kernel::FlashForward | Kernel::FlashForwardSplit => {
-                let tiles = QUAD * self.tile_kv * self.lanes * (self.quads(head_dim) + self.quads(head_dim_v));
-                tiles + partials
-            }
-            Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
-                self.key_lanes * (8 + QUAD * self.lanes * self.quads(head_dim_v)) + partials
-            }
-            Kernel::Combine => 0,
-            Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
-                let side = self.matrix_side.unwrap_or(1);
-                let row = |dim: u32| dim.div_ceil(side) * side / 4 + 2;
-                let (walked, stats) =
-                    if kernel.owns_keys() { (self.tile_q, 8 * self.tile_q) } else { (self.tile_kv, 0) };
-                let rows = self.invocations_of(kernel) / self.lanes * side;
-                // A mark for each row of the walked tile; the tiles, P and dS are f16, S and dP f32.
-                let halves =
-                    storage.matrix_parts() * (walked * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2));
-                let units = if storage.has_row_units() { 8 * (walked + 4) } else { 0 };
-                let s_stride = if kernel.owns_keys() { side / 4 + 1 } else { side / 4 + 2 };
-                QUAD / 2 * halves + QUAD * rows * s_stride + stats + 4 * walked + units
-            }
-            Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
-                let side = self.matrix_side.unwrap_or(1);
-                let chunk = self.chunk_fragments(side) * side;
-                let row = |dim: u32| dim.next_multiple_of(chunk) / 4 + 2;
-                let scratch = self.tile_q / self.thread_rows * side * (chunk / 4 + 2);
-                // K, V and P are f16, S is f32; one quad says whether a maximum has grown.
-                let halves = storage.matrix_parts() * (self.tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch);
-                let units = if storage.has_row_units() { 8 * (self.tile_kv + 4) } else { 0 };
-                QUAD / 2 * halves + QUAD * (scratch + 1) + units
-            }
-            Kernel::StandardScores | Kernel::StandardDp => QUAD * (self.tile_q + self.tile_kv) * k_chunk,
-            Kernel::StandardSoftmax => 8 * SOFTMAX_INVOCATIONS,
-            Kernel::StandardDs => 0,
-            Kernel::StandardOutput | Kernel::StandardDq => {
-                QUAD * (self.tile_q * (self.lanes | 1) + self.tile_kv * v_chunk)
-            }
-            Kernel::StandardDv | Kernel::StandardDk => QUAD * self.tile_q * (((self.tile_kv / 4) | 1) + v_chunk),
-        }
-    }
-
-    /// How the lanes of a row reduce on this device.
-    pub(super) fn row_reduce(&self, capabilities: &Capabilities) -> RowReduce {
-        // A smaller subgroup than a row's lanes would reduce only a part of the row.
-        match self.lanes {
-            _ if self.broadcast > 1 => RowReduce::Subgroup,
-            1 => RowReduce::Alone,
-            lanes if capabilities.subgroups && capabilities.subgroup_min_size >= lanes => RowReduce::Subgroup,
-            _ => RowReduce::Workgroup,
-        }
-    }
-
-    /// Whether these are tiles at all, and this kernel made of them fits the device.
-    pub(super) fn fit(&self, kernel: Kernel, capabilities: &Capabilities, problem: &AttentionProblem) -> bool {
-        let Self { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side } = *self;
-        // Sides beyond these fit no device, and would overflow the sums below.
-        let in_range =
-            [tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast].iter().all(|side| (1..=1024).contains(side));
-        let row_reduce = self.row_reduce(capabilities);
-        let head_dims = (problem.shape.head_dim, problem.shape.head_dim_v);
-        let widest = head_dims.0.max(head_dims.1);
-        let storage = Storage::of(problem.element, capabilities);
-        let matrices_fit = matrix_side.is_none_or(|side| {
-            in_range
-                && capabilities.matrix_side == Some(side)
-                && capabilities.shader_f16
-                && capabilities.subgroups
-                && [capabilities.subgroup_min_size, capabilities.subgroup_max_size] == [lanes; 2]
-                && [8, 16].contains(&side)
-                && thread_rows.is_multiple_of(side)
-        });
-        let sides_fit = match kernel {
-            Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
-                thread_rows == tile_q && key_lanes > 1 && tile_kv.is_multiple_of(4 * key_lanes)
-            }
-            _ if key_lanes != 1 => false,
-            // Only whole subgroups, all of one size, can load for each other.
-            Kernel::FlashForward | Kernel::FlashForwardSplit if broadcast > 1 => {
-                lanes == 1
-                    && capabilities.subgroups
-                    && [capabilities.subgroup_min_size, capabilities.subgroup_max_size] == [broadcast; 2]
-                    && tile_q.is_multiple_of(thread_rows * broadcast)
-            }
-            _ if broadcast != 1 => false,
-            // The keys of an invocation lie within one quad, whose dropout is drawn together.
-            Kernel::FlashBackwardDkdv => tile_kv.is_multiple_of(thread_rows) && matches!(thread_rows, 1 | 2 | 4),
-            Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
-                let side = matrix_side.unwrap_or(1).max(1);
-                let chunk = self.chunk_fragments(side) * side;
-                matrices_fit
-                    && chunk > 0
-                    && tile_q.is_multiple_of(thread_rows)
-                    && tile_kv.is_multiple_of(chunk)
-                    // The invocations load at least a row of K and V at a time.
-                    && widest.next_multiple_of(chunk) <= 4 * self.invocations()
-                    // Where rows have units, a subgroup loads whole rows.
-                    && (!storage.has_row_units() || widest.next_multiple_of(chunk) <= 4 * lanes)
-            }
-            Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
-                let side = matrix_side.unwrap_or(1);
-                let (owned, walked) = if kernel.owns_keys() { (tile_kv, tile_q) } else { (tile_q, tile_kv) };
-                lanes == side * side / 8 && owned.is_multiple_of(thread_rows) && walked.is_multiple_of(side)
-            }
-            Kernel::StandardDv | Kernel::StandardDk => thread_rows == 4 && tile_kv.is_multiple_of(4),
-            Kernel::StandardScores
-            | Kernel::StandardSoftmax
-            | Kernel::StandardOutput
-            | Kernel::StandardDp
-            | Kernel::StandardDs
-            | Kernel::StandardDq => tile_q.is_multiple_of(thread_rows) && tile_kv == 4 * lanes,
-            _ => tile_q.is_multiple_of(thread_rows),
-        };
-        in_range
-            && matrices_fit
-            && sides_fit
-            && tile_kv.is_multiple_of(4)
-            // The row reductions pair lanes off.
-            && lanes.is_power_of_two()
-            && self.invocations_of(kernel).max(SOFTMAX_INVOCATIONS) <= capabilities.max_invocations
-            && self.workgroup_bytes(kernel, head_dims, storage, row_reduce, problem.dropout.is_some())
-                <= capabilities.max_workgroup_storage
     }
 }

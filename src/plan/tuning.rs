@@ -1,7 +1,13 @@
 //! Tiles measured on one device, and what is worth measuring.
 
-use super::{Capabilities, Kernel, Tiles, tile_table};
-use crate::problem::{Algorithm, AttentionProblem, Element};
+use super::capabilities::Capabilities;
+use super::choice::fits;
+use super::direction::Direction;
+use super::kernels::Kernel;
+use super::tensor::tensors;
+use super::tile_table;
+use super::tiles::Tiles;
+use crate::problem::{AttentionProblem, Element};
 
 /// What a problem asks of a device. Problems of one workload are best served by the same tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,25 +129,20 @@ const WORTH_MEASURING_ON_MATRICES: [Tiles; 7] = [
 
 /// The tiles worth measuring for a problem of flash attention on a device, the table's choice first.
 pub(super) fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
-    let shape = &problem.shape;
-    let fits = |kernel: Kernel, tiles: &Tiles| tiles.fit(kernel, capabilities, problem);
+    let tensors = tensors(problem, Direction::Forward);
     let mut candidates: Vec<Tiles> = Vec::new();
-    let mut add = |kernel: Kernel, tiles: &[Tiles]| {
-        for tiles in tiles {
-            if fits(kernel, tiles) && !candidates.contains(tiles) {
+    let mut add = |kernel: Kernel, worth_measuring: &[Tiles]| {
+        for tiles in (kernel.spec().candidates)(capabilities, problem).iter().chain(worth_measuring) {
+            if fits(kernel, *tiles, problem, capabilities, &tensors) && !candidates.contains(tiles) {
                 candidates.push(*tiles);
             }
         }
     };
-    if Workload::of(problem) == Workload::Decode {
-        add(Kernel::FlashDecode, tile_table::decode_candidates(capabilities, shape));
+    let decodes = Workload::of(problem) == Workload::Decode;
+    if decodes {
         add(Kernel::FlashDecode, &WORTH_MEASURING_FOR_DECODING);
     }
-    add(Kernel::FlashForwardCooperative, tile_table::cooperative_candidates(capabilities, problem));
     add(Kernel::FlashForwardCooperative, &WORTH_MEASURING_ON_MATRICES);
-    add(Kernel::FlashForward, tile_table::candidates(Algorithm::Flash, capabilities, shape));
-    if Workload::of(problem) != Workload::Decode {
-        add(Kernel::FlashForward, &WORTH_MEASURING);
-    }
+    add(Kernel::FlashForward, if decodes { &[] } else { &WORTH_MEASURING });
     candidates
 }

@@ -1,5 +1,8 @@
-use super::{Capabilities, Kernel, Tiles};
-use crate::operand::Operand;
+//! What the text of a kernel depends on.
+
+use super::kernel::Kernel;
+use crate::plan::capabilities::Capabilities;
+use crate::plan::tiles::Tiles;
 use crate::problem::Element;
 
 /// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
@@ -59,6 +62,19 @@ pub enum RowReduce {
     Subgroup,
 }
 
+impl RowReduce {
+    /// That of tiles on a device.
+    pub(crate) fn of(tiles: Tiles, capabilities: &Capabilities) -> Self {
+        // A smaller subgroup than a row's lanes would reduce only a part of the row.
+        match tiles.lanes {
+            _ if tiles.broadcast > 1 => RowReduce::Subgroup,
+            1 => RowReduce::Alone,
+            lanes if capabilities.subgroups && capabilities.subgroup_min_size >= lanes => RowReduce::Subgroup,
+            _ => RowReduce::Workgroup,
+        }
+    }
+}
+
 /// All that the text of a shader depends on. Two passes with equal specializations share one pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Specialization {
@@ -93,48 +109,12 @@ pub struct Specialization {
 }
 
 impl Specialization {
-    /// The same with everything that this kernel does not depend on set to one value, so that it is a cache key.
-    pub(crate) fn canonical(mut self) -> Self {
-        use Operand::{DO, K, O, OParts, Q, V};
-        let kernel = self.kernel;
-        let binds_any = |operands: &[Operand]| operands.iter().any(|&operand| kernel.binds(operand));
-        self.in_lockstep &= self.kernel.uses_matrices();
-        self.masked_loop &= kernel.has_masked_loop();
-        self.has_window &= kernel.masks();
-        self.has_dropout &= kernel.drops();
-        self.f32_gradients &= kernel.operands().iter().any(|(operand, _)| operand.is_gradient());
-        if !kernel.reduces_rows() {
-            self.row_reduce = RowReduce::Alone;
-        }
-        if !binds_any(&[Q, K]) {
-            self.head_dim = 1;
-        }
-        if !binds_any(&[V, O, DO, OParts]) {
-            self.head_dim_v = 1;
-        }
-        self.parts_in_f32 &= kernel == Kernel::Combine;
-        if kernel == Kernel::Combine {
-            self.tiles = Tiles::NONE;
-        }
-        if !kernel.operands().iter().any(|(operand, _)| operand.holds_elements()) {
-            self.storage = Storage::F32;
-            self.access = Access::Quad;
-        }
-        self
-    }
-
-    /// Bytes of workgroup memory that the shader declares.
-    pub fn workgroup_bytes(&self) -> u32 {
-        let Self { kernel, head_dim, head_dim_v, storage, row_reduce, has_dropout, .. } = *self;
-        self.tiles.workgroup_bytes(kernel, (head_dim, head_dim_v), storage, row_reduce, has_dropout)
-    }
-
-    /// The workgroup size.
-    pub fn invocations(&self) -> u32 {
-        match self.kernel {
-            Kernel::StandardSoftmax | Kernel::StandardDs => super::tiles::SOFTMAX_INVOCATIONS,
-            Kernel::Combine => super::tiles::COMBINE_INVOCATIONS,
-            kernel => self.tiles.invocations_of(kernel),
+    /// On cooperative matrices: lanes that fetch a row of so many quads of the passing tile together. Where they find the
+    /// row's unit, they are a power of two.
+    pub(super) fn matrix_fetch_lanes(&self, quads: u32) -> u32 {
+        match self.storage.has_row_units() {
+            true => quads.next_power_of_two().min(self.tiles.lanes),
+            false => quads,
         }
     }
 }

@@ -1,0 +1,107 @@
+//! The forward pass with its products on cooperative matrices.
+
+use super::kernel::Kernel;
+use super::spec::{Counts, Grid, KernelSpec, has_rows_alone};
+use super::specialization::Specialization;
+use super::text::{Piece::OneOf, Slot, common, matrix_common, matrix_wgsl};
+use super::turns::turns_on_matrices;
+use crate::operand::Operand::{K, Lse, LseParts, O, OParts, Params, Q, V};
+use crate::operand::Usage::{Read, Uniform, Write};
+use crate::plan::tile_table;
+use crate::plan::tiles::{Owns, QUAD, Tiles};
+
+pub(super) const FORWARD: KernelSpec = KernelSpec {
+    name: "flash_forward_cooperative",
+    file: matrix_wgsl!("flash_forward_cooperative.wgsl"),
+    text: &[
+        common!("philox"),
+        OneOf(Slot::Element),
+        OneOf(Slot::Access),
+        common!("q_tile"),
+        common!("arithmetic"),
+        common!("visits"),
+        OneOf(Slot::Output),
+        OneOf(Slot::MatrixOperand),
+        OneOf(Slot::RowUnits),
+        matrix_common!("cooperative_tiles"),
+    ],
+    operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (O, Write), (Lse, Write)],
+    on_matrices: true,
+    split: Some(Kernel::FlashForwardCooperativeSplit),
+    masks: true,
+    drops: true,
+    candidates: tile_table::forward_on_matrices,
+    sides_fit: |specialization, _| sides_fit(specialization),
+    workgroup_bytes,
+    own_counts: counts,
+    turns: |specialization, loops| turns_on_matrices(specialization, Owns::Rows, loops),
+    traffic: |bytes| bytes.q + bytes.k + bytes.v + bytes.o + bytes.lse,
+    ..KernelSpec::NONE
+};
+
+pub(super) const SPLIT: KernelSpec = KernelSpec {
+    name: "flash_forward_cooperative_split",
+    operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (OParts, Write), (LseParts, Write)],
+    grid: Grid::RowTilesOfSplits,
+    split: None,
+    traffic: |bytes| bytes.splits * bytes.q + bytes.k + bytes.v + bytes.parts,
+    ..FORWARD
+};
+
+/// Fragments side by side in a chunk, which has 8 elements for each invocation; 0 where a single fragment has fewer.
+fn chunk_fragments(tiles: Tiles) -> u32 {
+    8 * tiles.lanes / (side(tiles) * side(tiles))
+}
+
+fn side(tiles: Tiles) -> u32 {
+    tiles.matrix_side.unwrap_or(1)
+}
+
+fn sides_fit(specialization: &Specialization) -> bool {
+    let Specialization { tiles, head_dim, head_dim_v, .. } = *specialization;
+    let chunk = chunk_fragments(tiles) * side(tiles);
+    if chunk == 0 {
+        return false;
+    }
+    let widest = head_dim.max(head_dim_v).next_multiple_of(chunk);
+    has_rows_alone(tiles)
+        && tiles.tile_kv.is_multiple_of(chunk)
+        // The invocations load at least a row of K and V at a time.
+        && widest <= 4 * tiles.invocations()
+        // Where rows have units, a subgroup loads whole rows.
+        && (!specialization.storage.has_row_units() || widest <= 4 * tiles.lanes)
+}
+
+fn workgroup_bytes(specialization: &Specialization) -> u32 {
+    let Specialization { tiles, head_dim, head_dim_v, storage, .. } = *specialization;
+    let chunk = chunk_fragments(tiles) * side(tiles);
+    let row = |dim: u32| dim.next_multiple_of(chunk) / 4 + 2;
+    let scratch = tiles.tile_q / tiles.thread_rows * side(tiles) * (chunk / 4 + 2);
+    // K, V and P are f16, S is f32; one quad says whether a maximum has grown.
+    let halves = storage.matrix_parts() * (tiles.tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch);
+    let units = if storage.has_row_units() { 8 * (tiles.tile_kv + 4) } else { 0 };
+    QUAD / 2 * halves + QUAD * (scratch + 1) + units
+}
+
+fn counts(specialization: &Specialization) -> Counts {
+    let Specialization { tiles, head_dim, head_dim_v, .. } = *specialization;
+    let chunk = chunk_fragments(tiles) * side(tiles);
+    let (k_chunks, v_chunks) = (head_dim.div_ceil(chunk), head_dim_v.div_ceil(chunk));
+    let k_lanes = specialization.matrix_fetch_lanes(k_chunks * chunk / 4);
+    let v_lanes = specialization.matrix_fetch_lanes(v_chunks * chunk / 4);
+    // Whole rows are fetched at a time.
+    let fetches = |lanes: u32| tiles.tile_kv.div_ceil((tiles.invocations() / lanes).max(1));
+    vec![
+        ("MATRIX_SIDE", side(tiles)),
+        ("CHUNK_FRAGMENTS", chunk_fragments(tiles)),
+        ("ROW_FRAGMENTS", tiles.thread_rows / side(tiles)),
+        ("KEY_CHUNKS", tiles.tile_kv / chunk),
+        ("K_CHUNKS", k_chunks),
+        ("V_CHUNKS", v_chunks),
+        ("TILE_ROWS", tiles.tile_kv),
+        ("K_FETCH_LANES", k_lanes),
+        ("V_FETCH_LANES", v_lanes),
+        ("K_FETCHES", fetches(k_lanes)),
+        ("V_FETCHES", fetches(v_lanes)),
+    ]
+}

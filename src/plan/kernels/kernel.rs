@@ -1,0 +1,73 @@
+//! The kernels by name. What each is stands in the files beside this one.
+
+/// A shader file in `shaders/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kernel {
+    /// `flash_forward.wgsl`
+    FlashForward,
+    /// `flash_forward.wgsl` on a split of the keys
+    FlashForwardSplit,
+    /// `flash_forward_cooperative.wgsl`
+    FlashForwardCooperative,
+    /// `flash_forward_cooperative.wgsl` on a split of the keys
+    FlashForwardCooperativeSplit,
+    /// `flash_decode.wgsl`
+    FlashDecode,
+    /// `flash_decode.wgsl` on a split of the keys
+    FlashDecodeSplit,
+    /// `combine.wgsl`
+    Combine,
+    /// `standard_scores.wgsl`
+    StandardScores,
+    /// `standard_softmax.wgsl`
+    StandardSoftmax,
+    /// `standard_output.wgsl`
+    StandardOutput,
+    /// `flash_backward_preprocess.wgsl`
+    FlashBackwardPreprocess,
+    /// `flash_backward_dkdv.wgsl`
+    FlashBackwardDkdv,
+    /// `flash_backward_dq.wgsl`
+    FlashBackwardDq,
+    /// `flash_backward_dkdv_cooperative.wgsl`
+    FlashBackwardDkdvCooperative,
+    /// `flash_backward_dq_cooperative.wgsl`
+    FlashBackwardDqCooperative,
+    /// `standard_dp.wgsl`
+    StandardDp,
+    /// `standard_ds.wgsl`
+    StandardDs,
+    /// `standard_dv.wgsl`
+    StandardDv,
+    /// `standard_dk.wgsl`
+    StandardDk,
+    /// `standard_dq.wgsl`
+    StandardDq,
+}
+
+impl Kernel {
+    /// All kernels.
+    pub const ALL: [Kernel; 20] = [
+        Kernel::FlashForward,
+        Kernel::FlashForwardSplit,
+        Kernel::FlashForwardCooperative,
+        Kernel::FlashForwardCooperativeSplit,
+        Kernel::FlashDecode,
+        Kernel::FlashDecodeSplit,
+        Kernel::Combine,
+        Kernel::StandardScores,
+        Kernel::StandardSoftmax,
+        Kernel::StandardOutput,
+        Kernel::FlashBackwardPreprocess,
+        Kernel::FlashBackwardDkdv,
+        Kernel::FlashBackwardDq,
+        Kernel::FlashBackwardDkdvCooperative,
+        Kernel::FlashBackwardDqCooperative,
+        Kernel::StandardDp,
+        Kernel::StandardDs,
+        Kernel::StandardDv,
+        Kernel::StandardDk,
+        Kernel::StandardDq,
+    ];
+}

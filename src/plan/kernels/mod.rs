@@ -1,0 +1,112 @@
+//! The kernels: what each is stands in a row of its own, in the file of its family.
+
+mod backward;
+mod backward_matrices;
+mod combine;
+mod decode;
+mod forward;
+mod forward_matrices;
+mod kernel;
+mod preprocess;
+mod spec;
+mod specialization;
+mod standard;
+mod text;
+mod turns;
+
+pub use kernel::Kernel;
+pub use specialization::{Access, RowReduce, Specialization, Storage};
+
+pub(crate) use spec::{Grid, KernelSpec, Traffic};
+pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
+pub(super) use turns::{Loops, PHILOX};
+
+use super::tiles::Tiles;
+use crate::operand::{Operand, Usage};
+
+impl Kernel {
+    /// Its row.
+    pub(crate) const fn spec(self) -> &'static KernelSpec {
+        match self {
+            Kernel::FlashForward => &forward::FORWARD,
+            Kernel::FlashForwardSplit => &forward::SPLIT,
+            Kernel::FlashForwardCooperative => &forward_matrices::FORWARD,
+            Kernel::FlashForwardCooperativeSplit => &forward_matrices::SPLIT,
+            Kernel::FlashDecode => &decode::DECODE,
+            Kernel::FlashDecodeSplit => &decode::SPLIT,
+            Kernel::Combine => &combine::COMBINE,
+            Kernel::StandardScores => &standard::SCORES,
+            Kernel::StandardSoftmax => &standard::SOFTMAX,
+            Kernel::StandardOutput => &standard::OUTPUT,
+            Kernel::FlashBackwardPreprocess => &preprocess::PREPROCESS,
+            Kernel::FlashBackwardDkdv => &backward::DKDV,
+            Kernel::FlashBackwardDq => &backward::DQ,
+            Kernel::FlashBackwardDkdvCooperative => &backward_matrices::DKDV,
+            Kernel::FlashBackwardDqCooperative => &backward_matrices::DQ,
+            Kernel::StandardDp => &standard::DP,
+            Kernel::StandardDs => &standard::DS,
+            Kernel::StandardDv => &standard::DV,
+            Kernel::StandardDk => &standard::DK,
+            Kernel::StandardDq => &standard::DQ,
+        }
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        self.spec().name
+    }
+
+    /// The name of its file in `shaders/`, without `.wgsl`.
+    pub fn file(self) -> &'static str {
+        self.spec().file.name.trim_end_matches(".wgsl")
+    }
+
+    /// What it binds.
+    pub const fn operands(self) -> &'static [(Operand, Usage)] {
+        self.spec().operands
+    }
+}
+
+impl Specialization {
+    /// The same with everything that this kernel does not depend on set to one value, so that it is a cache key.
+    pub(crate) fn canonical(mut self) -> Self {
+        use Operand::{DO, K, O, OParts, Q, V};
+        let kernel = self.kernel.spec();
+        let binds_any = |operands: &[Operand]| operands.iter().any(|&operand| kernel.binds(operand));
+        self.in_lockstep &= kernel.on_matrices;
+        self.masked_loop &= kernel.masked_loop;
+        self.has_window &= kernel.masks;
+        self.has_dropout &= kernel.drops;
+        self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
+        if kernel.row_sums.is_none() {
+            self.row_reduce = RowReduce::Alone;
+        }
+        if !binds_any(&[Q, K]) {
+            self.head_dim = 1;
+        }
+        if !binds_any(&[V, O, DO, OParts]) {
+            self.head_dim_v = 1;
+        }
+        let reads_parts = kernel.operands.contains(&(OParts, Usage::Read));
+        self.parts_in_f32 &= reads_parts;
+        if reads_parts {
+            self.tiles = Tiles::NONE;
+        }
+        if !kernel.operands.iter().any(|(operand, _)| operand.holds_elements()) {
+            self.storage = Storage::F32;
+            self.access = Access::Quad;
+        }
+        self
+    }
+
+    /// Bytes of workgroup memory that the shader declares.
+    pub fn workgroup_bytes(&self) -> u32 {
+        (self.kernel.spec().workgroup_bytes)(self)
+    }
+
+    /// The workgroup size.
+    pub fn invocations(&self) -> u32 {
+        let kernel = self.kernel.spec();
+        kernel.invocations.unwrap_or_else(|| self.tiles.invocations_of(kernel.owns))
+    }
+}

@@ -1,0 +1,158 @@
+//! A plan: the passes of an operation, and what they need.
+
+use super::capabilities::Capabilities;
+use super::direction::Direction;
+use super::kernels::{Kernel, Specialization};
+use super::part::Cut;
+use super::tensor::Tensor;
+use super::tiles::Tiles;
+use crate::operand::Operand;
+use crate::problem::{Algorithm, AttentionProblem, Element};
+use std::ops::Range;
+
+/// One kernel of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Pass {
+    /// The kernel.
+    pub kernel: Kernel,
+    /// Everything that its text depends on.
+    pub specialization: Specialization,
+}
+
+/// Passes that one part of the problem goes through before the next part does.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Stage {
+    /// Their indices.
+    pub passes: Range<usize>,
+    /// How the problem is cut for them.
+    pub cut: Cut,
+}
+
+/// Who chose the tiles of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Table,
+    Tuning,
+    Caller,
+}
+
+/// The passes that answer a problem on a device, the scratch memory they need, and (through [`Plan::dispatches`]) the
+/// grids and uniforms of each call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub(super) problem: AttentionProblem,
+    pub(super) direction: Direction,
+    pub(super) capabilities: Capabilities,
+    pub(super) passes: Vec<Pass>,
+    /// Runs of passes, in their order.
+    pub(super) stages: Vec<Stage>,
+    /// Of the last pass, and of all passes that share scores in memory.
+    pub(super) tiles: Tiles,
+    /// Who chose them.
+    pub(super) source: Source,
+    /// Splits of the keys, or partial results to merge.
+    pub(super) num_splits: u32,
+    /// The caller's tensors.
+    pub(super) tensors: Vec<Tensor>,
+    pub(super) scratch: Vec<(Operand, u64)>,
+}
+
+impl Plan {
+    /// The problem it answers.
+    pub fn problem(&self) -> &AttentionProblem {
+        &self.problem
+    }
+
+    /// The device it was made for.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// The kernels, in the order in which they run.
+    pub fn passes(&self) -> &[Pass] {
+        &self.passes
+    }
+
+    /// Splits of the keys, whose partial results are merged: 1 for none. (Of a merge, its parts.)
+    pub fn num_splits(&self) -> u32 {
+        self.num_splits
+    }
+
+    /// Forward, backward or merge.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// The tiles of its kernels, or of the last one (dQ) where they differ.
+    pub fn tiles(&self) -> Tiles {
+        self.tiles
+    }
+
+    /// Why this kernel and these tiles, in a few words for people.
+    pub fn reason(&self) -> String {
+        let is_forward_flash = self.direction == Direction::Forward && self.problem.algorithm == Algorithm::Flash;
+        let kernel = match self.passes.first().map(|pass| pass.kernel.spec()).filter(|_| is_forward_flash) {
+            Some(kernel) if kernel.packs_heads => "few rows share K and V".to_owned(),
+            Some(kernel) if kernel.on_matrices => match self.problem.element {
+                Element::F32 => "f32 on matrices, in two parts".to_owned(),
+                element => format!("{} on matrices", element.name()),
+            },
+            Some(_) => match self.capabilities.matrix_side {
+                None => "no matrices, or switched off".to_owned(),
+                Some(side) => format!("{side}x{side} matrices do not suit device or problem"),
+            },
+            None => String::new(),
+        };
+        let tiles = match self.source {
+            Source::Table => "tiles of the table",
+            Source::Tuning => "tiles as tuned",
+            Source::Caller => "tiles as given",
+        };
+        [kernel.as_str(), tiles].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Scratch buffers and their bytes. Standard attention: the score matrix, or of as many heads and rows of it as one
+    /// storage binding holds. Backward: D. Split keys: the partial results.
+    pub fn scratch(&self) -> &[(Operand, u64)] {
+        &self.scratch
+    }
+
+    /// Whether P, and backward dS, are rounded to f16 before their products: on cooperative matrices, in f16 and bf16
+    /// problems, as in CUDA's flash attention. The other kernels keep them in f32, or in two parts of f16.
+    pub fn rounds_p(&self) -> bool {
+        let is_rounded =
+            |pass: &Pass| pass.kernel.spec().on_matrices && pass.specialization.storage.matrix_parts() == 1;
+        self.passes.iter().any(is_rounded)
+    }
+
+    /// Bytes of all scratch buffers.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.scratch.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Bytes of device memory beyond Q, K, V, O and the gradients: LSE and scratch.
+    pub fn extra_bytes(&self) -> u64 {
+        self.scratch_bytes() + 4 * self.problem.shape.lse_len()
+    }
+
+    /// The caller's tensors.
+    pub fn operands(&self) -> impl Iterator<Item = Operand> {
+        self.tensors.iter().map(|tensor| tensor.operand)
+    }
+
+    /// Bytes that the buffer of one of the caller's tensors must hold: whole 4-byte words.
+    pub fn required_bytes(&self, operand: Operand) -> u64 {
+        // `check` has seen that it does not overflow.
+        self.tensor(operand).map_or(0, |tensor| tensor.bytes().unwrap_or(u64::MAX))
+    }
+
+    /// Elements that the buffer of one of the caller's tensors must hold.
+    pub fn required_len(&self, operand: Operand) -> u64 {
+        self.tensor(operand).map_or(0, |tensor| tensor.len().unwrap_or(u64::MAX))
+    }
+
+    fn tensor(&self, operand: Operand) -> Option<&Tensor> {
+        self.tensors.iter().find(|tensor| tensor.operand == operand)
+    }
+}

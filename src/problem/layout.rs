@@ -1,4 +1,4 @@
-use super::AttentionShape;
+use super::shape::AttentionShape;
 
 /// Where the element (batch, row, head, dim) of one tensor lies in its buffer, in elements:
 /// `offset + batch · stride_batch + row · stride_row + head · stride_head + dim`.

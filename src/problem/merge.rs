@@ -1,4 +1,7 @@
-use super::{AttentionProblem, AttentionShape, Element, TensorLayout};
+use super::attention::AttentionProblem;
+use super::element::Element;
+use super::layout::TensorLayout;
+use super::shape::AttentionShape;
 
 /// The merge of partial results, each the attention of the same rows over other keys:
 /// `O = Σ exp(LSE_s − LSE) · O_s` with `LSE = ln Σ exp(LSE_s)` over the parts s. Parts may be merged in any order and any

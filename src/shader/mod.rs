@@ -4,23 +4,16 @@
 //! uniform; what changes a size or switches plain arithmetic is a constant of the prelude, the only generated text;
 //! what needs another capability or other bindings is a slot: small files that define the same names.
 
+mod dialect;
 mod files;
 mod prelude;
 mod unroll;
 
+pub use dialect::Dialect;
+
 use crate::error::Error;
 use crate::plan::Specialization;
 use unroll::Lists;
-
-/// Whose WGSL the text must be: they disagree on `enable subgroups`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Dialect {
-    /// naga, the compiler inside wgpu (native, and Firefox).
-    #[default]
-    Naga,
-    /// Tint, the compiler inside Chromium.
-    Tint,
-}
 
 /// Where a line of the assembled text comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The only generated text: `enable` lines and constants.
 
-use super::Dialect;
+use super::dialect::Dialect;
 use super::unroll::Lists;
 use crate::operand::{Operand, Usage};
 use crate::plan::{Owns, RowReduce, Specialization, Storage};

@@ -1,0 +1,197 @@
+use super::dropout::Dropout;
+use super::element::Element;
+use super::layout::AttentionLayout;
+use super::mask::{Alignment, Mask};
+use super::shape::AttentionShape;
+
+/// How the answer is computed. Both algorithms mean the same, to the last masked entry and dropout bit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// Tiles in workgroup memory and an online softmax: no memory beyond O and LSE.
+    #[default]
+    Flash,
+    /// The scores, the softmax and the output as three kernels that write the seqlen_q × seqlen_kv matrix to memory.
+    Standard,
+}
+
+impl Algorithm {
+    /// The name used by the CLI and in records.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Algorithm::Flash => "flash",
+            Algorithm::Standard => "standard",
+        }
+    }
+}
+
+/// One attention operation: `O = dropout(softmax(mask(softmax_scale · Q Kᵀ))) V`, with
+/// `LSE = ln Σ exp(softmax_scale · Q Kᵀ)` over the keys that the mask shows.
+///
+/// ```
+/// use wgpu_flash_attention::{AttentionProblem, AttentionShape};
+///
+/// let shape = AttentionShape::new(2, 16, 4096, 64).num_heads_kv(4);
+/// let problem = AttentionProblem::new(shape).causal().dropout(0.1, 42);
+/// assert_eq!(problem.softmax_scale(), 0.125);
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AttentionProblem {
+    /// Lengths, heads and head dimensions.
+    pub shape: AttentionShape,
+    /// Where each tensor's elements lie in its buffer.
+    pub layout: AttentionLayout,
+    /// The type that Q, K, V and O are stored in; all arithmetic is f32.
+    pub element: Element,
+    /// The factor on Q Kᵀ, or `None` for 1/√head_dim.
+    pub softmax_scale: Option<f64>,
+    /// Which keys a row may see.
+    pub mask: Mask,
+    /// Dropout on the probabilities, or `None`.
+    pub dropout: Option<Dropout>,
+    /// Flash, or the standard algorithm as its baseline.
+    pub algorithm: Algorithm,
+    /// The most floating-point operations that one dispatch may hold, or `None` for no bound. See
+    /// [`AttentionProblem::bounded_work`].
+    pub max_flops_per_dispatch: Option<u64>,
+    /// Backward: where dQ, dK, dV and dO lie, or `None` for the layouts of Q, K, V and O.
+    pub gradient_layout: Option<AttentionLayout>,
+    /// Backward: the type that dQ, dK and dV are stored in, or `None` for that of Q, K and V.
+    pub gradient_element: Option<Element>,
+}
+
+impl AttentionProblem {
+    /// A dense problem in f32 and the `bshd` layout: no mask, no dropout, softmax_scale 1/√head_dim.
+    pub fn new(shape: AttentionShape) -> Self {
+        Self {
+            shape,
+            layout: AttentionLayout::bshd(&shape),
+            element: Element::F32,
+            softmax_scale: None,
+            mask: Mask::default(),
+            dropout: None,
+            algorithm: Algorithm::Flash,
+            max_flops_per_dispatch: None,
+            gradient_layout: None,
+            gradient_element: None,
+        }
+    }
+
+    /// Stores Q, K, V and O as `element`.
+    pub fn element(mut self, element: Element) -> Self {
+        self.element = element;
+        self
+    }
+
+    /// Places the tensors as `layout` says.
+    pub fn layout(mut self, layout: AttentionLayout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// Row i sees the keys j ≤ i + seqlen_kv − seqlen_q: the last row sees the last key (FlashAttention's meaning).
+    pub fn causal(mut self) -> Self {
+        self.mask.alignment = Alignment::BottomRight;
+        self.mask.window_right = Some(0);
+        self
+    }
+
+    /// Row i sees the keys j ≤ i: the first row sees the first key (PyTorch's `is_causal`, ONNX).
+    pub fn causal_top_left(mut self) -> Self {
+        self.mask.alignment = Alignment::TopLeft;
+        self.mask.window_right = Some(0);
+        self
+    }
+
+    /// Row i sees the keys from `i + offset − left` to `i + offset + right`, both included, where offset is
+    /// seqlen_kv − seqlen_q, or 0 with [`AttentionProblem::causal_top_left`]. `None` leaves a side unlimited. With a
+    /// causal mask the right side stays 0.
+    pub fn window(mut self, left: Option<u32>, right: Option<u32>) -> Self {
+        let causal = self.mask.window_right == Some(0);
+        self.mask.window_left = left;
+        self.mask.window_right = if causal { Some(0) } else { right };
+        self
+    }
+
+    /// Multiplies Q Kᵀ by `softmax_scale` instead of 1/√head_dim.
+    pub fn scale(mut self, softmax_scale: f64) -> Self {
+        self.softmax_scale = Some(softmax_scale);
+        self
+    }
+
+    /// Drops each probability with chance `dropout_p` (0 ≤ dropout_p < 1) and scales the kept ones by
+    /// 1/(1 − dropout_p). The mask depends on the seed and the position (batch, head, row, key) alone.
+    pub fn dropout(mut self, dropout_p: f64, philox_seed: u64) -> Self {
+        self.dropout = Some(Dropout { dropout_p, philox_seed, philox_offset: 0 });
+        self
+    }
+
+    /// Chooses the algorithm.
+    pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
+        self.algorithm = algorithm;
+        self
+    }
+
+    /// Splits the operation into dispatches of at most `max_flops` floating-point operations each (one query tile at
+    /// least), so that the watchdogs of desktops and browsers, which reset a GPU that is busy for about two seconds,
+    /// leave it alone. A thousandth of what the GPU does in two seconds is a good value.
+    pub fn bounded_work(mut self, max_flops: u64) -> Self {
+        self.max_flops_per_dispatch = Some(max_flops);
+        self
+    }
+
+    /// Backward: places dQ, dK, dV and dO as the entries `q`, `k`, `v` and `o` of `layout` say, instead of like the
+    /// tensors themselves. Gradients must not overlap, so inputs that broadcast need another layout here.
+    pub fn gradient_layout(mut self, layout: AttentionLayout) -> Self {
+        self.gradient_layout = Some(layout);
+        self
+    }
+
+    /// Backward: stores dQ, dK and dV in f32, the type they are summed in, whatever the type of Q, K and V.
+    pub fn f32_gradients(mut self) -> Self {
+        self.gradient_element = Some(Element::F32);
+        self
+    }
+
+    /// Where dQ, dK, dV and dO (`o`) lie.
+    pub fn gradient_layout_in_force(&self) -> AttentionLayout {
+        self.gradient_layout.unwrap_or(self.layout)
+    }
+
+    /// The type that dQ, dK and dV are stored in.
+    pub fn gradient_element_in_force(&self) -> Element {
+        self.gradient_element.unwrap_or(self.element)
+    }
+
+    /// The factor on Q Kᵀ that is in force.
+    pub fn softmax_scale(&self) -> f64 {
+        self.softmax_scale.unwrap_or_else(|| 1.0 / f64::from(self.shape.head_dim).sqrt())
+    }
+
+    /// The keys row `i` sees, as a half-open range that may be empty.
+    pub fn visible_keys(&self, i: u32) -> std::ops::Range<u32> {
+        self.mask.visible_keys(i, self.shape.seqlen_q, self.shape.seqlen_kv)
+    }
+
+    /// How many (row, key) pairs the mask shows, over all batches and heads.
+    pub fn visible_pairs(&self) -> u64 {
+        let shape = &self.shape;
+        let per_head = self.mask.visible_pairs(shape.seqlen_q, shape.seqlen_kv);
+        per_head.saturating_mul(u64::from(shape.batch)).saturating_mul(u64::from(shape.num_heads))
+    }
+
+    /// Floating-point operations of the forward pass, counted as the field does: 2·(head_dim + head_dim_v) for each
+    /// visible (row, key) pair.
+    pub fn forward_flops(&self) -> u64 {
+        let dims = u64::from(self.shape.head_dim) + u64::from(self.shape.head_dim_v);
+        self.visible_pairs().saturating_mul(2 * dims)
+    }
+
+    /// Floating-point operations of the backward pass, counted as the field does: five products for the forward's two,
+    /// three of width head_dim and two of width head_dim_v. (2.5 times the forward's where the two are equal.) What
+    /// recomputation costs on top is not counted.
+    pub fn backward_flops(&self) -> u64 {
+        let dims = 3 * u64::from(self.shape.head_dim) + 2 * u64::from(self.shape.head_dim_v);
+        self.visible_pairs().saturating_mul(2 * dims)
+    }
+}

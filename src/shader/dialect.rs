@@ -1,0 +1,9 @@
+/// Whose WGSL the text must be: they disagree on `enable subgroups`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// naga, the compiler inside wgpu (native, and Firefox).
+    #[default]
+    Naga,
+    /// Tint, the compiler inside Chromium.
+    Tint,
+}

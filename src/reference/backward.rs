@@ -1,4 +1,4 @@
-use super::{keeps, slice};
+use super::forward::{keeps, slice};
 use crate::problem::{AttentionProblem, TensorLayout};
 use std::ops::Range;
 

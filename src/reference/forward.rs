@@ -1,0 +1,171 @@
+use super::philox::philox4x32_10;
+use crate::problem::{AttentionProblem, TensorLayout};
+use std::ops::Range;
+
+/// What the forward pass computes, in f64.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReferenceOutput {
+    /// O in the problem's layout. Elements between the tensor's own are 0.
+    pub o: Vec<f64>,
+    /// The log-sum-exp of each row, `[batch, num_heads, seqlen_q]`; −∞ where a row sees no key.
+    pub lse: Vec<f64>,
+}
+
+/// The whole forward pass. Q, K and V lie in the problem's layouts; they hold the values that the kernels see, that is
+/// already rounded to the problem's element type. Nothing here rounds.
+///
+/// # Panics
+///
+/// When a slice is shorter than its tensor, or the problem is one that [`crate::plan`] refuses.
+pub fn forward(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
+    forward_with(problem, q, k, v, |p| p)
+}
+
+/// As [`forward`], but P is rounded to the problem's element type before its product with V, and so is O: what exact
+/// standard attention gives that keeps P in that type. A kernel that does so too (see
+/// [`Plan::rounds_p`](crate::plan::Plan::rounds_p)) is held against its error.
+///
+/// # Panics
+///
+/// As [`forward`].
+pub fn forward_rounding_p(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
+    let round = |value| problem.element.round(value);
+    let mut output = forward_with(problem, q, k, v, round);
+    output.o.iter_mut().for_each(|o| *o = round(*o));
+    output
+}
+
+fn forward_with(
+    problem: &AttentionProblem,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    round_p: impl Fn(f64) -> f64 + Copy + Send + Sync,
+) -> ReferenceOutput {
+    let shape = problem.shape;
+    let o_len = problem.layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v);
+    let mut o = vec![0.0; o_len.expect("O has an extent") as usize];
+    let mut lse = vec![f64::NEG_INFINITY; shape.lse_len() as usize];
+
+    // The rows are independent, so they are shared out over the cores in runs of flat (batch, head, row) numbers.
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let run = lse.len().div_ceil(cores).max(1);
+    let rows_of = |rows: Range<usize>| -> Vec<(Vec<f64>, f64)> {
+        rows.map(|flat| {
+            let (batch, head, row) = position(problem, flat);
+            row_with(problem, q, k, v, (batch, head, row), round_p)
+        })
+        .collect()
+    };
+    let computed: Vec<(Vec<f64>, f64)> = if cores == 1 {
+        rows_of(0..lse.len())
+    } else {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..lse.len())
+                .step_by(run)
+                .map(|first| first..(first + run).min(lse.len()))
+                .map(|rows| scope.spawn(|| rows_of(rows)))
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().expect("a row could be computed")).collect()
+        })
+    };
+
+    for (flat, (o_row, lse_row)) in computed.into_iter().enumerate() {
+        let (batch, head, row) = position(problem, flat);
+        let first = problem.layout.o.index(batch, row, head) as usize;
+        o[first..first + o_row.len()].copy_from_slice(&o_row);
+        lse[flat] = lse_row;
+    }
+    ReferenceOutput { o, lse }
+}
+
+/// One row of O (`head_dim_v` values) and its log-sum-exp. Keys that the mask hides are never read.
+///
+/// # Panics
+///
+/// As [`forward`].
+pub fn forward_row(
+    problem: &AttentionProblem,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    batch: u32,
+    head: u32,
+    row: u32,
+) -> (Vec<f64>, f64) {
+    row_with(problem, q, k, v, (batch, head, row), |p| p)
+}
+
+fn row_with(
+    problem: &AttentionProblem,
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    (batch, head, row): (u32, u32, u32),
+    round_p: impl Fn(f64) -> f64,
+) -> (Vec<f64>, f64) {
+    let shape = problem.shape;
+    let scale = problem.softmax_scale();
+    let head_kv = head / (shape.num_heads / shape.num_heads_kv);
+    let keys = problem.visible_keys(row);
+
+    let q_row = slice(q, &problem.layout.q, batch, row, head, shape.head_dim);
+    let s: Vec<f64> = keys
+        .clone()
+        .map(|key| {
+            let k_row = slice(k, &problem.layout.k, batch, key, head_kv, shape.head_dim);
+            scale * q_row.iter().zip(k_row).map(|(q, k)| q * k).sum::<f64>()
+        })
+        .collect();
+
+    let mut o = vec![0.0; shape.head_dim_v as usize];
+    // f64::max passes over NaN; a NaN score still reaches the sum, and through it the whole row.
+    let max = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max == f64::NEG_INFINITY && !s.iter().any(|s| s.is_nan()) {
+        // The row sees nothing: no key, or only scores of −∞, which is what a mask means.
+        return (o, f64::NEG_INFINITY);
+    }
+    let sum: f64 = s.iter().map(|s| (s - max).exp()).sum();
+
+    for (s, key) in s.iter().zip(keys) {
+        let p = (s - max).exp() / sum;
+        let p = match problem.dropout {
+            Some(dropout) if keeps(problem, batch, head, row, key) => p * dropout.keep_scale(),
+            Some(_) => 0.0,
+            None => p,
+        };
+        let v_row = slice(v, &problem.layout.v, batch, key, head_kv, shape.head_dim_v);
+        for (o, v) in o.iter_mut().zip(v_row) {
+            *o += round_p(p) * v;
+        }
+    }
+    (o, max + sum.ln())
+}
+
+/// Whether dropout keeps the entry (row, key); always true without dropout.
+pub fn keeps(problem: &AttentionProblem, batch: u32, head: u32, row: u32, key: u32) -> bool {
+    let Some(dropout) = problem.dropout else { return true };
+    let philox_key = [dropout.philox_seed as u32, (dropout.philox_seed >> 32) as u32];
+    let counter = [key / 4, row, batch * problem.shape.num_heads + head, dropout.philox_offset];
+    philox4x32_10(philox_key, counter)[(key % 4) as usize] >= dropout.threshold()
+}
+
+/// The (batch, head, row) of a flat LSE index.
+fn position(problem: &AttentionProblem, flat: usize) -> (u32, u32, u32) {
+    let (num_heads, seqlen_q) = (problem.shape.num_heads as usize, problem.shape.seqlen_q as usize);
+    let (batch_and_head, row) = (flat / seqlen_q, flat % seqlen_q);
+    ((batch_and_head / num_heads) as u32, (batch_and_head % num_heads) as u32, row as u32)
+}
+
+/// The contiguous last dimension of one tensor at (batch, row, head).
+pub(super) fn slice<'a>(
+    tensor: &'a [f64],
+    layout: &TensorLayout,
+    batch: u32,
+    row: u32,
+    head: u32,
+    dim: u32,
+) -> &'a [f64] {
+    let first = layout.index(batch, row, head) as usize;
+    &tensor[first..first + dim as usize]
+}

@@ -1,9 +1,10 @@
 //! A prepared backward operation, and its encoding into the caller's command encoder.
 
-use super::FlashAttention;
+use super::attention::FlashAttention;
 use super::operation::{Operation, Tensor};
 use crate::error::Error;
-use crate::plan::{Call, Operand, Origins, Plan, Usage};
+use crate::plan::{Call, Direction, Operand, Origins, Plan, Usage};
+use crate::problem::AttentionProblem;
 use std::ops::Range;
 
 /// The caller's buffers of one backward call. All need `BufferUsages::STORAGE`, and offsets that are multiples of 16
@@ -55,6 +56,24 @@ impl<'a> BackwardBuffers<'a> {
 #[derive(Clone, Debug)]
 pub struct PreparedBackward {
     operation: Operation,
+}
+
+impl FlashAttention {
+    /// The same for the gradients of a problem: what [`PreparedForward::encode`] computed goes in with the gradient of O.
+    ///
+    /// # Errors
+    /// Those of [`Plan::backward`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    pub async fn prepare_backward(&self, problem: &AttentionProblem) -> Result<PreparedBackward, Error> {
+        self.prepare_backward_plan(Plan::backward(problem, &self.capabilities)?).await
+    }
+
+    /// Compiles a backward plan that was made for this device's capabilities.
+    ///
+    /// # Errors
+    /// As [`FlashAttention::prepare_plan`].
+    pub async fn prepare_backward_plan(&self, plan: Plan) -> Result<PreparedBackward, Error> {
+        PreparedBackward::new(self, self.own(plan, Direction::Backward)?).await
+    }
 }
 
 impl PreparedBackward {

@@ -1,9 +1,10 @@
 //! A prepared forward operation, and its encoding into the caller's command encoder.
 
-use super::FlashAttention;
+use super::attention::FlashAttention;
 use super::operation::{Operation, Tensor};
 use crate::error::Error;
-use crate::plan::{Call, Operand, Origins, Plan, Usage};
+use crate::plan::{Call, Direction, Operand, Origins, Plan, Usage};
+use crate::problem::AttentionProblem;
 use std::ops::Range;
 
 /// The caller's buffers of one forward call. All need `BufferUsages::STORAGE`, and offsets that are multiples of 16
@@ -39,6 +40,26 @@ impl<'a> ForwardBuffers<'a> {
 #[derive(Clone, Debug)]
 pub struct PreparedForward {
     operation: Operation,
+}
+
+impl FlashAttention {
+    /// Checks a problem, plans it, compiles its pipelines and allocates its scratch memory. Every refusal of the
+    /// problem comes from here.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    pub async fn prepare_forward(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
+        self.prepare_plan(self.plan_forward(problem)?).await
+    }
+
+    /// Compiles a forward plan that was made for this device's capabilities.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device; [`Error::Unsupported`] for a plan
+    /// made for other capabilities, or for the backward pass.
+    pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedForward, Error> {
+        PreparedForward::new(self, self.own(plan, Direction::Forward)?).await
+    }
 }
 
 impl PreparedForward {

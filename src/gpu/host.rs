@@ -1,6 +1,6 @@
 //! The form for people who only have slices: upload, run, read back.
 
-use super::FlashAttention;
+use super::attention::FlashAttention;
 use super::operation::{Operation, Tensor};
 use super::scope::ErrorScope;
 use crate::error::Error;

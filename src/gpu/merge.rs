@@ -1,9 +1,10 @@
 //! A prepared merge of partial results, and its encoding into the caller's command encoder.
 
-use super::FlashAttention;
+use super::attention::FlashAttention;
 use super::operation::{Operation, Tensor};
 use crate::error::Error;
 use crate::plan::{Call, Operand, Plan, Usage};
+use crate::problem::MergeProblem;
 
 /// The caller's buffers of one merge. All need `BufferUsages::STORAGE`, and offsets that are multiples of 16 bytes. O and
 /// LSE need buffers of their own.
@@ -34,6 +35,16 @@ impl<'a> MergeBuffers<'a> {
 #[derive(Clone, Debug)]
 pub struct PreparedMerge {
     operation: Operation,
+}
+
+impl FlashAttention {
+    /// Checks a merge of partial results, plans it and compiles its pipeline.
+    ///
+    /// # Errors
+    /// Those of [`Plan::merge`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    pub async fn prepare_merge(&self, merge: &MergeProblem) -> Result<PreparedMerge, Error> {
+        PreparedMerge::new(self, Plan::merge(merge, &self.capabilities)?).await
+    }
 }
 
 impl PreparedMerge {

@@ -1,6 +1,6 @@
 //! What all prepared operations do: check the caller's buffers, bind them, and record dispatches.
 
-use super::FlashAttention;
+use super::attention::FlashAttention;
 use super::bindings::{BindGroups, Binding};
 use super::pipeline::Pipeline;
 use super::scope::ErrorScope;
@@ -33,7 +33,8 @@ impl Operation {
     pub(super) async fn new(attention: &FlashAttention, plan: Plan) -> Result<Self, Error> {
         let mut pipelines = Vec::with_capacity(plan.passes().len());
         for pass in plan.passes() {
-            pipelines.push(attention.pipelines.get(attention, &pass.specialization).await?);
+            let pipeline = attention.pipelines.get(&attention.device, attention.checked_shaders, &pass.specialization);
+            pipelines.push(pipeline.await?);
         }
         let scope = ErrorScope::open(&attention.device, "allocating scratch memory");
         let buffer = |label, size| {

@@ -1,6 +1,5 @@
 //! Pipelines, compiled once for each specialization.
 
-use super::FlashAttention;
 use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Kernel, Specialization, Usage};
@@ -18,16 +17,17 @@ pub(super) struct Pipeline {
 pub(super) struct Pipelines(Mutex<HashMap<Specialization, Arc<Pipeline>>>);
 
 impl Pipelines {
-    /// The pipeline of a specialization, compiled if need be.
+    /// The pipeline of a specialization, compiled if need be; `checked_shaders` is the same at every call.
     pub(super) async fn get(
         &self,
-        attention: &FlashAttention,
+        device: &wgpu::Device,
+        checked_shaders: bool,
         specialization: &Specialization,
     ) -> Result<Arc<Pipeline>, Error> {
         if let Some(pipeline) = self.lock().get(specialization) {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(compile(attention, specialization).await?);
+        let pipeline = Arc::new(compile(device, checked_shaders, specialization).await?);
         Ok(self.lock().entry(*specialization).or_insert(pipeline).clone())
     }
 
@@ -36,8 +36,11 @@ impl Pipelines {
     }
 }
 
-async fn compile(attention: &FlashAttention, specialization: &Specialization) -> Result<Pipeline, Error> {
-    let device = &attention.device;
+async fn compile(
+    device: &wgpu::Device,
+    checked_shaders: bool,
+    specialization: &Specialization,
+) -> Result<Pipeline, Error> {
     let kernel = specialization.kernel;
     let dialect = if cfg!(target_arch = "wasm32") { Dialect::Tint } else { Dialect::Naga };
     let source = ShaderSource::new(specialization, dialect)?;
@@ -47,7 +50,7 @@ async fn compile(attention: &FlashAttention, specialization: &Specialization) ->
         label: Some(kernel.name()),
         source: wgpu::ShaderSource::Wgsl(source.text().into()),
     };
-    let module = if attention.checked_shaders {
+    let module = if checked_shaders {
         device.create_shader_module(descriptor)
     } else {
         // SAFETY: the text is this library's own, without user WGSL. Every index stays inside its binding: the planner
@@ -73,7 +76,7 @@ async fn compile(attention: &FlashAttention, specialization: &Specialization) ->
         entry_point: Some("main"),
         compilation_options: wgpu::PipelineCompilationOptions {
             // The kernels write all workgroup memory that they read.
-            zero_initialize_workgroup_memory: attention.checked_shaders,
+            zero_initialize_workgroup_memory: checked_shaders,
             ..Default::default()
         },
         cache: None,

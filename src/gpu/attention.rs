@@ -1,0 +1,154 @@
+//! Attention on one device, from which operations are prepared.
+
+use super::bindings::Uniforms;
+use super::device;
+use super::pipeline::Pipelines;
+use crate::error::Error;
+use crate::plan::{Capabilities, Direction, Plan, Tuning};
+use crate::problem::AttentionProblem;
+use std::sync::Arc;
+
+/// Attention on one device: its capabilities, the pipelines compiled and the uniforms written so far. Clones share
+/// them.
+#[derive(Clone, Debug)]
+pub struct FlashAttention {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) capabilities: Arc<Capabilities>,
+    /// The side of the device's matrices, which `capabilities` holds unless they are switched off.
+    matrix_side: Option<u32>,
+    pub(super) pipelines: Arc<Pipelines>,
+    pub(super) uniforms: Arc<Uniforms>,
+    tuning: Arc<Tuning>,
+    pub(super) checked_shaders: bool,
+}
+
+impl FlashAttention {
+    /// Attention on the caller's device. What the kernels may use is what the device was created with:
+    /// [`FlashAttention::device_descriptor`] asks for all that helps.
+    pub fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
+        let capabilities = device::capabilities(adapter, device);
+        Self {
+            device: device.clone(),
+            queue: queue.clone(),
+            matrix_side: capabilities.matrix_side,
+            capabilities: Arc::new(capabilities),
+            pipelines: Arc::default(),
+            uniforms: Arc::default(),
+            tuning: Arc::default(),
+            checked_shaders: false,
+        }
+    }
+
+    /// Attention on a device of its own, on the fastest adapter.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where nothing runs compute shaders; [`Error::Gpu`] if the adapter gives no device.
+    pub async fn request() -> Result<Self, Error> {
+        Self::from_adapter(&device::request_adapter().await?).await
+    }
+
+    /// Attention on a device of its own, on the given adapter.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the adapter gives no device.
+    pub async fn from_adapter(adapter: &wgpu::Adapter) -> Result<Self, Error> {
+        let (device, queue) = adapter
+            .request_device(&Self::device_descriptor(adapter))
+            .await
+            .map_err(|error| Error::Gpu(error.to_string()))?;
+        Ok(Self::new(adapter, &device, &queue))
+    }
+
+    /// The features and limits that let a device run everything this library has on this adapter, and nothing that the
+    /// adapter lacks. Merge it with your own wishes before you create a device.
+    pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+        device::descriptor(adapter)
+    }
+
+    /// Plans as if the device had only this, for tests of what a smaller device would run. What the device lacks is not
+    /// added by it.
+    pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.capabilities = Arc::new(capabilities.at_most(&self.capabilities));
+        self
+    }
+
+    /// Whether problems run on cooperative matrices (tensor cores), where the device has them: up to seven times as fast. In
+    /// f16 and bf16 P is then rounded to f16 before its product with V, as CUDA's flash attention has it; f32 passes in two
+    /// parts of f16, 23 bits together, and sums in f32. Where f32 would give an infinity in O, f32 on matrices may give NaN. On
+    /// by default.
+    pub fn with_matrices(mut self, matrices: bool) -> Self {
+        let mut capabilities = (*self.capabilities).clone();
+        capabilities.matrix_side = self.matrix_side.filter(|_| matrices);
+        self.capabilities = Arc::new(capabilities);
+        self
+    }
+
+    /// Tells that the caller's device was created with the browser's `subgroups` feature. wgpu 30 neither asks a browser
+    /// for it nor sees it, so JavaScript must have asked; on a device without it every kernel that uses subgroups is
+    /// refused by the browser.
+    #[cfg(target_arch = "wasm32")]
+    pub fn with_browser_subgroups(mut self) -> Self {
+        let mut capabilities = (*self.capabilities).clone();
+        // A browser that does not tell the sizes lets no plan rely on them.
+        capabilities.subgroups = capabilities.subgroup_min_size > 0;
+        self.capabilities = Arc::new(capabilities);
+        self
+    }
+
+    /// Whether wgpu adds bounds checks to every access. Off by default: all WGSL is this library's own and in bounds by
+    /// construction.
+    pub fn with_checked_shaders(mut self, checked_shaders: bool) -> Self {
+        if checked_shaders != self.checked_shaders {
+            self.checked_shaders = checked_shaders;
+            self.pipelines = Arc::default();
+        }
+        self
+    }
+
+    /// Takes tiles that were measured on this adapter (`flash tune` does) instead of the table's.
+    pub fn with_tuning(mut self, tuning: Tuning) -> Self {
+        self.tuning = Arc::new(tuning);
+        self
+    }
+
+    /// How a forward problem is planned here.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`].
+    pub fn plan_forward(&self, problem: &AttentionProblem) -> Result<Plan, Error> {
+        Plan::tuned(problem, &self.capabilities, &self.tuning)
+    }
+
+    /// What planning knows of the device.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// The device it runs on.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// The queue that the slice form submits to.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// The plan, if it was made for this device and direction.
+    pub(super) fn own(&self, plan: Plan, direction: Direction) -> Result<Plan, Error> {
+        if plan.capabilities() != self.capabilities() {
+            return Err(Error::Unsupported {
+                feature: "plans for another device",
+                reason: "the plan was made with other capabilities; plan with FlashAttention::capabilities".into(),
+            });
+        }
+        if plan.direction() != direction {
+            return Err(Error::Unsupported {
+                feature: "plans for another direction",
+                reason: format!("the plan is {:?}, {direction:?} was prepared", plan.direction()),
+            });
+        }
+        Ok(plan)
+    }
+}

@@ -201,15 +201,15 @@ fn digests() -> BTreeMap<&'static str, (usize, u64)> {
     digests
 }
 
-/// Says whether a change of files left every shader as it was.
+/// Equal before and after a change that only moves things.
 #[test]
-fn no_shader_changed() {
+#[ignore = "it tells numbers to compare and checks nothing; see CONTRIBUTING.md"]
+fn digests_of_all_shaders() {
     let digests = digests();
     for (kernel, (count, sum)) in &digests {
         println!("{kernel}: {count} variants, {sum:016x}");
     }
-    let all = fnv(digests.values().flat_map(|(_, sum)| sum.to_le_bytes()));
-    assert_eq!(format!("{all:016x}"), "f0bd53af23f5ba5e");
+    println!("all: {:016x}", fnv(digests.values().flat_map(|(_, sum)| sum.to_le_bytes())));
 }
 
 /// Every variant that Tint and DXC must take too, as files for them: `make web-test` hands them over. A name begins with

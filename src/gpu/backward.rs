@@ -59,7 +59,8 @@ pub struct PreparedBackward {
 }
 
 impl FlashAttention {
-    /// The same for the gradients of a problem: what [`PreparedForward::encode`] computed goes in with the gradient of O.
+    /// As [`prepare_forward`](FlashAttention::prepare_forward), for the gradients of a problem: what
+    /// [`PreparedForward::encode`](super::PreparedForward::encode) computed goes in with the gradient of O.
     ///
     /// # Errors
     /// Those of [`Plan::backward`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.

@@ -1,4 +1,4 @@
-//! The kernels: what each is stands in a row of its own, in the file of its family.
+//! The kernels: what each is stands in its spec, in the file of its family.
 
 mod backward;
 mod backward_matrices;
@@ -25,7 +25,7 @@ use super::tiles::Tiles;
 use crate::operand::{Operand, Usage};
 
 impl Kernel {
-    /// Its row.
+    /// All that planning and shaders must know of it.
     pub(crate) const fn spec(self) -> &'static KernelSpec {
         match self {
             Kernel::FlashForward => &forward::FORWARD,

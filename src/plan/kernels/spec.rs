@@ -13,7 +13,7 @@ use crate::problem::AttentionProblem;
 /// Constants of the prelude, which `// unroll` can count to.
 pub(crate) type Counts = Vec<(&'static str, u32)>;
 
-/// What a kernel is. Each kernel has a row of these, in the file of its family.
+/// What a kernel is. Each has one, in the file of its family.
 pub(crate) struct KernelSpec {
     pub name: &'static str,
     /// Its file in `shaders/`, the last piece of its text.

@@ -35,6 +35,18 @@ pub enum Error {
         limit: &'static str,
     },
 
+    /// The limits of the device, or the bound on work, cut the operation into more dispatches than one call can hold.
+    #[error(
+        "the operation takes {found} dispatches, at most {max} are made; allow more work in each \
+         (AttentionProblem::bounded_work), ask for a device with higher limits, or split the problem"
+    )]
+    TooManyDispatches {
+        /// Dispatches that the operation takes, as far as 64 bits can say.
+        found: u64,
+        /// The most that are made.
+        max: u64,
+    },
+
     /// A buffer (or the given slice of it) is shorter than its tensor.
     #[error("the buffer for {operand} is too small: the tensor needs {needed} bytes, {found} were given")]
     BufferTooSmall {

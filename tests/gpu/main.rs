@@ -17,3 +17,4 @@ mod poison;
 mod property;
 mod splits;
 mod support;
+mod zero_counts;

@@ -4,3 +4,4 @@ mod answers;
 mod refusals;
 mod training;
 mod workplace;
+mod zero_counts;

@@ -67,6 +67,14 @@ pub enum Error {
         needed: &'static str,
     },
 
+    /// A buffer without memory: `destroy` was called on it, or the device had none when it was created. wgpu tells this
+    /// on Vulkan, Metal and DX12; a browser tells it when the commands are submitted.
+    #[error("the buffer for {operand} has no memory: it was destroyed, or its creation failed")]
+    BufferDestroyed {
+        /// The tensor, or the scratch memory of an operation that was destroyed.
+        operand: Operand,
+    },
+
     /// A buffer offset that the kernel cannot address.
     #[error("the buffer for {operand} starts at byte {found}; its offset must be a multiple of {needed} bytes")]
     BufferAlignment {
@@ -142,7 +150,8 @@ pub enum Error {
         message: String,
     },
 
-    /// wgpu refused something that this library should have refused first; please report it.
+    /// wgpu refused what only wgpu can tell, such as a buffer of another device. (Anything else this library should have
+    /// refused first; please report it.)
     #[error("wgpu refused the operation: {0}")]
     Gpu(String),
 

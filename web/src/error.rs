@@ -35,6 +35,7 @@ impl From<Error> for Failure {
             Error::InvalidProblem(_) => "InvalidProblem",
             Error::Unsupported { .. } | Error::TooLarge { .. } | Error::TooManyDispatches { .. } => "Unsupported",
             Error::BufferTooSmall { .. }
+            | Error::BufferDestroyed { .. }
             | Error::BufferUsage { .. }
             | Error::BufferAlignment { .. }
             | Error::BufferAliased { .. } => "Buffer",

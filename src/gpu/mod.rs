@@ -5,6 +5,7 @@ mod bindings;
 mod device;
 mod forward;
 mod host;
+mod memory;
 mod merge;
 mod operation;
 mod pipeline;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 pub struct FlashAttention {
     device: wgpu::Device,
     queue: wgpu::Queue,
+    backend: wgpu::Backend,
     capabilities: Arc<Capabilities>,
     /// The side of the device's matrices, which `capabilities` holds unless they are switched off.
     matrix_side: Option<u32>,
@@ -45,6 +47,7 @@ impl FlashAttention {
         Self {
             device: device.clone(),
             queue: queue.clone(),
+            backend: adapter.get_info().backend,
             matrix_side: capabilities.matrix_side,
             capabilities: Arc::new(capabilities),
             pipelines: Arc::default(),

@@ -14,6 +14,7 @@ mod tile_table;
 mod tiles;
 mod tuning;
 mod turns;
+mod visits;
 
 pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
@@ -30,6 +31,7 @@ pub(crate) use tiles::{COMBINE_INVOCATIONS, SOFTMAX_INVOCATIONS};
 use crate::error::{Error, InvalidProblem};
 use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem};
 use choice::{choose, given_for, specialize, steps};
+use visits::visits;
 
 /// One kernel of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,7 +83,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::InvalidProblem`] if it contradicts itself, [`Error::TooLarge`] if a tensor passes a limit of the device
-    /// and no split helps, [`Error::Unsupported`] if no kernel fits the device.
+    /// and no split helps, [`Error::TooManyDispatches`] if it would be cut into too many parts, [`Error::Unsupported`] if
+    /// no kernel fits the device.
     pub fn new(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
         Self::build(problem, capabilities, Direction::Forward, Choices::default())
     }
@@ -95,7 +98,8 @@ impl Plan {
         Self::build(problem, capabilities, Direction::Forward, choices)
     }
 
-    /// The tiles worth measuring for a flash problem on a device, the planner's own choice first.
+    /// The tiles worth measuring for a flash problem on a device, the planner's own choice first; none for a problem that
+    /// is refused.
     pub fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
         tuning::candidates(problem, capabilities)
     }
@@ -251,7 +255,7 @@ impl Plan {
     /// Whether the device can make buffers for all of the caller's tensors.
     fn check_buffers(&self) -> Result<(), Error> {
         for &operand in self.direction.operands() {
-            let needed = self.required_bytes(operand);
+            let needed = self.checked_bytes(operand).ok_or(InvalidProblem::LayoutOverflows(operand))?;
             let allowed = self.capabilities.max_buffer;
             if needed > allowed {
                 return Err(Error::TooLarge { operand, needed, allowed, limit: "max_buffer_size" });
@@ -330,17 +334,17 @@ impl Plan {
 
     /// Bytes of all scratch buffers.
     pub fn scratch_bytes(&self) -> u64 {
-        self.scratch.iter().map(|(_, bytes)| bytes).sum()
+        self.scratch.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
     }
 
     /// Bytes of device memory beyond Q, K, V, O and the gradients: LSE and scratch.
     pub fn extra_bytes(&self) -> u64 {
-        self.scratch_bytes() + 4 * self.problem.shape.lse_len()
+        self.scratch_bytes().saturating_add(self.problem.shape.lse_len().saturating_mul(4))
     }
 
     /// Bytes that the buffer of `operand` must hold: whole 4-byte words.
     pub fn required_bytes(&self, operand: Operand) -> u64 {
-        // `check` has seen that it does not overflow.
+        // `check_buffers` has seen that it does not overflow.
         self.checked_bytes(operand).unwrap_or(u64::MAX)
     }
 
@@ -350,29 +354,29 @@ impl Plan {
     }
 
     /// Bytes that the kernels read from and write to device memory, counted from the tiles: what one workgroup loads
-    /// and stores, with no reuse between workgroups. Caches make the true number smaller.
+    /// and stores, with no reuse between workgroups. Caches make the true number smaller. 2⁶⁴ − 1 if there are more.
     pub fn traffic_bytes(&self) -> u64 {
         let shape = &self.problem.shape;
-        let heads = u64::from(shape.batch) * u64::from(shape.num_heads);
-        let size = self.problem.element.size();
-        let gradient_size = self.problem.gradient_element_in_force().size();
-        let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
-        let (rows, keys) = (u64::from(shape.seqlen_q), u64::from(shape.seqlen_kv));
+        let heads = u128::from(shape.batch) * u128::from(shape.num_heads);
+        let size = u128::from(self.problem.element.size());
+        let gradient_size = u128::from(self.problem.gradient_element_in_force().size());
+        let (head_dim, head_dim_v) = (u128::from(shape.head_dim), u128::from(shape.head_dim_v));
+        let (rows, keys) = (u128::from(shape.seqlen_q), u128::from(shape.seqlen_kv));
         let (q, o, lse) = (rows * head_dim * size, rows * head_dim_v * size, rows * 4);
-        let per_head: u64 = self
+        let per_head: u128 = self
             .passes
             .iter()
             .map(|pass| {
                 let tiles = pass.specialization.tiles;
-                let (tile_q, tile_kv) = (u64::from(tiles.tile_q), u64::from(tiles.tile_kv));
-                let visits = self.visits(tiles);
+                let (tile_q, tile_kv) = (u128::from(tiles.tile_q), u128::from(tiles.tile_kv));
+                let visits = visits(&self.problem, tiles);
                 let (k, v) = (visits * tile_kv * head_dim * size, visits * tile_kv * head_dim_v * size);
                 let (q_again, o_again) = (visits * tile_q * head_dim * size, visits * tile_q * head_dim_v * size);
                 let s = visits * tile_q * tile_kv * 4;
-                let splits = u64::from(self.num_splits);
+                let splits = u128::from(self.num_splits);
                 let parts = splits * rows * (head_dim_v.next_multiple_of(4) + 1) * 4;
                 // Decoding: the rows of a tile, and the heads that share its K and V.
-                let group = u64::from(splits::heads_per_kv(&self.problem)).max(1);
+                let group = u128::from(splits::heads_per_kv(&self.problem));
                 let shared = (rows * group).div_ceil(tile_q) * keys * (head_dim + head_dim_v) * size / group;
                 match pass.kernel {
                     Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit => splits * q + k + v + parts,
@@ -400,22 +404,6 @@ impl Plan {
                 }
             })
             .sum();
-        per_head * heads
-    }
-
-    /// Pairs of a Q tile and a KV tile that are visited, in one head.
-    fn visits(&self, tiles: Tiles) -> u64 {
-        let seqlen_q = self.problem.shape.seqlen_q;
-        let tile_kv = u64::from(tiles.tile_kv);
-        let mut visits = 0u64;
-        let mut row = 0;
-        while row < seqlen_q {
-            let last = (row + tiles.tile_q).min(seqlen_q) - 1;
-            let end = u64::from(self.problem.visible_keys(last).end);
-            let first = u64::from(self.problem.visible_keys(row).start).min(end);
-            visits += end.div_ceil(tile_kv) - first / tile_kv;
-            row += tiles.tile_q;
-        }
-        visits
+        u64::try_from(per_head.saturating_mul(heads)).unwrap_or(u64::MAX)
     }
 }

@@ -1,6 +1,6 @@
 //! How a problem too large for one dispatch is cut into parts.
 
-use super::splits::{heads_per_kv, row_tiles};
+use super::splits::{heads_per_kv, query_heads, row_tiles};
 use super::{COMBINE_INVOCATIONS, Direction, Kernel, Operand, Plan, Tiles};
 use crate::error::Error;
 use crate::problem::{Algorithm, AttentionShape};
@@ -37,7 +37,7 @@ impl Part {
             batch_first: 0,
             batch_count: shape.batch,
             head_first: 0,
-            head_count: shape.num_heads,
+            head_count: query_heads(shape),
             row_first: 0,
             row_count: lengths.seqlen_q,
             key_first: 0,
@@ -52,6 +52,17 @@ pub(super) struct Lengths {
     pub seqlen_q: u32,
     pub seqlen_kv: u32,
 }
+
+impl Lengths {
+    /// Without query heads there are no rows either.
+    pub(super) fn new(shape: &AttentionShape, seqlen_q: u32, seqlen_kv: u32) -> Self {
+        Self { seqlen_q: if shape.num_heads == 0 { 0 } else { seqlen_q }, seqlen_kv }
+    }
+}
+
+/// The most dispatches that one operation may make. A call holds them all in memory, about 600 bytes each; bounds on work
+/// as [`AttentionProblem::bounded_work`](crate::AttentionProblem::bounded_work) advises reach it after minutes of work.
+const MAX_DISPATCHES: u64 = 1 << 18;
 
 fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a.max(1) } else { common_divisor(b, a % b) }
@@ -88,23 +99,27 @@ impl Plan {
 
     /// The parts of the problem that the dispatches of a stage cover, one after another.
     pub(super) fn parts(&self, stage: &Range<usize>, lengths: Lengths) -> Result<Vec<Part>, Error> {
+        if self.writes_nothing(stage, lengths) {
+            return Ok(Vec::new());
+        }
         let shape = &self.problem.shape;
         let step = self.step(stage, lengths)?;
         let cut = self.cut(self.passes[stage.start].kernel);
+        self.check_number(stage, &step, lengths)?;
         let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
         // Rows that see nothing are written too, and so are keys that no row sees.
         let rows = || if cut == Cut::Rows { firsts(lengths.seqlen_q, step.row_count) } else { firsts(1, 1) };
         let keys = || if cut == Cut::Keys { firsts(lengths.seqlen_kv, step.key_count) } else { firsts(1, 1) };
         let mut parts = Vec::new();
         for batch_first in firsts(shape.batch, step.batch_count) {
-            for head_first in firsts(shape.num_heads, step.head_count) {
+            for head_first in firsts(query_heads(shape), step.head_count) {
                 for row_first in rows() {
                     for key_first in keys() {
                         parts.push(Part {
                             batch_first,
                             batch_count: step.batch_count.min(shape.batch - batch_first),
                             head_first,
-                            head_count: step.head_count.min(shape.num_heads - head_first),
+                            head_count: step.head_count.min(query_heads(shape) - head_first),
                             row_first,
                             row_count: step.row_count.min(lengths.seqlen_q - row_first),
                             key_first,
@@ -117,16 +132,42 @@ impl Plan {
         Ok(parts)
     }
 
+    /// Whether a stage has no row, or no key, to write something for.
+    fn writes_nothing(&self, stage: &Range<usize>, lengths: Lengths) -> bool {
+        let (rows, keys) = (lengths.seqlen_q, lengths.seqlen_kv);
+        let written = match self.cut(self.passes[stage.start].kernel) {
+            Cut::Rows => rows,
+            Cut::Keys => keys,
+            Cut::Groups => rows.max(keys),
+        };
+        written == 0 || self.problem.shape.batch == 0 || query_heads(&self.problem.shape) == 0
+    }
+
+    /// Refuses parts without number, before any is made.
+    fn check_number(&self, stage: &Range<usize>, step: &Part, lengths: Lengths) -> Result<(), Error> {
+        let shape = &self.problem.shape;
+        let pieces = |all: u32, of: u32| u64::from(all.div_ceil(of.max(1)));
+        let cut = match self.cut(self.passes[stage.start].kernel) {
+            Cut::Rows => pieces(lengths.seqlen_q, step.row_count),
+            Cut::Keys => pieces(lengths.seqlen_kv, step.key_count),
+            Cut::Groups => 1,
+        };
+        let parts = pieces(shape.batch, step.batch_count) * pieces(query_heads(shape), step.head_count);
+        let found = parts.saturating_mul(cut).saturating_mul(stage.len() as u64);
+        if found > MAX_DISPATCHES {
+            return Err(Error::TooManyDispatches { found, max: MAX_DISPATCHES });
+        }
+        Ok(())
+    }
+
     /// The scratch buffers, each with the bytes of the largest part that a dispatch covers.
     pub(super) fn measure_scratch(&self) -> Result<Vec<(Operand, u64)>, Error> {
         let shape = &self.problem.shape;
-        let lengths = Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv };
+        let lengths = Lengths::new(shape, shape.seqlen_q, shape.seqlen_kv);
         let mut scratch = Vec::new();
-        if shape.batch == 0 || shape.num_heads == 0 {
-            return Ok(scratch);
-        }
-        for stage in self.stages() {
+        for stage in self.stages().into_iter().filter(|stage| !self.writes_nothing(stage, lengths)) {
             let step = self.step(&stage, lengths)?;
+            self.check_number(&stage, &step, lengths)?;
             for operand in [Operand::S, Operand::Dp] {
                 if self.binds(&stage, operand) {
                     // An empty score matrix still needs something to bind.
@@ -160,12 +201,17 @@ impl Plan {
         if !self.binds(stage, Operand::S) {
             return 0;
         }
-        let rows = u64::from(part.batch_count) * u64::from(part.head_count) * u64::from(part.row_count);
-        rows.saturating_mul(4 * u64::from(self.s_stride_row(lengths)))
+        let heads = u64::from(part.batch_count) * u64::from(part.head_count);
+        heads.saturating_mul(part.row_count.into()).saturating_mul(4 * u64::from(self.s_stride_row(lengths)))
     }
 
     pub(super) fn s_stride_row(&self, lengths: Lengths) -> u32 {
         lengths.seqlen_kv.next_multiple_of(self.tiles.tile_kv)
+    }
+
+    /// Bindings start at multiples of so many bytes.
+    pub(super) fn binding_alignment(&self) -> u64 {
+        self.capabilities.binding_alignment.max(1)
     }
 
     /// The longest binding: a shader addresses its elements with 32 bits.
@@ -201,7 +247,7 @@ impl Plan {
             if step.batch_count > 1 {
                 step.batch_count = step.batch_count.div_ceil(2);
             } else if step.head_count > least_heads {
-                step.head_count = halved(step.head_count, least_heads, shape.num_heads);
+                step.head_count = halved(step.head_count, least_heads, query_heads(shape));
             } else if cut == Cut::Rows && step.row_count > tile_q {
                 step.row_count = halved(step.row_count, tile_q, lengths.seqlen_q);
             } else if cut == Cut::Keys && step.key_count > tile_kv {
@@ -223,7 +269,7 @@ impl Plan {
                 .required_len(counts.batch, counts.rows, counts.heads, counts.dim)
                 .and_then(|len| (len - layout.offset.min(len)).checked_add(self.span_of_splits(operand)?))
                 .and_then(|len| len.checked_mul(size))
-                .and_then(|bytes| bytes.checked_add(self.capabilities.binding_alignment))
+                .and_then(|bytes| bytes.checked_add(self.binding_alignment()))
                 .unwrap_or(u64::MAX);
             if needed > self.max_binding() {
                 let limit = "max_storage_buffer_binding_size";
@@ -307,11 +353,11 @@ impl Plan {
         let q_tiles = row_tiles(kernel, tiles, heads_per_kv(&self.problem), part);
         match kernel {
             Kernel::FlashForwardSplit | Kernel::FlashForwardCooperativeSplit | Kernel::FlashDecodeSplit => {
-                q_tiles * u64::from(self.splits_of(lengths))
+                q_tiles.saturating_mul(self.splits_of(lengths).into())
             }
             Kernel::Combine => {
                 let quads = u64::from(self.problem.shape.head_dim_v.div_ceil(4));
-                (heads * u64::from(part.row_count) * quads).div_ceil(COMBINE_INVOCATIONS.into())
+                heads.saturating_mul(part.row_count.into()).saturating_mul(quads).div_ceil(COMBINE_INVOCATIONS.into())
             }
             Kernel::FlashForward
             | Kernel::FlashForwardCooperative
@@ -324,12 +370,13 @@ impl Plan {
             Kernel::StandardScores | Kernel::StandardDp => {
                 q_tiles.saturating_mul(u64::from(self.s_stride_row(lengths) / tiles.tile_kv))
             }
-            Kernel::StandardSoftmax | Kernel::StandardDs => heads * u64::from(part.row_count),
+            Kernel::StandardSoftmax | Kernel::StandardDs => heads.saturating_mul(part.row_count.into()),
             Kernel::FlashBackwardDkdv
             | Kernel::FlashBackwardDkdvCooperative
             | Kernel::StandardDv
             | Kernel::StandardDk => {
-                heads / u64::from(heads_per_kv(&self.problem)) * u64::from(part.key_count.div_ceil(tiles.tile_kv))
+                let heads_kv = heads / u64::from(heads_per_kv(&self.problem));
+                heads_kv.saturating_mul(part.key_count.div_ceil(tiles.tile_kv).into())
             }
         }
     }

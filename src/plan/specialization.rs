@@ -1,5 +1,5 @@
-use super::{Capabilities, Kernel, Tiles};
-use crate::problem::Element;
+use super::{Capabilities, Kernel, MAX_HEAD_DIM, Tiles};
+use crate::problem::{AttentionProblem, AttentionShape, Element};
 
 /// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +120,32 @@ impl Specialization {
             self.access = Access::Quad;
         }
         self
+    }
+
+    /// Whether a kernel can be made of it, on some device. Those of plans always can.
+    pub(crate) fn is_sound(&self) -> bool {
+        let Self { kernel, tiles, head_dim, head_dim_v, .. } = *self;
+        let subgroup = if tiles.broadcast > 1 { tiles.broadcast } else { tiles.lanes };
+        let anything = Capabilities {
+            shader_f16: true,
+            subgroups: true,
+            subgroup_min_size: subgroup,
+            subgroup_max_size: subgroup,
+            matrix_side: tiles.matrix_side,
+            max_workgroup_storage: u32::MAX - 1,
+            max_invocations: 4096,
+            ..Capabilities::webgpu_defaults()
+        };
+        let element = match self.storage {
+            Storage::F32 => Element::F32,
+            Storage::F16 | Storage::F16Packed => Element::F16,
+            Storage::Bf16 => Element::Bf16,
+        };
+        let shape = AttentionShape::new(1, 1, 1, head_dim).head_dim_v(head_dim_v);
+        let has_dims = [head_dim, head_dim_v].iter().all(|dim| (1..=MAX_HEAD_DIM).contains(dim));
+        has_dims
+            && kernel.uses_matrices() == tiles.matrix_side.is_some()
+            && tiles.fit(kernel, &anything, &AttentionProblem::new(shape).element(element))
     }
 
     /// Bytes of workgroup memory that the shader declares.

@@ -4,7 +4,7 @@ use super::check;
 use super::parts::{Lengths, Part};
 use super::turns::turns_of;
 use super::{Capabilities, DeviceClass, Kernel, Operand, Plan, Specialization, Tiles, Tuning};
-use crate::problem::{AttentionProblem, MergeProblem, TensorLayout};
+use crate::problem::{AttentionProblem, AttentionShape, MergeProblem, TensorLayout};
 
 /// The most splits that the planner takes by itself.
 const MAX_SPLITS: u64 = 128;
@@ -48,7 +48,7 @@ pub(super) fn num_splits(
         return 1;
     }
     let shape = &problem.shape;
-    let lengths = Lengths { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv };
+    let lengths = Lengths::new(shape, shape.seqlen_q, shape.seqlen_kv);
     let whole = Part::whole(shape, lengths);
     let workgroups = row_tiles(kernel, tiles, heads_per_kv(problem), &whole).max(1);
     let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles) / TILES_OF_A_SPLIT;
@@ -74,11 +74,19 @@ pub(super) fn num_splits(
 pub(super) fn row_tiles(kernel: Kernel, tiles: Tiles, heads_per_kv: u32, part: &Part) -> u64 {
     let (heads, rows) = (u64::from(part.head_count), u64::from(part.row_count));
     let group = if kernel.packs_heads() { u64::from(heads_per_kv) } else { 1 };
-    u64::from(part.batch_count) * (heads / group) * (rows * group).div_ceil(tiles.tile_q.into())
+    let groups = u64::from(part.batch_count) * (heads / group);
+    groups.saturating_mul((rows * group).div_ceil(tiles.tile_q.into()))
 }
 
+/// Query heads, as parts count them. Where there are KV heads alone, each counts as one query head that has no rows: its
+/// dK and dV are 0, and are written.
+pub(super) fn query_heads(shape: &AttentionShape) -> u32 {
+    if shape.num_heads == 0 { shape.num_heads_kv } else { shape.num_heads }
+}
+
+/// Of those, how many share a KV head; at least 1.
 pub(super) fn heads_per_kv(problem: &AttentionProblem) -> u32 {
-    problem.shape.num_heads.checked_div(problem.shape.num_heads_kv).unwrap_or(1)
+    query_heads(&problem.shape).checked_div(problem.shape.num_heads_kv).unwrap_or(1)
 }
 
 /// KV tiles that one row sees at most.
@@ -120,7 +128,7 @@ impl PartialResults {
     fn in_scratch(part: &Part, head_dim_v: u32) -> Self {
         let width = head_dim_v.next_multiple_of(4);
         let (rows, heads) = (part.row_count, part.head_count);
-        let lse_stride_split = u64::from(part.batch_count) * u64::from(heads) * u64::from(rows);
+        let lse_stride_split = (u64::from(part.batch_count) * u64::from(heads)).saturating_mul(rows.into());
         Self {
             o: TensorLayout::bhsd(rows, heads, width),
             o_stride_split: lse_stride_split.saturating_mul(width.into()),

@@ -11,7 +11,7 @@ pub(super) fn cooperative_candidates(capabilities: &Capabilities, problem: &Atte
     let shape = &problem.shape;
     let widest = shape.head_dim.max(shape.head_dim_v);
     let is_f32 = problem.element == Element::F32;
-    let tiles_of_64 = u64::from(shape.batch) * u64::from(shape.num_heads) * u64::from(shape.seqlen_q).div_ceil(64);
+    let tiles_of_64 = AttentionShape { seqlen_q: shape.seqlen_q.div_ceil(64), ..*shape }.lse_len();
     match (capabilities.matrix_side, capabilities.subgroup_min_size) {
         // lavapipe (Mesa 26) computes matrices one element at a time: 200 rows at head_dim 64 take 6.7 ms, and 3.0 ms
         // without them.

@@ -1,4 +1,4 @@
-use super::{Capabilities, Kernel, RowReduce, Storage};
+use super::{Capabilities, Kernel, MAX_HEAD_DIM, RowReduce, Storage};
 use crate::problem::AttentionProblem;
 use std::fmt;
 
@@ -35,7 +35,7 @@ impl fmt::Display for Tiles {
 }
 
 /// Bytes of a quad in workgroup memory, which holds f32 whatever the storage.
-const QUAD: u32 = 16;
+const QUAD: u64 = 16;
 
 /// Quads of head dimensions that workgroup memory holds at a time in standard attention.
 const STANDARD_CHUNK_QUADS: u32 = 16;
@@ -88,37 +88,61 @@ impl Tiles {
         8 * self.lanes / (side * side)
     }
 
+    /// Whether all sides are such that some kernel could have them. Plans have no others; the numbers below saturate.
+    pub(crate) fn are_in_range(&self) -> bool {
+        let Self { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side } = *self;
+        let mut sides = [tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast].into_iter();
+        sides.all(|side| (1..=1024).contains(&side)) && matrix_side.is_none_or(|side| [8, 16].contains(&side))
+    }
+
     /// Invocations of a workgroup.
     pub const fn invocations(&self) -> u32 {
-        self.lanes * (self.tile_q / self.thread_rows) * self.key_lanes
+        match self.tile_q.checked_div(self.thread_rows) {
+            Some(groups) => self.lanes.saturating_mul(groups).saturating_mul(self.key_lanes),
+            None => 0,
+        }
     }
 
     /// Invocations of a workgroup of this kernel, which may own a tile of keys instead of one of rows.
     pub(crate) const fn invocations_of(&self, kernel: Kernel) -> u32 {
-        if kernel.owns_keys() { self.lanes * (self.tile_kv / self.thread_rows) } else { self.invocations() }
+        match self.tile_kv.checked_div(self.thread_rows) {
+            Some(groups) if kernel.owns_keys() => self.lanes.saturating_mul(groups),
+            _ => self.invocations(),
+        }
     }
 
     /// Quads of a head that one lane holds.
     pub const fn quads(&self, head_dim: u32) -> u32 {
-        head_dim.div_ceil(4).div_ceil(self.lanes).next_multiple_of(self.broadcast)
+        let lanes = if self.lanes == 0 { 1 } else { self.lanes };
+        match head_dim.div_ceil(4).div_ceil(lanes).checked_next_multiple_of(self.broadcast) {
+            Some(quads) => quads,
+            None => u32::MAX,
+        }
     }
 
     /// Standard attention: in how many chunks Q and K pass, and how many quads of head dimensions each holds.
     pub const fn k_chunks(&self, head_dim: u32) -> (u32, u32) {
-        let quads = head_dim.div_ceil(4);
-        let chunks = quads.div_ceil(STANDARD_CHUNK_QUADS);
-        (chunks, quads.div_ceil(chunks))
+        Self::chunks(head_dim.div_ceil(4), STANDARD_CHUNK_QUADS)
     }
 
     /// Standard attention: in how many chunks V passes, and how many quads of each one invocation owns.
     pub const fn v_chunks(&self, head_dim_v: u32) -> (u32, u32) {
-        let quads = self.quads(head_dim_v);
-        let at_most = STANDARD_CHUNK_QUADS / self.lanes;
-        let chunks = quads.div_ceil(if at_most == 0 { 1 } else { at_most });
-        (chunks, quads.div_ceil(chunks))
+        match STANDARD_CHUNK_QUADS.checked_div(self.lanes) {
+            None | Some(0) => Self::chunks(self.quads(head_dim_v), 1),
+            Some(at_most) => Self::chunks(self.quads(head_dim_v), at_most),
+        }
     }
 
-    /// Bytes of workgroup memory. A test compares this with the shader.
+    /// Into how many chunks so many quads go, and how many are in each.
+    const fn chunks(quads: u32, at_most: u32) -> (u32, u32) {
+        match quads.div_ceil(at_most) {
+            0 => (0, 0),
+            chunks => (chunks, quads.div_ceil(chunks)),
+        }
+    }
+
+    /// Bytes of workgroup memory; 2³² − 1 if there are more, or for tiles that no kernel has. A test compares this with the
+    /// shader.
     pub fn workgroup_bytes(
         &self,
         kernel: Kernel,
@@ -127,62 +151,70 @@ impl Tiles {
         row_reduce: RowReduce,
         has_dropout: bool,
     ) -> u32 {
+        if !self.are_in_range() || head_dim.max(head_dim_v) > MAX_HEAD_DIM {
+            return u32::MAX;
+        }
+        // Sides in range may still be too much together for 32 bits.
+        let [tile_q, tile_kv, thread_rows, lanes] =
+            [self.tile_q, self.tile_kv, self.thread_rows, self.lanes].map(u64::from);
+        let [k_quads, v_quads] = [head_dim, head_dim_v].map(|dim| lanes * u64::from(self.quads(dim)));
+        let invocations = u64::from(self.invocations_of(kernel));
         let dim = kernel.product_dim(head_dim, head_dim_v);
-        let k_chunk = self.k_chunks(dim).1 | 1;
-        let v_chunk = (self.v_chunks(dim).1 * self.lanes) | 1;
+        let k_chunk = u64::from(self.k_chunks(dim).1 | 1);
+        let v_chunk = (u64::from(self.v_chunks(dim).1) * lanes) | 1;
+        let (walked, stats) = if kernel.owns_keys() { (tile_q, 8 * tile_q) } else { (tile_kv, 0) };
         let partials = match row_reduce {
-            RowReduce::Workgroup => QUAD * self.thread_rows * self.key_quads() * self.invocations_of(kernel),
+            RowReduce::Workgroup => QUAD * thread_rows * u64::from(self.key_quads()) * invocations,
             RowReduce::Alone | RowReduce::Subgroup => 0,
         };
-        match kernel {
+        let bytes = match kernel {
             Kernel::FlashBackwardPreprocess => partials / 2,
             Kernel::FlashBackwardDkdv | Kernel::FlashBackwardDq => {
-                let (walked, stats) =
-                    if kernel.owns_keys() { (self.tile_q, 8 * self.tile_q) } else { (self.tile_kv, 0) };
-                let quads = self.lanes * (self.quads(head_dim) + self.quads(head_dim_v));
-                let keep = if has_dropout { self.tile_q * self.tile_kv } else { 0 };
+                let keep = if has_dropout { tile_q * tile_kv } else { 0 };
                 // Two floats of each row are summed, where the forward sums four.
-                QUAD * walked * quads + stats + keep + partials / 2
+                QUAD * walked * (k_quads + v_quads) + stats + keep + partials / 2
             }
-            Kernel::FlashForward | Kernel::FlashForwardSplit => {
-                let tiles = QUAD * self.tile_kv * self.lanes * (self.quads(head_dim) + self.quads(head_dim_v));
-                tiles + partials
-            }
+            Kernel::FlashForward | Kernel::FlashForwardSplit => QUAD * tile_kv * (k_quads + v_quads) + partials,
             Kernel::FlashDecode | Kernel::FlashDecodeSplit => {
-                self.key_lanes * (8 + QUAD * self.lanes * self.quads(head_dim_v)) + partials
+                u64::from(self.key_lanes) * (8 + QUAD * v_quads) + partials
             }
             Kernel::Combine => 0,
-            Kernel::FlashBackwardDkdvCooperative | Kernel::FlashBackwardDqCooperative => {
-                let side = self.matrix_side.unwrap_or(1);
-                let row = |dim: u32| dim.div_ceil(side) * side / 4 + 2;
-                let (walked, stats) =
-                    if kernel.owns_keys() { (self.tile_q, 8 * self.tile_q) } else { (self.tile_kv, 0) };
-                let rows = self.invocations_of(kernel) / self.lanes * side;
-                // A mark for each row of the walked tile; the tiles, P and dS are f16, S and dP f32.
-                let halves =
-                    storage.matrix_parts() * (walked * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2));
-                let units = if storage.has_row_units() { 8 * (walked + 4) } else { 0 };
-                let s_stride = if kernel.owns_keys() { side / 4 + 1 } else { side / 4 + 2 };
-                QUAD / 2 * halves + QUAD * rows * s_stride + stats + 4 * walked + units
+            Kernel::FlashForwardCooperative
+            | Kernel::FlashForwardCooperativeSplit
+            | Kernel::FlashBackwardDkdvCooperative
+            | Kernel::FlashBackwardDqCooperative => {
+                self.bytes_on_matrices(kernel, (head_dim.into(), head_dim_v.into()), storage)
             }
-            Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit => {
-                let side = self.matrix_side.unwrap_or(1);
-                let chunk = self.chunk_fragments(side) * side;
-                let row = |dim: u32| dim.next_multiple_of(chunk) / 4 + 2;
-                let scratch = self.tile_q / self.thread_rows * side * (chunk / 4 + 2);
-                // K, V and P are f16, S is f32; one quad says whether a maximum has grown.
-                let halves = storage.matrix_parts() * (self.tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch);
-                let units = if storage.has_row_units() { 8 * (self.tile_kv + 4) } else { 0 };
-                QUAD / 2 * halves + QUAD * (scratch + 1) + units
-            }
-            Kernel::StandardScores | Kernel::StandardDp => QUAD * (self.tile_q + self.tile_kv) * k_chunk,
-            Kernel::StandardSoftmax => 8 * SOFTMAX_INVOCATIONS,
+            Kernel::StandardScores | Kernel::StandardDp => QUAD * (tile_q + tile_kv) * k_chunk,
+            Kernel::StandardSoftmax => 8 * u64::from(SOFTMAX_INVOCATIONS),
             Kernel::StandardDs => 0,
-            Kernel::StandardOutput | Kernel::StandardDq => {
-                QUAD * (self.tile_q * (self.lanes | 1) + self.tile_kv * v_chunk)
-            }
-            Kernel::StandardDv | Kernel::StandardDk => QUAD * self.tile_q * (((self.tile_kv / 4) | 1) + v_chunk),
+            Kernel::StandardOutput | Kernel::StandardDq => QUAD * (tile_q * (lanes | 1) + tile_kv * v_chunk),
+            Kernel::StandardDv | Kernel::StandardDk => QUAD * tile_q * (((tile_kv / 4) | 1) + v_chunk),
+        };
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+
+    fn bytes_on_matrices(&self, kernel: Kernel, (head_dim, head_dim_v): (u64, u64), storage: Storage) -> u64 {
+        let [tile_q, tile_kv, thread_rows, lanes] =
+            [self.tile_q, self.tile_kv, self.thread_rows, self.lanes].map(u64::from);
+        let (parts, side) = (u64::from(storage.matrix_parts()), u64::from(self.matrix_side.unwrap_or(1)));
+        let units = |rows: u64| if storage.has_row_units() { 8 * (rows + 4) } else { 0 };
+        if matches!(kernel, Kernel::FlashForwardCooperative | Kernel::FlashForwardCooperativeSplit) {
+            // A subgroup too small for a single fragment has no chunk; `fit` refuses it.
+            let chunk = (u64::from(self.chunk_fragments(side as u32)) * side).max(1);
+            let row = |dim: u64| dim.next_multiple_of(chunk) / 4 + 2;
+            let scratch = tile_q / thread_rows * side * (chunk / 4 + 2);
+            // K, V and P are f16, S is f32; one quad says whether a maximum has grown.
+            let halves = parts * (tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch);
+            return QUAD / 2 * halves + QUAD * (scratch + 1) + units(tile_kv);
         }
+        let row = |dim: u64| dim.div_ceil(side) * side / 4 + 2;
+        let rows = u64::from(self.invocations_of(kernel)) / lanes * side;
+        let (walked, stats, s_stride) =
+            if kernel.owns_keys() { (tile_q, 8 * tile_q, side / 4 + 1) } else { (tile_kv, 0, side / 4 + 2) };
+        // A mark for each row of the walked tile; the tiles, P and dS are f16, S and dP f32.
+        let halves = parts * (walked * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2));
+        QUAD / 2 * halves + QUAD * rows * s_stride + stats + 4 * walked + units(walked)
     }
 
     /// How the lanes of a row reduce on this device.
@@ -200,19 +232,18 @@ impl Tiles {
     pub(super) fn fit(&self, kernel: Kernel, capabilities: &Capabilities, problem: &AttentionProblem) -> bool {
         let Self { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side } = *self;
         // Sides beyond these fit no device, and would overflow the sums below.
-        let in_range =
-            [tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast].iter().all(|side| (1..=1024).contains(side));
+        if !self.are_in_range() {
+            return false;
+        }
         let row_reduce = self.row_reduce(capabilities);
         let head_dims = (problem.shape.head_dim, problem.shape.head_dim_v);
         let widest = head_dims.0.max(head_dims.1);
         let storage = Storage::of(problem.element, capabilities);
         let matrices_fit = matrix_side.is_none_or(|side| {
-            in_range
-                && capabilities.matrix_side == Some(side)
+            capabilities.matrix_side == Some(side)
                 && capabilities.shader_f16
                 && capabilities.subgroups
                 && [capabilities.subgroup_min_size, capabilities.subgroup_max_size] == [lanes; 2]
-                && [8, 16].contains(&side)
                 && thread_rows.is_multiple_of(side)
         });
         let sides_fit = match kernel {
@@ -256,8 +287,7 @@ impl Tiles {
             | Kernel::StandardDq => tile_q.is_multiple_of(thread_rows) && tile_kv == 4 * lanes,
             _ => tile_q.is_multiple_of(thread_rows),
         };
-        in_range
-            && matrices_fit
+        matrices_fit
             && sides_fit
             && tile_kv.is_multiple_of(4)
             // The row reductions pair lanes off.

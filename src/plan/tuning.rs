@@ -1,6 +1,6 @@
 //! Tiles measured on one device, and what is worth measuring.
 
-use super::{Capabilities, Kernel, Tiles, tile_table};
+use super::{Capabilities, Direction, Kernel, Tiles, check, tile_table};
 use crate::problem::{Algorithm, AttentionProblem, Element};
 
 /// What a problem asks of a device. Problems of one workload are best served by the same tiles.
@@ -121,8 +121,12 @@ const WORTH_MEASURING_ON_MATRICES: [Tiles; 7] = [
     Tiles::cooperative(64, 32, 16, 32, 8),
 ];
 
-/// The tiles worth measuring for a problem of flash attention on a device, the table's choice first.
+/// The tiles worth measuring for a problem of flash attention on a device, the table's choice first; none for a problem
+/// that is refused.
 pub(super) fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
+    if check::check(problem, Direction::Forward).is_err() {
+        return Vec::new();
+    }
     let shape = &problem.shape;
     let fits = |kernel: Kernel, tiles: &Tiles| tiles.fit(kernel, capabilities, problem);
     let mut candidates: Vec<Tiles> = Vec::new();

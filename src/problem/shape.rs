@@ -53,8 +53,8 @@ impl AttentionShape {
         self
     }
 
-    /// Entries of LSE.
+    /// Entries of LSE; 2⁶⁴ − 1 if there are more.
     pub fn lse_len(&self) -> u64 {
-        u64::from(self.batch) * u64::from(self.num_heads) * u64::from(self.seqlen_q)
+        (u64::from(self.batch) * u64::from(self.num_heads)).saturating_mul(self.seqlen_q.into())
     }
 }

@@ -254,7 +254,8 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
     let usual = |usual: u64| prop_oneof![4 => Just(usual), 1 => stride()];
     let usual32 = |usual: u32| prop_oneof![4 => Just(usual), 1 => count()];
     let limits = (usual32(16_384), usual32(256), usual32(65_535), usual(128 << 20), usual(256 << 20), usual(256));
-    (classes, abilities, limits).prop_map(|(device_class, abilities, limits)| {
+    let shader_limits = (usual32(8), prop::option::of(prop_oneof![3 => Just(65_535), 1 => count()]));
+    (classes, abilities, limits, shader_limits).prop_map(|(device_class, abilities, limits, shader_limits)| {
         let ([shader_f16, subgroups], subgroup, matrix_side) = abilities;
         let (storage, invocations, workgroups, max_binding, max_buffer, binding_alignment) = limits;
         Capabilities {
@@ -267,6 +268,8 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
             max_workgroup_storage: storage,
             max_invocations: invocations,
             max_workgroups_per_dimension: workgroups,
+            max_storage_buffers: shader_limits.0,
+            max_loop_turns: shader_limits.1,
             max_binding,
             max_buffer,
             binding_alignment,

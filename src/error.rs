@@ -35,6 +35,18 @@ pub enum Error {
         limit: &'static str,
     },
 
+    /// The limits of the device, or the bound on work, cut the operation into more dispatches than one call can hold.
+    #[error(
+        "the operation takes {found} dispatches, at most {max} are made; allow more work in each \
+         (AttentionProblem::bounded_work), ask for a device with higher limits, or split the problem"
+    )]
+    TooManyDispatches {
+        /// Dispatches that the operation takes, as far as 64 bits can say.
+        found: u64,
+        /// The most that are made.
+        max: u64,
+    },
+
     /// A buffer (or the given slice of it) is shorter than its tensor.
     #[error("the buffer for {operand} is too small: the tensor needs {needed} bytes, {found} were given")]
     BufferTooSmall {
@@ -53,6 +65,14 @@ pub enum Error {
         operand: Operand,
         /// The missing flag.
         needed: &'static str,
+    },
+
+    /// A buffer without memory: `destroy` was called on it, or the device had none when it was created. wgpu tells this
+    /// on Vulkan, Metal and DX12; a browser tells it when the commands are submitted.
+    #[error("the buffer for {operand} has no memory: it was destroyed, or its creation failed")]
+    BufferDestroyed {
+        /// The tensor, or the scratch memory of an operation that was destroyed.
+        operand: Operand,
     },
 
     /// A buffer offset that the kernel cannot address.
@@ -130,7 +150,8 @@ pub enum Error {
         message: String,
     },
 
-    /// wgpu refused something that this library should have refused first; please report it.
+    /// wgpu refused what only wgpu can tell, such as a buffer of another device. (Anything else this library should have
+    /// refused first; please report it.)
     #[error("wgpu refused the operation: {0}")]
     Gpu(String),
 

@@ -12,6 +12,7 @@ mod info;
 mod random;
 mod resident;
 mod run;
+mod target;
 mod tensors;
 mod text;
 mod timing;

@@ -9,7 +9,8 @@ use crate::device::Gpu;
 use crate::elements;
 use crate::failure::Result;
 use crate::resident::{self, Resident, ResidentGradients};
-use crate::tensors::{self, File, Inputs, Outputs, Target};
+use crate::target::Target;
+use crate::tensors::{self, File, Inputs, Outputs};
 use crate::timing::{self, Effort};
 use crate::{device, text};
 

@@ -1,10 +1,8 @@
 //! Attention inputs and outputs as safetensors files.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use tempfile::NamedTempFile;
 use wgpu_flash_attention::{AttentionLayout, AttentionShape, Element};
 
 use crate::arguments::Layout;
@@ -194,58 +192,6 @@ fn shortened(names: &[&str]) -> String {
         list.push(format!("{} more", names.len() - SHOWN));
     }
     if list.is_empty() { "none".to_owned() } else { list.join(", ") }
-}
-
-/// A place for an output file, tried out before the work starts.
-pub struct Target<'a> {
-    path: &'a Path,
-    folder: &'a Path,
-}
-
-impl<'a> Target<'a> {
-    /// Fails where a file of this name could not be put.
-    pub fn new(path: &'a Path) -> Result<Self> {
-        let folder = match path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        let target = Self { path, folder };
-        if path.file_name().is_none() || std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
-            return Err(target.failure("it is not a regular file"));
-        }
-        if path.exists() {
-            // A rename would replace a read-only file as well.
-            std::fs::OpenOptions::new().append(true).open(path).map_err(|error| target.failure(error))?;
-        }
-        target.temporary()?;
-        Ok(target)
-    }
-
-    fn failure(&self, reason: impl std::fmt::Display) -> Failure {
-        Failure::new(format_args!("cannot write {}: {reason}", self.path.display()))
-    }
-
-    /// A file in the same folder, so that it can be renamed; gone when dropped.
-    fn temporary(&self) -> Result<NamedTempFile> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".flash-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let existing = std::fs::metadata(self.path).map(|metadata| metadata.permissions());
-            builder.permissions(existing.unwrap_or_else(|_| std::fs::Permissions::from_mode(0o666)));
-        }
-        // The temporary file's own random name is of no use in the message.
-        builder.tempfile_in(self.folder).map_err(|error| self.failure(error.kind()))
-    }
-
-    /// Puts the whole file in place at once.
-    pub fn write(self, bytes: &[u8]) -> Result<()> {
-        let mut file = self.temporary()?;
-        file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|error| self.failure(error))?;
-        file.persist(self.path).map_err(|error| self.failure(error.error))?;
-        Ok(())
-    }
 }
 
 /// What a run computes, as bytes.

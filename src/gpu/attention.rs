@@ -14,6 +14,7 @@ use std::sync::Arc;
 pub struct FlashAttention {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
+    pub(super) backend: wgpu::Backend,
     pub(super) capabilities: Arc<Capabilities>,
     /// The side of the device's matrices, which `capabilities` holds unless they are switched off.
     matrix_side: Option<u32>,
@@ -31,6 +32,7 @@ impl FlashAttention {
         Self {
             device: device.clone(),
             queue: queue.clone(),
+            backend: adapter.get_info().backend,
             matrix_side: capabilities.matrix_side,
             capabilities: Arc::new(capabilities),
             pipelines: Arc::default(),

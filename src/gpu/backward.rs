@@ -90,8 +90,7 @@ impl PreparedBackward {
     /// Records the operation. Nothing is submitted and nothing waits.
     ///
     /// # Errors
-    /// [`Error::BufferTooSmall`], [`Error::BufferUsage`], [`Error::BufferAlignment`] or [`Error::BufferAliased`] for
-    /// buffers that don't fit; [`Error::OutOfMemory`] if the uniforms cannot be allocated.
+    /// Those of [`PreparedForward::encode`](super::PreparedForward::encode).
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, buffers: &BackwardBuffers) -> Result<(), Error> {
         self.encode_call(encoder, buffers, &Call::default())
     }

@@ -98,8 +98,11 @@ struct Kept {
     uses: u64,
 }
 
+/// The hash of a new bind group's bindings, and the group if they came before.
+pub(super) type Made = (u64, Option<Group>);
+
 #[derive(Debug)]
-struct Group {
+pub(super) struct Group {
     bindings: Vec<(Operand, wgpu::Buffer, u64, Option<NonZeroU64>)>,
     group: wgpu::BindGroup,
     last_use: u64,
@@ -109,12 +112,14 @@ struct Group {
 pub(super) const BIND_GROUPS: usize = 128;
 
 impl BindGroups {
-    /// The bind group of the pass with this index and layout.
+    /// The bind group of the pass with this index and layout. One that has to be made is told in `made`, for
+    /// [`BindGroups::note`].
     pub(super) fn get(
         &self,
         device: &wgpu::Device,
         (index, layout): (usize, &wgpu::BindGroupLayout),
         bindings: &[Binding],
+        made: &mut Vec<Made>,
     ) -> wgpu::BindGroup {
         let hash = self.hasher.hash_one((index, bindings));
         let mut kept = lock(&self.kept);
@@ -126,34 +131,53 @@ impl BindGroups {
             found.last_use = now;
             return found.group.clone();
         }
+        let came_before = kept.seen.contains(&hash);
+        drop(kept);
         let entries: Vec<_> = bindings.iter().map(Binding::entry).collect();
         let descriptor = wgpu::BindGroupDescriptor { label: Some("attention"), layout, entries: &entries };
         let group = device.create_bind_group(&descriptor);
-        match kept.seen.iter().position(|&seen| seen == hash) {
-            None => {
-                if kept.seen.len() == BIND_GROUPS {
-                    kept.seen.pop_front();
+        let bindings = || bindings.iter().map(|b| (b.operand, b.buffer.clone(), b.offset, b.size)).collect();
+        let to_keep = came_before.then(|| Group { bindings: bindings(), group: group.clone(), last_use: now });
+        made.push((hash, to_keep));
+        group
+    }
+
+    /// Remembers bind groups that wgpu had nothing against. A broken one must not be found again.
+    pub(super) fn note(&self, made: Vec<Made>) {
+        let mut kept = lock(&self.kept);
+        for (hash, to_keep) in made {
+            let position = kept.seen.iter().position(|&seen| seen == hash);
+            match (position, to_keep) {
+                (None, None) => {
+                    if kept.seen.len() == BIND_GROUPS {
+                        kept.seen.pop_front();
+                    }
+                    kept.seen.push_back(hash);
                 }
-                kept.seen.push_back(hash);
-            }
-            Some(position) => {
-                kept.seen.remove(position);
-                if kept.groups.len() >= BIND_GROUPS
-                    && let Some(&oldest) =
-                        kept.groups.iter().min_by_key(|(_, group)| group.last_use).map(|(hash, _)| hash)
-                {
-                    kept.groups.remove(&oldest);
+                (Some(position), Some(group)) => {
+                    kept.seen.remove(position);
+                    kept.keep(hash, group);
                 }
-                let bindings = bindings.iter().map(|b| (b.operand, b.buffer.clone(), b.offset, b.size)).collect();
-                kept.groups.insert(hash, Group { bindings, group: group.clone(), last_use: now });
+                // Twice in one call, or by two threads at once.
+                _ => {}
             }
         }
-        group
     }
 
     /// Lets go of all buffers.
     pub(super) fn clear(&self) {
         *lock(&self.kept) = Kept::default();
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, hash: u64, group: Group) {
+        if self.groups.len() >= BIND_GROUPS
+            && let Some(&oldest) = self.groups.iter().min_by_key(|(_, group)| group.last_use).map(|(hash, _)| hash)
+        {
+            self.groups.remove(&oldest);
+        }
+        self.groups.insert(hash, group);
     }
 }
 

@@ -76,7 +76,9 @@ impl PreparedForward {
     ///
     /// # Errors
     /// [`Error::BufferTooSmall`], [`Error::BufferUsage`], [`Error::BufferAlignment`] or [`Error::BufferAliased`] for
-    /// buffers that don't fit; [`Error::OutOfMemory`] if the uniforms cannot be allocated.
+    /// buffers that don't fit; [`Error::BufferDestroyed`] for those without memory; [`Error::OutOfMemory`] if the uniforms
+    /// cannot be allocated; [`Error::Gpu`] for buffers of another device. A refused call leaves the encoder as it was.
+    /// That the encoder itself is of another device wgpu does not tell before it is finished.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, buffers: &ForwardBuffers) -> Result<(), Error> {
         self.encode_call(encoder, buffers, &Call::default())
     }
@@ -127,8 +129,8 @@ impl PreparedForward {
         self.operation.release_buffers();
     }
 
-    /// Frees the scratch memory at once; recording the operation afterwards is an error of wgpu's. Dropping the last
-    /// clone does as much, except in a browser, which frees what its garbage collector finds.
+    /// Frees the scratch memory at once; recording an operation that has any is [`Error::BufferDestroyed`] afterwards.
+    /// Dropping the last clone does as much, except in a browser, which frees what its garbage collector finds.
     pub fn destroy(&self) {
         self.operation.destroy();
     }

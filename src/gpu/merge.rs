@@ -60,8 +60,7 @@ impl PreparedMerge {
     /// Records the merge. Nothing is submitted and nothing waits.
     ///
     /// # Errors
-    /// [`Error::BufferTooSmall`], [`Error::BufferUsage`], [`Error::BufferAlignment`] or [`Error::BufferAliased`] for
-    /// buffers that don't fit; [`Error::OutOfMemory`] if the uniforms cannot be allocated.
+    /// Those of [`PreparedForward::encode`](super::PreparedForward::encode).
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, buffers: &MergeBuffers) -> Result<(), Error> {
         self.encode_rows(encoder, buffers, None)
     }

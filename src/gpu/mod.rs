@@ -6,6 +6,7 @@ mod bindings;
 mod device;
 mod forward;
 mod host;
+mod memory;
 mod merge;
 mod operation;
 mod pipeline;

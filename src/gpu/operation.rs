@@ -1,7 +1,8 @@
 //! What all prepared operations do: check the caller's buffers, bind them, and record dispatches.
 
 use super::attention::FlashAttention;
-use super::bindings::{BindGroups, Binding};
+use super::bindings::{BindGroups, Binding, Made};
+use super::memory;
 use super::pipeline::Pipeline;
 use super::scope::ErrorScope;
 use crate::error::Error;
@@ -68,6 +69,9 @@ impl Operation {
             if found < needed {
                 return Err(Error::BufferTooSmall { operand, needed, found });
             }
+            if !memory::is_there(self.attention.backend, slice.buffer()) {
+                return Err(Error::BufferDestroyed { operand });
+            }
             let found = slice.offset();
             if found % BUFFER_ALIGNMENT != 0 {
                 return Err(Error::BufferAlignment { operand, needed: BUFFER_ALIGNMENT, found });
@@ -99,7 +103,8 @@ impl Operation {
         self.record(encoder, tensors, dispatches)
     }
 
-    /// Records dispatches as one compute pass.
+    /// Records dispatches as one compute pass. What can fail is made before the pass begins: a refused call leaves the
+    /// encoder as it was.
     pub(super) fn record(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -109,24 +114,41 @@ impl Operation {
         if dispatches.is_empty() {
             return Ok(());
         }
+        let bound = self.bind_all(tensors, dispatches)?;
+        // An encoder that the caller has left a pass open in raises an error here; it is broken already.
         let scope = ErrorScope::open(&self.attention.device, "encoding");
         let mut pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
-        for dispatch in dispatches {
-            let pipeline = &self.pipelines[dispatch.pass];
-            let (group, offset) = self.bind(tensors, dispatch, &pipeline.layout);
-            pass.set_pipeline(&pipeline.pipeline);
-            pass.set_bind_group(0, &group, &[offset]);
+        for (dispatch, (group, offset)) in dispatches.iter().zip(&bound) {
+            pass.set_pipeline(&self.pipelines[dispatch.pass].pipeline);
+            pass.set_bind_group(0, group, &[*offset]);
             pass.dispatch_workgroups(dispatch.grid[0], dispatch.grid[1], 1);
         }
         drop(pass);
-        let result = scope.close_now();
-        if result.is_err() {
-            // What was made may be broken, and must not be used again.
-            self.attention.uniforms.clear();
-            self.bind_groups.clear();
+        scope.close_now()
+    }
+
+    /// The bind group of each dispatch, and where its uniform begins.
+    fn bind_all(&self, tensors: &[Tensor], dispatches: &[Dispatch]) -> Result<Vec<(wgpu::BindGroup, u32)>, Error> {
+        for (operand, buffer) in &self.scratch {
+            if !memory::is_there(self.attention.backend, buffer) {
+                return Err(Error::BufferDestroyed { operand: *operand });
+            }
         }
-        result
+        let scope = ErrorScope::open(&self.attention.device, "encoding");
+        let mut made = Vec::new();
+        let bound = dispatches.iter().map(|dispatch| self.bind(tensors, dispatch, &mut made)).collect();
+        match scope.close_now() {
+            Ok(()) if memory::can_be_seen(self.attention.backend) => self.bind_groups.note(made),
+            // Nothing would tell that the buffers of an old bind group were destroyed.
+            Ok(()) => {}
+            Err(error) => {
+                // A uniform may not have been written, and must not be used again.
+                self.attention.uniforms.clear();
+                return Err(error);
+            }
+        }
+        Ok(bound)
     }
 
     /// Lets go of the caller's buffers that bind groups hold.
@@ -140,15 +162,15 @@ impl Operation {
         self.scratch.iter().for_each(|(_, buffer)| buffer.destroy());
     }
 
-    /// The bind group of a dispatch, and where its uniform begins.
-    fn bind(&self, tensors: &[Tensor], dispatch: &Dispatch, layout: &wgpu::BindGroupLayout) -> (wgpu::BindGroup, u32) {
+    fn bind(&self, tensors: &[Tensor], dispatch: &Dispatch, made: &mut Vec<Made>) -> (wgpu::BindGroup, u32) {
+        let layout = &self.pipelines[dispatch.pass].layout;
         let FlashAttention { device, queue, uniforms, .. } = &self.attention;
         let (uniform, offset) = uniforms.place(device, queue, &dispatch.params);
         let size = NonZeroU64::new(size_of::<Params>() as u64);
         let mut bindings = Vec::with_capacity(1 + dispatch.windows.len());
         bindings.push(Binding { operand: Operand::Params, buffer: &uniform, offset: 0, size });
         bindings.extend(dispatch.windows.iter().map(|window| self.binding(tensors, window)));
-        (self.bind_groups.get(device, (dispatch.pass, layout), &bindings), offset)
+        (self.bind_groups.get(device, (dispatch.pass, layout), &bindings, made), offset)
     }
 
     fn binding<'a>(&'a self, tensors: &[Tensor<'a>], window: &Window) -> Binding<'a> {

@@ -28,7 +28,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::InvalidProblem`] if it contradicts itself, [`Error::TooLarge`] if a tensor passes a limit of the device
-    /// and no split helps, [`Error::Unsupported`] if no kernel fits the device.
+    /// and no split helps, [`Error::TooManyDispatches`] if it would be cut into too many parts, [`Error::Unsupported`] if
+    /// no kernel fits the device.
     pub fn new(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
         Self::build(problem, capabilities, Direction::Forward, Choices::default())
     }
@@ -42,7 +43,8 @@ impl Plan {
         Self::build(problem, capabilities, Direction::Forward, choices)
     }
 
-    /// The tiles worth measuring for a flash problem on a device, the planner's own choice first.
+    /// The tiles worth measuring for a flash problem on a device, the planner's own choice first; none for a problem that
+    /// is refused.
     pub fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
         tuning::candidates(problem, capabilities)
     }
@@ -138,7 +140,7 @@ impl Plan {
         check(problem, &tensors)?;
         for tensor in &tensors {
             let (operand, allowed) = (tensor.operand, capabilities.max_buffer);
-            let needed = tensor.bytes().unwrap_or(u64::MAX);
+            let needed = tensor.bytes().ok_or(InvalidProblem::LayoutOverflows(operand))?;
             if needed > allowed {
                 return Err(Error::TooLarge { operand, needed, allowed, limit: "max_buffer_size" });
             }

@@ -4,7 +4,7 @@ use super::params::Params;
 use super::part::{Lengths, Part};
 use super::passes::Plan;
 use super::tensor::{Follows, Tensor};
-use crate::error::Error;
+use crate::error::{Error, InvalidProblem};
 use crate::operand::Operand;
 use std::f64::consts::LOG2_E;
 
@@ -58,23 +58,23 @@ impl Plan {
     /// The dispatches of one call, in order; none where there is nothing to write.
     ///
     /// # Errors
-    /// [`Error::LengthExceedsPrepared`].
+    /// [`Error::LengthExceedsPrepared`]; [`Error::InvalidProblem`] if a tensor ends past 2⁶⁴ bytes.
     pub fn dispatches(&self, call: &Call, origins: &Origins) -> Result<Vec<Dispatch>, Error> {
         let shape = &self.problem.shape;
-        let lengths = Lengths {
-            seqlen_q: call.seqlen_q.unwrap_or(shape.seqlen_q),
-            seqlen_kv: call.seqlen_kv.unwrap_or(shape.seqlen_kv),
-        };
+        let seqlen_q = call.seqlen_q.unwrap_or(shape.seqlen_q);
+        let seqlen_kv = call.seqlen_kv.unwrap_or(shape.seqlen_kv);
         for (name, found, prepared) in
-            [("seqlen_q", lengths.seqlen_q, shape.seqlen_q), ("seqlen_kv", lengths.seqlen_kv, shape.seqlen_kv)]
+            [("seqlen_q", seqlen_q, shape.seqlen_q), ("seqlen_kv", seqlen_kv, shape.seqlen_kv)]
         {
             if found > prepared {
                 return Err(Error::LengthExceedsPrepared { name, found, prepared });
             }
         }
-        if shape.batch == 0 || shape.num_heads == 0 {
-            return Ok(Vec::new());
+        for operand in self.operands() {
+            let end = origins[operand as usize].unwrap_or(0).checked_add(self.required_bytes(operand));
+            end.ok_or(InvalidProblem::LayoutOverflows(operand))?;
         }
+        let lengths = Lengths::new(shape, seqlen_q, seqlen_kv);
         let mut dispatches = Vec::new();
         for stage in &self.stages {
             for part in self.parts(stage, lengths)? {
@@ -135,7 +135,7 @@ impl Plan {
         // Scratch buffers start at 0.
         let start = origins[operand as usize].unwrap_or(0) + tensor.first_in(part) * size;
         let end = start + (len - tensor.layout.offset) * size;
-        let offset = start / self.capabilities.binding_alignment * self.capabilities.binding_alignment;
+        let offset = start / self.binding_alignment() * self.binding_alignment();
         let window = Window { operand, offset, size: (end - offset).next_multiple_of(4) };
         (window, ((start - offset) / size) as u32)
     }

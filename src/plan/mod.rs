@@ -19,6 +19,7 @@ mod traffic;
 mod tuning;
 mod turns;
 mod visible;
+mod visits;
 
 pub use crate::operand::{Operand, Usage};
 pub use capabilities::{Capabilities, DeviceClass};

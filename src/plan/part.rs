@@ -45,7 +45,7 @@ impl Part {
             batch_first: 0,
             batch_count: shape.batch,
             head_first: 0,
-            head_count: shape.num_heads,
+            head_count: shape.query_heads(),
             row_first: 0,
             row_count: lengths.seqlen_q,
             key_first: 0,
@@ -64,6 +64,11 @@ pub(super) struct Lengths {
 impl Lengths {
     /// Those that the problem was prepared for.
     pub fn of(shape: &AttentionShape) -> Self {
-        Self { seqlen_q: shape.seqlen_q, seqlen_kv: shape.seqlen_kv }
+        Self::new(shape, shape.seqlen_q, shape.seqlen_kv)
+    }
+
+    /// Without query heads there are no rows either.
+    pub fn new(shape: &AttentionShape, seqlen_q: u32, seqlen_kv: u32) -> Self {
+        Self { seqlen_q: if shape.num_heads == 0 { 0 } else { seqlen_q }, seqlen_kv }
     }
 }

@@ -10,6 +10,10 @@ use super::visible::window;
 use crate::error::Error;
 use crate::operand::Operand;
 
+/// The most dispatches that one operation may make. A call holds them all in memory, about 600 bytes each; bounds on work
+/// as [`AttentionProblem::bounded_work`](crate::AttentionProblem::bounded_work) advises reach it after minutes of work.
+const MAX_DISPATCHES: u64 = 1 << 18;
+
 fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a.max(1) } else { common_divisor(b, a % b) }
 }
@@ -17,8 +21,12 @@ fn common_divisor(a: u32, b: u32) -> u32 {
 impl Plan {
     /// The parts of the problem that the dispatches of a stage cover, one after another.
     pub(super) fn parts(&self, stage: &Stage, lengths: Lengths) -> Result<Vec<Part>, Error> {
+        if self.writes_nothing(stage, lengths) {
+            return Ok(Vec::new());
+        }
         let shape = &self.problem.shape;
         let step = self.step(stage, lengths)?;
+        self.check_number(stage, &step, lengths)?;
         let cut = stage.cut;
         let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
         // Rows that see nothing are written too, and so are keys that no row sees.
@@ -26,14 +34,14 @@ impl Plan {
         let keys = || if cut == Cut::Keys { firsts(lengths.seqlen_kv, step.key_count) } else { firsts(1, 1) };
         let mut parts = Vec::new();
         for batch_first in firsts(shape.batch, step.batch_count) {
-            for head_first in firsts(shape.num_heads, step.head_count) {
+            for head_first in firsts(shape.query_heads(), step.head_count) {
                 for row_first in rows() {
                     for key_first in keys() {
                         parts.push(Part {
                             batch_first,
                             batch_count: step.batch_count.min(shape.batch - batch_first),
                             head_first,
-                            head_count: step.head_count.min(shape.num_heads - head_first),
+                            head_count: step.head_count.min(shape.query_heads() - head_first),
                             row_first,
                             row_count: step.row_count.min(lengths.seqlen_q - row_first),
                             key_first,
@@ -46,16 +54,41 @@ impl Plan {
         Ok(parts)
     }
 
+    /// Whether a stage has no row, or no key, to write something for.
+    fn writes_nothing(&self, stage: &Stage, lengths: Lengths) -> bool {
+        let (rows, keys) = (lengths.seqlen_q, lengths.seqlen_kv);
+        let written = match stage.cut {
+            Cut::Rows => rows,
+            Cut::Keys => keys,
+            Cut::Groups => rows.max(keys),
+        };
+        written == 0 || self.problem.shape.batch == 0 || self.problem.shape.query_heads() == 0
+    }
+
+    /// Refuses parts without number, before any is made.
+    fn check_number(&self, stage: &Stage, step: &Part, lengths: Lengths) -> Result<(), Error> {
+        let shape = &self.problem.shape;
+        let pieces = |all: u32, of: u32| u64::from(all.div_ceil(of.max(1)));
+        let cut = match stage.cut {
+            Cut::Rows => pieces(lengths.seqlen_q, step.row_count),
+            Cut::Keys => pieces(lengths.seqlen_kv, step.key_count),
+            Cut::Groups => 1,
+        };
+        let parts = pieces(shape.batch, step.batch_count) * pieces(shape.query_heads(), step.head_count);
+        let found = parts.saturating_mul(cut).saturating_mul(stage.passes.len() as u64);
+        if found > MAX_DISPATCHES {
+            return Err(Error::TooManyDispatches { found, max: MAX_DISPATCHES });
+        }
+        Ok(())
+    }
+
     /// The scratch buffers, each with the bytes of the largest part that a dispatch covers.
     pub(super) fn measure_scratch(&self) -> Result<Vec<(Operand, u64)>, Error> {
-        let shape = &self.problem.shape;
-        let lengths = Lengths::of(shape);
+        let lengths = Lengths::of(&self.problem.shape);
         let mut scratch = Vec::new();
-        if shape.batch == 0 || shape.num_heads == 0 {
-            return Ok(scratch);
-        }
-        for stage in &self.stages {
+        for stage in self.stages.iter().filter(|stage| !self.writes_nothing(stage, lengths)) {
             let step = self.step(stage, lengths)?;
+            self.check_number(stage, &step, lengths)?;
             for tensor in self.scratch_tensors(&step, lengths) {
                 let is_new = scratch.iter().all(|(other, _)| *other != tensor.operand);
                 if is_new && self.binds(stage, tensor.operand) {
@@ -94,6 +127,11 @@ impl Plan {
         lengths.seqlen_kv.next_multiple_of(self.tiles.tile_kv)
     }
 
+    /// Bindings start at multiples of so many bytes.
+    pub(super) fn binding_alignment(&self) -> u64 {
+        self.capabilities.binding_alignment.max(1)
+    }
+
     /// The longest binding: a shader addresses its elements with 32 bits.
     pub(super) fn max_binding(&self) -> u64 {
         self.capabilities.max_binding.min(u64::from(u32::MAX) - 3)
@@ -128,7 +166,7 @@ impl Plan {
             if step.batch_count > 1 {
                 step.batch_count = step.batch_count.div_ceil(2);
             } else if step.head_count > least_heads {
-                step.head_count = halved(step.head_count, least_heads, shape.num_heads);
+                step.head_count = halved(step.head_count, least_heads, shape.query_heads());
             } else if cut == Cut::Rows && step.row_count > tile_q {
                 step.row_count = halved(step.row_count, tile_q, lengths.seqlen_q);
             } else if cut == Cut::Keys && step.key_count > tile_kv {
@@ -152,7 +190,7 @@ impl Plan {
                 // Bindings start at aligned offsets, up to one alignment before the tensor's first element.
                 _ => {
                     let span = tensor.span_at_most(part);
-                    (span.and_then(|span| span.checked_add(self.capabilities.binding_alignment)), self.max_binding())
+                    (span.and_then(|span| span.checked_add(self.binding_alignment())), self.max_binding())
                 }
             };
             let needed = needed.unwrap_or(u64::MAX);
@@ -228,16 +266,18 @@ impl Plan {
         let tiles = self.passes[index].specialization.tiles;
         let heads_per_kv = self.problem.shape.heads_per_kv();
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
-        let rows = heads * u64::from(part.row_count);
+        let rows = heads.saturating_mul(part.row_count.into());
         let row_tiles = kernel.row_tiles(tiles, heads_per_kv, part);
         match kernel.grid {
             Grid::RowTiles => row_tiles,
-            Grid::RowTilesOfSplits => row_tiles * u64::from(self.splits_of(lengths)),
+            Grid::RowTilesOfSplits => row_tiles.saturating_mul(self.splits_of(lengths).into()),
             Grid::ScoreTiles => row_tiles.saturating_mul((self.s_stride_row(lengths) / tiles.tile_kv).into()),
-            Grid::KeyTiles => heads / u64::from(heads_per_kv) * u64::from(part.key_count.div_ceil(tiles.tile_kv)),
+            Grid::KeyTiles => {
+                (heads / u64::from(heads_per_kv)).saturating_mul(part.key_count.div_ceil(tiles.tile_kv).into())
+            }
             Grid::Rows => rows,
             Grid::Quads => {
-                let quads = rows * u64::from(self.problem.shape.head_dim_v.div_ceil(4));
+                let quads = rows.saturating_mul(self.problem.shape.head_dim_v.div_ceil(4).into());
                 quads.div_ceil(self.passes[index].specialization.invocations().into())
             }
         }

@@ -128,12 +128,12 @@ impl Plan {
 
     /// Bytes of all scratch buffers.
     pub fn scratch_bytes(&self) -> u64 {
-        self.scratch.iter().map(|(_, bytes)| bytes).sum()
+        self.scratch.iter().fold(0, |sum: u64, (_, bytes)| sum.saturating_add(*bytes))
     }
 
     /// Bytes of device memory beyond Q, K, V, O and the gradients: LSE and scratch.
     pub fn extra_bytes(&self) -> u64 {
-        self.scratch_bytes() + 4 * self.problem.shape.lse_len()
+        self.scratch_bytes().saturating_add(self.problem.shape.lse_len().saturating_mul(4))
     }
 
     /// The caller's tensors.

@@ -224,6 +224,6 @@ fn in_scratch(operand: Operand, part: &Part, dim: u32, num_splits: u32) -> Tenso
         element_size: 4,
         follows: Follows::Scratch,
         num_splits,
-        stride_split: (u64::from(batch) * u64::from(heads) * u64::from(rows)).saturating_mul(dim.into()),
+        stride_split: (u64::from(batch) * u64::from(heads)).saturating_mul(rows.into()).saturating_mul(dim.into()),
     }
 }

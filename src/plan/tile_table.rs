@@ -61,7 +61,7 @@ pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &Attenti
 
 /// The same for f32, in two parts of f16; ms on an NVIDIA H100, 2×16×4096.
 fn f32_forward_on_matrices(shape: &AttentionShape) -> &'static [Tiles] {
-    let tiles_of_64 = u64::from(shape.batch) * u64::from(shape.num_heads) * u64::from(shape.seqlen_q).div_ceil(64);
+    let tiles_of_64 = AttentionShape { seqlen_q: shape.seqlen_q.div_ceil(64), ..*shape }.lse_len();
     // So few rows that tiles of 64 leave most of a large GPU idle are left to split keys: head_dim 64, 4 heads of 512 rows,
     // 0.033, on matrices 0.052; one of 2048 0.066 (0.131); 16 of 512 0.062 (0.052). head_dim 128, 8 heads of 512 rows, 0.074
     // (0.085).

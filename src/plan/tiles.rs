@@ -33,7 +33,7 @@ impl fmt::Display for Tiles {
 }
 
 /// Bytes of a quad in workgroup memory, which holds f32 whatever the storage.
-pub(super) const QUAD: u32 = 16;
+pub(super) const QUAD: u64 = 16;
 
 /// What a workgroup owns a tile of. Tiles of the other pass by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,18 @@ impl Tiles {
         Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, broadcast: 1, matrix_side: Some(side) }
     }
 
+    /// Whether all sides are such that some kernel could have them. Plans have no others; the numbers below saturate.
+    pub(crate) fn are_in_range(&self) -> bool {
+        let Self { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side } = *self;
+        let mut sides = [tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast].into_iter();
+        sides.all(|side| (1..=1024).contains(&side)) && matrix_side.is_none_or(|side| [8, 16].contains(&side))
+    }
+
+    /// Quads of a row that all its lanes hold together.
+    pub(super) fn row_quads(&self, head_dim: u32) -> u64 {
+        u64::from(self.lanes) * u64::from(self.quads(head_dim))
+    }
+
     /// Invocations of a workgroup.
     pub const fn invocations(&self) -> u32 {
         self.invocations_of(Owns::Rows)
@@ -103,11 +115,18 @@ impl Tiles {
 
     /// Invocations of a workgroup that owns rows, or keys.
     pub(crate) const fn invocations_of(&self, owns: Owns) -> u32 {
-        self.lanes * (self.owned(owns) / self.thread_rows) * self.key_lanes
+        match self.owned(owns).checked_div(self.thread_rows) {
+            Some(groups) => self.lanes.saturating_mul(groups).saturating_mul(self.key_lanes),
+            None => 0,
+        }
     }
 
     /// Quads of a head that one lane holds.
     pub const fn quads(&self, head_dim: u32) -> u32 {
-        head_dim.div_ceil(4).div_ceil(self.lanes).next_multiple_of(self.broadcast)
+        let lanes = if self.lanes == 0 { 1 } else { self.lanes };
+        match head_dim.div_ceil(4).div_ceil(lanes).checked_next_multiple_of(self.broadcast) {
+            Some(quads) => quads,
+            None => u32::MAX,
+        }
     }
 }

@@ -2,16 +2,16 @@
 
 use super::kernels::Traffic;
 use super::passes::{Pass, Plan};
-use super::tiles::Tiles;
+use super::visits::visits;
 
 impl Plan {
     /// Bytes that the kernels read from and write to device memory, counted from the tiles: what one workgroup loads
-    /// and stores, with no reuse between workgroups. Caches make the true number smaller.
+    /// and stores, with no reuse between workgroups. Caches make the true number smaller. 2⁶⁴ − 1 if there are more.
     pub fn traffic_bytes(&self) -> u64 {
-        let heads = u64::from(self.problem.shape.batch) * u64::from(self.problem.shape.num_heads);
-        let of_one_head: u64 =
+        let heads = u128::from(self.problem.shape.batch) * u128::from(self.problem.shape.num_heads);
+        let of_one_head: u128 =
             self.passes.iter().map(|pass| (pass.kernel.spec().traffic)(&self.traffic_of(pass))).sum();
-        of_one_head * heads
+        u64::try_from(of_one_head.saturating_mul(heads)).unwrap_or(u64::MAX)
     }
 
     /// What a pass may move for one head.
@@ -19,13 +19,14 @@ impl Plan {
         let shape = &self.problem.shape;
         let tiles = pass.specialization.tiles;
         let [rows, keys, head_dim, head_dim_v] =
-            [shape.seqlen_q, shape.seqlen_kv, shape.head_dim, shape.head_dim_v].map(u64::from);
-        let (tile_q, tile_kv) = (u64::from(tiles.tile_q), u64::from(tiles.tile_kv));
-        let (size, gradient_size) = (self.problem.element.size(), self.problem.gradient_element_in_force().size());
-        let visits = self.visits(tiles);
-        let splits = u64::from(self.num_splits);
+            [shape.seqlen_q, shape.seqlen_kv, shape.head_dim, shape.head_dim_v].map(u128::from);
+        let (tile_q, tile_kv) = (u128::from(tiles.tile_q), u128::from(tiles.tile_kv));
+        let size = u128::from(self.problem.element.size());
+        let gradient_size = u128::from(self.problem.gradient_element_in_force().size());
+        let visits = visits(&self.problem, tiles);
+        let splits = u128::from(self.num_splits);
         // Decoding: the rows of a tile, and the heads that share its K and V.
-        let group = u64::from(shape.heads_per_kv()).max(1);
+        let group = u128::from(shape.heads_per_kv());
         Traffic {
             splits,
             q: rows * head_dim * size,
@@ -45,21 +46,5 @@ impl Plan {
             s: visits * tile_q * tile_kv * 4,
             parts: splits * rows * (head_dim_v.next_multiple_of(4) + 1) * 4,
         }
-    }
-
-    /// Pairs of a Q tile and a KV tile that are visited, in one head.
-    fn visits(&self, tiles: Tiles) -> u64 {
-        let seqlen_q = self.problem.shape.seqlen_q;
-        let tile_kv = u64::from(tiles.tile_kv);
-        let mut visits = 0u64;
-        let mut row = 0;
-        while row < seqlen_q {
-            let last = (row + tiles.tile_q).min(seqlen_q) - 1;
-            let end = u64::from(self.problem.visible_keys(last).end);
-            let first = u64::from(self.problem.visible_keys(row).start).min(end);
-            visits += end.div_ceil(tile_kv) - first / tile_kv;
-            row += tiles.tile_q;
-        }
-        visits
     }
 }

@@ -1,6 +1,7 @@
 //! Tiles measured on one device, and what is worth measuring.
 
 use super::capabilities::Capabilities;
+use super::check::check;
 use super::choice::fits;
 use super::direction::Direction;
 use super::kernels::Kernel;
@@ -127,9 +128,13 @@ const WORTH_MEASURING_ON_MATRICES: [Tiles; 7] = [
     Tiles::cooperative(64, 32, 16, 32, 8),
 ];
 
-/// The tiles worth measuring for a problem of flash attention on a device, the table's choice first.
+/// The tiles worth measuring for a problem of flash attention on a device, the table's choice first; none for a problem
+/// that is refused.
 pub(super) fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
     let tensors = tensors(problem, Direction::Forward);
+    if check(problem, &tensors).is_err() {
+        return Vec::new();
+    }
     let mut candidates: Vec<Tiles> = Vec::new();
     let mut add = |kernel: Kernel, worth_measuring: &[Tiles]| {
         for tiles in (kernel.spec().candidates)(capabilities, problem).iter().chain(worth_measuring) {

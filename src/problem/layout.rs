@@ -78,14 +78,15 @@ impl AttentionLayout {
 
     /// Q, K and V as views of one buffer `[batch, rows, num_heads + 2 · num_heads_kv, dim]`, the output of a fused
     /// projection: pass the same buffer three times. O is contiguous `bshd`. Needs seqlen_q = seqlen_kv and
-    /// head_dim = head_dim_v; with other shapes the views are still in bounds of a buffer that is long enough.
+    /// head_dim = head_dim_v; with other shapes the views are still in bounds of a buffer that is long enough. Numbers
+    /// past 64 bits become 2⁶⁴ − 1, which planning refuses.
     pub fn packed_qkv(shape: &AttentionShape) -> Self {
         let heads = u64::from(shape.num_heads) + 2 * u64::from(shape.num_heads_kv);
         let dim = u64::from(shape.head_dim);
         let view = |first_head: u64| TensorLayout {
-            offset: first_head * dim,
-            stride_batch: u64::from(shape.seqlen_q).saturating_mul(heads * dim),
-            stride_row: heads * dim,
+            offset: first_head.saturating_mul(dim),
+            stride_batch: u64::from(shape.seqlen_q).saturating_mul(heads.saturating_mul(dim)),
+            stride_row: heads.saturating_mul(dim),
             stride_head: dim,
         };
         Self {

@@ -53,13 +53,19 @@ impl AttentionShape {
         self
     }
 
-    /// Query heads that share a KV head.
-    pub(crate) fn heads_per_kv(&self) -> u32 {
-        self.num_heads.checked_div(self.num_heads_kv).unwrap_or(1)
+    /// Query heads, as planning counts them. Where there are KV heads alone, each counts as one query head that has no
+    /// rows: its dK and dV are 0, and are written.
+    pub(crate) fn query_heads(&self) -> u32 {
+        if self.num_heads == 0 { self.num_heads_kv } else { self.num_heads }
     }
 
-    /// Entries of LSE.
+    /// Of those, how many share a KV head; at least 1.
+    pub(crate) fn heads_per_kv(&self) -> u32 {
+        self.query_heads().checked_div(self.num_heads_kv).unwrap_or(1)
+    }
+
+    /// Entries of LSE; 2⁶⁴ − 1 if there are more.
     pub fn lse_len(&self) -> u64 {
-        u64::from(self.batch) * u64::from(self.num_heads) * u64::from(self.seqlen_q)
+        (u64::from(self.batch) * u64::from(self.num_heads)).saturating_mul(self.seqlen_q.into())
     }
 }

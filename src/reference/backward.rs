@@ -70,16 +70,17 @@ fn backward_with(
         dk: zeros(&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
         dv: zeros(&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v),
     };
-    if shape.num_heads_kv == 0 {
+    if gradients.dq.is_empty() && gradients.dk.is_empty() {
         return gradients;
     }
 
     // KV heads are independent, so they are shared out over the cores.
-    let groups = (shape.batch * shape.num_heads_kv) as usize;
+    let (heads_kv, rows) = (shape.num_heads_kv as usize, shape.seqlen_q as usize);
+    let groups = shape.batch as usize * heads_kv;
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let run = groups.div_ceil(cores).max(1);
     let of_group = |group: usize| {
-        let (batch, head_kv) = (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv);
+        let (batch, head_kv) = ((group / heads_kv) as u32, (group % heads_kv) as u32);
         of_kv_head(problem, inputs, d_lse, (batch, head_kv), round)
     };
     let of_groups = |groups: Range<usize>| -> Vec<Group> { groups.map(of_group).collect() };
@@ -94,9 +95,9 @@ fn backward_with(
 
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
     for (group, Group { dq, dk, dv }) in computed.iter().enumerate() {
-        let (batch, head_kv) = (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv);
+        let (batch, head_kv) = ((group / heads_kv) as u32, (group % heads_kv) as u32);
         for (flat, row) in dq.chunks(shape.head_dim as usize).enumerate() {
-            let (member, i) = (flat as u32 / shape.seqlen_q, flat as u32 % shape.seqlen_q);
+            let (member, i) = ((flat / rows) as u32, (flat % rows) as u32);
             let first = layout.q.index(batch, i, head_kv * heads_per_kv + member) as usize;
             gradients.dq[first..first + row.len()].copy_from_slice(row);
         }
@@ -132,7 +133,7 @@ fn of_kv_head(
     let (dim, dim_v) = (shape.head_dim as usize, shape.head_dim_v as usize);
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
     let mut group = Group {
-        dq: vec![0.0; (heads_per_kv * shape.seqlen_q) as usize * dim],
+        dq: vec![0.0; heads_per_kv as usize * shape.seqlen_q as usize * dim],
         dk: vec![0.0; shape.seqlen_kv as usize * dim],
         dv: vec![0.0; shape.seqlen_kv as usize * dim_v],
     };
@@ -146,8 +147,8 @@ fn of_kv_head(
             let keys = problem.visible_keys(row);
             let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
             let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
-            let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
-            let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[flat]);
+            let batch_and_head = batch as usize * shape.num_heads as usize + head as usize;
+            let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[batch_and_head * shape.seqlen_q as usize + row as usize]);
 
             // Of each visible key: P, the factor that dropout puts on it, and the gradient of P.
             let entries: Vec<(f64, f64, f64)> = keys
@@ -165,7 +166,7 @@ fn of_kv_head(
                 })
                 .collect();
             let delta: f64 = entries.iter().map(|(p, _, dp)| p * dp).sum();
-            let dq_first = (member * shape.seqlen_q + row) as usize * dim;
+            let dq_first = (member as usize * shape.seqlen_q as usize + row as usize) * dim;
             for (key, (p, factor, dp)) in keys.zip(entries) {
                 let ds = round(p * (dp - delta + d_lse_row));
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);

@@ -146,7 +146,9 @@ fn row_with(
 pub fn keeps(problem: &AttentionProblem, batch: u32, head: u32, row: u32, key: u32) -> bool {
     let Some(dropout) = problem.dropout else { return true };
     let philox_key = [dropout.philox_seed as u32, (dropout.philox_seed >> 32) as u32];
-    let counter = [key / 4, row, batch * problem.shape.num_heads + head, dropout.philox_offset];
+    // 32 bits wide, as in the shaders: past them the number wraps.
+    let batch_and_head = batch.wrapping_mul(problem.shape.num_heads).wrapping_add(head);
+    let counter = [key / 4, row, batch_and_head, dropout.philox_offset];
     philox4x32_10(philox_key, counter)[(key % 4) as usize] >= dropout.threshold()
 }
 

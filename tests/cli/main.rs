@@ -1,6 +1,9 @@
 //! The `flash` program from outside: what it computes, and how it refuses.
 
 mod answers;
+#[cfg(unix)]
+mod places;
 mod refusals;
 mod training;
 mod workplace;
+mod zero_counts;

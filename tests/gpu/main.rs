@@ -17,5 +17,7 @@ mod masks;
 mod matrices;
 mod poison;
 mod property;
+mod refused_calls;
 mod splits;
 mod support;
+mod zero_counts;

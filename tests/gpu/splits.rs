@@ -1,7 +1,7 @@
 //! Keys split over workgroups, decoding, and the merge of partial results.
 
 use half::f16;
-use wgpu_flash_attention::plan::{Call, DeviceClass, Kernel, Tiles};
+use wgpu_flash_attention::plan::{Call, DeviceClass, Kernel, Operand, Tiles};
 use wgpu_flash_attention::{
     Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error, ForwardBuffers, InvalidProblem,
     MergeBuffers, MergeProblem, reference,
@@ -378,7 +378,9 @@ fn merges_are_refused() {
     let refusal = |merge: &MergeProblem| pollster::block_on(attention.prepare_merge(merge)).err().unwrap();
     assert_eq!(refusal(&other), InvalidProblem::PartsElement { element: Element::F16, found: Element::Bf16 }.into());
     let huge = merge.clone().strides(u64::MAX / 2, 10);
-    assert!(matches!(refusal(&huge), Error::TooLarge { .. }), "{}", refusal(&huge));
+    assert_eq!(refusal(&huge), InvalidProblem::LayoutOverflows(Operand::OParts).into());
+    let large = merge.clone().strides(u64::MAX / 4, 10);
+    assert!(matches!(refusal(&large), Error::TooLarge { .. }), "{}", refusal(&large));
     let short = pollster::block_on(attention.merge::<f16, f16>(&merge, &[f16::ZERO; 159], &[0.0; 20])).err().unwrap();
     assert!(matches!(short, Error::SliceTooShort { needed: 160, found: 159, .. }), "{short}");
     let mismatch = pollster::block_on(attention.merge::<f32, f16>(&merge, &[], &[])).err().unwrap();

@@ -33,8 +33,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::InvalidProblem(_) => "InvalidProblem",
-            Error::Unsupported { .. } | Error::TooLarge { .. } => "Unsupported",
+            Error::Unsupported { .. } | Error::TooLarge { .. } | Error::TooManyDispatches { .. } => "Unsupported",
             Error::BufferTooSmall { .. }
+            | Error::BufferDestroyed { .. }
             | Error::BufferUsage { .. }
             | Error::BufferAlignment { .. }
             | Error::BufferAliased { .. } => "Buffer",

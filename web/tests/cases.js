@@ -178,6 +178,23 @@ async function edges() {
   assert(blind.lse[0] === -Infinity && blind.lse[1] === -Infinity && Number.isFinite(blind.lse[2]), 'their LSE is −∞');
   const noKeys = await flash.forward({ shape: { ...shape, seqlenKv: 0 }, q, k: empty, v: empty });
   assert(noKeys.o.every((value) => value === 0) && noKeys.lse.every((value) => value === -Infinity), 'no keys');
+  for (let zeros = 1; zeros < 32; zeros++) {
+    const [batch, numHeads, numHeadsKv, seqlen, seqlenKv] = [1, 4, 2, 3, 5].map((count, i) => zeros >> i & 1 ? 0 : count);
+    const shape = { batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim: 4 };
+    const [rows, keys] = [batch * numHeads * seqlen, batch * numHeadsKv * seqlenKv];
+    const [query, key] = [random(rows * 4, 1), random(keys * 4, 2)];
+    if (numHeads > 0 && numHeadsKv === 0) {
+      await assertThrows(flash.forward({ shape, q: query, k: key, v: key }), InvalidProblemError, 'num_heads_kv = 0');
+      continue;
+    }
+    const name = JSON.stringify(shape);
+    const { o, lse } = await flash.forward({ shape, q: query, k: key, v: key });
+    assertEqual([o.length, lse.length], [rows * 4, rows], name);
+    assert(o.every((value) => value === 0) && lse.every((value) => value === -Infinity), name);
+    const { dq, dk, dv } = await flash.backward({ shape, q: query, k: key, v: key, o, lse, dO: query });
+    assertEqual([dq.length, dk.length, dv.length], [rows * 4, keys * 4, keys * 4], name);
+    assert([dq, dk, dv].every((gradient) => gradient.every((value) => value === 0)), `gradients of ${name}`);
+  }
   const poisoned = Float32Array.from(q);
   poisoned[5] = NaN;
   const clean = await flash.forward({ shape: { seqlen: 4, headDim: 4 }, q, k: q, v: q });

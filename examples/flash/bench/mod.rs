@@ -20,6 +20,7 @@ use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
 use crate::resident::Resident;
 use crate::run::json;
+use crate::target::Target;
 use crate::text::{self, Table};
 use crate::timing::{self, Effort};
 use ceilings::Ceilings;
@@ -27,10 +28,7 @@ use record::Record;
 use sample::Sample;
 
 pub async fn bench(options: &BenchOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
-    if let Some(folder) = &options.out {
-        std::fs::create_dir_all(folder)
-            .map_err(|error| Failure::new(format_args!("cannot make the folder {}: {error}", folder.display())))?;
-    }
+    let targets = options.out.as_deref().map(targets).transpose()?;
     let gpu = device::open(choice).await?;
     let problems = problems(options, &gpu);
 
@@ -48,10 +46,10 @@ pub async fn bench(options: &BenchOptions, choice: device::Choice<'_>, out: &mut
         }
     }
 
-    if let Some(folder) = &options.out {
+    if let (Some(folder), Some(targets)) = (&options.out, targets) {
         let ceilings = ceilings::measure(&gpu).await?;
         let conditions = problems.first().map_or(String::new(), |problem| conditions(options, problem));
-        write_files(folder, &records, &ceilings, &format!("{} · {conditions}", gpu.describe()))?;
+        write_files(targets, &records, &ceilings, &format!("{} · {conditions}", gpu.describe()))?;
         if table.is_some() {
             writeln!(out)?;
             for sentence in roofline::sentences(&records, &ceilings) {
@@ -299,19 +297,28 @@ fn effort(options: &BenchOptions) -> Effort {
     })
 }
 
-fn write_files(folder: &Path, records: &[Record], ceilings: &Ceilings, subtitle: &str) -> Result<()> {
+/// The folder, made if need be, and the files in it.
+fn targets(folder: &Path) -> Result<[Target; 5]> {
+    std::fs::create_dir_all(folder)
+        .map_err(|error| Failure::new(format_args!("cannot make the folder {}: {error}", folder.display())))?;
+    let target = |name: &str| Target::new(&folder.join(name));
+    Ok([
+        target("bench.json")?,
+        target("bench.csv")?,
+        target("time.svg")?,
+        target("memory.svg")?,
+        target("roofline.svg")?,
+    ])
+}
+
+fn write_files(targets: [Target; 5], records: &[Record], ceilings: &Ceilings, subtitle: &str) -> Result<()> {
     let json = serde_json::to_string_pretty(records).map_err(|error| Failure::new(format_args!("no JSON: {error}")))?;
-    let files = [
-        ("bench.json", json + "\n"),
-        ("bench.csv", Record::csv(records)),
-        ("time.svg", figures::time(records, subtitle)?),
-        ("memory.svg", figures::memory(records, subtitle)?),
-        ("roofline.svg", roofline::figure(records, ceilings, subtitle)?),
+    let texts = [
+        json + "\n",
+        Record::csv(records),
+        figures::time(records, subtitle)?,
+        figures::memory(records, subtitle)?,
+        roofline::figure(records, ceilings, subtitle)?,
     ];
-    for (name, text) in files {
-        let path = folder.join(name);
-        std::fs::write(&path, text)
-            .map_err(|error| Failure::new(format_args!("cannot write {}: {error}", path.display())))?;
-    }
-    Ok(())
+    targets.into_iter().zip(texts).try_for_each(|(target, text)| target.write(text.as_bytes()))
 }

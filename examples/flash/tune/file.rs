@@ -8,6 +8,7 @@ use wgpu_flash_attention::plan::{TunedTiles, Tuning, Workload};
 
 use crate::arguments;
 use crate::failure::{Failure, Result};
+use crate::target::Target;
 
 /// Measurements on one adapter.
 #[derive(Serialize, Deserialize)]
@@ -44,12 +45,10 @@ impl TuningFile {
         Ok(file)
     }
 
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let fail = |error: &dyn std::fmt::Display| {
-            Failure::new(format_args!("cannot write the tuning file {}: {error}", path.display()))
-        };
-        let text = serde_json::to_string_pretty(self).map_err(|error| fail(&error))?;
-        std::fs::write(path, text + "\n").map_err(|error| fail(&error))
+    pub fn write(&self, target: Target) -> Result<()> {
+        let text =
+            serde_json::to_string_pretty(self).map_err(|error| Failure::new(format_args!("no JSON: {error}")))?;
+        target.write((text + "\n").as_bytes())
     }
 
     /// As the library takes it.

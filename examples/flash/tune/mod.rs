@@ -13,6 +13,7 @@ use crate::bench::sample::{self, Sample};
 use crate::device::{self, Gpu};
 use crate::failure::Result;
 use crate::resident::Resident;
+use crate::target::Target;
 use crate::text::{self, Table, numbers, words};
 use crate::timing::{self, Effort};
 pub use file::{Entry, TuningFile};
@@ -61,6 +62,7 @@ impl<'a> Bench<'a> {
 }
 
 pub async fn tune(options: &TuneOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
+    let target = options.out.as_deref().map(Target::new).transpose()?;
     let gpu = device::open(choice).await?;
     let capabilities = gpu.attention.capabilities().clone();
     let software = capabilities.device_class == DeviceClass::Cpu;
@@ -123,8 +125,8 @@ pub async fn tune(options: &TuneOptions, choice: device::Choice<'_>, out: &mut d
             "{workload} {element} head_dim {head_dim}: {tiles}, {gain:.2} times as fast as the table's tiles"
         )?;
     }
-    if let Some(path) = &options.out {
-        file.write(path)?;
+    if let (Some(path), Some(target)) = (&options.out, target) {
+        file.write(target)?;
         writeln!(out, "wrote {}; use it with --tuning", path.display())?;
     }
     Ok(!file.tiles.is_empty())

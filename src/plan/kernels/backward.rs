@@ -60,7 +60,7 @@ pub(super) const DKDV: KernelSpec = KernelSpec {
             && tiles.tile_kv.is_multiple_of(tiles.thread_rows)
             && matches!(tiles.thread_rows, 1 | 2 | 4)
     },
-    workgroup_bytes: |specialization| workgroup_bytes(specialization, Owns::Keys),
+    bytes: |specialization| bytes(specialization, Owns::Keys),
     own_counts: |specialization| counts(specialization, Owns::Keys),
     turns: |specialization, loops| {
         let rows = a_loop(specialization.tiles.tile_q.into(), 0);
@@ -92,7 +92,7 @@ pub(super) const DQ: KernelSpec = KernelSpec {
     drops: true,
     masked_loop: true,
     candidates: tile_table::dq,
-    workgroup_bytes: |specialization| workgroup_bytes(specialization, Owns::Rows),
+    bytes: |specialization| bytes(specialization, Owns::Rows),
     own_counts: |specialization| counts(specialization, Owns::Rows),
     turns: |specialization, loops| {
         let keys = a_loop(specialization.tiles.tile_kv.into(), 0);
@@ -102,17 +102,18 @@ pub(super) const DQ: KernelSpec = KernelSpec {
     ..KernelSpec::NONE
 };
 
-fn workgroup_bytes(specialization: &Specialization, owns: Owns) -> u32 {
+fn bytes(specialization: &Specialization, owns: Owns) -> u64 {
     let Specialization { tiles, head_dim, head_dim_v, has_dropout, .. } = *specialization;
-    let quads = tiles.lanes * (tiles.quads(head_dim) + tiles.quads(head_dim_v));
-    let keep = if has_dropout { tiles.tile_q * tiles.tile_kv } else { 0 };
-    QUAD * tiles.passing(owns) * quads + passing_stats(specialization, owns) + keep + partials(specialization, owns, 2)
+    let quads = tiles.row_quads(head_dim) + tiles.row_quads(head_dim_v);
+    let keep = if has_dropout { u64::from(tiles.tile_q) * u64::from(tiles.tile_kv) } else { 0 };
+    let passing = QUAD * u64::from(tiles.passing(owns)) * quads;
+    passing + passing_stats(specialization, owns) + keep + partials(specialization, owns, 2)
 }
 
 /// Bytes of the two f32 of each row that passes by; of rows that a workgroup owns they are in registers.
-pub(super) fn passing_stats(specialization: &Specialization, owns: Owns) -> u32 {
+pub(super) fn passing_stats(specialization: &Specialization, owns: Owns) -> u64 {
     match owns {
-        Owns::Keys => 8 * specialization.tiles.tile_q,
+        Owns::Keys => 8 * u64::from(specialization.tiles.tile_q),
         Owns::Rows => 0,
     }
 }
@@ -135,11 +136,11 @@ fn counts(specialization: &Specialization, owns: Owns) -> Counts {
     counts
 }
 
-pub(super) fn dkdv_traffic(bytes: &Traffic) -> u64 {
+pub(super) fn dkdv_traffic(bytes: &Traffic) -> u128 {
     let own = bytes.own_k + bytes.own_v + bytes.dk + bytes.dv;
     bytes.passing_q + bytes.passing_o + bytes.passing_stats + own
 }
 
-pub(super) fn dq_traffic(bytes: &Traffic) -> u64 {
+pub(super) fn dq_traffic(bytes: &Traffic) -> u128 {
     bytes.q + bytes.o + 2 * bytes.lse + bytes.k + bytes.v + bytes.dq
 }

@@ -31,7 +31,7 @@ pub(super) const DKDV: KernelSpec = KernelSpec {
     names: &[("WALKED_K", "q"), ("WALKED_V", "d_o"), ("OWNED_K", "k"), ("OWNED_V", "v")],
     candidates: tile_table::dkdv_on_matrices,
     sides_fit: |specialization, _| sides_fit(specialization, Owns::Keys),
-    workgroup_bytes: |specialization| workgroup_bytes(specialization, Owns::Keys),
+    bytes: |specialization| bytes(specialization, Owns::Keys),
     own_counts: |specialization| counts(specialization, Owns::Keys),
     turns: |specialization, loops| turns_on_matrices(specialization, Owns::Keys, loops),
     traffic: dkdv_traffic,
@@ -62,7 +62,7 @@ pub(super) const DQ: KernelSpec = KernelSpec {
     names: &[("WALKED_K", "k"), ("WALKED_V", "v"), ("OWNED_K", "q"), ("OWNED_V", "d_o")],
     candidates: tile_table::dq_on_matrices,
     sides_fit: |specialization, _| sides_fit(specialization, Owns::Rows),
-    workgroup_bytes: |specialization| workgroup_bytes(specialization, Owns::Rows),
+    bytes: |specialization| bytes(specialization, Owns::Rows),
     own_counts: |specialization| counts(specialization, Owns::Rows),
     turns: |specialization, loops| turns_on_matrices(specialization, Owns::Rows, loops),
     traffic: dq_traffic,
@@ -78,14 +78,15 @@ fn sides_fit(specialization: &Specialization, owns: Owns) -> bool {
         && tiles.passing(owns).is_multiple_of(side)
 }
 
-fn workgroup_bytes(specialization: &Specialization, owns: Owns) -> u32 {
+fn bytes(specialization: &Specialization, owns: Owns) -> u64 {
     let Specialization { tiles, head_dim, head_dim_v, storage, .. } = *specialization;
-    let side = tiles.matrix_side.unwrap_or(1);
-    let row = |dim: u32| dim.div_ceil(side) * side / 4 + 2;
-    let passing = tiles.passing(owns);
-    let rows = tiles.invocations_of(owns) / tiles.lanes * side;
+    let side = u64::from(tiles.matrix_side.unwrap_or(1));
+    let row = |dim: u32| u64::from(dim).div_ceil(side) * side / 4 + 2;
+    let passing = u64::from(tiles.passing(owns));
+    let rows = u64::from(tiles.invocations_of(owns) / tiles.lanes) * side;
     // A mark for each row of the passing tile; the tiles, P and dS are f16, S and dP f32.
-    let halves = storage.matrix_parts() * (passing * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2));
+    let halves = passing * (row(head_dim) + row(head_dim_v)) + rows * (side / 4 + 2);
+    let halves = u64::from(storage.matrix_parts()) * halves;
     let units = if storage.has_row_units() { 8 * (passing + 4) } else { 0 };
     let s_stride = side / 4 + if owns == Owns::Keys { 1 } else { 2 };
     QUAD / 2 * halves + QUAD * rows * s_stride + passing_stats(specialization, owns) + 4 * passing + units

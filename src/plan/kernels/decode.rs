@@ -36,10 +36,10 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
         let tiles = specialization.tiles;
         tiles.thread_rows == tiles.tile_q && tiles.key_lanes > 1 && tiles.tile_kv.is_multiple_of(4 * tiles.key_lanes)
     },
-    workgroup_bytes: |specialization| {
+    bytes: |specialization| {
         let tiles = specialization.tiles;
-        let o = QUAD * tiles.lanes * tiles.quads(specialization.head_dim_v);
-        tiles.key_lanes * (8 + o) + partials(specialization, Owns::Rows, 4)
+        let o = QUAD * tiles.row_quads(specialization.head_dim_v);
+        u64::from(tiles.key_lanes) * (8 + o) + partials(specialization, Owns::Rows, 4)
     },
     own_counts: forward::counts,
     turns: |specialization, loops| {

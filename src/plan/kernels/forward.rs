@@ -34,10 +34,10 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     masked_loop: true,
     candidates: tile_table::forward,
     sides_fit,
-    workgroup_bytes: |specialization| {
+    bytes: |specialization| {
         let Specialization { tiles, head_dim, head_dim_v, .. } = *specialization;
-        let quads = tiles.lanes * (tiles.quads(head_dim) + tiles.quads(head_dim_v));
-        QUAD * tiles.tile_kv * quads + partials(specialization, Owns::Rows, 4)
+        let quads = tiles.row_quads(head_dim) + tiles.row_quads(head_dim_v);
+        QUAD * u64::from(tiles.tile_kv) * quads + partials(specialization, Owns::Rows, 4)
     },
     own_counts: counts,
     turns: |specialization, loops| {

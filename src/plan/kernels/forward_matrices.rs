@@ -32,7 +32,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     drops: true,
     candidates: tile_table::forward_on_matrices,
     sides_fit: |specialization, _| sides_fit(specialization),
-    workgroup_bytes,
+    bytes,
     own_counts: counts,
     turns: |specialization, loops| turns_on_matrices(specialization, Owns::Rows, loops),
     traffic: |bytes| bytes.q + bytes.k + bytes.v + bytes.o + bytes.lse,
@@ -72,14 +72,16 @@ fn sides_fit(specialization: &Specialization) -> bool {
         && (!specialization.storage.has_row_units() || widest <= 4 * tiles.lanes)
 }
 
-fn workgroup_bytes(specialization: &Specialization) -> u32 {
+fn bytes(specialization: &Specialization) -> u64 {
     let Specialization { tiles, head_dim, head_dim_v, storage, .. } = *specialization;
-    let chunk = chunk_fragments(tiles) * side(tiles);
-    let row = |dim: u32| dim.next_multiple_of(chunk) / 4 + 2;
-    let scratch = tiles.tile_q / tiles.thread_rows * side(tiles) * (chunk / 4 + 2);
+    let [tile_q, tile_kv, thread_rows] = [tiles.tile_q, tiles.tile_kv, tiles.thread_rows].map(u64::from);
+    // A subgroup too small for a single fragment has no chunk; `sides_fit` refuses it.
+    let chunk = u64::from(chunk_fragments(tiles) * side(tiles)).max(1);
+    let row = |dim: u32| u64::from(dim).next_multiple_of(chunk) / 4 + 2;
+    let scratch = tile_q / thread_rows * u64::from(side(tiles)) * (chunk / 4 + 2);
     // K, V and P are f16, S is f32; one quad says whether a maximum has grown.
-    let halves = storage.matrix_parts() * (tiles.tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch);
-    let units = if storage.has_row_units() { 8 * (tiles.tile_kv + 4) } else { 0 };
+    let halves = u64::from(storage.matrix_parts()) * (tile_kv * (row(head_dim) + row(head_dim_v)) + 4 + scratch);
+    let units = if storage.has_row_units() { 8 * (tile_kv + 4) } else { 0 };
     QUAD / 2 * halves + QUAD * (scratch + 1) + units
 }
 

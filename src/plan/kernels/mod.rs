@@ -21,6 +21,8 @@ pub(crate) use spec::{Grid, KernelSpec, Traffic};
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
 pub(super) use turns::{Loops, PHILOX};
 
+use super::capabilities::Capabilities;
+use super::check::MAX_HEAD_DIM;
 use super::tiles::Tiles;
 use crate::operand::{Operand, Usage};
 
@@ -99,9 +101,27 @@ impl Specialization {
         self
     }
 
+    /// Whether a kernel can be made of it, on some device. Those of plans always can.
+    pub(crate) fn is_sound(&self) -> bool {
+        let Self { tiles, head_dim, head_dim_v, .. } = *self;
+        let subgroup = if tiles.broadcast > 1 { tiles.broadcast } else { tiles.lanes };
+        let anything = Capabilities {
+            shader_f16: true,
+            subgroups: true,
+            subgroup_min_size: subgroup,
+            subgroup_max_size: subgroup,
+            matrix_side: tiles.matrix_side,
+            max_workgroup_storage: u32::MAX - 1,
+            max_invocations: 4096,
+            ..Capabilities::webgpu_defaults()
+        };
+        let has_dims = [head_dim, head_dim_v].iter().all(|dim| (1..=MAX_HEAD_DIM).contains(dim));
+        has_dims && self.kernel.spec().fits(self, &anything)
+    }
+
     /// Bytes of workgroup memory that the shader declares.
     pub fn workgroup_bytes(&self) -> u32 {
-        (self.kernel.spec().workgroup_bytes)(self)
+        self.kernel.spec().workgroup_bytes(self)
     }
 
     /// The workgroup size.

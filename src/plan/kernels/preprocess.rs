@@ -21,7 +21,7 @@ pub(super) const PREPROCESS: KernelSpec = KernelSpec {
     operands: &[(Params, Uniform), (O, Read), (DO, Read), (DLse, Read), (Delta, Write)],
     row_sums: Some(2),
     candidates: tile_table::preprocess,
-    workgroup_bytes: |specialization| partials(specialization, Owns::Rows, 2),
+    bytes: |specialization| partials(specialization, Owns::Rows, 2),
     turns: |specialization, _| a_loop(specialization.head_dim_v.div_ceil(4 * specialization.tiles.lanes).into(), 0),
     traffic: |bytes| 2 * bytes.o + bytes.lse,
     ..KernelSpec::NONE

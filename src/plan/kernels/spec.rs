@@ -6,6 +6,7 @@ use super::text::{File, Piece};
 use super::turns::Loops;
 use crate::operand::{Operand, Usage};
 use crate::plan::capabilities::Capabilities;
+use crate::plan::check::MAX_HEAD_DIM;
 use crate::plan::part::Part;
 use crate::plan::tiles::{Owns, Tiles};
 use crate::problem::AttentionProblem;
@@ -48,14 +49,14 @@ pub(crate) struct KernelSpec {
     pub candidates: fn(&Capabilities, &AttentionProblem) -> &'static [Tiles],
     /// Whether tiles with these sides are tiles of this kernel.
     pub sides_fit: fn(&Specialization, &Capabilities) -> bool,
-    /// Bytes of workgroup memory that its text declares. A test compares the two.
-    pub workgroup_bytes: fn(&Specialization) -> u32,
+    /// Bytes of workgroup memory that its text declares, for tiles in range. A test compares the two.
+    pub bytes: fn(&Specialization) -> u64,
     /// Its constants, besides those of all kernels.
     pub own_counts: fn(&Specialization) -> Counts,
     /// Turns of all loops that an invocation takes at most.
     pub turns: fn(&Specialization, &Loops) -> u64,
     /// Bytes that it reads and writes in device memory for one head.
-    pub traffic: fn(&Traffic) -> u64,
+    pub traffic: fn(&Traffic) -> u128,
 }
 
 /// What the workgroups of a kernel go over.
@@ -78,30 +79,30 @@ pub(crate) enum Grid {
 /// Bytes of what a pass moves for one head, each as often as it is moved.
 pub(crate) struct Traffic {
     /// Splits of the keys.
-    pub splits: u64,
+    pub splits: u128,
     /// Q, O and the f32 of each row, once.
-    pub q: u64,
-    pub o: u64,
-    pub lse: u64,
+    pub q: u128,
+    pub o: u128,
+    pub lse: u128,
     /// Gradients, once.
-    pub dq: u64,
-    pub dk: u64,
-    pub dv: u64,
+    pub dq: u128,
+    pub dk: u128,
+    pub dv: u128,
     /// K and V of the keys, once.
-    pub own_k: u64,
-    pub own_v: u64,
+    pub own_k: u128,
+    pub own_v: u128,
     /// K and V of each tile that a tile of rows visits, and Q, O and two f32 of each row that a tile of keys visits.
-    pub k: u64,
-    pub v: u64,
-    pub passing_q: u64,
-    pub passing_o: u64,
-    pub passing_stats: u64,
+    pub k: u128,
+    pub v: u128,
+    pub passing_q: u128,
+    pub passing_o: u128,
+    pub passing_stats: u128,
     /// K and V, once for the heads that share them.
-    pub shared: u64,
+    pub shared: u128,
     /// The scores of the tiles that are visited.
-    pub s: u64,
+    pub s: u128,
     /// The partial results of all splits.
-    pub parts: u64,
+    pub parts: u128,
 }
 
 impl KernelSpec {
@@ -124,7 +125,7 @@ impl KernelSpec {
         names: &[],
         candidates: |_, _| &[],
         sides_fit: |specialization, _| has_rows_alone(specialization.tiles),
-        workgroup_bytes: |_| 0,
+        bytes: |_| 0,
         own_counts: |_| NO_FETCHES.to_vec(),
         turns: |_, _| 0,
         traffic: |_| 0,
@@ -154,23 +155,33 @@ impl KernelSpec {
     pub(in crate::plan) fn row_tiles(&self, tiles: Tiles, heads_per_kv: u32, part: &Part) -> u64 {
         let (heads, rows) = (u64::from(part.head_count), u64::from(part.row_count));
         let group = if self.packs_heads { u64::from(heads_per_kv) } else { 1 };
-        u64::from(part.batch_count) * (heads / group) * (rows * group).div_ceil(tiles.tile_q.into())
+        let groups = u64::from(part.batch_count) * (heads / group);
+        groups.saturating_mul((rows * group).div_ceil(tiles.tile_q.into()))
+    }
+
+    /// Bytes of workgroup memory; 2³² − 1 if there are more, or for tiles that no kernel has.
+    pub fn workgroup_bytes(&self, specialization: &Specialization) -> u32 {
+        let Specialization { tiles, head_dim, head_dim_v, .. } = *specialization;
+        if !tiles.are_in_range() || head_dim.max(head_dim_v) > MAX_HEAD_DIM {
+            return u32::MAX;
+        }
+        u32::try_from((self.bytes)(specialization)).unwrap_or(u32::MAX)
     }
 
     /// Whether the tiles of a specialization are tiles at all, and this kernel made of them fits the device.
     pub fn fits(&self, specialization: &Specialization, capabilities: &Capabilities) -> bool {
-        let Tiles { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side } = specialization.tiles;
+        let tiles = specialization.tiles;
         // Sides beyond these fit no device, and would overflow the sums below.
-        [tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast].iter().all(|side| (1..=1024).contains(side))
-            && self.on_matrices == matrix_side.is_some()
-            && matrix_side.is_none_or(|side| has_matrices(&specialization.tiles, side, capabilities))
+        tiles.are_in_range()
+            && self.on_matrices == tiles.matrix_side.is_some()
+            && tiles.matrix_side.is_none_or(|side| has_matrices(&tiles, side, capabilities))
             && (self.sides_fit)(specialization, capabilities)
-            && tile_kv.is_multiple_of(4)
+            && tiles.tile_kv.is_multiple_of(4)
             // The row reductions pair lanes off.
-            && lanes.is_power_of_two()
-            && specialization.tiles.invocations_of(self.owns) <= capabilities.max_invocations
+            && tiles.lanes.is_power_of_two()
+            && tiles.invocations_of(self.owns) <= capabilities.max_invocations
             && self.invocations.is_none_or(|invocations| invocations <= capabilities.max_invocations)
-            && (self.workgroup_bytes)(specialization) <= capabilities.max_workgroup_storage
+            && self.workgroup_bytes(specialization) <= capabilities.max_workgroup_storage
     }
 }
 
@@ -180,7 +191,6 @@ fn has_matrices(tiles: &Tiles, side: u32, capabilities: &Capabilities) -> bool {
         && capabilities.shader_f16
         && capabilities.subgroups
         && [capabilities.subgroup_min_size, capabilities.subgroup_max_size] == [tiles.lanes; 2]
-        && [8, 16].contains(&side)
         && tiles.thread_rows.is_multiple_of(side)
 }
 
@@ -205,10 +215,13 @@ pub(super) const NO_FETCHES: [(&str, u32); 2] = [("K_FETCHES", 0), ("V_FETCHES",
 
 /// Bytes of workgroup memory that row reductions need where they do not go through subgroups: `sums` f32 for each row
 /// and quad of keys of each invocation.
-pub(super) fn partials(specialization: &Specialization, owns: Owns, sums: u32) -> u32 {
+pub(super) fn partials(specialization: &Specialization, owns: Owns, sums: u64) -> u64 {
     let tiles = specialization.tiles;
     match specialization.row_reduce {
-        RowReduce::Workgroup => 4 * sums * tiles.thread_rows * tiles.key_quads() * tiles.invocations_of(owns),
+        RowReduce::Workgroup => {
+            let of_an_invocation = u64::from(tiles.thread_rows) * u64::from(tiles.key_quads());
+            4 * sums * of_an_invocation * u64::from(tiles.invocations_of(owns))
+        }
         RowReduce::Alone | RowReduce::Subgroup => 0,
     }
 }

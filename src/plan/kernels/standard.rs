@@ -43,7 +43,7 @@ pub(super) const SCORES: KernelSpec = KernelSpec {
     file: wgsl!("standard_scores.wgsl"),
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (Operand::S, Write)],
     names: &[("ROWS", "q"), ("KEY_TENSOR", "k")],
-    workgroup_bytes: |specialization| product_bytes(specialization.tiles, specialization.head_dim),
+    bytes: |specialization| product_bytes(specialization.tiles, specialization.head_dim),
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim),
     turns: |specialization, _| product_turns(specialization.tiles, specialization.head_dim),
     traffic: |bytes| bytes.passing_q + bytes.k + bytes.s,
@@ -55,7 +55,7 @@ pub(super) const DP: KernelSpec = KernelSpec {
     file: wgsl!("standard_dp.wgsl"),
     operands: &[(Params, Uniform), (V, Read), (DO, Read), (Dp, Write)],
     names: &[("ROWS", "d_o"), ("KEY_TENSOR", "v")],
-    workgroup_bytes: |specialization| product_bytes(specialization.tiles, specialization.head_dim_v),
+    bytes: |specialization| product_bytes(specialization.tiles, specialization.head_dim_v),
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim_v),
     turns: |specialization, _| product_turns(specialization.tiles, specialization.head_dim_v),
     traffic: |bytes| bytes.passing_o + bytes.v + bytes.s,
@@ -70,7 +70,7 @@ pub(super) const SOFTMAX: KernelSpec = KernelSpec {
     grid: Grid::Rows,
     invocations: Some(SOFTMAX_INVOCATIONS),
     drops: true,
-    workgroup_bytes: |_| 8 * SOFTMAX_INVOCATIONS,
+    bytes: |_| 8 * SOFTMAX_INVOCATIONS as u64,
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim),
     turns: |specialization, loops| {
         let quads = quads_of_a_row(specialization.tiles, loops);
@@ -111,7 +111,7 @@ pub(super) const OUTPUT: KernelSpec = KernelSpec {
     ],
     operands: &[(Params, Uniform), (V, Read), (O, Write), (Lse, Read), (Operand::S, Read)],
     names: &[("MATRIX", "s"), ("KEY_TENSOR", "v"), ("SUM", "o")],
-    workgroup_bytes: |specialization| sum_bytes(specialization.tiles, specialization.head_dim_v),
+    bytes: |specialization| sum_bytes(specialization.tiles, specialization.head_dim_v),
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim_v),
     turns: |specialization, loops| sum_turns(specialization.tiles, specialization.head_dim_v, loops),
     traffic: |bytes| bytes.s + bytes.v + bytes.o,
@@ -131,7 +131,7 @@ pub(super) const DQ: KernelSpec = KernelSpec {
     ],
     operands: &[(Params, Uniform), (K, Read), (Lse, Read), (Dq, Write), (Dp, Read)],
     names: &[("MATRIX", "dp"), ("KEY_TENSOR", "k"), ("SUM", "dq")],
-    workgroup_bytes: |specialization| sum_bytes(specialization.tiles, specialization.head_dim),
+    bytes: |specialization| sum_bytes(specialization.tiles, specialization.head_dim),
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim),
     turns: |specialization, loops| sum_turns(specialization.tiles, specialization.head_dim, loops),
     traffic: |bytes| bytes.s + bytes.k + bytes.dq,
@@ -160,7 +160,7 @@ pub(super) const DV: KernelSpec = KernelSpec {
     file: wgsl!("standard_dv.wgsl"),
     operands: &[(Params, Uniform), (Lse, Read), (Operand::S, Read), (DO, Read), (Dv, Write)],
     names: &[("MATRIX", "s"), ("ROWS", "d_o"), ("SUM", "dv")],
-    workgroup_bytes: |specialization| transposed_sum_bytes(specialization.tiles, specialization.head_dim_v),
+    bytes: |specialization| transposed_sum_bytes(specialization.tiles, specialization.head_dim_v),
     own_counts: |specialization| counts(specialization.tiles, Owns::Keys, specialization.head_dim_v),
     turns: |specialization, loops| transposed_sum_turns(specialization.tiles, specialization.head_dim_v, loops),
     traffic: |bytes| bytes.s + bytes.passing_o + bytes.dv,
@@ -172,7 +172,7 @@ pub(super) const DK: KernelSpec = KernelSpec {
     file: wgsl!("standard_dk.wgsl"),
     operands: &[(Params, Uniform), (Q, Read), (Lse, Read), (Dk, Write), (Dp, Read)],
     names: &[("MATRIX", "dp"), ("ROWS", "q"), ("SUM", "dk")],
-    workgroup_bytes: |specialization| transposed_sum_bytes(specialization.tiles, specialization.head_dim),
+    bytes: |specialization| transposed_sum_bytes(specialization.tiles, specialization.head_dim),
     own_counts: |specialization| counts(specialization.tiles, Owns::Keys, specialization.head_dim),
     turns: |specialization, loops| transposed_sum_turns(specialization.tiles, specialization.head_dim, loops),
     traffic: |bytes| bytes.s + bytes.passing_q + bytes.dk,
@@ -181,33 +181,36 @@ pub(super) const DK: KernelSpec = KernelSpec {
 
 /// In how many chunks Q and K pass, and how many quads of head dimensions each holds.
 fn k_chunks(head_dim: u32) -> (u32, u32) {
-    let quads = head_dim.div_ceil(4);
-    let chunks = quads.div_ceil(CHUNK_QUADS);
-    (chunks, quads.div_ceil(chunks))
+    chunks(head_dim.div_ceil(4), CHUNK_QUADS)
 }
 
 /// In how many chunks V passes, and how many quads of each one invocation owns.
 fn v_chunks(tiles: Tiles, head_dim_v: u32) -> (u32, u32) {
-    let quads = tiles.quads(head_dim_v);
-    let chunks = quads.div_ceil((CHUNK_QUADS / tiles.lanes).max(1));
-    (chunks, quads.div_ceil(chunks))
+    chunks(tiles.quads(head_dim_v), (CHUNK_QUADS / tiles.lanes).max(1))
+}
+
+/// Into how many chunks so many quads go, and how many are in each.
+fn chunks(quads: u32, at_most: u32) -> (u32, u32) {
+    let chunks = quads.div_ceil(at_most);
+    (chunks, quads.div_ceil(chunks.max(1)))
 }
 
 /// Quads of a row of a chunk of V in workgroup memory: an odd number, for its banks.
-fn v_stride(tiles: Tiles, dim: u32) -> u32 {
-    (v_chunks(tiles, dim).1 * tiles.lanes) | 1
+fn v_stride(tiles: Tiles, dim: u32) -> u64 {
+    (u64::from(v_chunks(tiles, dim).1) * u64::from(tiles.lanes)) | 1
 }
 
-fn product_bytes(tiles: Tiles, dim: u32) -> u32 {
-    QUAD * (tiles.tile_q + tiles.tile_kv) * (k_chunks(dim).1 | 1)
+fn product_bytes(tiles: Tiles, dim: u32) -> u64 {
+    QUAD * u64::from(tiles.tile_q + tiles.tile_kv) * u64::from(k_chunks(dim).1 | 1)
 }
 
-fn sum_bytes(tiles: Tiles, dim: u32) -> u32 {
-    QUAD * (tiles.tile_q * (tiles.lanes | 1) + tiles.tile_kv * v_stride(tiles, dim))
+fn sum_bytes(tiles: Tiles, dim: u32) -> u64 {
+    let [tile_q, tile_kv, lanes] = [tiles.tile_q, tiles.tile_kv, tiles.lanes].map(u64::from);
+    QUAD * (tile_q * (lanes | 1) + tile_kv * v_stride(tiles, dim))
 }
 
-fn transposed_sum_bytes(tiles: Tiles, dim: u32) -> u32 {
-    QUAD * tiles.tile_q * (((tiles.tile_kv / 4) | 1) + v_stride(tiles, dim))
+fn transposed_sum_bytes(tiles: Tiles, dim: u32) -> u64 {
+    QUAD * u64::from(tiles.tile_q) * (u64::from((tiles.tile_kv / 4) | 1) + v_stride(tiles, dim))
 }
 
 fn product_turns(tiles: Tiles, dim: u32) -> u64 {

@@ -1,0 +1,35 @@
+//! Whether a buffer still has its memory. wgpu answers no such question, but it shows the backend's own buffer, and none
+//! once that is destroyed. A bind group that was made before does not tell until the encoder is finished or submitted, and
+//! then all of its commands are lost.
+
+/// Whether this backend tells.
+pub(super) fn can_be_seen(backend: wgpu::Backend) -> bool {
+    match backend {
+        #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
+        wgpu::Backend::Vulkan => true,
+        #[cfg(target_vendor = "apple")]
+        wgpu::Backend::Metal => true,
+        #[cfg(windows)]
+        wgpu::Backend::Dx12 => true,
+        // A browser checks nothing before the commands are submitted, whether a bind group is old or new.
+        wgpu::Backend::BrowserWebGpu => true,
+        _ => false,
+    }
+}
+
+/// False for a buffer that was destroyed or never made; true where nothing tells.
+pub(super) fn is_there(backend: wgpu::Backend, buffer: &wgpu::Buffer) -> bool {
+    // SAFETY: the backend's buffer is looked at for whether it is there, and not used.
+    match backend {
+        #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
+        wgpu::Backend::Vulkan => unsafe { buffer.as_hal::<wgpu::hal::api::Vulkan>() }.is_some(),
+        #[cfg(target_vendor = "apple")]
+        wgpu::Backend::Metal => unsafe { buffer.as_hal::<wgpu::hal::api::Metal>() }.is_some(),
+        #[cfg(windows)]
+        wgpu::Backend::Dx12 => unsafe { buffer.as_hal::<wgpu::hal::api::Dx12>() }.is_some(),
+        _ => {
+            let _ = buffer;
+            true
+        }
+    }
+}

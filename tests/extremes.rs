@@ -1,0 +1,374 @@
+//! Fields are public and built freely, up to the last number that they hold: planning answers or refuses them, soon and
+//! without a panic. Overflow checks are on in this profile.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use wgpu_flash_attention::plan::{
+    Call, Capabilities, DeviceClass, Kernel, Operand, Origins, Plan, Specialization, Tiles, TunedTiles, Tuning,
+    Workload,
+};
+use wgpu_flash_attention::shader::{Dialect, ShaderSource};
+use wgpu_flash_attention::{
+    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Error, InvalidProblem,
+    Mask, MergeProblem, TensorLayout, reference,
+};
+
+const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
+
+fn dispatches(plan: &Plan) -> usize {
+    plan.dispatches(&Call::default(), &Origins::default()).unwrap().len()
+}
+
+/// All shapes whose counts are each 0 or not.
+fn zero_shapes() -> impl Iterator<Item = AttentionShape> {
+    (0..32).map(|zeros: u32| {
+        let count = |bit: u32, count: u32| if zeros >> bit & 1 == 1 { 0 } else { count };
+        AttentionShape {
+            batch: count(0, 2),
+            num_heads: count(1, 4),
+            num_heads_kv: count(2, 2),
+            seqlen_q: count(3, 40),
+            seqlen_kv: count(4, 70),
+            head_dim: 8,
+            head_dim_v: 5,
+        }
+    })
+}
+
+#[test]
+fn counts_of_zero_are_planned() {
+    let capabilities = Capabilities::webgpu_defaults();
+    // 1 query to a KV head is a shape for decoding.
+    let shapes =
+        zero_shapes().chain(zero_shapes().map(|shape| AttentionShape { seqlen_q: shape.seqlen_q.min(1), ..shape }));
+    for shape in shapes {
+        for algorithm in ALGORITHMS {
+            let problem = AttentionProblem::new(shape).algorithm(algorithm);
+            let forward = Plan::new(&problem, &capabilities);
+            let backward = Plan::backward(&problem, &capabilities);
+            if shape.num_heads > 0 && shape.num_heads_kv == 0 {
+                let refusal = InvalidProblem::HeadsMismatch { num_heads: shape.num_heads, num_heads_kv: 0 };
+                assert_eq!(forward.unwrap_err(), refusal.clone().into());
+                assert_eq!(backward.unwrap_err(), refusal.into());
+                assert!(Plan::candidates(&problem, &capabilities).is_empty());
+                continue;
+            }
+            let (has_rows, has_keys) = (shape.lse_len() > 0, shape.batch * shape.num_heads_kv * shape.seqlen_kv > 0);
+            assert_eq!(dispatches(&forward.unwrap()) > 0, has_rows, "{shape:?}");
+            // dQ, or dK and dV of keys that no row sees.
+            assert_eq!(dispatches(&backward.unwrap()) > 0, has_rows || has_keys, "{shape:?}");
+            let split = Plan::with_splits(&problem, &capabilities, None, 3);
+            assert_eq!(split.is_ok(), algorithm == Algorithm::Flash, "{shape:?}");
+            assert!(split.map_or(0, |plan| dispatches(&plan)) == 0 || has_rows, "{shape:?}");
+            for num_splits in [0, 1, 3] {
+                let merge = Plan::merge(&MergeProblem::of(&problem, num_splits), &capabilities).unwrap();
+                assert_eq!(dispatches(&merge) > 0, has_rows, "{shape:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_head_dim_of_zero_is_refused() {
+    for shape in zero_shapes().filter(|shape| shape.num_heads == 0 || shape.num_heads_kv > 0) {
+        let problem = AttentionProblem::new(AttentionShape { head_dim: 0, ..shape });
+        let error = Plan::new(&problem, &Capabilities::webgpu_defaults()).unwrap_err();
+        assert!(matches!(error, Error::InvalidProblem(InvalidProblem::HeadDim { name: "head_dim", .. })), "{error}");
+    }
+}
+
+#[test]
+fn lengths_past_64_bits_saturate() {
+    let huge = AttentionShape::new(1 << 22, 1 << 22, 1 << 22, 64);
+    assert_eq!(huge.lse_len(), u64::MAX);
+    assert_eq!(MergeProblem::of(&AttentionProblem::new(huge), 2).lse_stride_split, u64::MAX);
+    let most = AttentionShape::new(u32::MAX, u32::MAX, u32::MAX, u32::MAX);
+    assert_eq!(AttentionLayout::packed_qkv(&most).v.offset, u64::MAX);
+    assert_eq!(AttentionProblem::new(most).forward_flops(), u64::MAX);
+    assert_eq!(TensorLayout::bshd(u32::MAX, u32::MAX, u32::MAX).stride_row, (1 << 32) * ((1 << 32) - 2) + 1);
+}
+
+#[test]
+fn the_number_of_a_head_wraps_in_the_dropout_mask() {
+    let shape = AttentionShape::new(1 << 20, 1 << 20, 4, 8);
+    let problem = AttentionProblem::new(shape).dropout(0.5, 3);
+    for key in 0..64 {
+        let far = reference::keeps(&problem, 1 << 12, 5, 1, key);
+        assert_eq!(far, reference::keeps(&problem, 0, 5, 1, key));
+    }
+}
+
+#[test]
+fn more_dispatches_than_can_be_held_are_refused() {
+    let unlimited = Capabilities { max_buffer: u64::MAX, ..Capabilities::webgpu_defaults() };
+    let shape = AttentionShape::new(1, 1, 1 << 29, 64).seqlen_kv(64);
+    let problem = AttentionProblem::new(shape).bounded_work(1);
+    let found = match Plan::new(&problem, &unlimited).unwrap_err() {
+        Error::TooManyDispatches { found, max } => {
+            assert!(found > max);
+            found
+        }
+        other => panic!("{other}"),
+    };
+    let message = Plan::backward(&problem, &unlimited).unwrap_err().to_string();
+    assert!(message.contains("bounded_work"), "{message}");
+    let less = problem.bounded_work(1 << 40);
+    let plan = Plan::new(&less, &unlimited).unwrap();
+    assert!((dispatches(&plan) as u64) < found / 1000);
+}
+
+#[test]
+fn tiles_of_any_sides_have_numbers() {
+    let sides = [0, 1, 2, 3, 4, 8, 32, 64, 1024, 1025, 1 << 16, u32::MAX];
+    let mut runner = runner(4096);
+    let side = || prop::sample::select(sides.to_vec());
+    let tiles = (side(), side(), side(), side(), side(), side(), prop::option::of(side()));
+    let dims = (side(), side(), prop::sample::select(Kernel::ALL.to_vec()));
+    let model = Plan::new(&AttentionProblem::new(AttentionShape::new(1, 1, 64, 64)), &Capabilities::webgpu_defaults());
+    let model = model.unwrap().passes()[0].specialization;
+    let outcome = runner.run(&(tiles, dims), |(tiles, (head_dim, head_dim_v, kernel))| {
+        let (tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side) = tiles;
+        let tiles = Tiles { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side };
+        let _ = (tiles.invocations(), tiles.quads(head_dim));
+        let specialization = Specialization { kernel, tiles, head_dim, head_dim_v, ..model };
+        let _ = (specialization.workgroup_bytes(), specialization.invocations(), tiles.to_string());
+        if tile_q.max(tile_kv) <= 64 {
+            let _ = ShaderSource::new(&specialization, Dialect::Naga);
+        }
+        Ok(())
+    });
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// The same cases on every run.
+fn runner(cases: u32) -> TestRunner {
+    let config = Config { cases, failure_persistence: None, ..Config::default() };
+    TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha))
+}
+
+fn count() -> impl Strategy<Value = u32> {
+    let sane = [0, 1, 2, 3, 4, 5, 31, 32, 33];
+    let large = [255, 256, 257, 65_535, 65_536, 65_537, 1 << 22, 1 << 29, (1 << 29) + 1, 1 << 31, u32::MAX];
+    prop_oneof![2 => prop::sample::select(sane.to_vec()), 1 => prop::sample::select(large.to_vec())]
+}
+
+/// Mostly what there is a kernel for.
+fn width() -> impl Strategy<Value = u32> {
+    prop_oneof![6 => prop::sample::select(vec![1, 3, 8, 31, 64, 255, 256]), 1 => count()]
+}
+
+fn stride() -> impl Strategy<Value = u64> {
+    let extremes = vec![u64::from(u32::MAX) + 1, 1 << 40, u64::MAX / 4, u64::MAX / 2, u64::MAX - 1, u64::MAX];
+    prop_oneof![4 => count().prop_map(u64::from), 1 => prop::sample::select(extremes)]
+}
+
+fn layout() -> impl Strategy<Value = TensorLayout> {
+    (stride(), stride(), stride(), stride()).prop_map(|(offset, stride_batch, stride_row, stride_head)| TensorLayout {
+        offset,
+        stride_batch,
+        stride_row,
+        stride_head,
+    })
+}
+
+fn shape() -> impl Strategy<Value = AttentionShape> {
+    let heads = prop_oneof![
+        1 => (count(), count()),
+        // Heads that can be shared out.
+        3 => (count(), 1..4u32).prop_map(|(kv, group)| (kv.saturating_mul(group), kv)),
+    ];
+    (count(), heads, count(), count(), width(), width()).prop_map(
+        |(batch, (num_heads, num_heads_kv), seqlen_q, seqlen_kv, head_dim, head_dim_v)| AttentionShape {
+            batch,
+            num_heads,
+            num_heads_kv,
+            seqlen_q,
+            seqlen_kv,
+            head_dim,
+            head_dim_v,
+        },
+    )
+}
+
+fn layouts(shape: AttentionShape) -> impl Strategy<Value = AttentionLayout> {
+    prop_oneof![
+        2 => Just(AttentionLayout::bshd(&shape)),
+        2 => Just(AttentionLayout::bhsd(&shape)),
+        1 => Just(AttentionLayout::packed_qkv(&shape)),
+        1 => (layout(), layout(), layout(), layout()).prop_map(|(q, k, v, o)| AttentionLayout { q, k, v, o }),
+        // Inputs that broadcast, so that counts need no memory.
+        1 => Just(AttentionLayout {
+            q: TensorLayout { offset: 0, stride_batch: 0, stride_row: 0, stride_head: 0 },
+            k: TensorLayout { offset: 0, stride_batch: 0, stride_row: 0, stride_head: 0 },
+            v: TensorLayout { offset: 0, stride_batch: 0, stride_row: 0, stride_head: 0 },
+            o: TensorLayout::bshd(shape.seqlen_q, shape.num_heads, shape.head_dim_v),
+        }),
+    ]
+}
+
+fn problem() -> impl Strategy<Value = AttentionProblem> {
+    let mask = (any::<bool>(), prop::option::of(count()), prop::option::of(count())).prop_map(
+        |(top_left, window_left, window_right)| {
+            let alignment = if top_left { Alignment::TopLeft } else { Alignment::BottomRight };
+            Mask { alignment, window_left, window_right }
+        },
+    );
+    let chances = vec![0.0, 0.5, -0.0, -1.0, 1.0 - f64::EPSILON, 1.0, 2.0, f64::NAN, f64::INFINITY];
+    let dropout = prop::option::weighted(
+        0.3,
+        (prop::sample::select(chances), any::<u64>(), count())
+            .prop_map(|(dropout_p, philox_seed, philox_offset)| Dropout { dropout_p, philox_seed, philox_offset }),
+    );
+    let scales = vec![0.0, 1.0, -3.0, 1e38, 1e300, f64::MIN_POSITIVE, f64::NAN, f64::NEG_INFINITY];
+    let scale = prop::option::weighted(0.3, prop::sample::select(scales));
+    let bound = prop::option::weighted(0.4, prop_oneof![Just(1), stride()]);
+    let elements = (prop::sample::select(Element::ALL.to_vec()), prop::option::weighted(0.2, Just(Element::F32)));
+    let layouts =
+        shape().prop_flat_map(|shape| (Just(shape), layouts(shape), prop::option::weighted(0.3, layouts(shape))));
+    (layouts, mask, dropout, scale, bound, elements, any::<bool>()).prop_map(
+        |((shape, layout, gradient_layout), mask, dropout, softmax_scale, bound, (element, in_f32), standard)| {
+            let mut problem = AttentionProblem::new(shape).element(element).layout(layout);
+            problem.mask = mask;
+            problem.dropout = dropout;
+            problem.softmax_scale = softmax_scale;
+            problem.max_flops_per_dispatch = bound;
+            problem.gradient_layout = gradient_layout;
+            problem.gradient_element = in_f32;
+            problem.algorithm = ALGORITHMS[usize::from(standard)];
+            problem
+        },
+    )
+}
+
+fn capabilities() -> impl Strategy<Value = Capabilities> {
+    let classes = prop::sample::select(vec![
+        DeviceClass::Discrete,
+        DeviceClass::Integrated,
+        DeviceClass::Cpu,
+        DeviceClass::Other,
+    ]);
+    let abilities = (any::<[bool; 2]>(), count(), prop::option::of(prop::sample::select(vec![0, 8, 16, 17, u32::MAX])));
+    let usual = |usual: u64| prop_oneof![4 => Just(usual), 1 => stride()];
+    let usual32 = |usual: u32| prop_oneof![4 => Just(usual), 1 => count()];
+    let limits = (usual32(16_384), usual32(256), usual32(65_535), usual(128 << 20), usual(256 << 20), usual(256));
+    let shader_limits = (usual32(8), prop::option::of(prop_oneof![3 => Just(65_535), 1 => count()]));
+    (classes, abilities, limits, shader_limits).prop_map(|(device_class, abilities, limits, shader_limits)| {
+        let ([shader_f16, subgroups], subgroup, matrix_side) = abilities;
+        let (storage, invocations, workgroups, max_binding, max_buffer, binding_alignment) = limits;
+        Capabilities {
+            device_class,
+            shader_f16,
+            subgroups,
+            subgroup_min_size: subgroup,
+            subgroup_max_size: subgroup,
+            matrix_side,
+            max_workgroup_storage: storage,
+            max_invocations: invocations,
+            max_workgroups_per_dimension: workgroups,
+            max_storage_buffers: shader_limits.0,
+            max_loop_turns: shader_limits.1,
+            max_binding,
+            max_buffer,
+            binding_alignment,
+            ..Capabilities::webgpu_defaults()
+        }
+    })
+}
+
+/// Some that fit, and nonsense.
+fn tiles() -> impl Strategy<Value = Tiles> {
+    let sound = vec![
+        Tiles::new(32, 4, 1, 1),
+        Tiles::new(64, 32, 4, 8),
+        Tiles::new(0, 0, 0, 0),
+        Tiles::decode(4, 32, 8, 8),
+        Tiles::broadcasting(128, 32, 4, 8),
+        Tiles::cooperative(64, 32, 16, 32, 16),
+    ];
+    let nonsense = (count(), count(), count(), count(), count()).prop_map(|(a, b, c, d, e)| Tiles {
+        tile_q: a,
+        tile_kv: b,
+        thread_rows: c,
+        lanes: d,
+        key_lanes: e,
+        broadcast: a,
+        matrix_side: (c > d).then_some(e),
+    });
+    prop_oneof![prop::sample::select(sound), nonsense]
+}
+
+/// Asks a plan for everything that it tells, and for its dispatches, which it counts.
+fn exhaust(plan: Plan, call: &Call, origin: u64) -> Result<usize, TestCaseError> {
+    let _ = (plan.reason(), plan.rounds_p(), plan.num_splits(), plan.direction(), plan.tiles().to_string());
+    let _ = (plan.scratch_bytes(), plan.extra_bytes(), plan.traffic_bytes());
+    for &operand in Operand::ALL {
+        let _ = (plan.required_bytes(operand), plan.required_len(operand));
+    }
+    for pass in plan.passes() {
+        let _ = (pass.specialization.workgroup_bytes(), pass.specialization.invocations());
+    }
+    let mut most = 0;
+    for (call, origin) in [(&Call::default(), None), (call, Some(origin))] {
+        if let Ok(dispatches) = plan.dispatches(call, &[origin; Operand::ALL.len()]) {
+            prop_assert!(dispatches.iter().all(|dispatch| dispatch.grid[0] > 0 && dispatch.grid[1] > 0));
+            most = most.max(dispatches.len());
+        }
+    }
+    Ok(most)
+}
+
+#[test]
+fn extremes_are_answered_or_refused() {
+    let call = (prop::option::of(count()), prop::option::of(count()), prop::option::of(any::<u64>())).prop_map(
+        |(seqlen_q, seqlen_kv, philox_seed)| Call { seqlen_q, seqlen_kv, philox_seed, philox_offset: Some(u32::MAX) },
+    );
+    let choices = (tiles(), tiles(), count(), count(), call, stride());
+    let (planned, refused, slowest) = (Cell::new(0), Cell::new(0), Cell::new(Duration::ZERO));
+    let outcome = runner(6000).run(&(problem(), capabilities(), choices), |(problem, capabilities, choices)| {
+        let start = Instant::now();
+        let (tiles, other_tiles, num_splits, workgroups, call, origin) = choices;
+        let _ = (problem.visible_pairs(), problem.forward_flops(), problem.backward_flops(), problem.softmax_scale());
+        let _ = problem.dropout.map(|dropout| (dropout.threshold(), dropout.keep_scale()));
+        let _ = (problem.visible_keys(problem.shape.seqlen_q), problem.shape.lse_len(), Workload::of(&problem));
+        let _ = reference::keeps(&problem, problem.shape.batch, problem.shape.num_heads, u32::MAX, u32::MAX);
+        let merge = MergeProblem::of(&problem, num_splits);
+        let strided = merge.clone().strides(origin, u64::from(num_splits)).parts_in_f32();
+        let tuned = TunedTiles { workload: Workload::of(&problem), element: problem.element, head_dim: 256, tiles };
+        let tuning = Tuning { tiles: vec![tuned], workgroups: Some(workgroups) };
+        let mut plans = vec![
+            Plan::new(&problem, &capabilities),
+            Plan::tuned(&problem, &capabilities, &tuning),
+            Plan::with_tiles(&problem, &capabilities, tiles),
+            Plan::with_splits(&problem, &capabilities, None, num_splits),
+            Plan::with_splits(&problem, &capabilities, Some(tiles), num_splits),
+            Plan::backward(&problem, &capabilities),
+            Plan::backward_with_tiles(&problem, &capabilities, [tiles, other_tiles]),
+            Plan::merge(&merge, &capabilities),
+            Plan::merge(&strided, &capabilities),
+        ];
+        let candidates = Plan::candidates(&problem, &capabilities);
+        plans.extend(candidates.into_iter().map(|tiles| Plan::with_tiles(&problem, &capabilities, tiles)));
+        for plan in plans {
+            match plan {
+                Ok(plan) => {
+                    planned.set(planned.get() + 1);
+                    // The first plan of many dispatches is as good as all of them.
+                    if exhaust(plan, &call, origin)? > 1000 {
+                        break;
+                    }
+                }
+                Err(_) => refused.set(refused.get() + 1),
+            }
+        }
+        slowest.set(slowest.get().max(start.elapsed()));
+        Ok(())
+    });
+    let (planned, refused) = (planned.get(), refused.get());
+    outcome.unwrap_or_else(|error| panic!("{error}"));
+    println!("{planned} plans, {refused} refusals; the slowest problem took {:?}", slowest.get());
+    assert!(planned > 5000 && refused > 5000, "the draw reaches {planned} plans and {refused} refusals");
+    assert!(slowest.get() < Duration::from_secs(20), "a problem took {:?}", slowest.get());
+}

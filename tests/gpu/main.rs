@@ -15,6 +15,7 @@ mod infinities;
 mod long;
 mod masks;
 mod matrices;
+mod mutations;
 mod poison;
 mod property;
 mod splits;

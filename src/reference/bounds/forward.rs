@@ -84,7 +84,7 @@ impl Row {
             let p = (s.total - lse).exp();
             let kept = keeps(problem, batch, head, row, *key);
             let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
-            let plain = 4.0 + 2.0 * (s.total - lse).abs() + 3.0 * s.total.abs();
+            let plain = 4.0 + 2.0 * (s.total - lse).abs() + 2.0 * s.total.abs();
             Entry { key: *key, p, factor, plain, products: s.rounding() }
         };
         // A score of −∞ is exact, and so is its P.
@@ -139,10 +139,11 @@ fn of_o(problem: &AttentionProblem, row: &Row, v: &[f64]) -> Vec<ErrorTerms> {
 
 fn of_lse(row: &Row) -> ErrorTerms {
     let weighed = |of: fn(&Entry) -> f64| row.entries.iter().map(|entry| entry.p * of(entry)).sum::<f64>();
+    let of_log = 4.0 * (1.0 + row.sum.count.max(1.0).ln()) + 3.0 * row.lse.abs();
     ErrorTerms {
-        plain: weighed(|entry| entry.plain) + row.sum.rounding() + 4.0 + 3.0 * (row.lse.abs() + 6.0),
+        plain: weighed(|entry| entry.plain) + row.sum.rounding() + of_log,
         products: weighed(|entry| entry.products),
-        merge: row.weights() + 4.0 + 3.0 * (row.lse.abs() + 6.0),
+        merge: row.weights() + of_log,
         ..ErrorTerms::default()
     }
 }

@@ -8,10 +8,10 @@
 //!
 //! | | errs by |
 //! |---|---|
-//! | S_ij | ε(Σ scale · q · k) + 3 · \|S_ij\|: the sum; scale, log2(e) and their product |
+//! | S_ij | ε(Σ scale · q · k) + 2 · \|S_ij\|: the sum; scale in f32, and its product with q |
 //! | P_ij, relative | S_ij's + 4 + 2 · \|S_ij − LSE_i\|: exp2 (two units in the last place on NVIDIA) and its argument |
 //! | O_id | Σ_j P_ij's · \|f V_jd − O_id\| + ε(Σ_j f P V) + ε(Σ_j P) · \|O\| + 8 · \|O\|: P's errors go into numerator and sum; the division |
-//! | LSE_i | Σ_j P_ij's · P_ij + ε(Σ_j P) + 4 + 3 · (\|LSE\| + 6): log2, the maximum that lags behind by up to 2⁸, and ln 2 |
+//! | LSE_i | Σ_j P_ij's · P_ij + ε(Σ_j P) + 4 · (1 + ln n) + 3 · \|LSE\|: log2 of a sum of up to n, its sum with the maximum, and ln 2 |
 //! | dV_jd | Σ_i f P_ij · \|dO_id\| · (P_ij's + 3 · \|LSE_i\|) + ε(Σ_i f P dO) + 4 · \|dV\|: LSE given in f32, and in other units |
 //! | dS_ij | \|dS_ij\| · (P_ij's + 2) + P_ij · f · (ε(Σ dO · V) + 2 · \|dP_ij\|) + P_ij · ε(D_i): dP − D cancels, its errors do not |
 //! | dQ_id | Σ_j scale · dS_ij's · \|K_jd\| + ε(Σ_j dS K) + 4 · \|dQ\|; what is common to a row, ε(D_i) and 3 · \|LSE_i\|, meets sums, not their sizes |
@@ -31,14 +31,14 @@ use crate::problem::Element;
 /// The unit roundoff of f32: half the distance from 1 to the next value.
 const U: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// n roundings of at most U · |partial sum| each, spread evenly, have a standard deviation of at most √(n/3) · U times the
-/// largest partial sum; where that grows steadily, 0.24 · √n · U. Five or six of those are what some ten million
-/// elements reach, and twice √n is eight.
-const SPREAD: f64 = 2.0;
+/// n roundings of up to half a unit in the last place of a partial sum, 0.41 · U of it in the mean, have the standard
+/// deviation 0.41 · √(n/3) · U = 0.24 · √n · U of the last one where partial sums grow steadily, and less where terms cancel.
+/// Five of those are what ten million elements reach; 1.5 · √n are six.
+const SPREAD: f64 = 1.5;
 
-/// √n stops to grow here, at some thousand terms: kernels sum more of them in parts. O of a million keys is then right to
-/// 2 · SPREAD · 32 · U, 8e-6, and not to the 1e-4 of a sum that drifts.
-const LONGEST: f64 = 32.0;
+/// √n stops to grow here, at 1,600 terms: kernels sum more of them in parts. O of a million keys is then right to
+/// 2 · SPREAD · 40 · U, 7e-6, and not to the 1e-4 of a sum that drifts.
+const LONGEST: f64 = 40.0;
 
 /// Where f32 has no normal numbers left, and devices may flush to 0.
 const SMALLEST: f64 = f32::MIN_POSITIVE as f64;

@@ -85,6 +85,25 @@ impl Gradients {
     }
 }
 
+impl GradientInputs {
+    /// The bytes of what a forward or a backward pass reads.
+    pub fn tensors(&self, problem: &AttentionProblem, backward: bool) -> Vec<(Operand, Vec<u8>)> {
+        let Inputs { q, k, v, .. } = &self.inputs;
+        let mut tensors = vec![(Operand::Q, q.clone()), (Operand::K, k.clone()), (Operand::V, v.clone())];
+        let mut in_f32 = Vec::new();
+        if backward {
+            let (o, lse) = given_forward(problem, &self.inputs);
+            tensors.extend([(Operand::O, o), (Operand::DO, self.d_o.clone())]);
+            in_f32.push((Operand::Lse, lse));
+            in_f32.extend(self.d_lse.clone().map(|d_lse| (Operand::DLse, d_lse)));
+        }
+        let bytes = |element, tensors: Vec<(Operand, Vec<f64>)>| {
+            tensors.into_iter().map(move |(operand, values)| (operand, to_bytes(element, &values)))
+        };
+        bytes(problem.element, tensors).chain(bytes(Element::F32, in_f32)).collect()
+    }
+}
+
 /// O, rounded to its element and with NaN in its gaps, and LSE, from the oracle.
 fn given_forward(problem: &AttentionProblem, inputs: &Inputs) -> (Vec<f64>, Vec<f64>) {
     let forward = reference::forward(problem, &inputs.q, &inputs.k, &inputs.v);

@@ -6,6 +6,7 @@ mod device;
 mod draw;
 mod gradients;
 mod run;
+mod texts;
 mod tolerance;
 
 pub use data::{Inputs, Random, inputs, strided};
@@ -16,4 +17,5 @@ pub use gradients::{
     run_backward_dispatch_by_dispatch,
 };
 pub use run::{Output, Tensors, arithmetic_of, problem_of, run, run_calls, run_dispatch_by_dispatch};
+pub use texts::{Texts, text_of};
 pub use tolerance::{Answer, Share, check, check_answer};

@@ -19,4 +19,5 @@ mod mutations;
 mod poison;
 mod property;
 mod splits;
+mod suite;
 mod support;

@@ -52,7 +52,11 @@ fn check_backward(draw: &Draw, largest: &Largest) {
         let gradients = run_backward(&library, &problem.clone().algorithm(algorithm), &given);
         for (share, tensor) in answer.shares(&gradients).into_iter().zip(["dQ", "dK", "dV"]) {
             let way = if algorithm == Algorithm::Flash { draw.class() } else { problem.element.name().to_owned() };
-            let name = format!("{} {}: {tensor}", algorithm.name(), way.replace("decode", "planned").replace("split", "planned"));
+            let name = format!(
+                "{} {}: {tensor}",
+                algorithm.name(),
+                way.replace("decode", "planned").replace("split", "planned")
+            );
             share.assert(&name, problem);
             largest.add(name, share);
         }
@@ -98,7 +102,9 @@ fn free_search() {
             if catch_unwind(AssertUnwindSafe(|| check(&draw, &largest))).is_err() {
                 failures.fetch_add(1, Ordering::Relaxed);
                 let matrices = u8::from(on_matrices);
-                println!("{name} fails: SEED={seed} FIRST={index} DRAWS=1 MATRICES={matrices} draws it again: {draw:?}");
+                println!(
+                    "{name} fails: SEED={seed} FIRST={index} DRAWS=1 MATRICES={matrices} draws it again: {draw:?}"
+                );
             }
         }
     };

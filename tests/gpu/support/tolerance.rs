@@ -42,11 +42,6 @@ impl Share {
         largest
     }
 
-    /// The largest of both.
-    pub fn max(self, other: Self) -> Self {
-        if other.share > self.share { other } else { self }
-    }
-
     /// Panics where a bound is passed.
     pub fn assert(&self, name: &str, problem: &AttentionProblem) {
         let Self { share, index, found, expected, bound } = *self;
@@ -106,11 +101,5 @@ impl<'a> Answer<'a> {
             Share::largest(problem.element, &o, (&expected.o, &errors.o), &gaps(problem), arithmetic),
             Share::largest(Element::F32, &lse, (&expected.lse, &errors.lse), &vec![false; lse.len()], arithmetic),
         ]
-    }
-
-    /// The largest error of O, as it is stored.
-    pub fn error(&self, output: &[f64]) -> f64 {
-        let own = output.iter().zip(&self.expected.o).zip(gaps(self.problem)).filter(|(_, gap)| !gap);
-        own.fold(0.0, |largest, ((found, wanted), _)| largest.max((found - wanted).abs()))
     }
 }

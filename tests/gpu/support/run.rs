@@ -74,7 +74,7 @@ pub struct Output {
 
 /// How the kernels of a plan compute.
 pub fn arithmetic_of(plan: &Plan) -> Arithmetic {
-    let on_matrices = plan.passes().iter().any(|pass| pass.kernel.name().ends_with("_cooperative"));
+    let on_matrices = plan.passes().iter().any(|pass| pass.kernel.name().contains("cooperative"));
     let arithmetic = match (plan.rounds_p(), on_matrices) {
         (true, _) => Arithmetic::MATRICES,
         (false, true) => Arithmetic::MATRICES_IN_PARTS,

@@ -137,8 +137,7 @@ fn of_kv_head(
     (batch, head_kv): (u32, u32),
     round: impl Fn(f64) -> f64,
 ) -> Group {
-    let shape = problem.shape;
-    let layout = &problem.layout;
+    let (shape, layout) = (problem.shape, &problem.layout);
     let scale = problem.softmax_scale();
     let (dim, dim_v) = (shape.head_dim as usize, shape.head_dim_v as usize);
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;

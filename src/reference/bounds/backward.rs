@@ -87,6 +87,8 @@ impl Gathered {
     fn finish(mut self, factor: f64) -> ErrorTerms {
         self.errors.plain += self.sum.rounding() + 4.0 * self.sum.total.abs();
         self.errors.terms = self.sum.sizes;
+        // Each term, and each partial sum, may be flushed.
+        self.errors.flushed += 2.0 * SMALLEST * self.sum.count;
         self.errors.scale(factor);
         self.errors
     }
@@ -139,9 +141,11 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
         largest[1] = largest[1].max(largest_ds * max_of(q_row));
         largest[2] = largest[2].max(gradients.row.largest * max_of(d_o_row));
     }
-    // What is scaled to 2¹⁰ or more leaves 2⁻²⁵ of f16 behind, in units that are a power of two off: 2⁻³⁴ of the largest.
-    // P of f16 problems has the scale 2¹⁴ throughout.
-    dq.iter_mut().for_each(|error| error.underflow += 2f64.powi(-34) * scale * largest[0] * f64::from(shape.seqlen_kv));
+    // The largest P or dS, in units of the rows that it meets, is scaled to between 2⁹ and 2¹⁰, and f16 leaves 2⁻²⁵ behind: 2⁻³⁴
+    // of it. A row's unit is up to twice what its largest element says: 2⁻³³ of the largest term. P of f16 problems has the
+    // scale 2¹⁴ throughout.
+    const LEFT: f64 = 1.0 / (1u64 << 33) as f64;
+    dq.iter_mut().for_each(|error| error.underflow += LEFT * scale * largest[0] * f64::from(shape.seqlen_kv));
     let rows = f64::from(heads_per_kv * shape.seqlen_q);
     let keep_scale = problem.dropout.map_or(1.0, |dropout| dropout.keep_scale());
     let finish = |gathered: Gathered, factor: f64, underflow: f64| {
@@ -152,8 +156,8 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
     let largest_d_o = largest[2].max(2f64.powi(-5) * largest_in(given, (batch, head_kv)));
     [
         dq,
-        dk.into_iter().map(|dk| finish(dk, scale, 2f64.powi(-34) * largest[1])).collect(),
-        dv.into_iter().map(|dv| finish(dv, keep_scale, 2f64.powi(-34) * largest_d_o)).collect(),
+        dk.into_iter().map(|dk| finish(dk, scale, LEFT * largest[1])).collect(),
+        dv.into_iter().map(|dv| finish(dv, keep_scale, LEFT * largest_d_o)).collect(),
     ]
 }
 
@@ -215,7 +219,7 @@ impl RowGradients {
                 dq.sum.add(ds.value * k);
                 dq.errors.plain += ds.plain * k.abs();
                 dq.errors.products += ds.products * k.abs();
-                dq.errors.flushed += ds.flushed * k.abs();
+                dq.errors.flushed += ds.flushed * k.abs() + SMALLEST * ds.value.abs();
                 *weighed += entry.p * k;
             }
             largest = largest.max(ds.value.abs() * max_of(k_row));
@@ -236,7 +240,7 @@ impl RowGradients {
                 dk.sum.add(ds.value * q);
                 dk.errors.plain += plain * q.abs();
                 dk.errors.products += ds.products * q.abs();
-                dk.errors.flushed += ds.flushed * q.abs();
+                dk.errors.flushed += ds.flushed * q.abs() + SMALLEST * ds.value.abs();
             }
         }
     }

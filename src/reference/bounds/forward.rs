@@ -131,7 +131,7 @@ fn of_o(problem: &AttentionProblem, row: &Row, v: &[f64]) -> Vec<ErrorTerms> {
             error.plain += moved * entry.plain;
             error.products += moved * entry.products;
             error.merge += moved * row.weights();
-            error.flushed += SMALLEST * distance;
+            error.flushed += SMALLEST * (distance + 2.0 + entry.factor * entry.p);
         }
     }
     errors

@@ -158,12 +158,12 @@ impl Draw {
         given
     }
 
-    /// Runs of as many elements as a row has, each by a power of two, which rounds nothing.
+    /// Runs of as many elements as a row has, each by a power of two, which rounds only what becomes subnormal.
     fn scale_rows(&self, values: &mut [f64]) {
         let mut random = Random(self.seed ^ 0x5ca1_ab1e);
         for row in values.chunks_mut(self.problem.shape.head_dim_v as usize) {
             let factor = 2f64.powi(random.below(9) as i32 - 4);
-            row.iter_mut().for_each(|value| *value *= factor);
+            row.iter_mut().for_each(|value| *value = self.problem.element.round(*value * factor));
         }
     }
 }

@@ -194,10 +194,11 @@ fn main(
     let row = row_of(tile, N);
     let empty = l_all_N == 0.0;
     let factor = params.dropout_scale / l_all_N;
+    let first = o_row(split, tile.batch, head, row);
     for (var quad = invocation; quad * 4u < HEAD_DIM_V; quad += INVOCATIONS) {
       var o = vec4<f32>(0.0);
       for (var g = 0u; g < KEY_LANES; g++) { o += group_o[g * V_STRIDE + quad]; }
-      write_o(split, tile.batch, head, row, quad * 4u, select(o * factor, vec4<f32>(0.0), empty));
+      write_o(first, quad * 4u, select(o * factor, vec4<f32>(0.0), empty));
     }
     if invocation == 0u {
       write_lse(split, tile.batch, head, row, select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty));

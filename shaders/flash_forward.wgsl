@@ -207,11 +207,12 @@ fn main(
   let empty_N = l_N == 0.0;
   if tile.row + row_N < params.row_count {
     let factor = params.dropout_scale / l_N;
+    let first = o_row(split, tile.batch, tile.head, tile.row + row_N);
     // unroll M in V_LOADS {
     // unroll B in BROADCAST {
     let dim_M_B = quad_of(invocation, M, B) * 4u;
     let result_M_B = select(o_N_M_B * factor, vec4<f32>(0.0), empty_N);
-    if dim_M_B < HEAD_DIM_V { write_o(split, tile.batch, tile.head, tile.row + row_N, dim_M_B, result_M_B); }
+    if dim_M_B < HEAD_DIM_V { write_o(first, dim_M_B, result_M_B); }
     // }
     // }
     if lane == 0u {

@@ -384,6 +384,7 @@ fn main(
   let l_row_N = row_sum(l_N);
   let empty_N = l_row_N == 0.0 || stands_for_infinity(m_N);
   let factor_N = params.dropout_scale / l_row_N * inverse(v_gain_N);
+  let first_N = o_row(split, tile.batch, tile.head, row_N);
   let inside_N = row_N < params.row_count;
   // unroll M in V_CHUNKS {
   // unroll G in CHUNK_FRAGMENTS {
@@ -393,12 +394,10 @@ fn main(
   let dim_low_N_M = (M * CHUNK_QUADS + quad) * 4u;
   let dim_high_N_M = dim_low_N_M + CHUNK_LANES * 4u;
   if inside_N && dim_low_N_M < HEAD_DIM_V {
-    let result = select(s_tile[low] * factor_N, vec4<f32>(0.0), empty_N);
-    write_o(split, tile.batch, tile.head, row_N, dim_low_N_M, result);
+    write_o(first_N, dim_low_N_M, select(s_tile[low] * factor_N, vec4<f32>(0.0), empty_N));
   }
   if inside_N && dim_high_N_M < HEAD_DIM_V {
-    let result = select(s_tile[high] * factor_N, vec4<f32>(0.0), empty_N);
-    write_o(split, tile.batch, tile.head, row_N, dim_high_N_M, result);
+    write_o(first_N, dim_high_N_M, select(s_tile[high] * factor_N, vec4<f32>(0.0), empty_N));
   }
   scratch_barrier();
   // }

@@ -1,5 +1,7 @@
 //! Uniforms and bind groups: made once, used again by every call that needs the same.
 
+use super::scope::ErrorScope;
+use crate::error::Error;
 use crate::plan::{Operand, Params};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -44,11 +46,18 @@ const PLACES: usize = 256;
 
 impl Uniforms {
     /// The buffer that holds `params`, and where.
-    pub(super) fn place(&self, device: &wgpu::Device, queue: &wgpu::Queue, params: &Params) -> (wgpu::Buffer, u32) {
+    pub(super) fn place(
+        &self,
+        device: &wgpu::Device,
+        queue: &wgpu::Queue,
+        params: &Params,
+        making: &mut Making,
+    ) -> (wgpu::Buffer, u32) {
         let mut places = lock(&self.0);
         let Places { buffer, stride, offsets } = match places.take() {
             Some(begun) if begun.offsets.len() < PLACES => places.insert(begun),
             _ => {
+                making.begin(device);
                 let alignment = u64::from(device.limits().min_uniform_buffer_offset_alignment);
                 let stride = (size_of::<Params>() as u64).next_multiple_of(alignment);
                 let buffer = device.create_buffer(&wgpu::BufferDescriptor {
@@ -66,6 +75,7 @@ impl Uniforms {
         let next = offsets.len() as u64 * *stride;
         let bytes = bytemuck::cast(*params);
         let offset = *offsets.entry(bytes).or_insert_with(|| {
+            making.begin(device);
             // The queue writes it before the next submission runs, and so before any call that reads it.
             queue.write_buffer(buffer, next, &bytes);
             next as u32
@@ -98,8 +108,24 @@ struct Kept {
     uses: u64,
 }
 
-/// The hash of a new bind group's bindings, and the group if they came before.
-pub(super) type Made = (u64, Option<Group>);
+/// What one call had to make, and what wgpu says of it. Calls that make nothing ask nothing.
+#[derive(Default)]
+pub(super) struct Making {
+    scope: Option<ErrorScope>,
+    /// The hash of the bindings of each new bind group, and the group if they came before.
+    groups: Vec<(u64, Option<Group>)>,
+}
+
+impl Making {
+    fn begin(&mut self, device: &wgpu::Device) {
+        self.scope.get_or_insert_with(|| ErrorScope::open(device, "encoding"));
+    }
+
+    /// The new bind groups, for [`BindGroups::note`].
+    pub(super) fn end(self) -> Result<Vec<(u64, Option<Group>)>, Error> {
+        self.scope.map_or(Ok(()), ErrorScope::close_now).map(|()| self.groups)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Group {
@@ -112,14 +138,13 @@ pub(super) struct Group {
 pub(super) const BIND_GROUPS: usize = 128;
 
 impl BindGroups {
-    /// The bind group of the pass with this index and layout. One that has to be made is told in `made`, for
-    /// [`BindGroups::note`].
+    /// The bind group of the pass with this index and layout.
     pub(super) fn get(
         &self,
         device: &wgpu::Device,
         (index, layout): (usize, &wgpu::BindGroupLayout),
         bindings: &[Binding],
-        made: &mut Vec<Made>,
+        making: &mut Making,
     ) -> wgpu::BindGroup {
         let hash = self.hasher.hash_one((index, bindings));
         let mut kept = lock(&self.kept);
@@ -133,17 +158,18 @@ impl BindGroups {
         }
         let came_before = kept.seen.contains(&hash);
         drop(kept);
+        making.begin(device);
         let entries: Vec<_> = bindings.iter().map(Binding::entry).collect();
         let descriptor = wgpu::BindGroupDescriptor { label: Some("attention"), layout, entries: &entries };
         let group = device.create_bind_group(&descriptor);
         let bindings = || bindings.iter().map(|b| (b.operand, b.buffer.clone(), b.offset, b.size)).collect();
         let to_keep = came_before.then(|| Group { bindings: bindings(), group: group.clone(), last_use: now });
-        made.push((hash, to_keep));
+        making.groups.push((hash, to_keep));
         group
     }
 
     /// Remembers bind groups that wgpu had nothing against. A broken one must not be found again.
-    pub(super) fn note(&self, made: Vec<Made>) {
+    pub(super) fn note(&self, made: Vec<(u64, Option<Group>)>) {
         let mut kept = lock(&self.kept);
         for (hash, to_keep) in made {
             let position = kept.seen.iter().position(|&seen| seen == hash);

@@ -1,7 +1,7 @@
 //! What all prepared operations do: check the caller's buffers, bind them, and record dispatches.
 
 use super::attention::FlashAttention;
-use super::bindings::{BindGroups, Binding, Made};
+use super::bindings::{BindGroups, Binding, Making};
 use super::memory;
 use super::pipeline::Pipeline;
 use super::scope::ErrorScope;
@@ -116,7 +116,7 @@ impl Operation {
         }
         let bound = self.bind_all(tensors, dispatches)?;
         // An encoder that the caller has left a pass open in raises an error here; it is broken already.
-        let scope = ErrorScope::open(&self.attention.device, "encoding");
+        let scope = ErrorScope::of_validation(&self.attention.device);
         let mut pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
         for (dispatch, (group, offset)) in dispatches.iter().zip(&bound) {
@@ -135,13 +135,12 @@ impl Operation {
                 return Err(Error::BufferDestroyed { operand: *operand });
             }
         }
-        let scope = ErrorScope::open(&self.attention.device, "encoding");
-        let mut made = Vec::new();
-        let bound = dispatches.iter().map(|dispatch| self.bind(tensors, dispatch, &mut made)).collect();
-        match scope.close_now() {
-            Ok(()) if memory::can_be_seen(self.attention.backend) => self.bind_groups.note(made),
+        let mut making = Making::default();
+        let bound = dispatches.iter().map(|dispatch| self.bind(tensors, dispatch, &mut making)).collect();
+        match making.end() {
+            Ok(groups) if memory::can_be_seen(self.attention.backend) => self.bind_groups.note(groups),
             // Nothing would tell that the buffers of an old bind group were destroyed.
-            Ok(()) => {}
+            Ok(_) => {}
             Err(error) => {
                 // A uniform may not have been written, and must not be used again.
                 self.attention.uniforms.clear();
@@ -162,15 +161,15 @@ impl Operation {
         self.scratch.iter().for_each(|(_, buffer)| buffer.destroy());
     }
 
-    fn bind(&self, tensors: &[Tensor], dispatch: &Dispatch, made: &mut Vec<Made>) -> (wgpu::BindGroup, u32) {
+    fn bind(&self, tensors: &[Tensor], dispatch: &Dispatch, making: &mut Making) -> (wgpu::BindGroup, u32) {
         let layout = &self.pipelines[dispatch.pass].layout;
         let FlashAttention { device, queue, uniforms, .. } = &self.attention;
-        let (uniform, offset) = uniforms.place(device, queue, &dispatch.params);
+        let (uniform, offset) = uniforms.place(device, queue, &dispatch.params, making);
         let size = NonZeroU64::new(size_of::<Params>() as u64);
         let mut bindings = Vec::with_capacity(1 + dispatch.windows.len());
         bindings.push(Binding { operand: Operand::Params, buffer: &uniform, offset: 0, size });
         bindings.extend(dispatch.windows.iter().map(|window| self.binding(tensors, window)));
-        (self.bind_groups.get(device, (dispatch.pass, layout), &bindings, made), offset)
+        (self.bind_groups.get(device, (dispatch.pass, layout), &bindings, making), offset)
     }
 
     fn binding<'a>(&'a self, tensors: &[Tensor<'a>], window: &Window) -> Binding<'a> {

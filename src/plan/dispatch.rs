@@ -71,8 +71,13 @@ impl Plan {
             }
         }
         for operand in self.operands() {
-            let end = origins[operand as usize].unwrap_or(0).checked_add(self.required_bytes(operand));
-            end.ok_or(InvalidProblem::LayoutOverflows(operand))?;
+            // No tensor is larger than a buffer, which is quicker to ask.
+            let origin = origins[operand as usize].unwrap_or(0);
+            if origin.checked_add(self.capabilities.max_buffer).is_none()
+                && origin.checked_add(self.required_bytes(operand)).is_none()
+            {
+                return Err(InvalidProblem::LayoutOverflows(operand).into());
+            }
         }
         let lengths = Lengths::new(shape, seqlen_q, seqlen_kv);
         let mut dispatches = Vec::new();

@@ -1,6 +1,6 @@
-use super::forward::{keeps, slice};
+use super::cores;
+use super::forward::{keeps, row_cost, slice};
 use crate::problem::{AttentionProblem, TensorLayout};
-use std::ops::Range;
 
 /// What the backward pass computes, in f64, in the problem's gradient layout. Elements between the tensors' own are 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,22 @@ pub fn backward(
     d_o: &[f64],
     d_lse: Option<&[f64]>,
 ) -> ReferenceGradients {
-    backward_with(problem, [q, k, v, d_o], d_lse, |value| value)
+    backward_with(problem, [q, k, v, d_o], Given { o: None, d_lse }, |value| value)
+}
+
+/// As [`backward`], but D = rowsum(dO ∘ O) − dLSE is that of the O given, in the problem's layout: rounded to its element, as
+/// the kernels have it, or whatever the caller has. Gradients differ by D's difference, which cancels nowhere.
+///
+/// # Panics
+///
+/// As [`backward`].
+pub fn backward_for(
+    problem: &AttentionProblem,
+    [q, k, v, o]: [&[f64]; 4],
+    d_o: &[f64],
+    d_lse: Option<&[f64]>,
+) -> ReferenceGradients {
+    backward_with(problem, [q, k, v, d_o], Given { o: Some(o), d_lse }, |value| value)
 }
 
 /// As [`backward`], but P and dS are rounded to the 11 bits of an f16, whatever their size, before their products: what
@@ -45,7 +60,7 @@ pub fn backward_rounding_p(
     d_o: &[f64],
     d_lse: Option<&[f64]>,
 ) -> ReferenceGradients {
-    backward_with(problem, [q, k, v, d_o], d_lse, |value| {
+    backward_with(problem, [q, k, v, d_o], Given { o: None, d_lse }, |value| {
         if value == 0.0 || !value.is_finite() {
             return value;
         }
@@ -54,10 +69,17 @@ pub fn backward_rounding_p(
     })
 }
 
+/// What the caller has of the forward pass and of its loss.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    o: Option<&'a [f64]>,
+    d_lse: Option<&'a [f64]>,
+}
+
 fn backward_with(
     problem: &AttentionProblem,
     inputs: [&[f64]; 4],
-    d_lse: Option<&[f64]>,
+    given: Given,
     round: impl Fn(f64) -> f64 + Copy + Send + Sync,
 ) -> ReferenceGradients {
     let shape = problem.shape;
@@ -74,23 +96,13 @@ fn backward_with(
         return gradients;
     }
 
-    // KV heads are independent, so they are shared out over the cores.
+    // KV heads are independent.
     let (heads_kv, rows) = (shape.num_heads_kv as usize, shape.seqlen_q as usize);
     let groups = shape.batch as usize * heads_kv;
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let run = groups.div_ceil(cores).max(1);
-    let of_group = |group: usize| {
+    let rows_of_a_group = u64::from(shape.num_heads / shape.num_heads_kv) * u64::from(shape.seqlen_q);
+    let computed: Vec<Group> = cores::map(groups, rows_of_a_group * 3 * row_cost(problem), |group| {
         let (batch, head_kv) = ((group / heads_kv) as u32, (group % heads_kv) as u32);
-        of_kv_head(problem, inputs, d_lse, (batch, head_kv), round)
-    };
-    let of_groups = |groups: Range<usize>| -> Vec<Group> { groups.map(of_group).collect() };
-    let computed: Vec<Group> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..groups)
-            .step_by(run)
-            .map(|first| first..(first + run).min(groups))
-            .map(|groups| scope.spawn(|| of_groups(groups)))
-            .collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("a head could be computed")).collect()
+        of_kv_head(problem, inputs, given, (batch, head_kv), round)
     });
 
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
@@ -123,12 +135,11 @@ struct Group {
 fn of_kv_head(
     problem: &AttentionProblem,
     [q, k, v, d_o]: [&[f64]; 4],
-    d_lse: Option<&[f64]>,
+    given: Given,
     (batch, head_kv): (u32, u32),
     round: impl Fn(f64) -> f64,
 ) -> Group {
-    let shape = problem.shape;
-    let layout = &problem.layout;
+    let (shape, layout) = (problem.shape, &problem.layout);
     let scale = problem.softmax_scale();
     let (dim, dim_v) = (shape.head_dim as usize, shape.head_dim_v as usize);
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
@@ -148,7 +159,8 @@ fn of_kv_head(
             let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
             let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
             let batch_and_head = batch as usize * shape.num_heads as usize + head as usize;
-            let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[batch_and_head * shape.seqlen_q as usize + row as usize]);
+            let flat = batch_and_head * shape.seqlen_q as usize + row as usize;
+            let d_lse_row = given.d_lse.map_or(0.0, |d_lse| d_lse[flat]);
 
             // Of each visible key: P, the factor that dropout puts on it, and the gradient of P.
             let entries: Vec<(f64, f64, f64)> = keys
@@ -165,7 +177,10 @@ fn of_kv_head(
                     (p, factor, factor * dot(d_o_row, v_row))
                 })
                 .collect();
-            let delta: f64 = entries.iter().map(|(p, _, dp)| p * dp).sum();
+            let delta = match given.o {
+                Some(o) => dot(d_o_row, slice(o, &layout.o, batch, row, head, shape.head_dim_v)),
+                None => entries.iter().map(|(p, _, dp)| p * dp).sum(),
+            };
             let dq_first = (member as usize * shape.seqlen_q as usize + row as usize) * dim;
             for (key, (p, factor, dp)) in keys.zip(entries) {
                 let ds = round(p * (dp - delta + d_lse_row));

@@ -1,6 +1,6 @@
+use super::cores;
 use super::philox::philox4x32_10;
 use crate::problem::{AttentionProblem, TensorLayout};
-use std::ops::Range;
 
 /// What the forward pass computes, in f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,29 +47,10 @@ fn forward_with(
     let mut o = vec![0.0; o_len.expect("O has an extent") as usize];
     let mut lse = vec![f64::NEG_INFINITY; shape.lse_len() as usize];
 
-    // The rows are independent, so they are shared out over the cores in runs of flat (batch, head, row) numbers.
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let run = lse.len().div_ceil(cores).max(1);
-    let rows_of = |rows: Range<usize>| -> Vec<(Vec<f64>, f64)> {
-        rows.map(|flat| {
-            let (batch, head, row) = position(problem, flat);
-            row_with(problem, q, k, v, (batch, head, row), round_p)
-        })
-        .collect()
-    };
-    let computed: Vec<(Vec<f64>, f64)> = if cores == 1 {
-        rows_of(0..lse.len())
-    } else {
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..lse.len())
-                .step_by(run)
-                .map(|first| first..(first + run).min(lse.len()))
-                .map(|rows| scope.spawn(|| rows_of(rows)))
-                .collect();
-            threads.into_iter().flat_map(|thread| thread.join().expect("a row could be computed")).collect()
-        })
-    };
-
+    let computed = cores::map(lse.len(), row_cost(problem), |flat| {
+        let (batch, head, row) = position(problem, flat);
+        row_with(problem, q, k, v, (batch, head, row), round_p)
+    });
     for (flat, (o_row, lse_row)) in computed.into_iter().enumerate() {
         let (batch, head, row) = position(problem, flat);
         let first = problem.layout.o.index(batch, row, head) as usize;
@@ -152,8 +133,14 @@ pub fn keeps(problem: &AttentionProblem, batch: u32, head: u32, row: u32, key: u
     philox4x32_10(philox_key, counter)[(key % 4) as usize] >= dropout.threshold()
 }
 
+/// Products that a row of the problem takes, forward.
+pub(super) fn row_cost(problem: &AttentionProblem) -> u64 {
+    let shape = &problem.shape;
+    u64::from(shape.seqlen_kv) * u64::from(shape.head_dim + shape.head_dim_v)
+}
+
 /// The (batch, head, row) of a flat LSE index.
-fn position(problem: &AttentionProblem, flat: usize) -> (u32, u32, u32) {
+pub(super) fn position(problem: &AttentionProblem, flat: usize) -> (u32, u32, u32) {
     let (num_heads, seqlen_q) = (problem.shape.num_heads as usize, problem.shape.seqlen_q as usize);
     let (batch_and_head, row) = (flat / seqlen_q, flat % seqlen_q);
     ((batch_and_head / num_heads) as u32, (batch_and_head % num_heads) as u32, row as u32)

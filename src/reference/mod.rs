@@ -4,9 +4,14 @@
 //! 32-bit arithmetic outside the dropout mask.
 
 mod backward;
+mod bounds;
+mod cores;
 mod forward;
 mod philox;
 
-pub use backward::{ReferenceGradients, backward, backward_rounding_p};
+pub use backward::{ReferenceGradients, backward, backward_for, backward_rounding_p};
+pub use bounds::{
+    Arithmetic, BackwardErrors, ErrorTerms, ForwardErrors, backward_errors, error_before_storing, forward_errors,
+};
 pub use forward::{ReferenceOutput, forward, forward_rounding_p, forward_row, keeps};
 pub use philox::philox4x32_10;

@@ -1,90 +1,115 @@
-//! Whole problems drawn at random, against the oracle. A failure prints the smallest problem that still fails and the
-//! seed that drew it, and keeps the seed in `tests/gpu/property.regressions`, which later runs try first.
+//! Whole problems drawn at random, against the oracle. `cargo test` draws the same ones each time; `free_search` draws new
+//! ones, and says how to draw one that fails again.
 
-use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
-use wgpu_flash_attention::{Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Mask};
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::support::{check, check_gradients, gradient_inputs, inputs, limited, strided};
+use wgpu_flash_attention::Algorithm;
 
-fn shapes() -> impl Strategy<Value = AttentionShape> {
-    // Few widths: each compiles its own pipelines.
-    let widths = prop_oneof![Just((8, 8)), Just((31, 20))];
-    (1..=2u32, 1..=2u32, 1..=3u32, 0..=70u32, 0..=70u32, widths).prop_map(
-        |(batch, num_heads_kv, heads_per_kv, seqlen_q, seqlen_kv, (head_dim, head_dim_v))| AttentionShape {
-            batch,
-            num_heads: num_heads_kv * heads_per_kv,
-            num_heads_kv,
-            seqlen_q,
-            seqlen_kv,
-            head_dim,
-            head_dim_v,
-        },
-    )
-}
+use crate::support::{Answer, Draw, GradientAnswer, Share, run, run_backward};
 
-fn masks() -> impl Strategy<Value = Mask> {
-    let side = || prop_oneof![3 => Just(None), 1 => Just(Some(0)), 3 => (0..80u32).prop_map(Some), 1 => any::<u32>().prop_map(Some)];
-    let alignments = prop_oneof![Just(Alignment::BottomRight), Just(Alignment::TopLeft)];
-    (alignments, side(), side()).prop_map(|(alignment, window_left, window_right)| Mask {
-        alignment,
-        window_left,
-        window_right,
-    })
-}
+const SEED: u64 = 0x5eed_0001;
 
-fn problems() -> impl Strategy<Value = AttentionProblem> {
-    let elements = prop_oneof![Just(Element::F32), Just(Element::F16), Just(Element::Bf16)];
-    let dropouts = proptest::option::of(
-        (0.0..0.9, any::<u64>(), any::<u32>()).prop_map(|(dropout_p, philox_seed, philox_offset)| Dropout {
-            dropout_p,
-            philox_seed,
-            philox_offset,
-        }),
-    );
-    let scales = proptest::option::of(-1.0..1.0);
-    let bounds = proptest::option::weighted(0.2, 1..100_000u64);
-    (shapes(), masks(), elements, dropouts, scales, bounds, 0..4usize).prop_map(
-        |(shape, mask, element, dropout, softmax_scale, max_flops_per_dispatch, layout)| {
-            let mut problem = AttentionProblem::new(shape).element(element);
-            problem.layout = match layout {
-                0 => AttentionLayout::bshd(&shape),
-                1 => AttentionLayout::bhsd(&shape),
-                2 => strided(&shape, false),
-                _ => strided(&shape, true),
-            };
-            problem.mask = mask;
-            problem.dropout = dropout;
-            problem.softmax_scale = softmax_scale;
-            problem.max_flops_per_dispatch = max_flops_per_dispatch;
-            problem
-        },
-    )
-}
+/// The largest share of its bound that any error takes up, for each kind of kernel and tensor.
+#[derive(Default)]
+struct Largest(Mutex<BTreeMap<String, f64>>);
 
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 200,
-        // Every step of a search for a smaller failure may compile shaders.
-        max_shrink_iters: 100,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/gpu/property.regressions"))),
-        ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn random_problems_have_the_oracles_answers(problem in problems(), seed in any::<u64>()) {
-        // Few of these pipelines are used elsewhere, so they are compiled beside those of the other tests.
-        check(&limited(|_| ()), &problem, &inputs(&problem, seed));
+impl Largest {
+    fn add(&self, name: String, share: Share) {
+        let mut largest = self.0.lock().unwrap();
+        let entry = largest.entry(name).or_default();
+        *entry = entry.max(share.share);
     }
 
-    #[test]
-    fn random_problems_have_the_oracles_gradients(problem in problems(), seed in any::<u64>(), layout in 0..3usize) {
-        let mut problem = problem;
-        problem.gradient_layout = match layout {
-            0 => None,
-            1 => Some(AttentionLayout::bhsd(&problem.shape)),
-            _ => Some(strided(&problem.shape, true)),
-        };
-        check_gradients(&limited(|_| ()), &problem, &gradient_inputs(&problem, seed));
+    fn print(&self, draws: u64) {
+        println!("largest error over {draws} draws, as a share of its bound:");
+        self.0.lock().unwrap().iter().for_each(|(name, share)| println!("  {share:6.3}  {name}"));
     }
+}
+
+fn check_forward(draw: &Draw, largest: &Largest) {
+    let Some(library) = draw.library() else { return };
+    let (problem, inputs) = (&draw.problem, draw.inputs());
+    let answer = Answer::new(problem, &inputs);
+    for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+        let output = run(&library, &problem.clone().algorithm(algorithm), &inputs);
+        for (share, tensor) in answer.shares(algorithm.name(), &output).into_iter().zip(["O", "LSE"]) {
+            let way = if algorithm == Algorithm::Flash { draw.class() } else { problem.element.name().to_owned() };
+            let name = format!("{} {way}: {tensor}", algorithm.name());
+            share.assert(&name, problem);
+            largest.add(name, share);
+        }
+    }
+}
+
+fn check_backward(draw: &Draw, largest: &Largest) {
+    let Some(library) = draw.backward_library() else { return };
+    let (problem, given) = (&draw.problem, draw.gradient_inputs());
+    let answer = GradientAnswer::new(problem, &given);
+    for algorithm in [Algorithm::Flash, Algorithm::Standard] {
+        let gradients = run_backward(&library, &problem.clone().algorithm(algorithm), &given);
+        for (share, tensor) in answer.shares(&gradients).into_iter().zip(["dQ", "dK", "dV"]) {
+            let way = if algorithm == Algorithm::Flash { draw.class() } else { problem.element.name().to_owned() };
+            let name = format!(
+                "{} {}: {tensor}",
+                algorithm.name(),
+                way.replace("decode", "planned").replace("split", "planned")
+            );
+            share.assert(&name, problem);
+            largest.add(name, share);
+        }
+    }
+}
+
+#[test]
+fn drawn_problems_have_the_oracles_answers() {
+    let largest = Largest::default();
+    (0..200).for_each(|index| check_forward(&Draw::new(SEED, index, false), &largest));
+    largest.print(200);
+}
+
+#[test]
+fn drawn_problems_have_the_oracles_gradients() {
+    let largest = Largest::default();
+    (0..200).for_each(|index| check_backward(&Draw::new(SEED, index, false), &largest));
+    largest.print(200);
+}
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+}
+
+/// New draws in each run, as many as `DRAWS` says, forward and backward, on all cores. `SEED` and `FIRST` draw old ones again,
+/// and `MATRICES=1` draws for kernels on matrices alone.
+#[test]
+#[ignore = "new draws each time: cargo test --test gpu -- --ignored --nocapture free_search"]
+fn free_search() {
+    let clock = || std::time::UNIX_EPOCH.elapsed().map_or(0, |now| now.as_nanos() as u64);
+    let (draws, seed) = (variable("DRAWS").unwrap_or(1000), variable("SEED").unwrap_or_else(clock));
+    let first = variable("FIRST").unwrap_or(0);
+    let on_matrices = variable("MATRICES") == Some(1);
+    println!("SEED={seed}, {draws} draws");
+    let (next, failures, largest) = (AtomicU64::new(first), AtomicU64::new(0), Largest::default());
+    let work = || loop {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        if index >= first + draws {
+            break;
+        }
+        let draw = Draw::new(seed, index, on_matrices);
+        for (check, name) in [(check_forward as fn(&Draw, &Largest), "forward"), (check_backward, "backward")] {
+            if catch_unwind(AssertUnwindSafe(|| check(&draw, &largest))).is_err() {
+                failures.fetch_add(1, Ordering::Relaxed);
+                let matrices = u8::from(on_matrices);
+                println!(
+                    "{name} fails: SEED={seed} FIRST={index} DRAWS=1 MATRICES={matrices} draws it again: {draw:?}"
+                );
+            }
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    std::thread::scope(|scope| (0..cores).for_each(|_| drop(scope.spawn(work))));
+    largest.print(draws);
+    assert_eq!(failures.into_inner(), 0, "failures, each with the line that draws it again");
 }

@@ -16,12 +16,14 @@ fn keys_of(range: BlockRange, split: u32) -> BlockRange {
   return part;
 }
 
-// Four dimensions of O, from `dim` on. Sequence, head and row are counted from the first of this dispatch.
-fn write_o(split: u32, batch: u32, head: u32, row: u32, dim: u32, value: vec4<f32>) {
-  let first = params.o_parts_offset + split * params.o_parts_stride_split + batch * params.o_parts_stride_batch
+// Where a row of O starts. Sequence, head and row are counted from the first of this dispatch.
+fn o_row(split: u32, batch: u32, head: u32, row: u32) -> u32 {
+  return params.o_parts_offset + split * params.o_parts_stride_split + batch * params.o_parts_stride_batch
     + head * params.o_parts_stride_head + row * params.o_parts_stride_row;
-  o_parts[(first + dim) / 4u] = value;
 }
+
+// Four dimensions of the row that starts at `first`, from `dim` on.
+fn write_o(first: u32, dim: u32, value: vec4<f32>) { o_parts[(first + dim) / 4u] = value; }
 
 fn write_lse(split: u32, batch: u32, head: u32, row: u32, value: f32) {
   let first = params.lse_parts_offset + split * params.lse_parts_stride_split;

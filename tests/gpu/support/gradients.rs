@@ -1,27 +1,16 @@
 //! The backward pass through the caller's own buffers, and how close its gradients must be.
 //!
-//! The rule is that of the forward pass with 3 for 2. With `max` the largest entry of the oracle's gradient:
-//!
-//! | | largest error of dQ, dK and dV allowed |
-//! |---|---|
-//! | both, f32 | 2e-5 · max |
-//! | flash, f16 and bf16 | 3 · (error of standard, or of storing `max`; on matrices, or of rounding P and dS) + 1e-5 |
-//! | standard, f16 and bf16 | half a unit in the last place of `max` + 2e-5 · max, against the gradients for the O given |
-//!
-//! A gradient that is 0 throughout, because each row sees one key or all keys are equal, may keep what f32 rounds of the dP
-//! and D that cancel.
-//!
-//! O is rounded to its element before the backward pass sees it. That moves D = rowsum(dO ∘ O), as a gradient of LSE would:
-//! so the gradients for the O given are the oracle's with the difference of D for one.
+//! Each element has a bound of its own, as in the forward pass, against the gradients for the O that the kernels are given:
+//! the oracle's, rounded to its element. (Rounding moves D = rowsum(dO ∘ O).)
 
 use wgpu_flash_attention::plan::{Call, Operand};
-use wgpu_flash_attention::reference::{self, ReferenceGradients};
+use wgpu_flash_attention::reference::{self, Arithmetic, BackwardErrors, ErrorTerms, ReferenceGradients};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardBuffers, Element, TensorLayout};
 
-use super::data::{Inputs, Random, gaps_of, inputs, places};
+use super::data::{Inputs, Random, gaps_of, inputs};
 use super::device::Library;
-use super::run::{Guarded, POISON, from_bytes, problem_of, to_bytes};
-use super::tolerance::half_ulp;
+use super::run::{Guarded, POISON, arithmetic_of, from_bytes, problem_of, to_bytes};
+use super::tolerance::Share;
 
 /// What a backward pass takes.
 #[derive(Clone)]
@@ -67,9 +56,21 @@ fn gaps(problem: &AttentionProblem, operand: Operand) -> Vec<bool> {
 pub struct Gradients {
     element: Element,
     bytes: [Vec<u8>; 3],
+    /// How the kernels computed them.
+    arithmetic: Arithmetic,
 }
 
 impl Gradients {
+    /// Gradients that came about in another way than [`run_backward`], in the bytes of their buffers.
+    pub fn of(element: Element, bytes: [Vec<u8>; 3], arithmetic: Arithmetic) -> Self {
+        Self { element, bytes, arithmetic }
+    }
+
+    /// dQ, dK and dV.
+    pub fn all(&self) -> [Vec<f64>; 3] {
+        self.bytes.each_ref().map(|bytes| from_bytes(self.element, bytes))
+    }
+
     /// With NaN in the gaps of the layout.
     pub fn dq(&self) -> Vec<f64> {
         from_bytes(self.element, &self.bytes[0])
@@ -82,6 +83,32 @@ impl Gradients {
     pub fn dv(&self) -> Vec<f64> {
         from_bytes(self.element, &self.bytes[2])
     }
+}
+
+impl GradientInputs {
+    /// The bytes of what a forward or a backward pass reads.
+    pub fn tensors(&self, problem: &AttentionProblem, backward: bool) -> Vec<(Operand, Vec<u8>)> {
+        let Inputs { q, k, v, .. } = &self.inputs;
+        let mut tensors = vec![(Operand::Q, q.clone()), (Operand::K, k.clone()), (Operand::V, v.clone())];
+        let mut in_f32 = Vec::new();
+        if backward {
+            let (o, lse) = given_forward(problem, &self.inputs);
+            tensors.extend([(Operand::O, o), (Operand::DO, self.d_o.clone())]);
+            in_f32.push((Operand::Lse, lse));
+            in_f32.extend(self.d_lse.clone().map(|d_lse| (Operand::DLse, d_lse)));
+        }
+        let bytes = |element, tensors: Vec<(Operand, Vec<f64>)>| {
+            tensors.into_iter().map(move |(operand, values)| (operand, to_bytes(element, &values)))
+        };
+        bytes(problem.element, tensors).chain(bytes(Element::F32, in_f32)).collect()
+    }
+}
+
+/// O, rounded to its element and with NaN in its gaps, and LSE, from the oracle.
+fn given_forward(problem: &AttentionProblem, inputs: &Inputs) -> (Vec<f64>, Vec<f64>) {
+    let forward = reference::forward(problem, &inputs.q, &inputs.k, &inputs.v);
+    let round = |(o, gap): (&f64, bool)| if gap { f64::NAN } else { problem.element.round(*o) };
+    (forward.o.iter().zip(gaps(problem, Operand::O)).map(round).collect(), forward.lse)
 }
 
 /// The buffers of one backward call.
@@ -104,15 +131,13 @@ impl GradientTensors {
         let upload = |values: &[f64]| Guarded::new(library, &to_bytes(problem.element, values));
         let upload_f32 = |values: &[f64]| Guarded::new(library, &to_bytes(Element::F32, values));
         let inputs = &given.inputs;
-        let forward = reference::forward(problem, &inputs.q, &inputs.k, &inputs.v);
-        let gaps_of_o = gaps(problem, Operand::O);
-        let o: Vec<f64> = forward.o.iter().zip(gaps_of_o).map(|(o, gap)| if gap { f64::NAN } else { *o }).collect();
+        let (o, lse) = given_forward(problem, inputs);
         let size = problem.gradient_element_in_force().size();
         Self {
             q: upload(&inputs.q),
             k_and_v: (!inputs.one_buffer).then(|| (upload(&inputs.k), upload(&inputs.v))),
             o: upload(&o),
-            lse: upload_f32(&forward.lse),
+            lse: upload_f32(&lse),
             d_o: upload(&given.d_o),
             d_lse: given.d_lse.as_deref().map(upload_f32),
             outputs: OUTPUTS.map(|operand| Guarded::poisoned(library, gaps(problem, operand).len() as u64 * size)),
@@ -154,7 +179,9 @@ impl GradientTensors {
             }
             bytes.truncate(own.len() * size);
         }
-        Gradients { element, bytes }
+        let prepared = library.prepare_gradients(problem);
+        let arithmetic = prepared.map_or(Arithmetic::F32, |prepared| arithmetic_of(prepared.plan()));
+        Gradients { element, bytes, arithmetic }
     }
 }
 
@@ -210,117 +237,48 @@ fn padded(problem: &AttentionProblem, call: &Call) -> AttentionProblem {
 pub fn check_gradients(library: &Library, problem: &AttentionProblem, given: &GradientInputs) -> Gradients {
     let flash = run_backward(library, &problem.clone().algorithm(Algorithm::Flash), given);
     let standard = run_backward(library, &problem.clone().algorithm(Algorithm::Standard), given);
-    let rounds_p = library.prepare_gradients(problem).is_ok_and(|prepared| prepared.plan().rounds_p());
-    check_gradients_of(problem, given, &flash, &standard, rounds_p);
+    let answer = GradientAnswer::new(problem, given);
+    for (algorithm, gradients) in [("flash", &flash), ("standard", &standard)] {
+        for (share, tensor) in answer.shares(gradients).iter().zip(OUTPUTS) {
+            share.assert(&format!("{algorithm}: {tensor}"), problem);
+        }
+    }
     flash
 }
 
-/// Holds the gradients of both algorithms to their bounds.
-fn check_gradients_of(
-    problem: &AttentionProblem,
-    given: &GradientInputs,
-    flash: &Gradients,
-    standard: &Gradients,
-    rounds_p: bool,
-) {
-    let exact = expected(problem, given, false, reference::backward);
-    let for_o = expected(problem, given, true, reference::backward);
-    // Standard attention in the same precision: for kernels that round P and dS, one that rounds them.
-    let rounded = rounds_p.then(|| expected(problem, given, true, reference::backward_rounding_p));
-    for (tensor, name) in OUTPUTS.into_iter().enumerate() {
-        let max = largest(of(&exact, tensor));
-        let cancellation = cancellation(problem, given);
-        let floor = if max <= cancellation { cancellation } else { 2e-5 * max };
-        let flash_error = largest_error(problem, tensor, flash, &exact);
-        let standard_error = largest_error(problem, tensor, standard, &exact);
-        let standard_for_o = largest_error(problem, tensor, standard, &for_o);
-        let max_for_o = largest(of(&for_o, tensor));
-        let rounding = match problem.gradient_element_in_force() {
-            Element::F32 => 0.0,
-            Element::F16 => half_ulp(max_for_o, 11),
-            Element::Bf16 => half_ulp(max_for_o, 8),
-        };
-        let standard_allowed = rounding + floor.max(2e-5 * max_for_o);
-        assert!(
-            standard_for_o <= standard_allowed,
-            "standard {name} errs by {standard_for_o:e}, allowed are {standard_allowed:e}; largest {max}\n{problem:?}"
-        );
-        // In f32 standard attention rounds nothing when it stores; the same precision is that of the element.
-        let stored = match problem.element {
-            Element::F32 => 0.0,
-            Element::F16 => half_ulp(max, 11),
-            Element::Bf16 => half_ulp(max, 8),
-        };
-        let rounded_error = rounded.as_ref().map_or(0.0, |rounded| {
-            let errors =
-                of(rounded, tensor).iter().zip(of(&exact, tensor)).map(|(found, wanted)| (found - wanted).abs());
-            errors.fold(0.0, f64::max)
-        });
-        let standard_error = standard_error.max(stored).max(rounded_error);
-        let flash_allowed = match problem.element {
-            Element::F32 => floor,
-            Element::F16 | Element::Bf16 => 3.0 * standard_error + 1e-5,
-        };
-        assert!(
-            flash_error <= flash_allowed,
-            "flash {name} errs by {flash_error:e}, allowed are {flash_allowed:e}; standard errs by \
-             {standard_error:e}; largest {max}\n{problem:?}"
-        );
-    }
+/// The oracle's gradients, and how far others may be from them.
+pub struct GradientAnswer<'a> {
+    problem: &'a AttentionProblem,
+    expected: ReferenceGradients,
+    errors: BackwardErrors,
 }
 
-type Oracle = fn(&AttentionProblem, &[f64], &[f64], &[f64], &[f64], Option<&[f64]>) -> ReferenceGradients;
-
-/// The oracle's gradients; `for_o` of an O that was rounded to its element.
-fn expected(problem: &AttentionProblem, given: &GradientInputs, for_o: bool, oracle: Oracle) -> ReferenceGradients {
-    let Inputs { q, k, v, .. } = &given.inputs;
-    let shape = problem.shape;
-    let mut d_lse = given.d_lse.clone().unwrap_or_else(|| vec![0.0; shape.lse_len() as usize]);
-    if for_o {
-        let exact = reference::forward(problem, q, k, v);
-        let gradients = problem.gradient_layout_in_force();
-        for (batch, row, head) in places(shape.batch, shape.seqlen_q, shape.num_heads) {
-            let (o, d_o) = (problem.layout.o.index(batch, row, head), gradients.o.index(batch, row, head));
-            let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
-            for dim in 0..shape.head_dim_v as usize {
-                let o = exact.o[o as usize + dim];
-                d_lse[flat] -= given.d_o[d_o as usize + dim] * (problem.element.round(o) - o);
-            }
+impl<'a> GradientAnswer<'a> {
+    pub fn new(problem: &'a AttentionProblem, GradientInputs { inputs, d_o, d_lse }: &GradientInputs) -> Self {
+        let (o, _) = given_forward(problem, inputs);
+        let tensors = [&inputs.q[..], &inputs.k, &inputs.v, &o];
+        Self {
+            problem,
+            expected: reference::backward_for(problem, tensors, d_o, d_lse.as_deref()),
+            errors: reference::backward_errors(problem, tensors, d_o, d_lse.as_deref()),
         }
     }
-    oracle(problem, q, k, v, &given.d_o, Some(&d_lse))
-}
 
-/// The largest absolute value that is a number.
-fn largest(values: &[f64]) -> f64 {
-    values.iter().filter(|value| !value.is_nan()).fold(0.0, |max, value| max.max(value.abs()))
-}
-
-/// What the rounding of dP and D, sums of head_dim_v products, can leave in dQ and dK.
-fn cancellation(problem: &AttentionProblem, given: &GradientInputs) -> f64 {
-    let inputs = &given.inputs;
-    let sum = f64::from(problem.shape.head_dim_v) * largest(&given.d_o) * largest(&inputs.v);
-    let sum = sum * problem.dropout.map_or(1.0, |dropout| dropout.keep_scale());
-    2f64.powi(-24) * sum * problem.softmax_scale().abs() * largest(&inputs.q).max(largest(&inputs.k))
+    /// The largest shares of their bounds that the errors of dQ, dK and dV take up.
+    pub fn shares(&self, found: &Gradients) -> [Share; 3] {
+        let all = found.all();
+        [0, 1, 2].map(|tensor| {
+            let expected = (of(&self.expected, tensor), errors_of(&self.errors, tensor));
+            let gaps = gaps(self.problem, OUTPUTS[tensor]);
+            Share::largest(found.element, &all[tensor], expected, &gaps, &found.arithmetic)
+        })
+    }
 }
 
 fn of(gradients: &ReferenceGradients, tensor: usize) -> &[f64] {
     [&gradients.dq, &gradients.dk, &gradients.dv][tensor]
 }
 
-/// The largest error over the tensor's own elements; NaN must be where the oracle has it and nowhere else.
-fn largest_error(problem: &AttentionProblem, tensor: usize, found: &Gradients, expected: &ReferenceGradients) -> f64 {
-    let found = [Gradients::dq, Gradients::dk, Gradients::dv][tensor](found);
-    let wanted = of(expected, tensor);
-    assert_eq!(found.len(), wanted.len(), "length of {}", OUTPUTS[tensor]);
-    let mut largest = 0.0f64;
-    for (n, gap) in gaps(problem, OUTPUTS[tensor]).into_iter().enumerate().filter(|(_, gap)| !gap) {
-        assert!(!gap);
-        let (found, wanted) = (found[n], wanted[n]);
-        assert_eq!(found.is_nan(), wanted.is_nan(), "{}[{n}] is {found}, not {wanted}\n{problem:?}", OUTPUTS[tensor]);
-        if !wanted.is_nan() {
-            largest = largest.max((found - wanted).abs());
-        }
-    }
-    largest
+fn errors_of(errors: &BackwardErrors, tensor: usize) -> &[ErrorTerms] {
+    [&errors.dq, &errors.dk, &errors.dv][tensor]
 }

@@ -3,15 +3,19 @@
 
 mod data;
 mod device;
+mod draw;
 mod gradients;
 mod run;
+mod texts;
 mod tolerance;
 
 pub use data::{Inputs, Random, inputs, strided};
 pub use device::{Library, Variant, adapter, library, limited, with_matrices};
+pub use draw::Draw;
 pub use gradients::{
-    GradientInputs, GradientTensors, check_gradients, gradient_inputs, run_backward, run_backward_calls,
-    run_backward_dispatch_by_dispatch,
+    GradientAnswer, GradientInputs, GradientTensors, Gradients, check_gradients, gradient_inputs, run_backward,
+    run_backward_calls, run_backward_dispatch_by_dispatch,
 };
-pub use run::{Output, Tensors, problem_of, run, run_calls, run_dispatch_by_dispatch};
-pub use tolerance::{check, check_answer};
+pub use run::{Output, Tensors, arithmetic_of, problem_of, run, run_calls, run_dispatch_by_dispatch};
+pub use texts::{Texts, text_of};
+pub use tolerance::{Answer, Share, check, check_answer};

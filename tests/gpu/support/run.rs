@@ -1,5 +1,6 @@
 use half::{bf16, f16};
-use wgpu_flash_attention::plan::Call;
+use wgpu_flash_attention::plan::{Call, Plan};
+use wgpu_flash_attention::reference::Arithmetic;
 use wgpu_flash_attention::{AttentionProblem, Element, ElementType, ForwardBuffers};
 
 use super::data::{Inputs, gaps};
@@ -67,11 +68,27 @@ pub struct Output {
     element: Element,
     o: Vec<u8>,
     lse: Vec<u8>,
-    /// Whether the kernels rounded P to the element.
-    pub rounds_p: bool,
+    /// How the kernels computed them.
+    pub arithmetic: Arithmetic,
+}
+
+/// How the kernels of a plan compute.
+pub fn arithmetic_of(plan: &Plan) -> Arithmetic {
+    let on_matrices = plan.passes().iter().any(|pass| pass.kernel.name().contains("cooperative"));
+    let arithmetic = match (plan.rounds_p(), on_matrices) {
+        (true, _) => Arithmetic::MATRICES,
+        (false, true) => Arithmetic::MATRICES_IN_PARTS,
+        (false, false) => Arithmetic::F32,
+    };
+    if plan.num_splits() > 1 { arithmetic.merging() } else { arithmetic }
 }
 
 impl Output {
+    /// An answer that came about in another way than [`run`], in the bytes of its buffers.
+    pub fn of(element: Element, o: Vec<u8>, lse: Vec<u8>, arithmetic: Arithmetic) -> Self {
+        Self { element, o, lse, arithmetic }
+    }
+
     /// O, with NaN in the gaps of its layout.
     pub fn o(&self) -> Vec<f64> {
         from_bytes(self.element, &self.o)
@@ -174,8 +191,8 @@ impl Tensors {
             let kept = head[rows..].iter().all(|byte| *byte == POISON);
             assert!(kept, "LSE rows behind a shorter call were written\n{problem:?}");
         }
-        let rounds_p = library.prepare(problem).is_ok_and(|prepared| prepared.plan().rounds_p());
-        Output { element: problem.element, o, lse, rounds_p }
+        let arithmetic = library.prepare(problem).map_or(Arithmetic::F32, |prepared| arithmetic_of(prepared.plan()));
+        Output { element: problem.element, o, lse, arithmetic }
     }
 }
 

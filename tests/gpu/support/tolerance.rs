@@ -1,25 +1,56 @@
-//! How close an answer must be. The tolerance is measured, not picked: the flash kernel may err at most twice as much
-//! as standard attention in the same element type on the same inputs, both against the f64 oracle. With `max` the
-//! largest |O| of the oracle:
-//!
-//! | | largest error of O allowed |
-//! |---|---|
-//! | flash, f32 | 2 · (error of standard) + 1e-6 · max |
-//! | flash, f16 and bf16 | 2 · (error of standard) + 1e-5 |
-//! | flash that keeps P in f16 | 2 · (error of exact standard attention that rounds P to f16, or of standard) + 1e-5 |
-//! | standard, f32 | 2e-5 · max |
-//! | standard, f16 and bf16 | half a unit in the last place of `max` + 1e-5 · max |
-//! | LSE, both | 1e-5 · max(1, the oracle's absolute LSE), per row |
-//!
-//! Standard's own bound keeps a fault that both kernels share from hiding. O is exactly 0 where LSE is −∞, and NaN
-//! exactly where the oracle's is.
+//! How close an answer must be: each element within its own bound, which the oracle computes (`reference::bounds` says how).
+//! O is exactly 0 where LSE is −∞, and NaN exactly where the oracle's is.
 
-use wgpu_flash_attention::reference::{self, ReferenceOutput};
+use wgpu_flash_attention::reference::{self, Arithmetic, ErrorTerms, ForwardErrors, ReferenceOutput};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, Element};
 
 use super::data::{Inputs, gaps, places};
 use super::device::Library;
 use super::run::{Output, run};
+
+/// The element of a tensor whose error takes up the largest share of its bound.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Share {
+    /// Above 1 is a fault.
+    pub share: f64,
+    index: usize,
+    found: f64,
+    expected: f64,
+    bound: f64,
+}
+
+impl Share {
+    /// Over a tensor's own elements; `gaps` tells which are not.
+    pub fn largest(
+        element: Element,
+        found: &[f64],
+        (expected, errors): (&[f64], &[ErrorTerms]),
+        gaps: &[bool],
+        arithmetic: &Arithmetic,
+    ) -> Self {
+        assert_eq!((found.len(), errors.len()), (expected.len(), expected.len()), "lengths of a tensor");
+        let mut largest = Self::default();
+        for index in (0..found.len()).filter(|index| !gaps[*index]) {
+            let (found, expected, bound) = (found[index], expected[index], errors[index].bound(arithmetic));
+            let error = reference::error_before_storing(element, found, expected);
+            let share = if error == 0.0 { 0.0 } else { error / bound };
+            let share = if share.is_nan() { f64::INFINITY } else { share };
+            if share >= largest.share {
+                largest = Self { share, index, found, expected, bound };
+            }
+        }
+        largest
+    }
+
+    /// Panics where a bound is passed.
+    pub fn assert(&self, name: &str, problem: &AttentionProblem) {
+        let Self { share, index, found, expected, bound } = *self;
+        assert!(
+            share <= 1.0,
+            "{name}[{index}] is {found:e}, not {expected:e}: {share:.3} times its bound of {bound:e}\n{problem:?}"
+        );
+    }
+}
 
 /// Solves the problem with both algorithms, holds both to their bounds, and returns the flash kernel's output.
 pub fn check(library: &Library, problem: &AttentionProblem, inputs: &Inputs) -> Output {
@@ -31,70 +62,44 @@ pub fn check(library: &Library, problem: &AttentionProblem, inputs: &Inputs) -> 
 
 /// Holds two outputs for one problem to their bounds.
 pub fn check_answer(problem: &AttentionProblem, inputs: &Inputs, flash: &Output, standard: &Output) {
-    let expected = reference::forward(problem, &inputs.q, &inputs.k, &inputs.v);
-    let max = max_abs(problem, &expected.o);
-    let flash_error = largest_error("flash", problem, flash, &expected);
-    let standard_error = largest_error("standard", problem, standard, &expected);
-    let (flash_floor, standard_allowed) = match problem.element {
-        Element::F32 => (1e-6 * max, 1e-5 * max),
-        // Significands of 11 and 8 bits.
-        Element::F16 => (1e-5, half_ulp(max, 11) + 1e-5 * max),
-        Element::Bf16 => (1e-5, half_ulp(max, 8) + 1e-5 * max),
-    };
-    assert!(
-        standard_error <= standard_allowed,
-        "standard errs by {standard_error:e}, allowed are {standard_allowed:e}; largest |O| {max}\n{problem:?}"
-    );
-    // Standard attention in the same precision: for kernels that round P, one that rounds P.
-    let same_precision = if flash.rounds_p {
-        let rounded = reference::forward_rounding_p(problem, &inputs.q, &inputs.k, &inputs.v);
-        let errors = rounded.o.iter().zip(&expected.o).map(|(found, wanted)| (found - wanted).abs());
-        errors.fold(standard_error, f64::max)
-    } else {
-        standard_error
-    };
-    let flash_allowed = 2.0 * same_precision + flash_floor;
-    assert!(
-        flash_error <= flash_allowed,
-        "flash errs by {flash_error:e}, allowed are {flash_allowed:e}; standard errs by {standard_error:e}; \
-         largest |O| {max}\n{problem:?}"
-    );
-}
-
-/// The largest |O| that is a number, over the tensor's own elements.
-pub fn max_abs(problem: &AttentionProblem, o: &[f64]) -> f64 {
-    let own = o.iter().zip(gaps(problem)).filter(|(_, gap)| !gap);
-    own.map(|(o, _)| o.abs()).filter(|o| !o.is_nan()).fold(0.0, f64::max)
-}
-
-/// Half the distance between neighbours at `value` among floats with this many significand bits.
-pub(super) fn half_ulp(value: f64, significand_bits: i32) -> f64 {
-    if value == 0.0 { 0.0 } else { 2f64.powi(value.log2().floor() as i32 - significand_bits) }
-}
-
-/// The largest error of O; LSE and everything that must be exact are checked on the way.
-fn largest_error(name: &str, problem: &AttentionProblem, output: &Output, expected: &ReferenceOutput) -> f64 {
-    let shape = problem.shape;
-    let (o, lse) = (output.o(), output.lse());
-    assert_eq!((o.len(), lse.len()), (expected.o.len(), expected.lse.len()), "{name}: lengths of O and LSE");
-    let mut largest = 0.0f64;
-    for (batch, row, head) in places(shape.batch, shape.seqlen_q, shape.num_heads) {
-        let place = || format!("{name}: batch {batch}, head {head}, row {row}\n{problem:?}");
-        let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
-        let (found, wanted) = (lse[flat], expected.lse[flat]);
-        let near = (found - wanted).abs() <= 1e-5 * wanted.abs().max(1.0);
-        let same = found == wanted || found.is_nan() && wanted.is_nan();
-        assert!(near || same, "LSE is {found}, not {wanted}; {}", place());
-
-        let first = problem.layout.o.index(batch, row, head) as usize;
-        for dim in 0..shape.head_dim_v as usize {
-            let (found, wanted) = (o[first + dim], expected.o[first + dim]);
-            assert_eq!(found.is_nan(), wanted.is_nan(), "O[{dim}] is {found}, not {wanted}; {}", place());
-            if expected.lse[flat] == f64::NEG_INFINITY {
-                assert_eq!(found, 0.0, "O[{dim}] of a row that sees nothing; {}", place());
-            }
-            largest = largest.max((found - wanted).abs());
-        }
+    let answer = Answer::new(problem, inputs);
+    for (name, output) in [("flash", flash), ("standard", standard)] {
+        let [o, lse] = answer.shares(name, output);
+        o.assert(&format!("{name}: O"), problem);
+        lse.assert(&format!("{name}: LSE"), problem);
     }
-    largest
+}
+
+/// The oracle's answer to a problem, and how far others may be from it.
+pub struct Answer<'a> {
+    problem: &'a AttentionProblem,
+    pub expected: ReferenceOutput,
+    errors: ForwardErrors,
+}
+
+impl<'a> Answer<'a> {
+    pub fn new(problem: &'a AttentionProblem, Inputs { q, k, v, .. }: &Inputs) -> Self {
+        let expected = reference::forward(problem, q, k, v);
+        Self { problem, expected, errors: reference::forward_errors(problem, q, k, v) }
+    }
+
+    /// The largest shares of their bounds that the errors of O and LSE take up. What must be exact is checked on the way.
+    pub fn shares(&self, name: &str, output: &Output) -> [Share; 2] {
+        let Self { problem, expected, errors } = self;
+        let shape = problem.shape;
+        let (o, lse) = (output.o(), output.lse());
+        for (batch, row, head) in places(shape.batch, shape.seqlen_q, shape.num_heads) {
+            let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
+            if expected.lse[flat] == f64::NEG_INFINITY {
+                let first = problem.layout.o.index(batch, row, head) as usize;
+                let is_zero = o[first..first + shape.head_dim_v as usize].iter().all(|o| *o == 0.0);
+                assert!(is_zero, "{name}: batch {batch}, head {head}, row {row} sees nothing\n{problem:?}");
+            }
+        }
+        let arithmetic = &output.arithmetic;
+        [
+            Share::largest(problem.element, &o, (&expected.o, &errors.o), &gaps(problem), arithmetic),
+            Share::largest(Element::F32, &lse, (&expected.lse, &errors.lse), &vec![false; lse.len()], arithmetic),
+        ]
+    }
 }

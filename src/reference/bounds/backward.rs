@@ -1,0 +1,266 @@
+//! The errors of dQ, dK and dV.
+
+use super::forward::{Entry, Row};
+use super::terms::{ErrorTerms, SMALLEST, Sum};
+use crate::problem::AttentionProblem;
+use crate::reference::cores;
+use crate::reference::forward::{row_cost, slice};
+
+/// What bounds the errors of the backward pass, in the problem's gradient layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BackwardErrors {
+    /// Of each element of dQ.
+    pub dq: Vec<ErrorTerms>,
+    /// Of each element of dK.
+    pub dk: Vec<ErrorTerms>,
+    /// Of each element of dV.
+    pub dv: Vec<ErrorTerms>,
+}
+
+/// What bounds the errors of dQ, dK and dV for these inputs, against the gradients for the O given
+/// ([`backward_for`](crate::reference::backward_for)), and with the LSE of these inputs in f32.
+///
+/// # Panics
+///
+/// As `backward_for`.
+pub fn backward_errors(
+    problem: &AttentionProblem,
+    [q, k, v, o]: [&[f64]; 4],
+    d_o: &[f64],
+    d_lse: Option<&[f64]>,
+) -> BackwardErrors {
+    let shape = problem.shape;
+    let layout = problem.gradient_layout_in_force();
+    let [dq, dk, dv] = [
+        (&layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
+        (&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
+        (&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v),
+    ]
+    .map(|(layout, rows, heads, dim)| {
+        let len = layout.required_len(shape.batch, rows, heads, dim).expect("a gradient has an extent");
+        vec![ErrorTerms::default(); len as usize]
+    });
+    let mut errors = BackwardErrors { dq, dk, dv };
+    if shape.num_heads_kv == 0 {
+        return errors;
+    }
+    let given = Given { problem, inputs: [q, k, v, o, d_o], d_lse };
+    let heads_per_kv = shape.num_heads / shape.num_heads_kv;
+    let cost = 8 * u64::from(heads_per_kv * shape.seqlen_q) * row_cost(problem);
+    let groups = cores::map((shape.batch * shape.num_heads_kv) as usize, cost, |group| {
+        of_kv_head(&given, (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv))
+    });
+    for (group, [dq, dk, dv]) in groups.iter().enumerate() {
+        let (batch, head_kv) = (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv);
+        for (flat, row) in dq.chunks(shape.head_dim as usize).enumerate() {
+            let (member, i) = (flat as u32 / shape.seqlen_q, flat as u32 % shape.seqlen_q);
+            let first = layout.q.index(batch, i, head_kv * heads_per_kv + member) as usize;
+            errors.dq[first..first + row.len()].copy_from_slice(row);
+        }
+        for (tensor, layout, rows, dim) in
+            [(&mut errors.dk, &layout.k, dk, shape.head_dim), (&mut errors.dv, &layout.v, dv, shape.head_dim_v)]
+        {
+            for (j, row) in rows.chunks(dim as usize).enumerate() {
+                let first = layout.index(batch, j as u32, head_kv) as usize;
+                tensor[first..first + row.len()].copy_from_slice(row);
+            }
+        }
+    }
+    errors
+}
+
+struct Given<'a> {
+    problem: &'a AttentionProblem,
+    /// Q, K, V, O and dO.
+    inputs: [&'a [f64]; 5],
+    d_lse: Option<&'a [f64]>,
+}
+
+/// A sum of gradients, and the errors of its terms.
+#[derive(Clone, Default)]
+struct Gathered {
+    sum: Sum,
+    errors: ErrorTerms,
+}
+
+impl Gathered {
+    /// The errors of the sum and its terms, times `factor`.
+    fn finish(mut self, factor: f64) -> ErrorTerms {
+        self.errors.plain += self.sum.rounding() + 4.0 * self.sum.total.abs();
+        self.errors.terms = self.sum.sizes;
+        // Each term, and each partial sum, may be flushed.
+        self.errors.flushed += 2.0 * SMALLEST * self.sum.count;
+        self.errors.scale(factor);
+        self.errors
+    }
+}
+
+/// dS of one key of a row.
+struct Ds {
+    value: f64,
+    /// Its errors that are its own, not its row's.
+    plain: f64,
+    products: f64,
+    /// What is left of it where P is flushed to 0.
+    flushed: f64,
+}
+
+/// What one row gives to all gradients.
+struct RowGradients {
+    row: Row,
+    ds: Vec<Ds>,
+    /// The error of D, in units of U.
+    delta: f64,
+}
+
+/// The errors of dQ, dK and dV of one KV head and of the query heads that share it, each contiguous.
+fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 3] {
+    let Given { problem, inputs: [q, k, _, _, d_o], .. } = *given;
+    let (shape, layout) = (problem.shape, &problem.layout);
+    let (dim, dim_v) = (shape.head_dim as usize, shape.head_dim_v as usize);
+    let heads_per_kv = shape.num_heads / shape.num_heads_kv;
+    let scale = problem.softmax_scale().abs();
+    let mut dq = Vec::with_capacity((heads_per_kv * shape.seqlen_q) as usize * dim);
+    let mut dk = vec![Gathered::default(); shape.seqlen_kv as usize * dim];
+    let mut dv = vec![Gathered::default(); shape.seqlen_kv as usize * dim_v];
+    // The largest terms, which share their unit of f16 with all others.
+    let mut largest = [0.0f64; 3];
+    for (head, row) in (0..heads_per_kv).flat_map(|member| (0..shape.seqlen_q).map(move |row| (member, row))) {
+        let head = head_kv * heads_per_kv + head;
+        let Some(gradients) = RowGradients::new(given, (batch, head, row)) else {
+            dq.resize(dq.len() + dim, ErrorTerms::default());
+            continue;
+        };
+        let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
+        let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
+        gradients.add_to_dk(&mut dk, q_row);
+        gradients.add_to_dv(&mut dv, d_o_row);
+        let (of_row, largest_of_row) = gradients.dq(problem, k);
+        dq.extend(of_row.into_iter().map(|gathered| gathered.finish(scale)));
+        let largest_ds = gradients.ds.iter().fold(0.0, |largest: f64, ds| largest.max(ds.value.abs()));
+        largest[0] = largest[0].max(largest_of_row);
+        largest[1] = largest[1].max(largest_ds * max_of(q_row));
+        largest[2] = largest[2].max(gradients.row.largest * max_of(d_o_row));
+    }
+    // The largest P or dS, in units of the rows that it meets, is scaled to between 2⁹ and 2¹⁰, and f16 leaves 2⁻²⁵ behind: 2⁻³⁴
+    // of it. A row's unit is up to twice what its largest element says: 2⁻³³ of the largest term. P of f16 problems has the
+    // scale 2¹⁴ throughout.
+    const LEFT: f64 = 1.0 / (1u64 << 33) as f64;
+    dq.iter_mut().for_each(|error| error.underflow += LEFT * scale * largest[0] * f64::from(shape.seqlen_kv));
+    let rows = f64::from(heads_per_kv * shape.seqlen_q);
+    let keep_scale = problem.dropout.map_or(1.0, |dropout| dropout.keep_scale());
+    let finish = |gathered: Gathered, factor: f64, underflow: f64| {
+        let mut errors = gathered.finish(factor);
+        errors.underflow += factor * underflow * rows;
+        errors
+    };
+    let largest_d_o = largest[2].max(2f64.powi(-5) * largest_in(given, (batch, head_kv)));
+    [
+        dq,
+        dk.into_iter().map(|dk| finish(dk, scale, LEFT * largest[1])).collect(),
+        dv.into_iter().map(|dv| finish(dv, keep_scale, LEFT * largest_d_o)).collect(),
+    ]
+}
+
+/// The largest |dO| of the query heads that share a KV head.
+fn largest_in(given: &Given, (batch, head_kv): (u32, u32)) -> f64 {
+    let shape = given.problem.shape;
+    let heads_per_kv = shape.num_heads / shape.num_heads_kv;
+    let layout = given.problem.gradient_layout_in_force().o;
+    let heads = head_kv * heads_per_kv..(head_kv + 1) * heads_per_kv;
+    let rows = heads.flat_map(|head| (0..shape.seqlen_q).map(move |row| (head, row)));
+    rows.map(|(head, row)| max_of(slice(given.inputs[4], &layout, batch, row, head, shape.head_dim_v)))
+        .fold(0.0, f64::max)
+}
+
+impl RowGradients {
+    /// `None` for a row that sees nothing.
+    fn new(given: &Given, (batch, head, row): (u32, u32, u32)) -> Option<Self> {
+        let Given { problem, inputs: [q, k, v, o, d_o], d_lse } = *given;
+        let (shape, layout) = (problem.shape, &problem.layout);
+        let scores = Row::new(problem, [q, k], (batch, head, row));
+        if scores.lse == f64::NEG_INFINITY {
+            return None;
+        }
+        let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
+        let o_row = slice(o, &layout.o, batch, row, head, shape.head_dim_v);
+        let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
+        let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[flat]);
+        let mut delta = Sum::of(d_o_row.iter().zip(o_row).map(|(d_o, o)| d_o * o));
+        delta.add(-d_lse_row);
+        let of_entry = |entry: &Entry| {
+            let v_row = slice(v, &layout.v, batch, entry.key, scores.head_kv, shape.head_dim_v);
+            let dp = Sum::of(d_o_row.iter().zip(v_row).map(|(d_o, v)| entry.factor * d_o * v));
+            let value = entry.p * (dp.total - delta.total);
+            Ds {
+                value,
+                plain: value.abs() * (entry.plain + 2.0) + entry.p * 2.0 * dp.total.abs(),
+                products: value.abs() * entry.products + entry.p * dp.rounding(),
+                flushed: SMALLEST * (1.0 + (dp.total - delta.total).abs()),
+            }
+        };
+        let ds = scores.entries.iter().map(of_entry).collect();
+        Some(Self { ds, row: scores, delta: delta.rounding() })
+    }
+
+    /// The relative error of all P of the row: LSE is rounded, and multiplied with log2(e), which is rounded too.
+    fn of_lse(&self) -> f64 {
+        3.0 * self.row.lse.abs()
+    }
+
+    /// dQ of the row, without softmax_scale, and the size of its largest term.
+    fn dq(&self, problem: &AttentionProblem, k: &[f64]) -> (Vec<Gathered>, f64) {
+        let shape = problem.shape;
+        let mut dq = vec![Gathered::default(); shape.head_dim as usize];
+        let mut weighed = vec![0.0; shape.head_dim as usize];
+        let mut largest = 0.0f64;
+        for (entry, ds) in self.row.entries.iter().zip(&self.ds) {
+            let k_row = slice(k, &problem.layout.k, self.row.batch, entry.key, self.row.head_kv, shape.head_dim);
+            for ((dq, weighed), k) in dq.iter_mut().zip(&mut weighed).zip(k_row) {
+                dq.sum.add(ds.value * k);
+                dq.errors.plain += ds.plain * k.abs();
+                dq.errors.products += ds.products * k.abs();
+                dq.errors.flushed += ds.flushed * k.abs() + SMALLEST * ds.value.abs();
+                *weighed += entry.p * k;
+            }
+            largest = largest.max(ds.value.abs() * max_of(k_row));
+        }
+        // Rows of other sizes of dS / dO share the unit of dS: as much as 2¹⁰ apart, they leave 2⁻²⁴ of the row's largest.
+        let underflow = 2f64.powi(-24) * largest * self.ds.len() as f64;
+        for (dq, weighed) in dq.iter_mut().zip(weighed) {
+            dq.errors.plain += self.delta * weighed.abs() + self.of_lse() * dq.sum.total.abs();
+            dq.errors.underflow = underflow;
+        }
+        (dq, largest)
+    }
+
+    fn add_to_dk(&self, dk: &mut [Gathered], q_row: &[f64]) {
+        for (entry, ds) in self.row.entries.iter().zip(&self.ds) {
+            let plain = ds.plain + entry.p * self.delta + self.of_lse() * ds.value.abs();
+            for (dk, q) in dk[entry.key as usize * q_row.len()..].iter_mut().zip(q_row) {
+                dk.sum.add(ds.value * q);
+                dk.errors.plain += plain * q.abs();
+                dk.errors.products += ds.products * q.abs();
+                dk.errors.flushed += ds.flushed * q.abs() + SMALLEST * ds.value.abs();
+            }
+        }
+    }
+
+    /// Without dropout's factor.
+    fn add_to_dv(&self, dv: &mut [Gathered], d_o_row: &[f64]) {
+        for entry in self.row.entries.iter().filter(|entry| entry.factor != 0.0) {
+            for (dv, d_o) in dv[entry.key as usize * d_o_row.len()..].iter_mut().zip(d_o_row) {
+                let term = entry.p * d_o;
+                dv.sum.add(term);
+                dv.errors.plain += term.abs() * (entry.plain + self.of_lse());
+                dv.errors.products += term.abs() * entry.products;
+                dv.errors.flushed += SMALLEST * d_o.abs();
+            }
+        }
+    }
+}
+
+/// The largest absolute value that is a number.
+fn max_of(row: &[f64]) -> f64 {
+    row.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()))
+}

@@ -1,0 +1,150 @@
+//! The errors of O and LSE.
+
+use super::terms::{ErrorTerms, SMALLEST, Sum};
+use crate::problem::AttentionProblem;
+use crate::reference::cores;
+use crate::reference::forward::{keeps, position, row_cost, slice};
+
+/// What bounds the errors of the forward pass.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForwardErrors {
+    /// Of each element of O, in the problem's layout.
+    pub o: Vec<ErrorTerms>,
+    /// Of each LSE, `[batch, num_heads, seqlen_q]`.
+    pub lse: Vec<ErrorTerms>,
+}
+
+/// What bounds the errors of O and LSE for these inputs, which lie as those of [`forward`](crate::reference::forward) do.
+///
+/// # Panics
+///
+/// As `forward`.
+pub fn forward_errors(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ForwardErrors {
+    let shape = problem.shape;
+    let o_len = problem.layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v);
+    let mut errors = ForwardErrors {
+        o: vec![ErrorTerms::default(); o_len.expect("O has an extent") as usize],
+        lse: vec![ErrorTerms::default(); shape.lse_len() as usize],
+    };
+    let rows = cores::map(errors.lse.len(), 3 * row_cost(problem), |flat| {
+        let row = Row::new(problem, [q, k], position(problem, flat));
+        if row.lse == f64::NEG_INFINITY { None } else { Some((of_o(problem, &row, v), of_lse(&row))) }
+    });
+    for (flat, row) in rows.into_iter().enumerate() {
+        let Some((o, lse)) = row else { continue };
+        let (batch, head, row) = position(problem, flat);
+        let first = problem.layout.o.index(batch, row, head) as usize;
+        errors.o[first..first + o.len()].copy_from_slice(&o);
+        errors.lse[flat] = lse;
+    }
+    errors
+}
+
+/// A row's scores and probabilities.
+pub(super) struct Row {
+    pub batch: u32,
+    pub head_kv: u32,
+    /// Of each key that the row sees.
+    pub entries: Vec<Entry>,
+    /// The sum of the probabilities, 1 but for the roundings of f64.
+    sum: Sum,
+    pub lse: f64,
+    /// The largest probability.
+    pub largest: f64,
+}
+
+/// A key that a row sees.
+pub(super) struct Entry {
+    pub key: u32,
+    pub p: f64,
+    /// 0 for what dropout drops, its factor for what it keeps.
+    pub factor: f64,
+    /// The relative error of P from plain roundings, and from the product that the score is.
+    pub plain: f64,
+    pub products: f64,
+}
+
+impl Row {
+    pub fn new(problem: &AttentionProblem, [q, k]: [&[f64]; 2], (batch, head, row): (u32, u32, u32)) -> Self {
+        let (shape, layout) = (problem.shape, &problem.layout);
+        let scale = problem.softmax_scale();
+        let head_kv = head / (shape.num_heads / shape.num_heads_kv);
+        let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
+        let scores: Vec<(u32, Sum)> = problem
+            .visible_keys(row)
+            .map(|key| {
+                let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
+                (key, Sum::of(q_row.iter().zip(k_row).map(|(q, k)| scale * q * k)))
+            })
+            .collect();
+        let max = scores.iter().fold(f64::NEG_INFINITY, |max, (_, s)| max.max(s.total));
+        let lse = max + scores.iter().map(|(_, s)| (s.total - max).exp()).sum::<f64>().ln();
+        let is_empty = max == f64::NEG_INFINITY && scores.iter().all(|(_, s)| !s.total.is_nan());
+        let lse = if is_empty { f64::NEG_INFINITY } else { lse };
+        let entry = |(key, s): &(u32, Sum)| {
+            let p = (s.total - lse).exp();
+            let kept = keeps(problem, batch, head, row, *key);
+            let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
+            let plain = 4.0 + 2.0 * (s.total - lse).abs() + 2.0 * s.total.abs();
+            Entry { key: *key, p, factor, plain, products: s.rounding() }
+        };
+        // A score of −∞ is exact, and so is its P.
+        let entries: Vec<Entry> = scores.iter().map(entry).filter(|entry| entry.p != 0.0).collect();
+        let sum = Sum::of(entries.iter().map(|entry| entry.p));
+        let largest = entries.iter().fold(0.0, |largest: f64, entry| largest.max(entry.p));
+        Self { batch, head_kv, entries, sum, lse, largest }
+    }
+
+    /// The error of each part's weight in a merge: of its LSE and of that of the whole, once computed and once rounded,
+    /// and of exp.
+    fn weights(&self) -> f64 {
+        4.0 * (self.lse.abs() + 1.0) + 8.0
+    }
+}
+
+fn of_o(problem: &AttentionProblem, row: &Row, v: &[f64]) -> Vec<ErrorTerms> {
+    let dim_v = problem.shape.head_dim_v;
+    let v_row = |entry: &Entry| slice(v, &problem.layout.v, row.batch, entry.key, row.head_kv, dim_v);
+    let mut sums = vec![Sum::default(); dim_v as usize];
+    let mut largest_v = 0.0f64;
+    for entry in &row.entries {
+        for (sum, v) in sums.iter_mut().zip(v_row(entry)) {
+            sum.add(entry.factor * entry.p * v);
+            largest_v = largest_v.max(v.abs());
+        }
+    }
+    // P is relative to the largest of its row, and V to the largest that the row has seen: f16 holds 2⁻²⁵ of that.
+    let underflow = 2f64.powi(-25) * row.largest * largest_v * row.entries.len() as f64;
+    let mut errors: Vec<ErrorTerms> = sums
+        .iter()
+        .map(|sum| ErrorTerms {
+            plain: sum.rounding() + (row.sum.rounding() + 8.0) * sum.total.abs(),
+            terms: sum.sizes,
+            underflow,
+            ..ErrorTerms::default()
+        })
+        .collect();
+    for entry in &row.entries {
+        for ((error, sum), v) in errors.iter_mut().zip(&sums).zip(v_row(entry)) {
+            // An error of P moves the sum that O is divided by, too.
+            let distance = (entry.factor * v - sum.total).abs();
+            let moved = entry.p * distance;
+            error.plain += moved * entry.plain;
+            error.products += moved * entry.products;
+            error.merge += moved * row.weights();
+            error.flushed += SMALLEST * (distance + 2.0 + entry.factor * entry.p);
+        }
+    }
+    errors
+}
+
+fn of_lse(row: &Row) -> ErrorTerms {
+    let weighed = |of: fn(&Entry) -> f64| row.entries.iter().map(|entry| entry.p * of(entry)).sum::<f64>();
+    let of_log = 4.0 * (1.0 + row.sum.count.max(1.0).ln()) + 3.0 * row.lse.abs();
+    ErrorTerms {
+        plain: weighed(|entry| entry.plain) + row.sum.rounding() + of_log,
+        products: weighed(|entry| entry.products),
+        merge: row.weights() + of_log,
+        ..ErrorTerms::default()
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -179,6 +179,14 @@ fn is_being_written(place: &Workplace) -> bool {
 /// Sends the signal while the result is being written; gives what became of the program.
 fn interrupted(place: &Workplace, input: &str, signal: i32) -> std::process::ExitStatus {
     let mut command = place.command(&["run", input, &place.path("out"), "--algorithm", "reference"]);
+    let heed = move || {
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        Ok(())
+    };
+    // Tests that run in the background have it ignored.
+    // SAFETY: see there.
+    unsafe { command.pre_exec(heed) };
     let mut child = command.stdout(Stdio::null()).spawn().expect("the program starts");
     let start = Instant::now();
     while !is_being_written(place) {
@@ -223,7 +231,7 @@ fn signals_that_are_ignored_stay_so() {
     let script = format!("trap '' HUP; '{program}' run '{input}' '{out}' --algorithm reference & wait $!");
     let mut shell = std::process::Command::new("sh");
     shell.args(["-c", &script]).stdout(Stdio::null());
-    std::os::unix::process::CommandExt::process_group(&mut shell, 0);
+    shell.process_group(0);
     let mut shell = shell.spawn().expect("a shell starts");
     let start = Instant::now();
     while !is_being_written(&place) && !fs::exists(&out).unwrap() {

@@ -8,6 +8,7 @@ use wgpu_flash_attention::{
 
 use crate::support::{
     Library, Variant, gradient_inputs, inputs, library, problem_of, run, run_backward, run_backward_calls, run_calls,
+    with_matrices,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
@@ -87,6 +88,13 @@ fn counts_of_zero_are_answered_in_splits() {
 #[test]
 fn counts_of_zero_are_answered_on_a_device_like_a_browsers() {
     every_count(library(Variant::WebGpuDefaults), None);
+}
+
+#[test]
+fn counts_of_zero_are_answered_on_matrices() {
+    if let Some(library) = with_matrices() {
+        every_count(library, None);
+    }
 }
 
 #[test]

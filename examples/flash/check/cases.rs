@@ -8,15 +8,19 @@ pub struct Case {
     pub problem: AttentionProblem,
     /// Whether only f32 is worth the compilation of its shaders in a quick check.
     pub f32_only: bool,
+    /// Whether its gradients are left out: they take longer loops than some drivers allow.
+    pub forward_only: bool,
 }
 
-/// Every case, grouped. `quick` keeps what differs in kind.
-pub fn cases(quick: bool) -> Vec<Case> {
+/// Every case, grouped. `quick` keeps what differs in kind. Software drivers are asked for long rows too: some end long loops
+/// without a word.
+pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     // Most of a quick check on a software driver is compilation, and each head_dim compiles anew.
     let mut add = |group, problem: AttentionProblem| {
         let f32_only = quick && ![31, 64].contains(&problem.shape.head_dim);
-        cases.push(Case { group, problem, f32_only });
+        let forward_only = problem.shape.seqlen_kv > 50_000;
+        cases.push(Case { group, problem, f32_only, forward_only });
     };
     let shape = |batch, heads, q, kv, dim| AttentionShape::new(batch, heads, q, dim).seqlen_kv(kv);
     let new = AttentionProblem::new;
@@ -78,5 +82,11 @@ pub fn cases(quick: bool) -> Vec<Case> {
     }
     add("scale", new(shape(1, 2, 70, 93, 64)).scale(0.5));
     add("scale", new(shape(1, 2, 70, 93, 64)).scale(-0.1));
+
+    if is_software || !quick {
+        add("long rows", new(shape(1, 1, 64, 8_192, 64)));
+        add("long rows", new(shape(1, 1, 256, 70_000, 16)));
+        add("long rows", new(shape(1, 8, 512, 64, 64).num_heads_kv(1)));
+    }
     cases
 }

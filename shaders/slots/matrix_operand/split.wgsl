@@ -22,7 +22,7 @@ fn rounded(value: vec4<f32>) -> vec4<f32> {
 // of it is far from every score of numbers, and a row that has no other sees nothing.
 fn score_operand(loaded: Loaded) -> Loaded {
   let bits = bitcast<vec4<u32>>(loaded);
-  let largest = bitcast<vec4<f32>>((bits & vec4<u32>(0x80000000u)) | vec4<u32>(0x7f7fffffu));
-  return select(loaded, largest, (bits & vec4<u32>(0x7fffffffu)) == vec4<u32>(0x7f800000u));
+  let is_infinite = (bits & vec4<u32>(0x7fffffffu)) == vec4<u32>(0x7f800000u);
+  return bitcast<vec4<f32>>(bits - select(vec4<u32>(0u), vec4<u32>(1u), is_infinite));
 }
 fn stands_for_infinity(score: f32) -> bool { return score < -1e30; }

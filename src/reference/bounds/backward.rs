@@ -1,7 +1,7 @@
 //! The errors of dQ, dK and dV.
 
 use super::forward::{Entry, Row};
-use super::terms::{ErrorTerms, SMALLEST, Sum};
+use super::terms::{ErrorTerms, SMALLEST, Sum, U};
 use crate::problem::AttentionProblem;
 use crate::reference::cores;
 use crate::reference::forward::{row_cost, slice};
@@ -137,7 +137,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
         gradients.add_to_dv(&mut dv, d_o_row);
         let (of_row, largest_of_row) = gradients.dq(problem, k);
         dq.extend(of_row.into_iter().map(|gathered| gathered.finish(scale)));
-        let largest_ds = gradients.ds.iter().fold(0.0, |largest: f64, ds| largest.max(ds.value.abs()));
+        let largest_ds = gradients.sizes_of_ds().fold(0.0, f64::max);
         largest[0] = largest[0].max(largest_of_row);
         largest[1] = largest[1].max(largest_ds * max_of(q_row));
         largest[2] = largest[2].max(gradients.row.largest * max_of(d_o_row));
@@ -208,13 +208,21 @@ impl RowGradients {
         3.0 * self.row.lse.abs()
     }
 
+    /// How large each dS may be in a kernel: where dP − D cancels, what is left is rounding.
+    fn sizes_of_ds(&self) -> impl Iterator<Item = f64> {
+        self.row.entries.iter().zip(&self.ds).map(|(entry, ds)| {
+            let plain = ds.plain + entry.p * self.delta + self.of_lse() * ds.value.abs();
+            ds.value.abs() + U * plain + 4.0 * U * ds.products
+        })
+    }
+
     /// dQ of the row, without softmax_scale, and the size of its largest term.
     fn dq(&self, problem: &AttentionProblem, k: &[f64]) -> (Vec<Gathered>, f64) {
         let shape = problem.shape;
         let mut dq = vec![Gathered::default(); shape.head_dim as usize];
         let mut weighed = vec![0.0; shape.head_dim as usize];
         let mut largest = 0.0f64;
-        for (entry, ds) in self.row.entries.iter().zip(&self.ds) {
+        for ((entry, ds), size) in self.row.entries.iter().zip(&self.ds).zip(self.sizes_of_ds()) {
             let k_row = slice(k, &problem.layout.k, self.row.batch, entry.key, self.row.head_kv, shape.head_dim);
             for ((dq, weighed), k) in dq.iter_mut().zip(&mut weighed).zip(k_row) {
                 dq.sum.add(ds.value * k);
@@ -223,7 +231,7 @@ impl RowGradients {
                 dq.errors.flushed += ds.flushed * k.abs() + SMALLEST * ds.value.abs();
                 *weighed += entry.p * k;
             }
-            largest = largest.max(ds.value.abs() * max_of(k_row));
+            largest = largest.max(size * max_of(k_row));
         }
         // Rows of other sizes of dS / dO share the unit of dS: as much as 2¹⁰ apart, they leave 2⁻²⁴ of the row's largest.
         let underflow = 2f64.powi(-24) * largest * self.ds.len() as f64;

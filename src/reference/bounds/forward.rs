@@ -110,11 +110,12 @@ fn of_o(problem: &AttentionProblem, row: &Row, v: &[f64]) -> Vec<ErrorTerms> {
     for entry in &row.entries {
         for (sum, v) in sums.iter_mut().zip(v_row(entry)) {
             sum.add(entry.factor * entry.p * v);
-            largest_v = largest_v.max(v.abs());
+            largest_v = largest_v.max(entry.factor * v.abs());
         }
     }
-    // P is relative to the largest of its row, and V to the largest that the row has seen: f16 holds 2⁻²⁵ of that.
-    let underflow = 2f64.powi(-25) * row.largest * largest_v * row.entries.len() as f64;
+    // P is relative to the largest of its row, and V to the largest that the row has seen: f16 holds 2⁻²⁴ of that, and WGSL
+    // does not say to which side a value becomes f16.
+    let underflow = 2f64.powi(-24) * row.largest * largest_v * row.entries.len() as f64;
     let mut errors: Vec<ErrorTerms> = sums
         .iter()
         .map(|sum| ErrorTerms {

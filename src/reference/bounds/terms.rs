@@ -1,7 +1,7 @@
 use crate::problem::Element;
 
 /// The unit roundoff of f32: half the distance from 1 to the next value.
-const U: f64 = 1.0 / (1u64 << 24) as f64;
+pub(super) const U: f64 = 1.0 / (1u64 << 24) as f64;
 
 /// n roundings of up to half a unit in the last place of a partial sum, 0.41 · U of it in the mean, have the standard
 /// deviation 0.41 · √(n/3) · U = 0.24 · √n · U of the last one where partial sums grow steadily, and less where terms cancel.

@@ -19,6 +19,10 @@
 // Rows of the scratch of S and dP, in quads: stored row by row, matrices meet no bank conflicts at this distance.
 const S_STRIDE = MATRIX_QUADS + 2u;
 
+// dS is in units of the row of dO, and all rows of a subgroup share one scale. So D counts where it is far larger than dO, as
+// where dO is 0 and LSE has a gradient: the row would outgrow all others.
+const D_SHARE = 0.000244140625; // 2⁻¹²
+
 // How far apart the two quads of an invocation are, and how many invocations share a row.
 const HIGH = MATRIX_QUADS / 2u;
 
@@ -82,7 +86,7 @@ fn main(
   let d_o_1_E_M = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
   d_o_largest_E = max(d_o_largest_E, max(largest_of_loaded(d_o_0_E_M), largest_of_loaded(d_o_1_E_M)));
   // }
-  let d_o_scale_E = row_scale(d_o_largest_E, 1u, HIGH);
+  let d_o_scale_E = row_scale(max(d_o_largest_E, abs(stats_E.y) * D_SHARE), 1u, HIGH);
   let d_o_unit_E = inverse(d_o_scale_E);
   // unroll M in V_FRAGMENTS {
   p_tile[p_low] = to_half(d_o_0_E_M, d_o_scale_E);

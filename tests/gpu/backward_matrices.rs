@@ -192,3 +192,19 @@ fn rows_of_every_magnitude() {
         }
     }
 }
+
+/// LSE may have a gradient where O has none, or hardly any: such a row must not take the precision of the rows beside it.
+#[test]
+fn rows_with_a_gradient_of_lse_alone() {
+    let Some(library) = with_matrices() else { return };
+    for element in Element::ALL {
+        for factor in [0.0, 2f64.powi(-20)] {
+            let problem = AttentionProblem::new(AttentionShape::new(1, 1, 40, 8).seqlen_kv(50)).element(element);
+            // An odd seed gives LSE a gradient.
+            let mut given = gradient_inputs(&problem, 3);
+            assert!(given.d_lse.is_some());
+            given.d_o[3 * 8..4 * 8].iter_mut().for_each(|value| *value = element.round(*value * factor));
+            check_gradients(library, &problem, &given);
+        }
+    }
+}

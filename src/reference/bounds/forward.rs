@@ -110,12 +110,13 @@ fn of_o(problem: &AttentionProblem, row: &Row, v: &[f64]) -> Vec<ErrorTerms> {
     for entry in &row.entries {
         for (sum, v) in sums.iter_mut().zip(v_row(entry)) {
             sum.add(entry.factor * entry.p * v);
-            largest_v = largest_v.max(entry.factor * v.abs());
+            largest_v = largest_v.max(v.abs());
         }
     }
     // P is relative to the largest of its row, and V to the largest that the row has seen: f16 holds 2⁻²⁴ of that, and WGSL
     // does not say to which side a value becomes f16.
-    let underflow = 2f64.powi(-24) * row.largest * largest_v * row.entries.len() as f64;
+    let keep_scale = problem.dropout.map_or(1.0, |dropout| dropout.keep_scale());
+    let underflow = 2f64.powi(-24) * keep_scale * row.largest * largest_v * row.entries.len() as f64;
     let mut errors: Vec<ErrorTerms> = sums
         .iter()
         .map(|sum| ErrorTerms {

@@ -72,7 +72,7 @@ fn main(
     let now = step_at(visits, step);
     let head = tile.head + now.head;
     let i = now.row_tile;
-    let masked = IS_MASKED_SEEN && now.visit >= visits.num_whole;
+    let masked = HAS_WINDOW && IS_MASKED_SEEN && now.visit >= visits.num_whole;
     let next = step_at(visits, min(step + 1u, steps - 1u));
     let next_head = tile.head + next.head;
     let next_row = next.row_tile * TILE_Q;
@@ -125,11 +125,16 @@ fn main(
       if HAS_DROPOUT { gradient_N = select(0.0, gradient_N * params.dropout_scale, keeps(row, key + N)); }
       var ds_N = p_N * (gradient_N - stats.y);
       if HAS_DROPOUT { p_N = select(0.0, p_N, keeps(row, key + N)); }
+      // rows outside the tensors, and empty ones, give nothing, whatever the keys hold
+      if IS_MASKED_SEEN {
+        p_N = select(p_N, 0.0, stats.x == -MASKED);
+        ds_N = select(ds_N, 0.0, stats.x == -MASKED);
+      }
       // }
 
       // dV_j = dV_j + dropout(P)ᵀ dO_i, dK_j = dK_j + dSᵀ Q_i
       if masked {
-        let visible = visible_keys_unless_empty(i * TILE_Q + row, stats);
+        let visible = visible_keys(i * TILE_Q + row);
         // unroll N in THREAD_ROWS {
         let key_N = i32(tile.first_key + key + N);
         let seen_N = key_N >= visible.x && key_N < visible.y;

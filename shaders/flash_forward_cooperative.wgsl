@@ -89,8 +89,8 @@ fn main(
   var v_gain_N = FIRST_V_GAIN;
   // }
 
-  // for each KV tile j of the split that some row of i sees. `next` counts visits: a turn of the inner loop computes S of the next tile
-  // and uses up that of the tile before. It goes on until some row's maximum has grown, which is rare, so that O and m stay
+  // for each KV tile j of the split that some row of i sees. `next` counts visits: a turn of the inner loop computes S of the
+  // next tile and uses up that of the tile before. It goes on until some row's maximum has grown, which is rare, so that O and m stay
   // untouched in it. naga does not take `if` conditions for uniform where they are; hence loops that end after one turn.
   let visits = visits_of(keys_of(block_range(tile.first_row, tile.last_row), split));
   let k_mine = k_share(tile, invocation);

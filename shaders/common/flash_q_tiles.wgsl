@@ -32,7 +32,8 @@ fn fetch_v(tile: KvTile, row: u32, quad: u32) -> vec4<f32> {
 }
 
 fn is_empty(tile: KvTile, head: u32, row: u32) -> bool {
-  return is_empty_row(tile.batch * params.lse_stride_batch + head * params.lse_stride_head, min(row, params.seqlen_q - 1u));
+  let head_at = tile.batch * params.lse_stride_batch + head * params.lse_stride_head;
+  return is_empty_row(head_at, min(row, params.seqlen_q - 1u));
 }
 
 // Quad `index` of the Q tile of `head` that starts at `first_row`.

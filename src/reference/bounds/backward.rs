@@ -208,12 +208,18 @@ impl RowGradients {
         3.0 * self.row.lse.abs()
     }
 
+    /// The plain error of a dS, with what it shares with its row.
+    fn plain_error_of(&self, entry: &Entry, ds: &Ds) -> f64 {
+        ds.plain + entry.p * self.delta + self.of_lse() * ds.value.abs()
+    }
+
     /// How large each dS may be in a kernel: where dP − D cancels, what is left is rounding.
     fn sizes_of_ds(&self) -> impl Iterator<Item = f64> {
-        self.row.entries.iter().zip(&self.ds).map(|(entry, ds)| {
-            let plain = ds.plain + entry.p * self.delta + self.of_lse() * ds.value.abs();
-            ds.value.abs() + U * plain + 4.0 * U * ds.products
-        })
+        self.row
+            .entries
+            .iter()
+            .zip(&self.ds)
+            .map(|(entry, ds)| ds.value.abs() + U * self.plain_error_of(entry, ds) + 4.0 * U * ds.products)
     }
 
     /// dQ of the row, without softmax_scale, and the size of its largest term.
@@ -244,7 +250,7 @@ impl RowGradients {
 
     fn add_to_dk(&self, dk: &mut [Gathered], q_row: &[f64]) {
         for (entry, ds) in self.row.entries.iter().zip(&self.ds) {
-            let plain = ds.plain + entry.p * self.delta + self.of_lse() * ds.value.abs();
+            let plain = self.plain_error_of(entry, ds);
             for (dk, q) in dk[entry.key as usize * q_row.len()..].iter_mut().zip(q_row) {
                 dk.sum.add(ds.value * q);
                 dk.errors.plain += plain * q.abs();

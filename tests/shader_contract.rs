@@ -140,6 +140,7 @@ fn check(variant: &Specialization) {
     let (module, info, source) = compile(variant);
     uniform_matches(&module);
     bindings_match(variant, &module);
+    zero_values_have_one_name(variant, &module);
     let bytes: u32 = module
         .global_variables
         .iter()
@@ -181,6 +182,25 @@ fn hlsl(variant: &Specialization, module: &Module, info: &ModuleInfo) -> String 
         .write(module, info, None)
         .unwrap_or_else(|error| panic!("HLSL of {variant:?}: {error}"));
     text
+}
+
+/// `A()` and `B()`, where A and B are aliases of one type, become one function defined twice in naga's HLSL, which DXC
+/// refuses: a kernel takes the zero value of a type by one name alone.
+fn zero_values_have_one_name(variant: &Specialization, module: &Module) {
+    let entries = module.entry_points.iter().map(|entry| &entry.function);
+    let functions = module.functions.iter().map(|(_, function)| function).chain(entries);
+    let expressions = functions.flat_map(|function| function.expressions.iter());
+    let handles: HashSet<_> = expressions
+        .chain(module.global_expressions.iter())
+        .filter_map(|(_, expression)| match expression {
+            naga::Expression::ZeroValue(ty) => Some(*ty),
+            _ => None,
+        })
+        .collect();
+    let mut types: Vec<_> = handles.iter().map(|&ty| &module.types[ty].inner).collect();
+    while let Some(inner) = types.pop() {
+        assert!(!types.contains(&inner), "{variant:?} has two names for the zero value of {inner:?}");
+    }
 }
 
 /// FNV-1a, 64 bits.

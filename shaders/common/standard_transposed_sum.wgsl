@@ -26,7 +26,7 @@ fn fetch_rows(tile: KvTile, head: u32, first_row: u32, chunk: u32, index: u32) -
   let at = first + min(row, params.row_count - 1u) * params.ROWS_stride_row + inside_dim;
   let value = load_ROWS(at, PRODUCT_DIM - inside_dim);
   let lse_at = params.lse_offset + tile.batch * params.lse_stride_batch + head * params.lse_stride_head;
-  let is_live = row < params.row_count && !(lse[lse_at + min(row, params.row_count - 1u)] <= MASKED);
+  let is_live = (row < params.row_count) & !(lse[lse_at + min(row, params.row_count - 1u)] <= MASKED);
   return select(vec4<f32>(0.0), decode(value), is_live && dim < PRODUCT_DIM);
 }
 

@@ -13,9 +13,6 @@ const NAMES = [
   'the page stays alive', 'a lost device', 'no WebGPU', '16-bit elements', 'gradients', 'plans',
 ];
 
-// Known to fail, and to be mended: the backward pass hangs Chromium's software GPU (SwiftShader) until its process is ended.
-const HANGS = { chromium: ['gradients'] };
-
 for (const [name, open] of Object.entries(browsers)) {
   describe(name, { timeout: 900_000 }, () => {
     let server;
@@ -35,10 +32,8 @@ for (const [name, open] of Object.entries(browsers)) {
       const found = await browser.page.evaluate(async () => Object.keys((await import('/web/tests/cases.js')).cases));
       assert.deepEqual(found, NAMES);
     });
-    const hangs = HANGS[name] ?? [];
     for (const name of NAMES) {
-      const skip = hangs.includes(name) && 'hangs this software GPU; see CHANGELOG.md';
-      test(name, { skip }, async () => {
+      test(name, async () => {
         const failure = await browser.page.evaluate(async (name) => {
           const { cases } = await import('/web/tests/cases.js');
           return cases[name]().then(() => undefined, (error) => `${error?.name}: ${error?.message}\n${error?.stack}`);

@@ -15,7 +15,7 @@ fn lane_barrier() { workgroupBarrier(); }
 
 fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial {
   let first = row * INVOCATIONS + invocation / LANES * LANES;
-  var sum = Partial();
+  var sum = Partial(0.0);
   // unroll N in LANES {
   sum += lane_partials[first + N];
   // }

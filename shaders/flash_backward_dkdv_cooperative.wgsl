@@ -416,8 +416,9 @@ fn main(
   // }
 
   // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j
-  let dk_factor = params.softmax_scale_log2 * LN_2 / ds_gain;
-  let dv_factor = params.dropout_scale / p_gain;
+  let dk_factor = params.softmax_scale_log2 * LN_2;
+  let per_ds_gain = 1.0 / ds_gain;
+  let per_p_gain = 1.0 / p_gain;
   let dk_at = params.dk_offset + tile.batch * params.dk_stride_batch + tile.head_kv * params.dk_stride_head;
   let dv_at = params.dv_offset + tile.batch * params.dv_stride_batch + tile.head_kv * params.dv_stride_head;
   // unroll E in OWNED_FRAGMENTS {
@@ -427,11 +428,12 @@ fn main(
   scratch_barrier();
   coopStoreT(dk_E_M, &s_tile[s_scratch], s_stride);
   scratch_barrier();
+  let dk_at_E_M = dk_at + owned_E * params.dk_stride_row + k_dim_E_M;
   if inside_E && k_dim_E_M < HEAD_DIM {
-    store_dk(dk_at + owned_E * params.dk_stride_row + k_dim_E_M, HEAD_DIM - k_dim_E_M, s_tile[s_mine] * dk_factor);
+    store_dk(dk_at_E_M, HEAD_DIM - k_dim_E_M, s_tile[s_mine] * per_ds_gain * dk_factor);
   }
   if inside_E && k_dim_E_M + 4u < HEAD_DIM {
-    store_dk(dk_at + owned_E * params.dk_stride_row + k_dim_E_M + 4u, HEAD_DIM - k_dim_E_M - 4u, s_tile[s_mine + 1u] * dk_factor);
+    store_dk(dk_at_E_M + 4u, HEAD_DIM - k_dim_E_M - 4u, s_tile[s_mine + 1u] * per_ds_gain * dk_factor);
   }
   // }
   // unroll M in V_FRAGMENTS {
@@ -439,11 +441,12 @@ fn main(
   scratch_barrier();
   coopStoreT(dv_E_M, &s_tile[s_scratch], s_stride);
   scratch_barrier();
+  let dv_at_E_M = dv_at + owned_E * params.dv_stride_row + v_dim_E_M;
   if inside_E && v_dim_E_M < HEAD_DIM_V {
-    store_dv(dv_at + owned_E * params.dv_stride_row + v_dim_E_M, HEAD_DIM_V - v_dim_E_M, s_tile[s_mine] * dv_factor);
+    store_dv(dv_at_E_M, HEAD_DIM_V - v_dim_E_M, s_tile[s_mine] * per_p_gain * params.dropout_scale);
   }
   if inside_E && v_dim_E_M + 4u < HEAD_DIM_V {
-    store_dv(dv_at + owned_E * params.dv_stride_row + v_dim_E_M + 4u, HEAD_DIM_V - v_dim_E_M - 4u, s_tile[s_mine + 1u] * dv_factor);
+    store_dv(dv_at_E_M + 4u, HEAD_DIM_V - v_dim_E_M - 4u, s_tile[s_mine + 1u] * per_p_gain * params.dropout_scale);
   }
   // }
   // }

@@ -321,11 +321,12 @@ fn main(
   // }
 
   // dQ_i = softmax_scale · dQ_i; 0 for a row that sees nothing, or only scores of −∞
+  let per_gain = 1.0 / ds_gain;
   let dq_at = params.dq_offset + tile.batch * params.dq_stride_batch + tile.head * params.dq_stride_head;
   // unroll E in OWNED_FRAGMENTS {
   let inside_E = row_E < params.row_count;
   let is_empty_E = stats_E.x == -MASKED;
-  let factor_E = params.softmax_scale_log2 * LN_2 / ds_gain * d_o_unit_E;
+  let factor_E = params.softmax_scale_log2 * LN_2 * d_o_unit_E;
   // unroll M in K_FRAGMENTS {
   let low_E_M = (M * MATRIX_QUADS + quad) * 4u;
   let high_E_M = low_E_M + HIGH * 4u;
@@ -333,11 +334,11 @@ fn main(
   coopStoreT(dq_E_M, &s_tile[s_scratch], s_stride);
   scratch_barrier();
   if inside_E && low_E_M < HEAD_DIM {
-    let result = select(s_tile[s_low] * factor_E, vec4<f32>(0.0), is_empty_E);
+    let result = select(s_tile[s_low] * per_gain * factor_E, vec4<f32>(0.0), is_empty_E);
     store_dq(dq_at + row_E * params.dq_stride_row + low_E_M, HEAD_DIM - low_E_M, result);
   }
   if inside_E && high_E_M < HEAD_DIM {
-    let result = select(s_tile[s_high] * factor_E, vec4<f32>(0.0), is_empty_E);
+    let result = select(s_tile[s_high] * per_gain * factor_E, vec4<f32>(0.0), is_empty_E);
     store_dq(dq_at + row_E * params.dq_stride_row + high_E_M, HEAD_DIM - high_E_M, result);
   }
   // }

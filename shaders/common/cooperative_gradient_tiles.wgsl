@@ -31,15 +31,17 @@ const LAST_QUAD_V = (HEAD_DIM_V - 1u) / 4u * 4u;
 // P and dS pass through f16 times a power of two. P is at most 1, and often close to 1 / seqlen_kv, where f16 has few bits:
 // it is scaled by 2¹⁴. The scale of dS, and that of P where it is in units of the rows of dO, follows the largest so far:
 // gradients are as small or as large as the loss makes them. What is scaled may grow to GAIN_MOST, and is brought down to
-// GAIN_GOAL when it does.
+// GAIN_GOAL when it does. The largest scale is one whose inverse f32 still holds as a normal number, and results are brought
+// back from their scale before all else: 1 / scale times another small factor may be none.
 const GAIN_MOST = 16384.0;
 const GAIN_GOAL = 10.0;
-const FIRST_GAIN = 1e38;
+const LARGEST_GAIN = 124.0;
+const FIRST_GAIN = exp2(LARGEST_GAIN);
 const FIRST_P_GAIN = select(16384.0, FIRST_GAIN, HAS_UNITS);
 
 // The scale that brings `largest` to 2^GAIN_GOAL, but no more than the one so far.
 fn gain_for(largest: f32, gain: f32) -> f32 {
-  return min(gain, exp2(clamp(GAIN_GOAL - ceil(log2(largest)), -125.0, 100.0)));
+  return min(gain, exp2(clamp(GAIN_GOAL - ceil(log2(largest)), -LARGEST_GAIN, LARGEST_GAIN)));
 }
 
 // The largest absolute value, of those that are finite.

@@ -77,6 +77,21 @@ fn drawn_problems_have_the_oracles_gradients() {
     largest.print(200);
 }
 
+/// Draws of a free search that failed once: seed, index, and whether on matrices alone.
+const FAILED_ONCE: [(u64, u64, bool); 1] = [
+    // dQ in f32 on matrices: 1 / scale of dS was subnormal, and 1.5e-36 became 0.
+    (1795731172918639494, 17112, false),
+];
+
+#[test]
+fn draws_that_failed_once_have_the_oracles_answers() {
+    for (seed, index, on_matrices) in FAILED_ONCE {
+        let draw = Draw::new(seed, index, on_matrices);
+        check_forward(&draw, &Largest::default());
+        check_backward(&draw, &Largest::default());
+    }
+}
+
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
 }

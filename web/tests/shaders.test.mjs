@@ -1,5 +1,5 @@
-// Every WGSL variant that the planner can emit, given to the compilers that will meet it: Tint (Chromium), and after naga's
-// HLSL, Microsoft's DXC (DX12).
+// The WGSL variants that the planner can emit, given to the compilers that will meet them: Tint (Chromium), and after naga's
+// HLSL, some of each kind to Microsoft's DXC (DX12).
 import assert from 'node:assert/strict';
 import { execFile, execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
@@ -40,7 +40,7 @@ describe('shader variants', { timeout: 1_800_000 }, () => {
     const files = readdirSync(variants).map((file) => join(variants, file));
     wgsl = files.filter((file) => file.endsWith('.wgsl'));
     hlsl = files.filter((file) => file.endsWith('.hlsl'));
-    assert(wgsl.length > 100 && wgsl.length === hlsl.length);
+    assert(wgsl.length > 100 && 3 * hlsl.length >= wgsl.length);
     rmSync(broken, { recursive: true, force: true });
     mkdirSync(broken, { recursive: true });
   });
@@ -76,14 +76,14 @@ describe('shader variants', { timeout: 1_800_000 }, () => {
     assert.deepEqual(counts(output), { accepted: 0, refused: 1 });
   });
 
-  test('DXC takes every variant', async (context) => {
+  test('DXC takes variants of every kind', async (context) => {
     assert.equal(await acceptedOf((files) => dxc('-O0', files), hlsl), hlsl.length);
     context.diagnostic(`DXC accepts ${hlsl.length} variants`);
   });
 
   test('and optimises some of them', async () => {
-    // One in fifty: it takes six times as long.
-    const some = hlsl.filter((_, index) => index % 50 === 0);
+    // One in twenty: it takes six times as long.
+    const some = hlsl.filter((_, index) => index % 20 === 0);
     assert.equal(await acceptedOf((files) => dxc('-O3', files), some), some.length);
   });
 

@@ -2,8 +2,9 @@
 //!
 //! The lines between are repeated for each entry of the list, with the variable replaced in every identifier that has
 //! it as a whole part between underscores: with entry 2, `o_N` becomes `o_2`, and `N` alone becomes `2u`. Lists may
-//! hold names too: with entry `q`, `load_TENSOR` becomes `load_q`. It exists because WGSL cannot index registers: a
-//! private array walked by a loop runs 6.6 times slower in a checked module (f32 forward, NVIDIA H200).
+//! hold names too: with entry `q`, `load_TENSOR` becomes `load_q`. Several variables in one directive are nested loops,
+//! the first outermost: `// unroll N in ROWS, E in KEYS {`. It exists because WGSL cannot index registers: a private
+//! array walked by a loop runs 6.6 times slower in a checked module (f32 forward, NVIDIA H200).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -52,19 +53,9 @@ fn expand<'a>(lines: &[(u32, Cow<'a, str>)], lists: &Lists) -> Result<Lines<'a>,
     while at < lines.len() {
         let (number, line) = &lines[at];
         if let Some(directive) = line.trim().strip_prefix("// unroll ") {
-            let (variable, list) = parse(directive).ok_or_else(|| {
-                (*number, format!("'// unroll {directive}': expected '// unroll VARIABLE in LIST {{'"))
-            })?;
-            let list =
-                lists.0.get(list).ok_or_else(|| (*number, format!("there is no list '{list}' to unroll over here")))?;
+            let loops = loops(directive, lists).map_err(|message| (*number, message))?;
             let end = closing(lines, at).ok_or_else(|| (*number, "this unroll is never closed by '// }'".into()))?;
-            for (alone, part) in list.entries() {
-                let body: Lines = lines[at + 1..end]
-                    .iter()
-                    .map(|(number, line)| (*number, Cow::Owned(substitute(line, variable, &alone, &part))))
-                    .collect();
-                result.extend(expand(&body, lists)?);
-            }
+            result.extend(repeat(&lines[at + 1..end], &loops, lists)?);
             at = end + 1;
         } else if line.trim() == "// }" {
             return Err((*number, "'// }' closes no unroll".into()));
@@ -76,12 +67,37 @@ fn expand<'a>(lines: &[(u32, Cow<'a, str>)], lists: &Lists) -> Result<Lines<'a>,
     Ok(result)
 }
 
-fn parse(directive: &str) -> Option<(&str, &str)> {
-    let words: Vec<&str> = directive.split_whitespace().collect();
-    match words[..] {
-        [variable, "in", list, "{"] => Some((variable, list)),
-        _ => None,
+/// The body for each entry of the first list, and in that for each of the second, and so on.
+fn repeat<'a>(
+    body: &[(u32, Cow<'a, str>)],
+    loops: &[(&str, &List)],
+    lists: &Lists,
+) -> Result<Lines<'a>, (u32, String)> {
+    let Some(((variable, list), inner)) = loops.split_first() else { return expand(body, lists) };
+    let mut result = Vec::new();
+    for (alone, part) in list.entries() {
+        let turn: Lines = body
+            .iter()
+            .map(|(number, line)| (*number, Cow::Owned(substitute(line, variable, &alone, &part))))
+            .collect();
+        result.extend(repeat(&turn, inner, lists)?);
     }
+    Ok(result)
+}
+
+/// The variables of a directive and the lists that they take their values from, the outermost loop first.
+fn loops<'a>(directive: &'a str, lists: &'a Lists) -> Result<Vec<(&'a str, &'a List)>, String> {
+    let mistake = || format!("'// unroll {directive}': expected '// unroll VARIABLE in LIST, VARIABLE in LIST {{'");
+    let loops = directive.trim().strip_suffix('{').ok_or_else(mistake)?;
+    loops
+        .split(',')
+        .map(|part| {
+            let words: Vec<&str> = part.split_whitespace().collect();
+            let [variable, "in", list] = words[..] else { return Err(mistake()) };
+            let list = lists.0.get(list).ok_or_else(|| format!("there is no list '{list}' to unroll over here"))?;
+            Ok((variable, list))
+        })
+        .collect()
 }
 
 /// The index of the `// }` that closes the directive at `open`.
@@ -160,6 +176,19 @@ mod tests {
     }
 
     #[test]
+    fn several_variables_are_nested_loops_with_the_first_outermost() {
+        let nested = "// unroll TENSOR in INPUTS {\n// unroll N in ROWS {\nload_TENSOR(TENSOR_N, N);\n// }\n// }";
+        let joined = "// unroll TENSOR in INPUTS, N in ROWS {\n  load_TENSOR(TENSOR_N, N);\n// }";
+        assert_eq!(text(joined), "load_q(q_0, 0u);\nload_q(q_1, 1u);\nload_k(k_0, 0u);\nload_k(k_1, 1u);");
+        assert_eq!(text(joined), text(nested));
+        assert_eq!(text("a\n// unroll N in ROWS, M in NONE {\nb\n// }\nc"), "a\nc");
+        assert_eq!(
+            text("// unroll N in ROWS, M in ROWS {\n// unroll E in ROWS {\nN_M_E\n// }\n// }").lines().count(),
+            8
+        );
+    }
+
+    #[test]
     fn other_identifiers_and_literals_are_left_alone() {
         assert_eq!(text("// unroll N in ROWS {\nNN nN 0xN\n// }"), "NN nN 0xN\nNN nN 0xN");
         assert_eq!(text("a\n// unroll N in NONE {\nb\n// }\nc"), "a\nc");
@@ -179,6 +208,10 @@ mod tests {
             ("// }", 1, "closes no unroll"),
             ("// unroll N in MISSING {\n// }", 1, "no list 'MISSING'"),
             ("// unroll N of ROWS {\n// }", 1, "expected"),
+            ("// unroll N in ROWS, {\n// }", 1, "expected"),
+            ("// unroll N in ROWS M in ROWS {\n// }", 1, "expected"),
+            ("// unroll N in ROWS\n// }", 1, "expected"),
+            ("// unroll N in ROWS, M in MISSING {\n// }", 1, "no list 'MISSING'"),
         ] {
             let (found, message) = unroll(source, &lists()).unwrap_err();
             assert_eq!(found, line);

@@ -3,8 +3,9 @@
 //! The lines between are repeated for each entry of the list, with the variable replaced in every identifier that has
 //! it as a whole part between underscores: with entry 2, `o_N` becomes `o_2`, and `N` alone becomes `2u`. Lists may
 //! hold names too: with entry `q`, `load_TENSOR` becomes `load_q`. Several variables in one directive are nested loops,
-//! the first outermost: `// unroll N in ROWS, E in KEYS {`. It exists because WGSL cannot index registers: a private
-//! array walked by a loop runs 6.6 times slower in a checked module (f32 forward, NVIDIA H200).
+//! the first outermost: `// unroll N in ROWS, E in KEYS {`. The name of a list may hold a variable of a loop around it:
+//! `// unroll W in WIDTHS, TENSOR in TENSORS_W {`. It exists because WGSL cannot index registers: a private array walked
+//! by a loop runs 6.6 times slower in a checked module (f32 forward, NVIDIA H200).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -53,9 +54,28 @@ fn expand<'a>(lines: &[(u32, Cow<'a, str>)], lists: &Lists) -> Result<Lines<'a>,
     while at < lines.len() {
         let (number, line) = &lines[at];
         if let Some(directive) = line.trim().strip_prefix("// unroll ") {
-            let loops = loops(directive, lists).map_err(|message| (*number, message))?;
+            let (variable, list, inner) = parse(directive).ok_or_else(|| {
+                (
+                    *number,
+                    format!("'// unroll {directive}': expected '// unroll VARIABLE in LIST, VARIABLE in LIST {{'"),
+                )
+            })?;
+            let list =
+                lists.0.get(list).ok_or_else(|| (*number, format!("there is no list '{list}' to unroll over here")))?;
             let end = closing(lines, at).ok_or_else(|| (*number, "this unroll is never closed by '// }'".into()))?;
-            result.extend(repeat(&lines[at + 1..end], &loops, lists)?);
+            // The other variables are a loop inside.
+            let mut body: Lines = lines[at + 1..end].to_vec();
+            if let Some(inner) = inner {
+                body.insert(0, (*number, format!("// unroll {inner}").into()));
+                body.push((*number, "// }".into()));
+            }
+            for (alone, part) in list.entries() {
+                let turn: Lines = body
+                    .iter()
+                    .map(|(number, line)| (*number, Cow::Owned(substitute(line, variable, &alone, &part))))
+                    .collect();
+                result.extend(expand(&turn, lists)?);
+            }
             at = end + 1;
         } else if line.trim() == "// }" {
             return Err((*number, "'// }' closes no unroll".into()));
@@ -67,37 +87,17 @@ fn expand<'a>(lines: &[(u32, Cow<'a, str>)], lists: &Lists) -> Result<Lines<'a>,
     Ok(result)
 }
 
-/// The body for each entry of the first list, and in that for each of the second, and so on.
-fn repeat<'a>(
-    body: &[(u32, Cow<'a, str>)],
-    loops: &[(&str, &List)],
-    lists: &Lists,
-) -> Result<Lines<'a>, (u32, String)> {
-    let Some(((variable, list), inner)) = loops.split_first() else { return expand(body, lists) };
-    let mut result = Vec::new();
-    for (alone, part) in list.entries() {
-        let turn: Lines = body
-            .iter()
-            .map(|(number, line)| (*number, Cow::Owned(substitute(line, variable, &alone, &part))))
-            .collect();
-        result.extend(repeat(&turn, inner, lists)?);
+/// The first variable of a directive and its list; the other variables, if there are any.
+fn parse(directive: &str) -> Option<(&str, &str, Option<&str>)> {
+    let (first, inner) = match directive.split_once(',') {
+        Some((first, inner)) => (first, Some(inner.trim())),
+        None => (directive.trim().strip_suffix('{')?, None),
+    };
+    let words: Vec<&str> = first.split_whitespace().collect();
+    match words[..] {
+        [variable, "in", list] => Some((variable, list, inner)),
+        _ => None,
     }
-    Ok(result)
-}
-
-/// The variables of a directive and the lists that they take their values from, the outermost loop first.
-fn loops<'a>(directive: &'a str, lists: &'a Lists) -> Result<Vec<(&'a str, &'a List)>, String> {
-    let mistake = || format!("'// unroll {directive}': expected '// unroll VARIABLE in LIST, VARIABLE in LIST {{'");
-    let loops = directive.trim().strip_suffix('{').ok_or_else(mistake)?;
-    loops
-        .split(',')
-        .map(|part| {
-            let words: Vec<&str> = part.split_whitespace().collect();
-            let [variable, "in", list] = words[..] else { return Err(mistake()) };
-            let list = lists.0.get(list).ok_or_else(|| format!("there is no list '{list}' to unroll over here"))?;
-            Ok((variable, list))
-        })
-        .collect()
 }
 
 /// The index of the `// }` that closes the directive at `open`.
@@ -117,9 +117,14 @@ fn closing(lines: &[(u32, Cow<str>)], open: usize) -> Option<usize> {
 }
 
 fn substitute(line: &str, variable: &str, alone: &str, part: &str) -> String {
-    // Directives inside keep their variables; they are substituted when they are expanded themselves.
-    if line.trim().starts_with("// unroll ") {
-        return line.into();
+    // Directives inside keep their variables, which are substituted when they are expanded themselves; the names of their
+    // lists may hold this one.
+    if let Some(directive) = line.trim().strip_prefix("// unroll ") {
+        let loops = directive.split(',').map(|inner| match inner.split_once(" in ") {
+            Some((name, list)) => format!("{name} in {}", substitute(list, variable, part, part)),
+            None => inner.into(),
+        });
+        return format!("// unroll {}", loops.collect::<Vec<_>>().join(","));
     }
     let mut result = String::with_capacity(line.len() + 8);
     let mut rest = line;
@@ -186,6 +191,22 @@ mod tests {
             text("// unroll N in ROWS, M in ROWS {\n// unroll E in ROWS {\nN_M_E\n// }\n// }").lines().count(),
             8
         );
+    }
+
+    #[test]
+    fn names_of_lists_may_hold_variables_of_loops_around_them() {
+        let mut lists = lists();
+        lists.names("WIDTHS", vec!["K", "V"]);
+        lists.names("TENSORS_K", vec!["q"]);
+        lists.names("TENSORS_V", vec!["d_o"]);
+        let text = |source: &str| {
+            let lines = unroll(source, &lists).unwrap();
+            lines.iter().map(|(_, line)| line.trim()).collect::<Vec<_>>().join("\n")
+        };
+        let joined = "// unroll W in WIDTHS, TENSOR in TENSORS_W {\n  TENSOR_tile[W_STRIDE]\n// }";
+        assert_eq!(text(joined), "q_tile[K_STRIDE]\nd_o_tile[V_STRIDE]");
+        let nested = "// unroll W in WIDTHS {\n// unroll TENSOR in TENSORS_W {\nTENSOR_tile[W_STRIDE]\n// }\n// }";
+        assert_eq!(text(joined), text(nested));
     }
 
     #[test]

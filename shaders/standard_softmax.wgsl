@@ -33,7 +33,11 @@ fn main(
   // m = rowmax(S), l = rowsum(exp(S − m))
   var m = MASKED;
   var l = 0.0;
-  for (var quad = range.first * (TILE_KV / 4u) + invocation; quad < range.end * (TILE_KV / 4u); quad += SOFTMAX_INVOCATIONS) {
+  for (
+    var quad = range.first * (TILE_KV / 4u) + invocation;
+    quad < range.end * (TILE_KV / 4u);
+    quad += SOFTMAX_INVOCATIONS
+  ) {
     let scores = s[first + quad];
     let m_new = max(m, max(max(scores.x, scores.y), max(scores.z, scores.w)));
     let p = select(exp2(scores - vec4<f32>(m_new)), vec4<f32>(0.0), scores == vec4<f32>(MASKED));
@@ -60,7 +64,11 @@ fn main(
   // P = dropout(exp(S − m) / l), LSE = m + ln l; a row that sees nothing, or only scores of −∞, gives 0 and −∞
   let empty = l == 0.0;
   let factor = select(params.dropout_scale / l, 0.0, empty);
-  for (var quad = range.first * (TILE_KV / 4u) + invocation; quad < range.end * (TILE_KV / 4u); quad += SOFTMAX_INVOCATIONS) {
+  for (
+    var quad = range.first * (TILE_KV / 4u) + invocation;
+    quad < range.end * (TILE_KV / 4u);
+    quad += SOFTMAX_INVOCATIONS
+  ) {
     let scores = s[first + quad];
     var p = select(exp2(scores - vec4<f32>(m)) * factor, vec4<f32>(0.0), scores == vec4<f32>(MASKED));
     if HAS_DROPOUT { p = dropout(p, params.batch_first + batch, params.head_first + head, i, quad * 4u); }

@@ -28,11 +28,11 @@ var<workgroup> poisoned: array<atomic<u32>, TILE_ROWS>;
 const LAST_QUAD = (HEAD_DIM - 1u) / 4u * 4u;
 const LAST_QUAD_V = (HEAD_DIM_V - 1u) / 4u * 4u;
 
-// P and dS pass through f16 times a power of two. P is at most 1, and often close to 1 / seqlen_kv, where f16 has few bits:
-// it is scaled by 2¹⁴. The scale of dS, and that of P where it is in units of the rows of dO, follows the largest so far:
-// gradients are as small or as large as the loss makes them. What is scaled may grow to GAIN_MOST, and is brought down to
-// GAIN_GOAL when it does. The largest scale is one whose inverse f32 still holds as a normal number, and results are brought
-// back from their scale before all else: 1 / scale times another small factor may be none.
+// P and dS pass through f16 times a power of two. P is at most 1, and often close to 1 / seqlen_kv, where f16 has few
+// bits: it is scaled by 2¹⁴. The scale of dS, and that of P where it is in units of the rows of dO, follows the largest
+// so far: gradients are as small or as large as the loss makes them. What is scaled may grow to GAIN_MOST, and is
+// brought down to GAIN_GOAL when it does. The inverse of the largest scale is a normal number of f32. Results are
+// divided by their scale first: 1 / scale times another small factor may be 0.
 const GAIN_MOST = 16384.0;
 const GAIN_GOAL = 10.0;
 const LARGEST_GAIN = 124.0;

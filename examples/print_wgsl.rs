@@ -2,7 +2,6 @@
 //!
 //! `cargo run --example print_wgsl -- [HEAD_DIM] [f32|f16|bf16] [flash|standard]`
 
-use wgpu_flash_attention::plan::Plan;
 use wgpu_flash_attention::shader::{Dialect, ShaderSource};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, FlashAttention};
 
@@ -20,7 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let attention = pollster::block_on(FlashAttention::request())?;
     let problem =
         AttentionProblem::new(AttentionShape::new(1, 1, 1024, head_dim)).element(element).algorithm(algorithm);
-    for pass in Plan::new(&problem, attention.capabilities())?.passes() {
+    for pass in attention.plan_forward(&problem).build()?.passes() {
         println!("// ==== {} ====", pass.kernel.name());
         println!("{}", ShaderSource::new(&pass.specialization, Dialect::Naga)?.text());
     }

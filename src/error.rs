@@ -9,6 +9,15 @@ pub enum Error {
     #[error("invalid problem: {0}")]
     InvalidProblem(#[from] InvalidProblem),
 
+    /// A plan that no device can run, or that this call does not take: what was asked for beside the problem is wrong.
+    #[error("invalid plan: {what}: {reason}")]
+    InvalidPlan {
+        /// What was asked for: `tiles`, `num_splits`, `capabilities`, `direction` or `specialization`.
+        what: &'static str,
+        /// Why it cannot be.
+        reason: String,
+    },
+
     /// The problem is sound, but this device cannot run it.
     #[error("not supported by this device: {feature}: {reason}")]
     Unsupported {

@@ -39,7 +39,7 @@ pub use gpu::{
     PreparedBackward, PreparedForward, PreparedMerge,
 };
 pub use operand::Operand;
-pub use plan::{Call, Capabilities, Plan};
+pub use plan::{Call, Capabilities, Plan, PlanBuilder, Tiles};
 pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask,
     MergeProblem, TensorLayout,

@@ -47,8 +47,8 @@ fn counts_of_zero_are_planned() {
     for shape in shapes {
         for algorithm in ALGORITHMS {
             let problem = AttentionProblem::new(shape).algorithm(algorithm);
-            let forward = Plan::new(&problem, &capabilities);
-            let backward = Plan::backward(&problem, &capabilities);
+            let forward = Plan::forward(&problem, &capabilities).build();
+            let backward = Plan::backward(&problem, &capabilities).build();
             if shape.num_heads > 0 && shape.num_heads_kv == 0 {
                 let refusal = InvalidProblem::HeadsMismatch { num_heads: shape.num_heads, num_heads_kv: 0 };
                 assert_eq!(forward.unwrap_err(), refusal.clone().into());
@@ -60,11 +60,11 @@ fn counts_of_zero_are_planned() {
             assert_eq!(dispatches(&forward.unwrap()) > 0, has_rows, "{shape:?}");
             // dQ, or dK and dV of keys that no row sees.
             assert_eq!(dispatches(&backward.unwrap()) > 0, has_rows || has_keys, "{shape:?}");
-            let split = Plan::with_splits(&problem, &capabilities, None, 3);
+            let split = Plan::forward(&problem, &capabilities).with_splits(3).build();
             assert_eq!(split.is_ok(), algorithm == Algorithm::Flash, "{shape:?}");
             assert!(split.map_or(0, |plan| dispatches(&plan)) == 0 || has_rows, "{shape:?}");
             for num_splits in [0, 1, 3] {
-                let merge = Plan::merge(&MergeProblem::of(&problem, num_splits), &capabilities).unwrap();
+                let merge = Plan::merge(&MergeProblem::of(&problem, num_splits), &capabilities).build().unwrap();
                 assert_eq!(dispatches(&merge) > 0, has_rows, "{shape:?}");
             }
         }
@@ -75,7 +75,7 @@ fn counts_of_zero_are_planned() {
 fn a_head_dim_of_zero_is_refused() {
     for shape in zero_shapes().filter(|shape| shape.num_heads == 0 || shape.num_heads_kv > 0) {
         let problem = AttentionProblem::new(AttentionShape { head_dim: 0, ..shape });
-        let error = Plan::new(&problem, &Capabilities::webgpu_defaults()).unwrap_err();
+        let error = Plan::forward(&problem, &Capabilities::webgpu_defaults()).build().unwrap_err();
         assert!(matches!(error, Error::InvalidProblem(InvalidProblem::HeadDim { name: "head_dim", .. })), "{error}");
     }
 }
@@ -106,17 +106,17 @@ fn more_dispatches_than_can_be_held_are_refused() {
     let unlimited = Capabilities { max_buffer: u64::MAX, ..Capabilities::webgpu_defaults() };
     let shape = AttentionShape::new(1, 1, 1 << 29, 64).seqlen_kv(64);
     let problem = AttentionProblem::new(shape).bounded_work(1);
-    let found = match Plan::new(&problem, &unlimited).unwrap_err() {
+    let found = match Plan::forward(&problem, &unlimited).build().unwrap_err() {
         Error::TooManyDispatches { found, max } => {
             assert!(found > max);
             found
         }
         other => panic!("{other}"),
     };
-    let message = Plan::backward(&problem, &unlimited).unwrap_err().to_string();
+    let message = Plan::backward(&problem, &unlimited).build().unwrap_err().to_string();
     assert!(message.contains("bounded_work"), "{message}");
     let less = problem.bounded_work(1 << 40);
-    let plan = Plan::new(&less, &unlimited).unwrap();
+    let plan = Plan::forward(&less, &unlimited).build().unwrap();
     assert!((dispatches(&plan) as u64) < found / 1000);
 }
 
@@ -127,7 +127,9 @@ fn tiles_of_any_sides_have_numbers() {
     let side = || prop::sample::select(sides.to_vec());
     let tiles = (side(), side(), side(), side(), side(), side(), prop::option::of(side()));
     let dims = (side(), side(), prop::sample::select(Kernel::ALL.to_vec()));
-    let model = Plan::new(&AttentionProblem::new(AttentionShape::new(1, 1, 64, 64)), &Capabilities::webgpu_defaults());
+    let model =
+        Plan::forward(&AttentionProblem::new(AttentionShape::new(1, 1, 64, 64)), &Capabilities::webgpu_defaults())
+            .build();
     let model = model.unwrap().passes()[0].specialization;
     let outcome = runner.run(&(tiles, dims), |(tiles, (head_dim, head_dim_v, kernel))| {
         let (tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side) = tiles;
@@ -339,18 +341,20 @@ fn extremes_are_answered_or_refused() {
         let tuned = TunedTiles { workload: Workload::of(&problem), element: problem.element, head_dim: 256, tiles };
         let tuning = Tuning { tiles: vec![tuned], workgroups: Some(workgroups) };
         let mut plans = vec![
-            Plan::new(&problem, &capabilities),
-            Plan::tuned(&problem, &capabilities, &tuning),
-            Plan::with_tiles(&problem, &capabilities, tiles),
-            Plan::with_splits(&problem, &capabilities, None, num_splits),
-            Plan::with_splits(&problem, &capabilities, Some(tiles), num_splits),
-            Plan::backward(&problem, &capabilities),
-            Plan::backward_with_tiles(&problem, &capabilities, [tiles, other_tiles]),
-            Plan::merge(&merge, &capabilities),
-            Plan::merge(&strided, &capabilities),
+            Plan::forward(&problem, &capabilities).build(),
+            Plan::forward(&problem, &capabilities).with_tuning(&tuning).build(),
+            Plan::forward(&problem, &capabilities).with_tiles(&[tiles]).build(),
+            Plan::forward(&problem, &capabilities).with_splits(num_splits).build(),
+            Plan::forward(&problem, &capabilities).with_tiles(&[tiles]).with_splits(num_splits).build(),
+            Plan::backward(&problem, &capabilities).build(),
+            Plan::backward(&problem, &capabilities).with_tiles(&[tiles, other_tiles]).build(),
+            Plan::merge(&merge, &capabilities).build(),
+            Plan::merge(&strided, &capabilities).build(),
         ];
         let candidates = Plan::candidates(&problem, &capabilities);
-        plans.extend(candidates.into_iter().map(|tiles| Plan::with_tiles(&problem, &capabilities, tiles)));
+        plans.extend(
+            candidates.into_iter().map(|tiles| Plan::forward(&problem, &capabilities).with_tiles(&[tiles]).build()),
+        );
         for plan in plans {
             match plan {
                 Ok(plan) => {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use wgpu_flash_attention::plan::{
     Call, Capabilities, DeviceClass, Kernel, Origins, Tiles, TunedTiles, Tuning, Workload,
 };
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, Plan};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, Error, MergeProblem, Plan};
 
 fn discrete() -> Capabilities {
     Capabilities {
@@ -34,7 +34,7 @@ fn kernels(plan: &Plan) -> Vec<Kernel> {
 #[test]
 fn few_rows_are_split_until_the_device_is_busy() {
     for (batch, least, most) in [(1, 32, 128), (8, 4, 16), (64, 1, 2)] {
-        let plan = Plan::new(&decode(batch), &discrete()).unwrap();
+        let plan = Plan::forward(&decode(batch), &discrete()).build().unwrap();
         assert!((least..=most).contains(&plan.num_splits()), "batch {batch}: {} splits", plan.num_splits());
         let split = plan.num_splits() > 1;
         let expected: &[Kernel] =
@@ -43,17 +43,17 @@ fn few_rows_are_split_until_the_device_is_busy() {
     }
     // A GPU that is full, one that is small, and a processor.
     let large = AttentionProblem::new(AttentionShape::new(2, 16, 4096, 64));
-    assert_eq!(Plan::new(&large, &discrete()).unwrap().num_splits(), 1);
+    assert_eq!(Plan::forward(&large, &discrete()).build().unwrap().num_splits(), 1);
     let small = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64));
-    assert!(Plan::new(&small, &discrete()).unwrap().num_splits() > 1);
+    assert!(Plan::forward(&small, &discrete()).build().unwrap().num_splits() > 1);
     let cpu = Capabilities { device_class: DeviceClass::Cpu, ..discrete() };
-    assert_eq!(Plan::new(&small, &cpu).unwrap().num_splits(), 1);
+    assert_eq!(Plan::forward(&small, &cpu).build().unwrap().num_splits(), 1);
     // Few keys are not worth a merge.
     let short = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64).seqlen_kv(32));
-    assert_eq!(Plan::new(&short, &discrete()).unwrap().num_splits(), 1);
+    assert_eq!(Plan::forward(&short, &discrete()).build().unwrap().num_splits(), 1);
     // Nor is a window that sees few of many.
     let window = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64).seqlen_kv(65_536)).window(Some(8), Some(8));
-    assert_eq!(Plan::new(&window, &discrete()).unwrap().num_splits(), 1);
+    assert_eq!(Plan::forward(&window, &discrete()).build().unwrap().num_splits(), 1);
 }
 
 /// Partial results take memory in proportion to the rows, and rows are few where keys are split.
@@ -63,7 +63,7 @@ fn scratch_is_bounded() {
         for head_dim in [64, 256] {
             for batch in [1, 3, 16] {
                 let shape = AttentionShape::new(batch, 8, seqlen, head_dim).num_heads_kv(2).seqlen_kv(100_000);
-                let plan = Plan::new(&AttentionProblem::new(shape), &discrete()).unwrap();
+                let plan = Plan::forward(&AttentionProblem::new(shape), &discrete()).build().unwrap();
                 assert!(plan.scratch_bytes() <= 128 << 20, "{seqlen}: {} bytes", plan.scratch_bytes());
             }
         }
@@ -72,12 +72,12 @@ fn scratch_is_bounded() {
 
 #[test]
 fn tuned_tiles_go_before_the_table() {
-    let table = Plan::new(&decode(8), &discrete()).unwrap();
+    let table = Plan::forward(&decode(8), &discrete()).build().unwrap();
     let tiles = Tiles::decode(4, 128, 16, 16);
     assert_ne!(table.tiles(), tiles);
     let tuned = TunedTiles { workload: Workload::Decode, element: Element::F16, head_dim: 128, tiles };
     let plan_with = |tiles: Vec<TunedTiles>, workgroups| {
-        Plan::tuned(&decode(8), &discrete(), &Tuning { tiles, workgroups }).unwrap()
+        Plan::forward(&decode(8), &discrete()).with_tuning(&Tuning { tiles, workgroups }).build().unwrap()
     };
     assert_eq!(plan_with(vec![tuned], None).tiles(), tiles);
     assert!(plan_with(vec![tuned], None).reason().contains("tuned"));
@@ -111,19 +111,78 @@ fn the_planners_choice_is_the_first_candidate() {
             AttentionProblem::new(AttentionShape::new(2, 16, 4096, 256)),
         ] {
             let candidates = Plan::candidates(&problem, &capabilities);
-            assert_eq!(candidates[0], Plan::new(&problem, &capabilities).unwrap().tiles());
+            assert_eq!(candidates[0], Plan::forward(&problem, &capabilities).build().unwrap().tiles());
             assert!(candidates.len() > 1, "{candidates:?}");
             for tiles in candidates {
-                assert_eq!(Plan::with_tiles(&problem, &capabilities, tiles).unwrap().tiles(), tiles);
+                assert_eq!(Plan::forward(&problem, &capabilities).with_tiles(&[tiles]).build().unwrap().tiles(), tiles);
             }
         }
     }
 }
 
+/// What no device could run is the plan's mistake; what this one cannot, the device's.
+#[test]
+fn impossible_choices_are_told_from_a_small_device() {
+    let flash = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64));
+    let standard = flash.clone().algorithm(Algorithm::Standard);
+    let merge = MergeProblem::of(&flash, 2);
+    let capabilities = discrete();
+    let forward = |problem| Plan::forward(problem, &capabilities);
+    let backward = |problem| Plan::backward(problem, &capabilities);
+    let none = Tiles::new(30, 16, 4, 4);
+    let (rows, other) = (Tiles::new(32, 16, 2, 4), Tiles::new(16, 64, 2, 4));
+    for (builder, wrong) in [
+        (forward(&flash).with_splits(0), "num_splits"),
+        (forward(&standard).with_splits(2), "num_splits"),
+        (backward(&flash).with_splits(2), "num_splits"),
+        (Plan::merge(&merge, &capabilities).with_splits(2), "num_splits"),
+        (Plan::merge(&merge, &capabilities).with_tiles(&[rows]), "tiles"),
+        (forward(&flash).with_tiles(&[none]), "tiles"),
+        (forward(&flash).with_tiles(&[none]).with_splits(2), "tiles"),
+        (forward(&flash).with_tiles(&[rows, rows]), "tiles"),
+        (forward(&standard).with_tiles(&[Tiles::decode(4, 32, 8, 8)]), "tiles"),
+        (backward(&flash).with_tiles(&[other, none]), "tiles"),
+        (backward(&flash).with_tiles(&[other, rows, rows]), "tiles"),
+        (backward(&standard).with_tiles(&[rows, rows]), "tiles"),
+    ] {
+        let error = builder.clone().build().unwrap_err();
+        assert!(matches!(error, Error::InvalidPlan { what, .. } if what == wrong), "{builder:?}: {error}");
+    }
+    // 256 invocations, and matrices.
+    let small = Capabilities { max_invocations: 128, ..discrete() };
+    for tiles in [Tiles::new(64, 16, 1, 4), Tiles::cooperative(64, 32, 16, 32, 16)] {
+        let error = Plan::forward(&flash, &small).with_tiles(&[tiles]).build().unwrap_err();
+        assert!(matches!(error, Error::Unsupported { feature: "these tiles", .. }), "{error}");
+    }
+    assert!(forward(&flash).with_splits(1).build().is_ok());
+    assert!(backward(&standard).with_splits(1).build().is_ok());
+}
+
+/// Tuned tiles are those of the forward kernels.
+#[test]
+fn tuning_leaves_gradients_alone() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64));
+    let tiles = Tiles::new(64, 16, 4, 4);
+    let tuned = TunedTiles { workload: Workload::of(&problem), element: Element::F32, head_dim: 64, tiles };
+    let tuning = Tuning { tiles: vec![tuned], workgroups: None };
+    let capabilities = discrete();
+    let plan = || Plan::backward(&problem, &capabilities);
+    assert_eq!(plan().with_tuning(&tuning).build(), plan().build());
+}
+
+#[test]
+fn one_choice_of_tiles_is_for_both_gradient_kernels() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64));
+    let tiles = Tiles::new(32, 32, 2, 4);
+    let plan = |tiles: &[Tiles]| Plan::backward(&problem, &discrete()).with_tiles(tiles).build().unwrap();
+    assert_eq!(plan(&[tiles]), plan(&[tiles, tiles]));
+    assert_ne!(plan(&[tiles]), plan(&[]));
+}
+
 #[test]
 fn standard_attention_has_no_splits() {
     let standard = decode(8).algorithm(Algorithm::Standard);
-    assert_eq!(Plan::new(&standard, &discrete()).unwrap().num_splits(), 1);
+    assert_eq!(Plan::forward(&standard, &discrete()).build().unwrap().num_splits(), 1);
 }
 
 /// Turns of each pass of a plan on its longest dispatch.
@@ -144,7 +203,9 @@ fn the_turns_of_loops_are_those_of_the_text() {
         ..Capabilities::webgpu_defaults()
     };
     let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 64).num_heads_kv(1).seqlen_kv(1_000));
-    let with = |problem: &AttentionProblem, tiles| turns(&Plan::with_tiles(problem, &capabilities, tiles).unwrap());
+    let with = |problem: &AttentionProblem, tiles| {
+        turns(&Plan::forward(problem, &capabilities).with_tiles(&[tiles]).build().unwrap())
+    };
     // 63 tiles of keys, in each a loop over 4 quads of keys; two loops over tiles.
     let tiles = Tiles::new(64, 16, 8, 8);
     assert_eq!(with(&problem, tiles), [(Kernel::FlashForward, 63 * (1 + 5) + 2)]);
@@ -165,7 +226,7 @@ fn the_turns_of_loops_are_those_of_the_text() {
     );
     // Gradients: 7 tiles of 16 rows of each of the two heads; 63 tiles of 16 keys.
     let tiles = [Tiles::new(16, 64, 2, 4), Tiles::new(64, 16, 2, 4)];
-    let backward = turns(&Plan::backward_with_tiles(&problem, &capabilities, tiles).unwrap());
+    let backward = turns(&Plan::backward(&problem, &capabilities).with_tiles(&tiles).build().unwrap());
     assert_eq!(
         backward[1..],
         [(Kernel::FlashBackwardDkdv, 2 * 7 * (1 + 17) + 2), (Kernel::FlashBackwardDq, 63 * (1 + 17) + 2),]
@@ -193,10 +254,15 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                 let problem = AttentionProblem::new(shape);
                 for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 1)] {
                     let standard = problem.clone().algorithm(Algorithm::Standard);
-                    let flash = Plan::new(&problem, &capabilities);
+                    let flash = Plan::forward(&problem, &capabilities).build();
                     assert!(flash.is_ok(), "{:?} {problem:?}", flash.err());
-                    let backward = |problem| Plan::backward(problem, &capabilities);
-                    for plan in [flash, Plan::new(&standard, &capabilities), backward(&problem), backward(&standard)] {
+                    let backward = |problem| Plan::backward(problem, &capabilities).build();
+                    for plan in [
+                        flash,
+                        Plan::forward(&standard, &capabilities).build(),
+                        backward(&problem),
+                        backward(&standard),
+                    ] {
                         let Ok(plan) = plan else {
                             refused += 1;
                             continue;

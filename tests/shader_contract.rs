@@ -61,13 +61,14 @@ fn variants() -> Vec<Specialization> {
                         let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
                         let merge = MergeProblem::of(&problem, 3);
                         for merge in [merge.clone().parts_in_f32(), merge.clone().strides(1 << 20, 1 << 20)] {
-                            let plan = Plan::merge(&merge, &device).expect("every device merges");
+                            let plan = Plan::merge(&merge, &device).build().expect("every device merges");
                             variants.extend(plan.passes().iter().map(|pass| pass.specialization));
                         }
                         for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 7)] {
-                            let forward = Plan::new(&problem, &device).expect("every device runs every problem");
-                            let backward = Plan::backward(&problem, &device).expect("backward too");
-                            let in_f32 = Plan::backward(&problem.f32_gradients(), &device).expect("in f32 too");
+                            let forward =
+                                Plan::forward(&problem, &device).build().expect("every device runs every problem");
+                            let backward = Plan::backward(&problem, &device).build().expect("backward too");
+                            let in_f32 = Plan::backward(&problem.f32_gradients(), &device).build().expect("in f32 too");
                             for plan in [forward, backward, in_f32] {
                                 variants.extend(plan.passes().iter().map(|pass| pass.specialization));
                             }
@@ -360,7 +361,8 @@ fn dialects_differ_in_the_enable_line_alone() {
 fn odd_layouts_are_read_element_by_element() {
     use wgpu_flash_attention::plan::Access;
     let device = Capabilities::webgpu_defaults();
-    let access = |problem: &AttentionProblem| Plan::new(problem, &device).unwrap().passes()[0].specialization.access;
+    let access =
+        |problem: &AttentionProblem| Plan::forward(problem, &device).build().unwrap().passes()[0].specialization.access;
     let shape = AttentionShape::new(2, 4, 100, 64);
     let aligned = AttentionProblem::new(shape);
     assert_eq!(access(&aligned), Access::Quad);

@@ -102,7 +102,7 @@ fn choices(gpu: &Gpu, out: &mut dyn Write) -> Result<()> {
             let mut choices: Vec<(Vec<&str>, String)> = Vec::new();
             for element in Element::ALL {
                 let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
-                let choice = match gpu.attention.plan_forward(&problem) {
+                let choice = match gpu.attention.plan_forward(&problem).build() {
                     Ok(plan) => format!("{}; {}", text::passes(&plan), plan.reason()),
                     Err(error) => error.to_string(),
                 };

@@ -63,15 +63,15 @@ impl FlashAttention {
     /// [`PreparedForward::encode`](super::PreparedForward::encode) computed goes in with the gradient of O.
     ///
     /// # Errors
-    /// Those of [`Plan::backward`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
     pub async fn prepare_backward(&self, problem: &AttentionProblem) -> Result<PreparedBackward, Error> {
-        self.prepare_backward_plan(Plan::backward(problem, &self.capabilities)?).await
+        self.prepare_backward_plan(self.plan_backward(problem).build()?).await
     }
 
     /// Compiles a backward plan that was made for this device's capabilities.
     ///
     /// # Errors
-    /// As [`FlashAttention::prepare_plan`].
+    /// As [`FlashAttention::prepare_forward_plan`].
     pub async fn prepare_backward_plan(&self, plan: Plan) -> Result<PreparedBackward, Error> {
         PreparedBackward::new(self, self.own(plan, Direction::Backward)?).await
     }

@@ -47,17 +47,17 @@ impl FlashAttention {
     /// problem comes from here.
     ///
     /// # Errors
-    /// Those of [`Plan::new`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
     pub async fn prepare_forward(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
-        self.prepare_plan(self.plan_forward(problem)?).await
+        self.prepare_forward_plan(self.plan_forward(problem).build()?).await
     }
 
     /// Compiles a forward plan that was made for this device's capabilities.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device; [`Error::Unsupported`] for a plan
-    /// made for other capabilities, or for the backward pass.
-    pub async fn prepare_plan(&self, plan: Plan) -> Result<PreparedForward, Error> {
+    /// [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device; [`Error::InvalidPlan`] for a plan
+    /// made for other capabilities or another direction.
+    pub async fn prepare_forward_plan(&self, plan: Plan) -> Result<PreparedForward, Error> {
         PreparedForward::new(self, self.own(plan, Direction::Forward)?).await
     }
 }

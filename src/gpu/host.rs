@@ -66,7 +66,7 @@ impl FlashAttention {
         v: &[T],
     ) -> Result<ForwardOutput<T>, Error> {
         expect_element::<T>(problem.element)?;
-        let plan = self.plan_forward(problem)?;
+        let plan = self.plan_forward(problem).build()?;
         let inputs =
             [Input::new(&plan, Operand::Q, q)?, Input::new(&plan, Operand::K, k)?, Input::new(&plan, Operand::V, v)?];
         self.o_and_lse(plan, &inputs).await
@@ -84,7 +84,7 @@ impl FlashAttention {
     ) -> Result<ForwardOutput<T>, Error> {
         expect_element::<P>(merge.parts_element)?;
         expect_element::<T>(merge.element)?;
-        let plan = Plan::merge(merge, &self.capabilities)?;
+        let plan = self.plan_merge(merge).build()?;
         let inputs = [Input::new(&plan, Operand::OParts, o_parts)?, Input::new(&plan, Operand::LseParts, lse_parts)?];
         self.o_and_lse(plan, &inputs).await
     }
@@ -121,7 +121,7 @@ impl FlashAttention {
     ) -> Result<BackwardOutput<G>, Error> {
         expect_element::<T>(problem.element)?;
         expect_element::<G>(problem.gradient_element_in_force())?;
-        let plan = Plan::backward(problem, &self.capabilities)?;
+        let plan = self.plan_backward(problem).build()?;
         let mut inputs = vec![
             Input::new(&plan, Operand::Q, slices.q)?,
             Input::new(&plan, Operand::K, slices.k)?,

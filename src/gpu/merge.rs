@@ -41,9 +41,9 @@ impl FlashAttention {
     /// Checks a merge of partial results, plans it and compiles its pipeline.
     ///
     /// # Errors
-    /// Those of [`Plan::merge`]; [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
+    /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device.
     pub async fn prepare_merge(&self, merge: &MergeProblem) -> Result<PreparedMerge, Error> {
-        PreparedMerge::new(self, Plan::merge(merge, &self.capabilities)?).await
+        PreparedMerge::new(self, self.plan_merge(merge).build()?).await
     }
 }
 

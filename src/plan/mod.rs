@@ -1,6 +1,7 @@
 //! Which kernels with which tiles and grids answer a problem on a device: pure, tested without a GPU.
 
 mod build;
+mod builder;
 mod capabilities;
 mod check;
 mod choice;
@@ -22,6 +23,7 @@ mod visible;
 mod visits;
 
 pub use crate::operand::{Operand, Usage};
+pub use builder::PlanBuilder;
 pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
 pub use direction::Direction;

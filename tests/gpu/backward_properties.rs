@@ -123,7 +123,7 @@ fn a_nan_reaches_what_sees_it() {
 #[test]
 fn memory_beyond_the_tensors_is_lse_and_d() {
     let problem = AttentionProblem::new(AttentionShape::new(2, 4, 1000, 64));
-    let plan = Plan::backward(&problem, library(Variant::Full).capabilities()).unwrap();
+    let plan = Plan::backward(&problem, library(Variant::Full).capabilities()).build().unwrap();
     assert_eq!(plan.extra_bytes(), 2 * 4 * problem.shape.lse_len());
 }
 
@@ -182,15 +182,15 @@ fn problems_that_the_forward_pass_refuses() {
 #[test]
 fn plans_for_the_other_direction() {
     let full = library(Variant::Full);
-    let backward = Plan::backward(&problem(), full.capabilities()).unwrap();
-    let forward = Plan::new(&problem(), full.capabilities()).unwrap();
-    let wrong = Err("plans for another direction");
-    let feature = |error: Error| match error {
-        Error::Unsupported { feature, .. } => feature,
+    let backward = full.plan_backward(&problem()).build().unwrap();
+    let forward = full.plan_forward(&problem()).build().unwrap();
+    let wrong = Err("direction");
+    let what = |error: Error| match error {
+        Error::InvalidPlan { what, .. } => what,
         other => panic!("{other}"),
     };
-    assert_eq!(pollster::block_on(full.prepare_plan(backward)).map(|_| ()).map_err(feature), wrong);
-    assert_eq!(pollster::block_on(full.prepare_backward_plan(forward)).map(|_| ()).map_err(feature), wrong);
+    assert_eq!(pollster::block_on(full.prepare_forward_plan(backward)).map(|_| ()).map_err(what), wrong);
+    assert_eq!(pollster::block_on(full.prepare_backward_plan(forward)).map(|_| ()).map_err(what), wrong);
 }
 
 /// Every operand of the caller, and how to replace its slice.

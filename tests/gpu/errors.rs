@@ -140,9 +140,9 @@ fn devices_too_small_for_any_kernel() {
 #[test]
 fn plans_for_another_device() {
     let limited = limited(|capabilities| capabilities.max_binding = 1 << 20);
-    let plan = Plan::new(&problem(), limited.capabilities()).unwrap();
-    let error = pollster::block_on(full().prepare_plan(plan)).err().unwrap();
-    assert!(matches!(error, Error::Unsupported { feature: "plans for another device", .. }), "{error}");
+    let plan = Plan::forward(&problem(), limited.capabilities()).build().unwrap();
+    let error = pollster::block_on(full().prepare_forward_plan(plan)).err().unwrap();
+    assert!(matches!(error, Error::InvalidPlan { what: "capabilities", .. }), "{error}");
 }
 
 #[test]
@@ -160,8 +160,8 @@ fn tiles_that_make_no_kernel() {
             Tiles::new(u32::MAX, 16, 1, 4),
             Tiles::new(32, u32::MAX - 3, 1, 4),
         ] {
-            let error = Plan::with_tiles(&problem, full().capabilities(), tiles).expect_err("no such kernel");
-            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            let error = full().plan_forward(&problem).with_tiles(&[tiles]).build().expect_err("no such kernel");
+            assert!(matches!(error, Error::InvalidPlan { what: "tiles", .. }), "{error}");
         }
     }
 }

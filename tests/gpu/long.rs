@@ -60,7 +60,7 @@ fn the_longest_loops_of_forward_kernels() {
                 if has_dropout { problem.dropout(0.3, 1) } else { problem }
             };
             let capabilities = library.capabilities();
-            let keys = longest(|keys| Plan::with_splits(&of_length(keys), capabilities, None, 1).is_ok());
+            let keys = longest(|keys| Plan::forward(&of_length(keys), capabilities).with_splits(1).build().is_ok());
             let problem = of_length(keys);
             println!("{rows} rows, dropout {has_dropout}: {keys} keys");
             check_forward(&library.clone().splits(1), &problem);
@@ -102,7 +102,7 @@ fn are_near(name: &str, found: &[f64], expected: &[f64], problem: &AttentionProb
 fn the_longest_loops_of_standard_attention() {
     let library = with_few_turns();
     let standard = |keys: u32| problem(3, keys, 8).algorithm(Algorithm::Standard);
-    let keys = longest(|keys| Plan::new(&standard(keys), library.capabilities()).is_ok());
+    let keys = longest(|keys| Plan::forward(&standard(keys), library.capabilities()).build().is_ok());
     println!("{keys} keys");
     check_forward(&library, &standard(keys));
 }
@@ -113,7 +113,7 @@ fn the_longest_loops_of_backward_kernels() {
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         for dropout in [0.0, 0.3] {
             let of = |problem: AttentionProblem| problem.algorithm(algorithm).dropout(dropout, 1);
-            let plans = |problem: &AttentionProblem| Plan::backward(problem, library.capabilities()).is_ok();
+            let plans = |problem: &AttentionProblem| Plan::backward(problem, library.capabilities()).build().is_ok();
             let keys = longest(|keys| plans(&of(problem(5, keys, 8))));
             let rows = longest(|rows| plans(&of(problem(rows, 5, 8))));
             println!("{algorithm:?}, dropout {dropout}: {keys} keys, {rows} rows");
@@ -130,11 +130,11 @@ fn what_takes_too_many_turns_is_refused() {
     let library = with_few_turns();
     let message = |result: Result<Plan, wgpu_flash_attention::Error>| result.unwrap_err().to_string();
     let long = problem(4, 2_000_000, 8);
-    let refused = message(Plan::new(&long.clone().algorithm(Algorithm::Standard), library.capabilities()));
+    let refused = message(Plan::forward(&long.clone().algorithm(Algorithm::Standard), library.capabilities()).build());
     assert!(refused.contains("65535 turns") && refused.contains("seqlen_kv"), "{refused}");
-    let refused = message(Plan::backward(&problem(2_000_000, 4, 8), library.capabilities()));
+    let refused = message(Plan::backward(&problem(2_000_000, 4, 8), library.capabilities()).build());
     assert!(refused.contains("65535 turns") && refused.contains("seqlen_q"), "{refused}");
-    assert!(Plan::new(&long, library.capabilities()).is_ok_and(|plan| plan.num_splits() > 1));
+    assert!(Plan::forward(&long, library.capabilities()).build().is_ok_and(|plan| plan.num_splits() > 1));
 }
 
 /// 1,000,000 terms of one sign.

@@ -84,16 +84,18 @@ impl Setup {
         let rows = Tiles::new(16, 8, 1, 2);
         let standard = Tiles::new(16, 8, 4, 2);
         let plan = match self {
-            Setup::Split => Plan::with_splits(&problem, capabilities, Some(rows), 3),
-            Setup::Decode => Plan::with_splits(&problem, capabilities, Some(Tiles::decode(2, 16, 2, 4)), 1),
-            Setup::Standard => Plan::with_tiles(&problem, capabilities, standard),
-            Setup::Backward | Setup::BackwardDropout => {
-                Plan::backward_with_tiles(&problem, capabilities, [Tiles::new(8, 16, 1, 2), rows])
+            Setup::Split => Plan::forward(&problem, capabilities).with_tiles(&[rows]).with_splits(3).build(),
+            Setup::Decode => {
+                Plan::forward(&problem, capabilities).with_tiles(&[Tiles::decode(2, 16, 2, 4)]).with_splits(1).build()
             }
-            Setup::StandardBackward => Plan::backward_with_tiles(&problem, capabilities, [standard; 2]),
+            Setup::Standard => Plan::forward(&problem, capabilities).with_tiles(&[standard]).build(),
+            Setup::Backward | Setup::BackwardDropout => {
+                Plan::backward(&problem, capabilities).with_tiles(&[Tiles::new(8, 16, 1, 2), rows]).build()
+            }
+            Setup::StandardBackward => Plan::backward(&problem, capabilities).with_tiles(&[standard]).build(),
             Setup::Matrices(_) => return library.prepare(&problem).expect("matrices").plan().clone(),
             Setup::MatricesBackward(_) => return library.prepare_gradients(&problem).expect("matrices").plan().clone(),
-            _ => Plan::with_splits(&problem, capabilities, Some(rows), 1),
+            _ => Plan::forward(&problem, capabilities).with_tiles(&[rows]).with_splits(1).build(),
         };
         plan.expect("the tiles fit")
     }

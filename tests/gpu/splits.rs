@@ -229,9 +229,8 @@ fn a_nan_reaches_the_rows_that_see_it() {
 fn splits_that_do_not_exist() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, 6, 8));
     for (problem, num_splits) in [(problem.clone(), 0), (problem.algorithm(Algorithm::Standard), 2)] {
-        let plan =
-            wgpu_flash_attention::Plan::with_splits(&problem, split(1).capabilities(), None, num_splits).err().unwrap();
-        assert!(matches!(plan, Error::Unsupported { feature: "splits of the keys", .. }), "{plan}");
+        let error = split(1).plan_forward(&problem).with_splits(num_splits).build().unwrap_err();
+        assert!(matches!(error, Error::InvalidPlan { what: "num_splits", .. }), "{error}");
     }
 }
 

@@ -36,7 +36,7 @@ impl Attention {
 
     /// How a problem would run. Nothing is compiled or allocated.
     pub fn plan(&self, problem: &Problem) -> Result<Planned, Failure> {
-        Ok(Planned(Plan::new(&problem.0, self.0.capabilities())?))
+        Ok(Planned(self.0.plan_forward(&problem.0).build()?))
     }
 
     pub async fn prepare(&self, problem: &Problem) -> Result<Prepared, Failure> {

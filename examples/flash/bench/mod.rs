@@ -12,7 +12,8 @@ use std::path::Path;
 
 use wgpu_flash_attention::plan::DeviceClass;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Plan, PreparedBackward, PreparedForward,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Plan, PlanBuilder, PreparedBackward, PreparedForward,
+    Tiles,
 };
 
 use crate::arguments::{BenchOptions, Pass, TileChoice};
@@ -160,25 +161,18 @@ impl Candidate {
 
     async fn prepare(&self, gpu: &Gpu, problem: &AttentionProblem) -> Result<Prepared> {
         let problem = problem.clone().algorithm(self.algorithm);
-        let capabilities = gpu.attention.capabilities();
-        Ok(match (self.pass, self.tiles) {
-            (Pass::Forward, tiles) => {
-                let tiles = tiles.map(|tiles| tiles.first);
-                let plan = match (tiles, self.num_splits) {
-                    (None, None) => gpu.attention.plan_forward(&problem)?,
-                    (Some(tiles), None) => Plan::with_tiles(&problem, capabilities, tiles)?,
-                    (tiles, Some(splits)) => Plan::with_splits(&problem, capabilities, tiles, splits)?,
-                };
-                Prepared::Forward(gpu.attention.prepare_plan(plan).await?)
+        let tiles = |tiles: &TileChoice| [Some(tiles.first), tiles.dq].into_iter().flatten().collect::<Vec<Tiles>>();
+        let tiles = self.tiles.as_ref().map(tiles).unwrap_or_default();
+        Ok(match self.pass {
+            Pass::Forward => {
+                let plan = gpu.attention.plan_forward(&problem).with_tiles(&tiles[..tiles.len().min(1)]);
+                let plan = self.num_splits.into_iter().fold(plan, PlanBuilder::with_splits);
+                Prepared::Forward(gpu.attention.prepare_forward_plan(plan.build()?).await?)
             }
-            (Pass::Backward, tiles) => {
-                let plan = match tiles {
-                    None => Plan::backward(&problem, capabilities)?,
-                    Some(TileChoice { first, dq }) => {
-                        Plan::backward_with_tiles(&problem, capabilities, [first, dq.unwrap_or(first)])?
-                    }
-                };
-                Prepared::Backward(gpu.attention.prepare_backward_plan(plan).await?)
+            Pass::Backward => {
+                let tiles = if self.algorithm == Algorithm::Flash { &tiles[..] } else { &tiles[..tiles.len().min(1)] };
+                let plan = gpu.attention.plan_backward(&problem).with_tiles(tiles);
+                Prepared::Backward(gpu.attention.prepare_backward_plan(plan.build()?).await?)
             }
         })
     }

@@ -265,8 +265,8 @@ fn arithmetic(plan: Option<&Plan>) -> Arithmetic {
 fn plan(gpu: &Gpu, problem: &AttentionProblem, pass: Pass) -> Option<Plan> {
     let capabilities = gpu.attention.capabilities();
     match pass {
-        Pass::Forward => Plan::new(problem, capabilities).ok(),
-        Pass::Backward => Plan::backward(problem, capabilities).ok(),
+        Pass::Forward => Plan::forward(problem, capabilities).build().ok(),
+        Pass::Backward => Plan::backward(problem, capabilities).build().ok(),
     }
 }
 

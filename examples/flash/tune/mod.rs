@@ -49,11 +49,11 @@ impl<'a> Bench<'a> {
 
     /// Milliseconds with these tiles, or `None` where the answer is wrong.
     async fn time(&self, tiles: Tiles, effort: Effort) -> Result<Option<f64>> {
-        self.time_plan(Plan::with_tiles(&self.problem, self.gpu.attention.capabilities(), tiles)?, effort).await
+        self.time_plan(self.gpu.attention.plan_forward(&self.problem).with_tiles(&[tiles]).build()?, effort).await
     }
 
     async fn time_plan(&self, plan: Plan, effort: Effort) -> Result<Option<f64>> {
-        let forward = self.gpu.attention.prepare_plan(plan).await?;
+        let forward = self.gpu.attention.prepare_forward_plan(plan).await?;
         self.tensors.poison(self.gpu)?;
         let time = timing::measure(self.gpu, effort, |encoder| self.tensors.encode(&forward, encoder))?;
         let good = sample::compare(self.gpu, &self.problem, &self.tensors, &self.samples)?.is_good();
@@ -166,7 +166,7 @@ async fn workgroups(gpu: &Gpu, options: &TuneOptions, file: &TuningFile, out: &m
     let mut best: Option<(u32, f64)> = None;
     for workgroups in [16, 32, 64, 128, 256, 512, 1024] {
         let tuning = Tuning { workgroups: Some(workgroups), ..file.tuning().unwrap_or_default() };
-        let plan = Plan::tuned(&bench.problem, gpu.attention.capabilities(), &tuning)?;
+        let plan = gpu.attention.plan_forward(&bench.problem).with_tuning(&tuning).build()?;
         let splits = plan.num_splits();
         let Some(ms) = bench.time_plan(plan, Effort::GLANCE).await? else { continue };
         writeln!(out, "{workgroups} workgroups, {splits} splits: {}", text::milliseconds(ms))?;

@@ -44,8 +44,7 @@ fn forward(criterion: &mut Criterion) {
             for (buffer, values) in [&q, &k, &v].into_iter().zip(&inputs) {
                 queue.write_buffer(buffer, 0, bytemuck::cast_slice(values));
             }
-            let buffers =
-                ForwardBuffers { q: q.slice(..), k: k.slice(..), v: v.slice(..), o: o.slice(..), lse: lse.slice(..) };
+            let buffers = ForwardBuffers::new(q.slice(..), k.slice(..), v.slice(..), o.slice(..), lse.slice(..));
             group.throughput(Throughput::Elements(problem.forward_flops()));
             group.bench_function(BenchmarkId::new(algorithm.name(), seqlen), |bencher| {
                 bencher.iter(|| {

@@ -26,7 +26,7 @@ fn buffers(attention: &FlashAttention, prepared: &PreparedForward) -> [wgpu::Buf
 }
 
 fn slices([q, k, v, o, lse]: &[wgpu::Buffer; 5]) -> ForwardBuffers<'_> {
-    ForwardBuffers { q: q.slice(..), k: k.slice(..), v: v.slice(..), o: o.slice(..), lse: lse.slice(..) }
+    ForwardBuffers::new(q.slice(..), k.slice(..), v.slice(..), o.slice(..), lse.slice(..))
 }
 
 /// The time of `count` encodes.

@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Many times: two calls with different dropout seeds in one encoder, one submission.
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let inputs = (q.slice(..), k.slice(..), v.slice(..));
-        let buffers = |o, lse| ForwardBuffers { q: inputs.0, k: inputs.1, v: inputs.2, o, lse };
+        let buffers = |o, lse| ForwardBuffers::new(inputs.0, inputs.1, inputs.2, o, lse);
         forward.encode(&mut encoder, &buffers(o_1.slice(..), lse_1.slice(..)))?;
         let call = Call { philox_seed: Some(2), ..Call::default() };
         forward.encode_call(&mut encoder, &buffers(o_2.slice(..), lse_2.slice(..)), &call)?;

@@ -76,30 +76,24 @@ impl AttentionLayer {
             self.write(operand, values);
         }
         let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        let [q, k, v, o, lse] =
-            [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(|operand| self.slice(operand));
         let call = Call { philox_offset: Some(step), ..Call::default() };
-        self.forward.encode_call(&mut encoder, &ForwardBuffers { q, k, v, o, lse }, &call)?;
+        self.forward.encode_call(&mut encoder, &self.forward_buffers(), &call)?;
         self.attention.queue().submit([encoder.finish()]);
         self.read(Operand::O)
+    }
+
+    fn forward_buffers(&self) -> ForwardBuffers<'_> {
+        let [q, k, v, o, lse] =
+            [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(|operand| self.slice(operand));
+        ForwardBuffers::new(q, k, v, o, lse)
     }
 
     /// dQ, dK and dV of the last forward pass, which has left Q, K, V, O and LSE in their buffers.
     fn backward(&self, d_o: &[f32], step: u32) -> Result<[Vec<f32>; 3], Box<dyn std::error::Error>> {
         self.write(Operand::DO, d_o);
         let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        let buffers = BackwardBuffers {
-            q: self.slice(Operand::Q),
-            k: self.slice(Operand::K),
-            v: self.slice(Operand::V),
-            o: self.slice(Operand::O),
-            lse: self.slice(Operand::Lse),
-            d_o: self.slice(Operand::DO),
-            d_lse: None,
-            dq: self.slice(Operand::Dq),
-            dk: self.slice(Operand::Dk),
-            dv: self.slice(Operand::Dv),
-        };
+        let [d_o, dq, dk, dv] = [Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv].map(|operand| self.slice(operand));
+        let buffers = BackwardBuffers::new(self.forward_buffers(), d_o, dq, dk, dv);
         let call = Call { philox_offset: Some(step), ..Call::default() };
         self.backward.encode_call(&mut encoder, &buffers, &call)?;
         self.attention.queue().submit([encoder.finish()]);

@@ -84,6 +84,13 @@ pub enum Error {
         operand: Operand,
     },
 
+    /// A buffer for a tensor that the operation has not.
+    #[error("a buffer for {operand} was given, but the operation has no such tensor")]
+    BufferUnexpected {
+        /// The tensor.
+        operand: Operand,
+    },
+
     /// A buffer offset that the kernel cannot address.
     #[error("the buffer for {operand} starts at byte {found}; its offset must be a multiple of {needed} bytes")]
     BufferAlignment {

@@ -35,8 +35,8 @@ pub mod shader;
 
 pub use error::{Error, InvalidProblem};
 pub use gpu::{
-    BackwardBuffers, BackwardOutput, BackwardSlices, FlashAttention, ForwardBuffers, ForwardOutput, MergeBuffers,
-    PreparedBackward, PreparedForward, PreparedMerge,
+    Backward, BackwardBuffers, BackwardOutput, BackwardSlices, Buffers, FlashAttention, Forward, ForwardBuffers,
+    ForwardOutput, Merge, MergeBuffers, Prepared, PreparedBackward, PreparedForward, PreparedMerge,
 };
 pub use operand::Operand;
 pub use plan::{Call, Capabilities, Plan, PlanBuilder, Tiles};

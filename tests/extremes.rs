@@ -313,8 +313,9 @@ fn exhaust(plan: Plan, call: &Call, origin: u64) -> Result<usize, TestCaseError>
         let _ = (pass.specialization.workgroup_bytes(), pass.specialization.invocations());
     }
     let mut most = 0;
-    for (call, origin) in [(&Call::default(), None), (call, Some(origin))] {
-        if let Ok(dispatches) = plan.dispatches(call, &[origin; Operand::ALL.len()]) {
+    let everywhere = Operand::ALL.iter().fold(Origins::default(), |origins, &operand| origins.with(operand, origin));
+    for (call, origins) in [(&Call::default(), Origins::default()), (call, everywhere)] {
+        if let Ok(dispatches) = plan.dispatches(call, &origins) {
             prop_assert!(dispatches.iter().all(|dispatch| dispatch.grid[0] > 0 && dispatch.grid[1] > 0));
             most = most.max(dispatches.len());
         }

@@ -1,10 +1,11 @@
 //! The form for people who only have slices: upload, run, read back.
 
 use super::attention::FlashAttention;
-use super::operation::{Operation, Tensor};
+use super::buffers::Slices;
+use super::operation::Operation;
 use super::scope::ErrorScope;
 use crate::error::Error;
-use crate::plan::{Call, Operand, Plan, Usage};
+use crate::plan::{Call, Operand, Plan};
 use crate::problem::{AttentionProblem, Element, ElementType, MergeProblem};
 use std::future::Future;
 use std::pin::Pin;
@@ -177,32 +178,34 @@ impl FlashAttention {
         let mut buffers = Vec::with_capacity(inputs.len() + outputs.len());
         for Input { operand, bytes } in inputs {
             let buffer = buffer_with(&self.device, operand.name(), bytes, wgpu::BufferUsages::STORAGE)?;
-            buffers.push((*operand, Usage::Read, buffer));
+            buffers.push((*operand, buffer));
         }
         for &operand in outputs {
             let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-            buffers.push((operand, Usage::Write, output(operand, usage)));
+            buffers.push((operand, output(operand, usage)));
         }
-        let tensors: Vec<Tensor> =
-            buffers.iter().map(|(operand, usage, buffer)| (*operand, *usage, buffer.slice(..))).collect();
+        let mut slices = Slices::default();
+        for (operand, buffer) in &buffers {
+            slices[*operand as usize] = Some(buffer.slice(..));
+        }
 
         let encoder = || self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let call = Call::default();
         let mut last = encoder();
-        let dispatches = operation.dispatches(&tensors, &call)?;
+        let dispatches = operation.dispatches(&slices, &call)?;
         if operation.plan.problem().max_flops_per_dispatch.is_some() {
             // A watchdog counts submissions, so each part goes alone.
             for dispatch in dispatches.chunks(1) {
                 let mut encoder = encoder();
-                operation.record(&mut encoder, &tensors, dispatch)?;
+                operation.record(&mut encoder, &slices, dispatch)?;
                 self.queue.submit([encoder.finish()]);
             }
         } else {
-            operation.record(&mut last, &tensors, &dispatches)?;
+            operation.record(&mut last, &slices, &dispatches)?;
         }
         let hosts: Vec<wgpu::Buffer> = buffers[inputs.len()..]
             .iter()
-            .map(|(operand, _, buffer)| {
+            .map(|(operand, buffer)| {
                 let host = output(*operand, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
                 last.copy_buffer_to_buffer(buffer, 0, &host, 0, None);
                 host

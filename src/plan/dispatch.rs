@@ -21,9 +21,23 @@ pub struct Call {
     pub seqlen_kv: Option<u32>,
 }
 
-/// Where each tensor starts in its buffer, in bytes, indexed by `Operand as usize`; `None` for those that the caller did
-/// not give.
-pub type Origins = [Option<u64>; Operand::ALL.len()];
+/// Where each of the caller's tensors starts in its buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Origins([Option<u64>; Operand::ALL.len()]);
+
+impl Origins {
+    /// The tensor is given, and starts at this byte.
+    pub fn with(mut self, operand: Operand, byte: u64) -> Self {
+        self.0[operand as usize] = Some(byte);
+        self
+    }
+
+    /// The first byte of a tensor; `None` for one that was not given.
+    pub fn get(&self, operand: Operand) -> Option<u64> {
+        self.0[operand as usize]
+    }
+}
 
 /// The part of a buffer that a dispatch binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +86,7 @@ impl Plan {
         }
         for operand in self.operands() {
             // No tensor is larger than a buffer, which is quicker to ask.
-            let origin = origins[operand as usize].unwrap_or(0);
+            let origin = origins.get(operand).unwrap_or(0);
             if origin.checked_add(self.capabilities.max_buffer).is_none()
                 && origin.checked_add(self.required_bytes(operand)).is_none()
             {
@@ -96,7 +110,7 @@ impl Plan {
 
     /// One pass over a part.
     fn dispatch(&self, index: usize, call: &Call, lengths: Lengths, part: Part, origins: &Origins) -> Dispatch {
-        let is_given = |tensor: &&Tensor| !tensor.optional || origins[tensor.operand as usize].is_some();
+        let is_given = |tensor: &&Tensor| !tensor.optional || origins.get(tensor.operand).is_some();
         let given = self.tensors.iter().filter(is_given).copied();
         let tensors: Vec<Tensor> = given.chain(self.scratch_tensors(&part, lengths)).collect();
         let grid = self.grid(index, &part, lengths);
@@ -138,7 +152,7 @@ impl Plan {
         }
         let size = tensor.element_size;
         // Scratch buffers start at 0.
-        let start = origins[operand as usize].unwrap_or(0) + tensor.first_in(part) * size;
+        let start = origins.get(operand).unwrap_or(0) + tensor.first_in(part) * size;
         let end = start + (len - tensor.layout.offset) * size;
         let offset = start / self.binding_alignment() * self.binding_alignment();
         let window = Window { operand, offset, size: (end - offset).next_multiple_of(4) };

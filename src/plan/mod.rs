@@ -35,4 +35,5 @@ pub use tiles::Tiles;
 pub use tuning::{TunedTiles, Tuning, Workload};
 
 pub(crate) use kernels::{File, Piece, Slot, matrix_wgsl, wgsl};
+pub(crate) use tensor::Tensor;
 pub(crate) use tiles::Owns;

@@ -136,6 +136,11 @@ impl Plan {
         self.scratch_bytes().saturating_add(self.problem.shape.lse_len().saturating_mul(4))
     }
 
+    /// The caller's tensors, with all that an operation needs of each.
+    pub(crate) fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
     /// The caller's tensors.
     pub fn operands(&self) -> impl Iterator<Item = Operand> {
         self.tensors.iter().map(|tensor| tensor.operand)

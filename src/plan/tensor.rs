@@ -7,7 +7,7 @@ use crate::problem::{AttentionProblem, MergeProblem, TensorLayout};
 
 /// Counts along batch, rows, heads and the contiguous dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
+pub(crate) struct Extent {
     pub batch: u32,
     pub rows: u32,
     pub heads: u32,
@@ -16,7 +16,7 @@ pub(super) struct Extent {
 
 /// Which part of a tensor a dispatch needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Follows {
+pub(crate) enum Follows {
     /// The dispatch's rows, of its query heads.
     Rows,
     /// The dispatch's keys, of the KV heads that its query heads share, so many to each.
@@ -27,7 +27,7 @@ pub(super) enum Follows {
 
 /// A tensor of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tensor {
+pub(crate) struct Tensor {
     pub operand: Operand,
     /// Whether the operation reads or writes it.
     pub usage: Usage,
@@ -65,7 +65,7 @@ impl Tensor {
     }
 
     /// Its extent within a part of the problem.
-    pub fn extent_in(&self, part: &Part) -> Extent {
+    pub(super) fn extent_in(&self, part: &Part) -> Extent {
         let at_most = self.extent_at_most(part);
         match self.follows {
             Follows::Keys { heads_per_kv } => {
@@ -77,7 +77,7 @@ impl Tensor {
     }
 
     /// As `extent_in`, of as many KV heads as a part of this size can touch wherever it starts.
-    pub fn extent_at_most(&self, part: &Part) -> Extent {
+    pub(super) fn extent_at_most(&self, part: &Part) -> Extent {
         let (batch, dim) = (part.batch_count, self.extent.dim);
         match self.follows {
             Follows::Rows => Extent { batch, rows: part.row_count, heads: part.head_count, dim },
@@ -90,7 +90,7 @@ impl Tensor {
     }
 
     /// The index of a part's first element.
-    pub fn first_in(&self, part: &Part) -> u64 {
+    pub(super) fn first_in(&self, part: &Part) -> u64 {
         match self.follows {
             Follows::Rows => self.layout.index(part.batch_first, part.row_first, part.head_first),
             Follows::Keys { heads_per_kv } => {
@@ -101,7 +101,7 @@ impl Tensor {
     }
 
     /// Bytes that a part of this size spans at most, counted from its first element.
-    pub fn span_at_most(&self, part: &Part) -> Option<u64> {
+    pub(super) fn span_at_most(&self, part: &Part) -> Option<u64> {
         let len = self.len_of(&self.extent_at_most(part))?;
         (len - self.layout.offset.min(len)).checked_mul(self.element_size)
     }

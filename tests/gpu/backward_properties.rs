@@ -193,21 +193,6 @@ fn plans_for_the_other_direction() {
     assert_eq!(pollster::block_on(full.prepare_backward_plan(forward)).map(|_| ()).map_err(what), wrong);
 }
 
-/// Every operand of the caller, and how to replace its slice.
-type Replace = for<'a> fn(&mut BackwardBuffers<'a>, wgpu::BufferSlice<'a>);
-const OPERANDS: [(Operand, Replace); 10] = [
-    (Operand::Q, |buffers, slice| buffers.q = slice),
-    (Operand::K, |buffers, slice| buffers.k = slice),
-    (Operand::V, |buffers, slice| buffers.v = slice),
-    (Operand::O, |buffers, slice| buffers.o = slice),
-    (Operand::Lse, |buffers, slice| buffers.lse = slice),
-    (Operand::DO, |buffers, slice| buffers.d_o = slice),
-    (Operand::DLse, |buffers, slice| buffers.d_lse = Some(slice)),
-    (Operand::Dq, |buffers, slice| buffers.dq = slice),
-    (Operand::Dk, |buffers, slice| buffers.dk = slice),
-    (Operand::Dv, |buffers, slice| buffers.dv = slice),
-];
-
 #[test]
 fn buffers_that_do_not_fit() {
     let full = library(Variant::Full);
@@ -218,21 +203,19 @@ fn buffers_that_do_not_fit() {
         full.device().create_buffer(&descriptor)
     };
     let (storage, copies) = (buffer(BufferUsages::STORAGE), buffer(BufferUsages::COPY_SRC));
-    let encode = |replace: Replace, slice: wgpu::BufferSlice<'_>| {
+    let encode = |operand, slice: wgpu::BufferSlice<'_>| {
         let tensors = GradientTensors::new(full, &problem(), &given);
         let mut encoder = full.device().create_command_encoder(&Default::default());
-        let mut buffers = tensors.buffers();
-        replace(&mut buffers, slice);
-        let result = prepared.encode(&mut encoder, &buffers);
+        let result = prepared.encode(&mut encoder, &tensors.buffers().with(operand, slice));
         full.queue().submit([encoder.finish()]);
         result.expect_err("the buffer is refused")
     };
-    for (operand, replace) in OPERANDS {
+    for operand in prepared.plan().operands() {
         let needed = prepared.plan().required_bytes(operand);
         let found = needed - 4;
-        assert_eq!(encode(replace, storage.slice(..found)), Error::BufferTooSmall { operand, needed, found });
-        assert_eq!(encode(replace, storage.slice(4..)), Error::BufferAlignment { operand, needed: 16, found: 4 });
-        assert_eq!(encode(replace, copies.slice(..)), Error::BufferUsage { operand, needed: "STORAGE" });
+        assert_eq!(encode(operand, storage.slice(..found)), Error::BufferTooSmall { operand, needed, found });
+        assert_eq!(encode(operand, storage.slice(4..)), Error::BufferAlignment { operand, needed: 16, found: 4 });
+        assert_eq!(encode(operand, copies.slice(..)), Error::BufferUsage { operand, needed: "STORAGE" });
     }
 }
 
@@ -247,10 +230,20 @@ fn gradients_that_share_a_buffer() {
     };
     let good = tensors.buffers();
     let aliased = |output, other| Err(Error::BufferAliased { output, other });
-    assert_eq!(encode(BackwardBuffers { dq: good.q, ..good }), aliased(Operand::Dq, Operand::Q));
-    assert_eq!(encode(BackwardBuffers { dv: good.dk, ..good }), aliased(Operand::Dk, Operand::Dv));
+    assert_eq!(encode(good.with(Operand::Dq, good.get(Operand::Q))), aliased(Operand::Dq, Operand::Q));
+    assert_eq!(encode(good.with(Operand::Dv, good.get(Operand::Dk))), aliased(Operand::Dk, Operand::Dv));
+    // Only the gradient of LSE may be left out, and what is no tensor of the operation is not given.
+    let missing = |operand| {
+        let needed = prepared.plan().required_bytes(operand);
+        Err(Error::BufferTooSmall { operand, needed, found: 0 })
+    };
+    assert_eq!(encode(good.with(Operand::Lse, None)), missing(Operand::Lse));
+    assert_eq!(encode(good.with(Operand::DLse, None)), Ok(()));
+    for operand in [Operand::Delta, Operand::OParts, Operand::Params] {
+        assert_eq!(encode(good.with(operand, good.get(Operand::Lse))), Err(Error::BufferUnexpected { operand }));
+    }
     // Inputs may share: O as its own gradient.
-    assert_eq!(encode(BackwardBuffers { d_o: good.o, ..good }), Ok(()));
+    assert_eq!(encode(good.with(Operand::DO, good.get(Operand::O))), Ok(()));
 }
 
 #[test]

@@ -181,16 +181,8 @@ fn encode(prepared: &PreparedForward, buffers: &ForwardBuffers) -> Result<(), Er
 /// Encodes with one operand's slice replaced.
 fn encode_with(operand: Operand, change: impl FnOnce(wgpu::BufferSlice<'_>) -> wgpu::BufferSlice<'_>) -> Error {
     let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
-    let mut buffers = tensors.buffers();
-    let slice = match operand {
-        Operand::Q => &mut buffers.q,
-        Operand::K => &mut buffers.k,
-        Operand::V => &mut buffers.v,
-        Operand::O => &mut buffers.o,
-        Operand::Lse => &mut buffers.lse,
-        other => panic!("{other} is not the caller's"),
-    };
-    *slice = change(*slice);
+    let buffers = tensors.buffers();
+    let buffers = buffers.with(operand, buffers.get(operand).map(change));
     encode(&prepared(&problem()), &buffers).expect_err("the buffer is refused")
 }
 
@@ -226,14 +218,7 @@ fn buffers_without_storage_usage() {
     let buffer = full().device().create_buffer(&descriptor);
     for operand in OPERANDS {
         let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
-        let mut buffers = tensors.buffers();
-        match operand {
-            Operand::Q => buffers.q = buffer.slice(..),
-            Operand::K => buffers.k = buffer.slice(..),
-            Operand::V => buffers.v = buffer.slice(..),
-            Operand::O => buffers.o = buffer.slice(..),
-            _ => buffers.lse = buffer.slice(..),
-        }
+        let buffers = tensors.buffers().with(operand, buffer.slice(..));
         let error = encode(&prepared(&problem()), &buffers).unwrap_err();
         assert_eq!(error, Error::BufferUsage { operand, needed: "STORAGE" });
     }
@@ -245,10 +230,10 @@ fn outputs_that_share_a_buffer() {
     let prepared = prepared(&problem());
     let good = tensors.buffers();
     let cases = [
-        (ForwardBuffers { o: good.q, ..good }, Operand::O, Operand::Q),
-        (ForwardBuffers { k: good.o, ..good }, Operand::O, Operand::K),
-        (ForwardBuffers { v: good.lse, ..good }, Operand::Lse, Operand::V),
-        (ForwardBuffers { lse: good.o, ..good }, Operand::O, Operand::Lse),
+        (good.with(Operand::O, good.get(Operand::Q)), Operand::O, Operand::Q),
+        (good.with(Operand::K, good.get(Operand::O)), Operand::O, Operand::K),
+        (good.with(Operand::V, good.get(Operand::Lse)), Operand::Lse, Operand::V),
+        (good.with(Operand::Lse, good.get(Operand::O)), Operand::O, Operand::Lse),
     ];
     // Large enough for every operand, so that sharing is all that is wrong.
     for (case, output, other) in cases {
@@ -260,13 +245,7 @@ fn outputs_that_share_a_buffer() {
         for operand in [output, other] {
             // The two halves: not even slices that do not meet.
             let half = if operand == output { shared.slice(..size / 2) } else { shared.slice(size / 2..) };
-            match operand {
-                Operand::Q => buffers.q = half,
-                Operand::K => buffers.k = half,
-                Operand::V => buffers.v = half,
-                Operand::O => buffers.o = half,
-                _ => buffers.lse = half,
-            }
+            buffers = buffers.with(operand, half);
         }
         match encode(&prepared, &buffers).unwrap_err() {
             Error::BufferAliased { output: found, other: found_other } => {
@@ -283,7 +262,8 @@ fn inputs_may_share_a_buffer() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 2, 10, 8));
     let tensors = Tensors::new(full(), &problem, &inputs(&problem, 1));
     let good = tensors.buffers();
-    encode(&prepared(&problem), &ForwardBuffers { k: good.q, v: good.q, ..good }).unwrap();
+    let q = good.get(Operand::Q);
+    encode(&prepared(&problem), &good.with(Operand::K, q).with(Operand::V, q)).unwrap();
 }
 
 #[test]

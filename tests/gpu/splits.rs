@@ -8,8 +8,8 @@ use wgpu_flash_attention::{
 };
 
 use crate::support::{
-    Inputs, Library, Variant, check, check_answer, inputs, library, limited, problem_of, run, run_calls,
-    run_dispatch_by_dispatch, strided,
+    Guarded, Inputs, Library, Random, Variant, check, check_answer, inputs, library, limited, problem_of, run,
+    run_calls, run_dispatch_by_dispatch, strided,
 };
 
 const STANDARD: Tiles = Tiles::new(64, 32, 4, 8);
@@ -417,17 +417,14 @@ fn parts_are_merged_in_the_callers_buffers() {
     for part in [0, 1] {
         // The calls write different buffers: one operation's scratch serves both.
         let (o, lse) = (part * o_bytes as u64, part * lse_bytes as u64);
-        let buffers = ForwardBuffers {
-            q: q.slice(..),
-            k: k.slice(part * half_bytes..),
-            v: v.slice(part * half_bytes..),
-            o: o_parts.slice(o..o + o_bytes as u64),
-            lse: lse_parts.slice(lse..lse + lse_bytes as u64),
-        };
+        let [k, v] = [&k, &v].map(|buffer| buffer.slice(part * half_bytes..));
+        let o = o_parts.slice(o..o + o_bytes as u64);
+        let lse = lse_parts.slice(lse..lse + lse_bytes as u64);
+        let buffers = ForwardBuffers::new(q.slice(..), k, v, o, lse);
         forward.encode(&mut encoder, &buffers).unwrap();
     }
-    let (o_parts, lse_parts) = (o_parts.slice(..), lse_parts.slice(..));
-    merge.encode(&mut encoder, &MergeBuffers { o_parts, lse_parts, o: o.slice(..), lse: lse.slice(..) }).unwrap();
+    let buffers = MergeBuffers::new(o_parts.slice(..), lse_parts.slice(..), o.slice(..), lse.slice(..));
+    merge.encode(&mut encoder, &buffers).unwrap();
     let copy = buffer(o_bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
     encoder.copy_buffer_to_buffer(&o, 0, &copy, 0, None);
     library.queue().submit([encoder.finish()]);
@@ -437,4 +434,46 @@ fn parts_are_merged_in_the_callers_buffers() {
     let merged: Vec<f32> = bytes.chunks(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect();
     let expected: Vec<f64> = expected.o.iter().map(|o| f64::from(*o)).collect();
     close(&merged, &expected, 4e-6);
+}
+
+/// In fewer rows than prepared, and one dispatch at a time on a device that binds little: the same bits.
+#[test]
+fn a_merge_is_encoded_in_every_form() {
+    let library = limited(|capabilities| capabilities.max_binding = 5120);
+    let part = AttentionProblem::new(AttentionShape::new(2, 3, 16, 8));
+    let merge = MergeProblem::of(&part, 2);
+    let prepared = pollster::block_on(library.prepare_merge(&merge)).unwrap();
+    let (whole, short) = (Call::default(), Call { seqlen_q: Some(5), ..Call::default() });
+    assert!(prepared.num_dispatches(&whole).unwrap() > 1);
+    let floats = |operand| prepared.plan().required_len(operand) as usize;
+    let mut random = Random(3);
+    let mut values = |operand| (0..floats(operand)).map(|_| random.normal() as f32).collect::<Vec<f32>>();
+    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let (o_parts, lse_parts) = (values(Operand::OParts), values(Operand::LseParts));
+    let answer = |encode: &dyn Fn(&mut wgpu::CommandEncoder, &MergeBuffers)| {
+        let [o_parts, lse_parts] = [&o_parts, &lse_parts].map(|values| Guarded::new(&library, &bytes(values)));
+        let [o, lse] =
+            [Operand::O, Operand::Lse].map(|operand| Guarded::poisoned(&library, 4 * floats(operand) as u64));
+        let mut encoder = library.device().create_command_encoder(&Default::default());
+        encode(&mut encoder, &MergeBuffers::new(o_parts.slice(), lse_parts.slice(), o.slice(), lse.slice()));
+        library.queue().submit([encoder.finish()]);
+        (o.read(&library), lse.read(&library))
+    };
+    let expected = answer(&|encoder, buffers| prepared.encode(encoder, buffers).unwrap());
+    for call in [whole, short] {
+        let together = answer(&|encoder, buffers| prepared.encode_call(encoder, buffers, &call).unwrap());
+        let count = prepared.num_dispatches(&call).unwrap();
+        let one_by_one = answer(&|encoder, buffers| {
+            for index in 0..count {
+                prepared.encode_dispatches(encoder, buffers, &call, index..index + 1).unwrap();
+            }
+        });
+        assert!(together == one_by_one);
+        assert_eq!(together == expected, call == whole);
+        // The rows of a shorter call are those of the longer one.
+        assert_eq!(together.0[..4 * 5 * 3 * 8], expected.0[..4 * 5 * 3 * 8]);
+    }
+    // It has no scratch memory: nothing is lost.
+    prepared.destroy();
+    assert!(answer(&|encoder, buffers| prepared.encode(encoder, buffers).unwrap()) == expected);
 }

@@ -173,12 +173,7 @@ fn counts_of_zero_are_merged() {
             let lse_parts = filled(library, parts * lse_len, f32::NEG_INFINITY);
             let (o, lse) = (filled(library, o_len, f32::NAN), filled(library, lse_len, f32::NAN));
             let mut encoder = library.device().create_command_encoder(&Default::default());
-            let buffers = MergeBuffers {
-                o_parts: o_parts.slice(..),
-                lse_parts: lse_parts.slice(..),
-                o: o.slice(..),
-                lse: lse.slice(..),
-            };
+            let buffers = MergeBuffers::new(o_parts.slice(..), lse_parts.slice(..), o.slice(..), lse.slice(..));
             prepared.encode(&mut encoder, &buffers).unwrap();
             library.queue().submit([encoder.finish()]);
             let (o, lse) = (read(library, &o), read(library, &lse));

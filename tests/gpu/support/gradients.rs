@@ -5,7 +5,7 @@
 
 use wgpu_flash_attention::plan::{Call, Operand};
 use wgpu_flash_attention::reference::{self, Arithmetic, BackwardErrors, ErrorTerms, ReferenceGradients};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardBuffers, Element, TensorLayout};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardBuffers, Element, ForwardBuffers, TensorLayout};
 
 use super::data::{Inputs, Random, gaps_of, inputs};
 use super::device::Library;
@@ -146,19 +146,10 @@ impl GradientTensors {
 
     pub fn buffers(&self) -> BackwardBuffers<'_> {
         let (k, v) = self.k_and_v.as_ref().map_or((&self.q, &self.q), |(k, v)| (k, v));
-        let [dq, dk, dv] = &self.outputs;
-        BackwardBuffers {
-            q: self.q.slice(),
-            k: k.slice(),
-            v: v.slice(),
-            o: self.o.slice(),
-            lse: self.lse.slice(),
-            d_o: self.d_o.slice(),
-            d_lse: self.d_lse.as_ref().map(Guarded::slice),
-            dq: dq.slice(),
-            dk: dk.slice(),
-            dv: dv.slice(),
-        }
+        let [q, k, v, o, lse, d_o] = [&self.q, k, v, &self.o, &self.lse, &self.d_o].map(Guarded::slice);
+        let [dq, dk, dv] = self.outputs.each_ref().map(Guarded::slice);
+        let buffers = BackwardBuffers::new(ForwardBuffers::new(q, k, v, o, lse), d_o, dq, dk, dv);
+        buffers.with(Operand::DLse, self.d_lse.as_ref().map(Guarded::slice))
     }
 
     /// Reads the gradients of a submitted call back, and checks that all that is not theirs still holds the poison.

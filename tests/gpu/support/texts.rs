@@ -40,7 +40,7 @@ impl<'a> Texts<'a> {
         let mut origins = Origins::default();
         let poison = outputs.iter().map(|&output| (output, vec![POISON; plan.required_bytes(output) as usize]));
         for (operand, bytes) in inputs.iter().cloned().chain(poison) {
-            origins[operand as usize] = Some(0);
+            origins = origins.with(operand, 0);
             buffers.insert(operand, self.buffer(&bytes));
         }
         for &(operand, bytes) in plan.scratch() {

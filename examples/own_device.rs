@@ -2,8 +2,7 @@
 //!
 //! `cargo run --example own_device`
 
-use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, FlashAttention, ForwardBuffers, Operand};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Call, FlashAttention, ForwardBuffers, Operand};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     pollster::block_on(async {

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --example print_wgsl -- [HEAD_DIM] [f32|f16|bf16] [flash|standard]`
 
-use wgpu_flash_attention::shader::{Dialect, ShaderSource};
+use wgpu_flash_attention::unstable::{Dialect, ShaderSource};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, FlashAttention};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -5,9 +5,8 @@
 //! Attention and its gradients run on the GPU, with dropout; embeddings, projections, loss and Adam are plain loops on the
 //! host, so that every step of the chain rule can be read. The same seed gives the same losses, to the last digit.
 
-use wgpu_flash_attention::plan::Call;
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, BackwardBuffers, FlashAttention, ForwardBuffers, Operand, PreparedBackward,
+    AttentionProblem, AttentionShape, BackwardBuffers, Call, FlashAttention, ForwardBuffers, Operand, PreparedBackward,
     PreparedForward,
 };
 

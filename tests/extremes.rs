@@ -6,14 +6,11 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use wgpu_flash_attention::plan::{
-    Call, Capabilities, DeviceClass, Kernel, Operand, Origins, Plan, Specialization, Tiles, TunedTiles, Tuning,
-    Workload,
-};
-use wgpu_flash_attention::shader::{Dialect, ShaderSource};
+use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource, Specialization};
 use wgpu_flash_attention::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Error, InvalidProblem,
-    Mask, MergeProblem, TensorLayout, reference,
+    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Dropout,
+    Element, Error, InvalidProblem, Mask, MergeProblem, Operand, Plan, TensorLayout, Tiles, TunedTiles, Tuning,
+    Workload, reference,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];

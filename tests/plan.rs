@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use wgpu_flash_attention::plan::{
-    Call, Capabilities, DeviceClass, Kernel, Origins, Tiles, TunedTiles, Tuning, Workload,
+use wgpu_flash_attention::unstable::{Kernel, Origins};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, Error, MergeProblem, Plan,
+    Tiles, TunedTiles, Tuning, Workload,
 };
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, Error, MergeProblem, Plan};
 
 fn discrete() -> Capabilities {
     Capabilities {

@@ -3,12 +3,12 @@
 use naga::valid::{Capabilities as NagaCapabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, TypeInner};
 use std::collections::{BTreeMap, HashSet};
-use wgpu_flash_attention::plan::{
-    Capabilities, DeviceClass, Kernel, Operand, Params, Plan, RowReduce, Specialization, Storage, Usage,
+use wgpu_flash_attention::unstable::{
+    Dialect, Kernel, Params, RowReduce, ShaderSource, Specialization, Storage, Usage,
 };
-use wgpu_flash_attention::shader::{Dialect, ShaderSource};
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, MergeProblem, TensorLayout,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, MergeProblem,
+    Operand, Plan, TensorLayout,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -359,7 +359,7 @@ fn dialects_differ_in_the_enable_line_alone() {
 /// Layouts whose rows are no whole numbers of quads are read element by element.
 #[test]
 fn odd_layouts_are_read_element_by_element() {
-    use wgpu_flash_attention::plan::Access;
+    use wgpu_flash_attention::unstable::Access;
     let device = Capabilities::webgpu_defaults();
     let access =
         |problem: &AttentionProblem| Plan::forward(problem, &device).build().unwrap().passes()[0].specialization.access;

@@ -3,8 +3,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use wgpu_flash_attention::plan::{Tiles, Workload};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Element};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, Tiles, Workload};
 
 /// Exact attention on the GPU: compute, check, time.
 #[derive(Parser)]

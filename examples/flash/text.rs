@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use wgpu_flash_attention::Plan;
-use wgpu_flash_attention::plan::{Pass, Tiles};
+use wgpu_flash_attention::unstable::Pass;
+use wgpu_flash_attention::{Plan, Tiles};
 
 use crate::failure::Result;
 

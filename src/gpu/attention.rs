@@ -64,6 +64,12 @@ impl FlashAttention {
 
     /// The features and limits that let a device run everything this library has on this adapter, and nothing that the
     /// adapter lacks. Merge it with your own wishes before you create a device.
+    ///
+    /// Where the adapter lists cooperative matrices that the kernels can use, it asks for
+    /// `Features::EXPERIMENTAL_COOPERATIVE_MATRIX` and holds wgpu's permission for experimental features. wgpu gives that
+    /// by an unsafe function: such features may still have bugs that are undefined behaviour. The permission is for all of
+    /// them, also for those that you add. On other adapters it asks for none and holds none. To do without matrices, take
+    /// the feature out and put `ExperimentalFeatures::disabled()` in.
     pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
         device::descriptor(adapter)
     }

@@ -18,6 +18,10 @@ pub(super) fn can_be_seen(backend: wgpu::Backend) -> bool {
 }
 
 /// False for a buffer that was destroyed or never made; true where nothing tells.
+#[cfg_attr(
+    any(windows, target_os = "linux", target_os = "android", target_os = "freebsd", target_vendor = "apple"),
+    expect(unsafe_code, reason = "wgpu shows the backend's own buffer by unsafe functions alone")
+)]
 pub(super) fn is_there(backend: wgpu::Backend, buffer: &wgpu::Buffer) -> bool {
     // SAFETY: the backend's buffer is looked at for whether it is there, and not used.
     match backend {

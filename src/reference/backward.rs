@@ -18,7 +18,7 @@ pub struct ReferenceGradients {
 ///
 /// # Panics
 ///
-/// When a slice is shorter than its tensor, or the problem is one that [`crate::plan`] refuses.
+/// When a slice is shorter than its tensor, or the problem is one that [planning](crate::Plan) refuses.
 pub fn backward(
     problem: &AttentionProblem,
     q: &[f64],

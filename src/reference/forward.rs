@@ -16,7 +16,7 @@ pub struct ReferenceOutput {
 ///
 /// # Panics
 ///
-/// When a slice is shorter than its tensor, or the problem is one that [`crate::plan`] refuses.
+/// When a slice is shorter than its tensor, or the problem is one that [planning](crate::Plan) refuses.
 pub fn forward(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
     forward_with(problem, q, k, v, |p| p)
 }

@@ -1,9 +1,8 @@
 //! The backward pass over shapes, element types, layouts, masks and device abilities.
 
 use half::{bf16, f16};
-use wgpu_flash_attention::plan::Call;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, BackwardSlices, Element, ElementType, reference,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, BackwardSlices, Call, Element, ElementType, reference,
 };
 
 use crate::support::{

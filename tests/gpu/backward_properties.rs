@@ -1,10 +1,9 @@
 //! What holds of every backward pass: the same bits in every run, algebra, where a NaN goes, and each misuse's error.
 
 use wgpu::BufferUsages;
-use wgpu_flash_attention::plan::{Call, Operand, Plan};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, BackwardSlices, Element, Error, InvalidProblem,
-    TensorLayout,
+    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, BackwardSlices, Call, Element, Error, InvalidProblem,
+    Operand, Plan, TensorLayout,
 };
 
 use crate::support::{

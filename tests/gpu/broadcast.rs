@@ -1,7 +1,6 @@
 //! Tiles whose subgroups load K and V together and broadcast them.
 
-use wgpu_flash_attention::plan::Tiles;
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, Tiles};
 
 use crate::support::{Library, check, inputs, limited, run, strided};
 

@@ -1,7 +1,6 @@
 //! Two runs give the same bits.
 
-use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Call, Element};
 
 use crate::support::{Variant, inputs, library, run, run_calls};
 

@@ -1,7 +1,8 @@
 //! Operations that change from call to call, and operations cut into several dispatches.
 
-use wgpu_flash_attention::plan::{Call, Capabilities};
-use wgpu_flash_attention::{Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error};
+use wgpu_flash_attention::{
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Call, Capabilities, Element, Error,
+};
 
 use crate::support::{
     Inputs, Library, Tensors, Variant, check_answer, inputs, library, limited, problem_of, run, run_calls,

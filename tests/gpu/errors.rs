@@ -2,10 +2,9 @@
 
 use half::f16;
 use wgpu::BufferUsages;
-use wgpu_flash_attention::plan::{Call, Operand, Plan, Tiles};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Element, Error, FlashAttention, ForwardBuffers, InvalidProblem,
-    PreparedForward, TensorLayout,
+    Algorithm, AttentionProblem, AttentionShape, Call, Element, Error, FlashAttention, ForwardBuffers, InvalidProblem,
+    Operand, Plan, PreparedForward, TensorLayout, Tiles,
 };
 
 use crate::support::{Library, Tensors, Variant, adapter, inputs, library, limited};

@@ -1,7 +1,7 @@
 //! Long rows: sums that must not drift, and loops that some software drivers end after 65,535 turns without a word.
 
-use wgpu_flash_attention::plan::{Kernel, Plan};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, reference};
+use wgpu_flash_attention::unstable::Kernel;
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, Plan, reference};
 
 use crate::support::{
     Inputs, Library, Variant, check, check_gradients, gradient_inputs, inputs, library, limited, run, run_backward,

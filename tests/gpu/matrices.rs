@@ -1,8 +1,8 @@
 //! The forward pass on cooperative matrices, also where the planner would not take them: on a software driver.
 
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, FlashAttention};
 
-use crate::support::{check, inputs, run, with_matrices};
+use crate::support::{Variant, adapter, check, inputs, library, run, with_matrices};
 
 fn check_case(problem: &AttentionProblem, seed: u64) {
     let Some(library) = with_matrices() else { return };
@@ -119,4 +119,15 @@ fn runs_are_identical() {
             assert!(run(library, &problem, &inputs) == first);
         }
     }
+}
+
+/// Permission for experimental features is asked for where there are matrices, and nowhere else.
+#[test]
+fn the_permission_for_experimental_features_comes_with_matrices() {
+    let descriptor = FlashAttention::device_descriptor(adapter());
+    let experimental = descriptor.required_features & wgpu::Features::all_experimental_mask();
+    let matrices = library(Variant::Full).capabilities().matrix_side.is_some();
+    assert_eq!(descriptor.experimental_features.is_enabled(), matrices);
+    let expected = if matrices { wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX } else { wgpu::Features::empty() };
+    assert_eq!(experimental, expected);
 }

@@ -4,8 +4,8 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use wgpu_flash_attention::plan::{Direction, Kernel, Operand, Plan, Tiles};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::unstable::Kernel;
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Direction, Element, Operand, Plan, Tiles};
 
 use crate::support::{
     Answer, GradientAnswer, GradientInputs, Gradients, Inputs, Library, Output, Texts, Variant, arithmetic_of,

@@ -3,10 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use wgpu_flash_attention::plan::{Call, Operand};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, Error, FlashAttention, ForwardBuffers, MergeBuffers,
-    MergeProblem, PreparedBackward, PreparedForward, PreparedMerge,
+    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, Call, Error, FlashAttention, ForwardBuffers,
+    MergeBuffers, MergeProblem, Operand, PreparedBackward, PreparedForward, PreparedMerge,
 };
 
 use crate::support::adapter;

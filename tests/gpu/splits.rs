@@ -1,10 +1,10 @@
 //! Keys split over workgroups, decoding, and the merge of partial results.
 
 use half::f16;
-use wgpu_flash_attention::plan::{Call, DeviceClass, Kernel, Operand, Tiles};
+use wgpu_flash_attention::unstable::Kernel;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error, ForwardBuffers, InvalidProblem,
-    MergeBuffers, MergeProblem, reference,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Call, DeviceClass, Element, Error, ForwardBuffers,
+    InvalidProblem, MergeBuffers, MergeProblem, Operand, Tiles, reference,
 };
 
 use crate::support::{

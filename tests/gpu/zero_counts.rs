@@ -1,8 +1,7 @@
 //! Counts of 0 in every combination. What there is to write is written: outputs hold NaN before.
 
-use wgpu_flash_attention::plan::Call;
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, BackwardOutput, BackwardSlices, Element, Error, InvalidProblem,
+    Algorithm, AttentionProblem, AttentionShape, BackwardOutput, BackwardSlices, Call, Element, Error, InvalidProblem,
     MergeBuffers, MergeProblem,
 };
 

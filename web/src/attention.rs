@@ -2,8 +2,7 @@ use crate::error::Failure;
 use crate::problem::Problem;
 use crate::tensor::Tensors;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{Error, FlashAttention, Operand, Plan, PreparedBackward, PreparedForward};
+use wgpu_flash_attention::{Call, Error, FlashAttention, Operand, Plan, PreparedBackward, PreparedForward};
 
 /// The crate's `FlashAttention` on a device of the browser.
 #[wasm_bindgen]

@@ -10,10 +10,9 @@ pub mod sample;
 use std::io::Write;
 use std::path::Path;
 
-use wgpu_flash_attention::plan::DeviceClass;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Plan, PlanBuilder, PreparedBackward, PreparedForward,
-    Tiles,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Plan, PlanBuilder, PreparedBackward,
+    PreparedForward, Tiles,
 };
 
 use crate::arguments::{BenchOptions, Pass, TileChoice};

@@ -7,10 +7,10 @@ use std::io::Write;
 
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
-use wgpu_flash_attention::plan::{DeviceClass, Direction};
 use wgpu_flash_attention::reference::{Arithmetic, ErrorTerms};
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, ElementType, Plan, TensorLayout, reference,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Direction, Element, ElementType, Plan,
+    TensorLayout, reference,
 };
 
 use crate::arguments::{CheckOptions, Pass, Passes};

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use wgpu_flash_attention::Element;
-use wgpu_flash_attention::plan::{TunedTiles, Tuning, Workload};
+use wgpu_flash_attention::{Element, TunedTiles, Tuning, Workload};
 
 use crate::arguments;
 use crate::failure::{Failure, Result};

@@ -5,8 +5,9 @@ mod file;
 
 use std::io::Write;
 
-use wgpu_flash_attention::plan::{DeviceClass, Tiles, Tuning, Workload};
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element, Plan};
+use wgpu_flash_attention::{
+    AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Element, Plan, Tiles, Tuning, Workload,
+};
 
 use crate::arguments::TuneOptions;
 use crate::bench::sample::{self, Sample};

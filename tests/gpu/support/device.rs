@@ -1,8 +1,10 @@
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-use wgpu_flash_attention::plan::{Capabilities, PlanBuilder, Tiles};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Error, FlashAttention, PreparedBackward, PreparedForward};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, Capabilities, Error, FlashAttention, PlanBuilder, PreparedBackward, PreparedForward,
+    Tiles,
+};
 
 /// Panics without an adapter: a test that cannot run must not pass.
 pub fn adapter() -> &'static wgpu::Adapter {

@@ -1,7 +1,8 @@
 //! Problems drawn at random: a draw is a seed and a number, and the same on every machine.
 
-use wgpu_flash_attention::plan::Tiles;
-use wgpu_flash_attention::{Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Mask};
+use wgpu_flash_attention::{
+    Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Mask, Tiles,
+};
 
 use super::data::{Inputs, Random, inputs, strided};
 use super::device::{Library, limited, with_matrices};

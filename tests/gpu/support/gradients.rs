@@ -3,9 +3,10 @@
 //! Each element has a bound of its own, as in the forward pass, against the gradients for the O that the kernels are given:
 //! the oracle's, rounded to its element. (Rounding moves D = rowsum(dO ∘ O).)
 
-use wgpu_flash_attention::plan::{Call, Operand};
 use wgpu_flash_attention::reference::{self, Arithmetic, BackwardErrors, ErrorTerms, ReferenceGradients};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardBuffers, Element, ForwardBuffers, TensorLayout};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, BackwardBuffers, Call, Element, ForwardBuffers, Operand, TensorLayout,
+};
 
 use super::data::{Inputs, Random, gaps_of, inputs};
 use super::device::Library;

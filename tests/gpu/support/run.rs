@@ -1,7 +1,6 @@
 use half::{bf16, f16};
-use wgpu_flash_attention::plan::{Call, Plan};
 use wgpu_flash_attention::reference::Arithmetic;
-use wgpu_flash_attention::{AttentionProblem, Element, ElementType, ForwardBuffers};
+use wgpu_flash_attention::{AttentionProblem, Call, Element, ElementType, ForwardBuffers, Plan};
 
 use super::data::{Inputs, gaps};
 use super::device::Library;

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use wgpu_flash_attention::plan::{Call, Dispatch, Kernel, Operand, Origins, Pass, Plan, Usage};
-use wgpu_flash_attention::shader::{Dialect, ShaderSource};
+use wgpu_flash_attention::unstable::{Dialect, Dispatch, Kernel, Origins, Pass, ShaderSource, Usage};
+use wgpu_flash_attention::{Call, Operand, Plan};
 
 use super::device::Library;
 use super::run::POISON;

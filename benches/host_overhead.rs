@@ -69,7 +69,7 @@ fn host_overhead(criterion: &mut Criterion) {
         bencher.iter_custom(|count| {
             encodes(&attention, count, |encoder, _| {
                 seed += 1;
-                let call = Call { philox_seed: Some(seed), ..Call::default() };
+                let call = Call::new().with_philox_seed(seed);
                 prepared.encode_call(encoder, &slices(&own), &call).expect("the buffers fit");
             })
         });

@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let inputs = (q.slice(..), k.slice(..), v.slice(..));
         let buffers = |o, lse| ForwardBuffers::new(inputs.0, inputs.1, inputs.2, o, lse);
         forward.encode(&mut encoder, &buffers(o_1.slice(..), lse_1.slice(..)))?;
-        let call = Call { philox_seed: Some(2), ..Call::default() };
+        let call = Call::new().with_philox_seed(2);
         forward.encode_call(&mut encoder, &buffers(o_2.slice(..), lse_2.slice(..)), &call)?;
 
         // The rest is plain wgpu: read both results back.

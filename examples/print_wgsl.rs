@@ -9,7 +9,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let head_dim = arguments.next().map_or(Ok(64), |text| text.parse())?;
     let element = arguments.next().unwrap_or("f32".into());
-    let element = Element::ALL.into_iter().find(|e| e.name() == element).ok_or("the element is f32, f16 or bf16")?;
+    let element =
+        Element::ALL.iter().copied().find(|e| e.name() == element).ok_or("the element is f32, f16 or bf16")?;
     let algorithm = match arguments.next().as_deref() {
         None | Some("flash") => Algorithm::Flash,
         Some("standard") => Algorithm::Standard,

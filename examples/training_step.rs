@@ -75,7 +75,7 @@ impl AttentionLayer {
             self.write(operand, values);
         }
         let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        let call = Call { philox_offset: Some(step), ..Call::default() };
+        let call = Call::new().with_philox_offset(step);
         self.forward.encode_call(&mut encoder, &self.forward_buffers(), &call)?;
         self.attention.queue().submit([encoder.finish()]);
         self.read(Operand::O)
@@ -93,7 +93,7 @@ impl AttentionLayer {
         let mut encoder = self.attention.device().create_command_encoder(&Default::default());
         let [d_o, dq, dk, dv] = [Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv].map(|operand| self.slice(operand));
         let buffers = BackwardBuffers::new(self.forward_buffers(), d_o, dq, dk, dv);
-        let call = Call { philox_offset: Some(step), ..Call::default() };
+        let call = Call::new().with_philox_offset(step);
         self.backward.encode_call(&mut encoder, &buffers, &call)?;
         self.attention.queue().submit([encoder.finish()]);
         Ok([self.read(Operand::Dq)?, self.read(Operand::Dk)?, self.read(Operand::Dv)?])

@@ -100,7 +100,11 @@ fn the_number_of_a_head_wraps_in_the_dropout_mask() {
 
 #[test]
 fn more_dispatches_than_can_be_held_are_refused() {
-    let unlimited = Capabilities { max_buffer: u64::MAX, ..Capabilities::webgpu_defaults() };
+    let unlimited = {
+        let mut capabilities = Capabilities::webgpu_defaults();
+        capabilities.max_buffer = u64::MAX;
+        capabilities
+    };
     let shape = AttentionShape::new(1, 1, 1 << 29, 64).seqlen_kv(64);
     let problem = AttentionProblem::new(shape).bounded_work(1);
     let found = match Plan::forward(&problem, &unlimited).build().unwrap_err() {
@@ -130,7 +134,8 @@ fn tiles_of_any_sides_have_numbers() {
     let model = model.unwrap().passes()[0].specialization;
     let outcome = runner.run(&(tiles, dims), |(tiles, (head_dim, head_dim_v, kernel))| {
         let (tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side) = tiles;
-        let tiles = Tiles { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side };
+        let mut tiles = Tiles::new(tile_q, tile_kv, thread_rows, lanes);
+        (tiles.key_lanes, tiles.broadcast, tiles.matrix_side) = (key_lanes, broadcast, matrix_side);
         let _ = (tiles.invocations(), tiles.quads(head_dim));
         let specialization = Specialization { kernel, tiles, head_dim, head_dim_v, ..model };
         let _ = (specialization.workgroup_bytes(), specialization.invocations(), tiles.to_string());
@@ -218,8 +223,9 @@ fn problem() -> impl Strategy<Value = AttentionProblem> {
     let chances = vec![0.0, 0.5, -0.0, -1.0, 1.0 - f64::EPSILON, 1.0, 2.0, f64::NAN, f64::INFINITY];
     let dropout = prop::option::weighted(
         0.3,
-        (prop::sample::select(chances), any::<u64>(), count())
-            .prop_map(|(dropout_p, philox_seed, philox_offset)| Dropout { dropout_p, philox_seed, philox_offset }),
+        (prop::sample::select(chances), any::<u64>(), count()).prop_map(|(dropout_p, philox_seed, philox_offset)| {
+            Dropout::new(dropout_p, philox_seed).with_philox_offset(philox_offset)
+        }),
     );
     let scales = vec![0.0, 1.0, -3.0, 1e38, 1e300, f64::MIN_POSITIVE, f64::NAN, f64::NEG_INFINITY];
     let scale = prop::option::weighted(0.3, prop::sample::select(scales));
@@ -257,23 +263,22 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
     (classes, abilities, limits, shader_limits).prop_map(|(device_class, abilities, limits, shader_limits)| {
         let ([shader_f16, subgroups], subgroup, matrix_side) = abilities;
         let (storage, invocations, workgroups, max_binding, max_buffer, binding_alignment) = limits;
-        Capabilities {
-            device_class,
-            shader_f16,
-            subgroups,
-            subgroup_min_size: subgroup,
-            subgroup_max_size: subgroup,
-            matrix_side,
-            max_workgroup_storage: storage,
-            max_invocations: invocations,
-            max_workgroups_per_dimension: workgroups,
-            max_storage_buffers: shader_limits.0,
-            max_loop_turns: shader_limits.1,
-            max_binding,
-            max_buffer,
-            binding_alignment,
-            ..Capabilities::webgpu_defaults()
-        }
+        let mut capabilities = Capabilities::webgpu_defaults();
+        capabilities.device_class = device_class;
+        capabilities.shader_f16 = shader_f16;
+        capabilities.subgroups = subgroups;
+        capabilities.subgroup_min_size = subgroup;
+        capabilities.subgroup_max_size = subgroup;
+        capabilities.matrix_side = matrix_side;
+        capabilities.max_workgroup_storage = storage;
+        capabilities.max_invocations = invocations;
+        capabilities.max_workgroups_per_dimension = workgroups;
+        capabilities.max_storage_buffers = shader_limits.0;
+        capabilities.max_loop_turns = shader_limits.1;
+        capabilities.max_binding = max_binding;
+        capabilities.max_buffer = max_buffer;
+        capabilities.binding_alignment = binding_alignment;
+        capabilities
     })
 }
 
@@ -287,14 +292,10 @@ fn tiles() -> impl Strategy<Value = Tiles> {
         Tiles::broadcasting(128, 32, 4, 8),
         Tiles::cooperative(64, 32, 16, 32, 16),
     ];
-    let nonsense = (count(), count(), count(), count(), count()).prop_map(|(a, b, c, d, e)| Tiles {
-        tile_q: a,
-        tile_kv: b,
-        thread_rows: c,
-        lanes: d,
-        key_lanes: e,
-        broadcast: a,
-        matrix_side: (c > d).then_some(e),
+    let nonsense = (count(), count(), count(), count(), count()).prop_map(|(a, b, c, d, e)| {
+        let mut tiles = Tiles::new(a, b, c, d);
+        (tiles.key_lanes, tiles.broadcast, tiles.matrix_side) = (e, a, (c > d).then_some(e));
+        tiles
     });
     prop_oneof![prop::sample::select(sound), nonsense]
 }
@@ -323,7 +324,14 @@ fn exhaust(plan: Plan, call: &Call, origin: u64) -> Result<usize, TestCaseError>
 #[test]
 fn extremes_are_answered_or_refused() {
     let call = (prop::option::of(count()), prop::option::of(count()), prop::option::of(any::<u64>())).prop_map(
-        |(seqlen_q, seqlen_kv, philox_seed)| Call { seqlen_q, seqlen_kv, philox_seed, philox_offset: Some(u32::MAX) },
+        |(seqlen_q, seqlen_kv, philox_seed)| {
+            let mut call = Call::new();
+            call.seqlen_q = seqlen_q;
+            call.seqlen_kv = seqlen_kv;
+            call.philox_seed = philox_seed;
+            call.philox_offset = Some(u32::MAX);
+            call
+        },
     );
     let choices = (tiles(), tiles(), count(), count(), call, stride());
     let (planned, refused, slowest) = (Cell::new(0), Cell::new(0), Cell::new(Duration::ZERO));
@@ -336,8 +344,8 @@ fn extremes_are_answered_or_refused() {
         let _ = reference::keeps(&problem, problem.shape.batch, problem.shape.num_heads, u32::MAX, u32::MAX);
         let merge = MergeProblem::of(&problem, num_splits);
         let strided = merge.clone().strides(origin, u64::from(num_splits)).parts_in_f32();
-        let tuned = TunedTiles { workload: Workload::of(&problem), element: problem.element, head_dim: 256, tiles };
-        let tuning = Tuning { tiles: vec![tuned], workgroups: Some(workgroups) };
+        let tuned = TunedTiles::new(Workload::of(&problem), problem.element, 256, tiles);
+        let tuning = Tuning::new(vec![tuned]).with_workgroups(workgroups);
         let mut plans = vec![
             Plan::forward(&problem, &capabilities).build(),
             Plan::forward(&problem, &capabilities).with_tuning(&tuning).build(),

@@ -9,18 +9,17 @@ use wgpu_flash_attention::{
 };
 
 fn discrete() -> Capabilities {
-    Capabilities {
-        device_class: DeviceClass::Discrete,
-        shader_f16: true,
-        subgroups: true,
-        subgroup_min_size: 32,
-        subgroup_max_size: 32,
-        max_workgroup_storage: 49_152,
-        max_invocations: 1024,
-        max_binding: u64::from(u32::MAX),
-        max_buffer: 1 << 40,
-        ..Capabilities::webgpu_defaults()
-    }
+    let mut capabilities = Capabilities::webgpu_defaults();
+    capabilities.device_class = DeviceClass::Discrete;
+    capabilities.shader_f16 = true;
+    capabilities.subgroups = true;
+    capabilities.subgroup_min_size = 32;
+    capabilities.subgroup_max_size = 32;
+    capabilities.max_workgroup_storage = 49_152;
+    capabilities.max_invocations = 1024;
+    capabilities.max_binding = u64::from(u32::MAX);
+    capabilities.max_buffer = 1 << 40;
+    capabilities
 }
 
 fn decode(batch: u32) -> AttentionProblem {
@@ -47,7 +46,11 @@ fn few_rows_are_split_until_the_device_is_busy() {
     assert_eq!(Plan::forward(&large, &discrete()).build().unwrap().num_splits(), 1);
     let small = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64));
     assert!(Plan::forward(&small, &discrete()).build().unwrap().num_splits() > 1);
-    let cpu = Capabilities { device_class: DeviceClass::Cpu, ..discrete() };
+    let cpu = {
+        let mut capabilities = discrete();
+        capabilities.device_class = DeviceClass::Cpu;
+        capabilities
+    };
     assert_eq!(Plan::forward(&small, &cpu).build().unwrap().num_splits(), 1);
     // Few keys are not worth a merge.
     let short = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64).seqlen_kv(32));
@@ -76,24 +79,60 @@ fn tuned_tiles_go_before_the_table() {
     let table = Plan::forward(&decode(8), &discrete()).build().unwrap();
     let tiles = Tiles::decode(4, 128, 16, 16);
     assert_ne!(table.tiles(), tiles);
-    let tuned = TunedTiles { workload: Workload::Decode, element: Element::F16, head_dim: 128, tiles };
+    let tuned = TunedTiles::new(Workload::Decode, Element::F16, 128, tiles);
     let plan_with = |tiles: Vec<TunedTiles>, workgroups| {
-        Plan::forward(&decode(8), &discrete()).with_tuning(&Tuning { tiles, workgroups }).build().unwrap()
+        Plan::forward(&decode(8), &discrete())
+            .with_tuning(&{
+                let mut tuning = Tuning::new(tiles);
+                tuning.workgroups = workgroups;
+                tuning
+            })
+            .build()
+            .unwrap()
     };
     assert_eq!(plan_with(vec![tuned], None).tiles(), tiles);
     assert!(plan_with(vec![tuned], None).reason().contains("tuned"));
     // Measured for wider heads, and for others; the nearest width counts.
-    let wider = TunedTiles { head_dim: 256, tiles: Tiles::decode(4, 64, 16, 16), ..tuned };
+    let wider = {
+        let mut tuned = tuned;
+        tuned.head_dim = 256;
+        tuned.tiles = Tiles::decode(4, 64, 16, 16);
+        tuned
+    };
     assert_eq!(plan_with(vec![wider], None).tiles(), wider.tiles);
     assert_eq!(plan_with(vec![wider, tuned], None).tiles(), tiles);
     for other in [
-        TunedTiles { head_dim: 64, ..tuned },
-        TunedTiles { element: Element::F32, ..tuned },
-        TunedTiles { workload: Workload::Large, ..tuned },
+        {
+            let mut tuned = tuned;
+            tuned.head_dim = 64;
+            tuned
+        },
+        {
+            let mut tuned = tuned;
+            tuned.element = Element::F32;
+            tuned
+        },
+        {
+            let mut tuned = tuned;
+            tuned.workload = Workload::Large;
+            tuned
+        },
         // No tiles at all, and tiles that fit no device.
-        TunedTiles { tiles: Tiles::decode(4, 128, 3, 16), ..tuned },
-        TunedTiles { tiles: Tiles::decode(4, 1024, 32, 256), ..tuned },
-        TunedTiles { tiles: Tiles::cooperative(128, 32, 16, 32, 16), ..tuned },
+        {
+            let mut tuned = tuned;
+            tuned.tiles = Tiles::decode(4, 128, 3, 16);
+            tuned
+        },
+        {
+            let mut tuned = tuned;
+            tuned.tiles = Tiles::decode(4, 1024, 32, 256);
+            tuned
+        },
+        {
+            let mut tuned = tuned;
+            tuned.tiles = Tiles::cooperative(128, 32, 16, 32, 16);
+            tuned
+        },
     ] {
         assert_eq!(plan_with(vec![other], None), table, "{other:?}");
         assert_eq!(plan_with(vec![other, tuned], None).tiles(), tiles, "{other:?}");
@@ -104,7 +143,12 @@ fn tuned_tiles_go_before_the_table() {
 
 #[test]
 fn the_planners_choice_is_the_first_candidate() {
-    let defaults = Capabilities { max_binding: 1 << 30, max_buffer: 1 << 40, ..Capabilities::webgpu_defaults() };
+    let defaults = {
+        let mut capabilities = Capabilities::webgpu_defaults();
+        capabilities.max_binding = 1 << 30;
+        capabilities.max_buffer = 1 << 40;
+        capabilities
+    };
     for capabilities in [discrete(), defaults] {
         for problem in [
             decode(8),
@@ -150,7 +194,11 @@ fn impossible_choices_are_told_from_a_small_device() {
         assert!(matches!(error, Error::InvalidPlan { what, .. } if what == wrong), "{builder:?}: {error}");
     }
     // 256 invocations, and matrices.
-    let small = Capabilities { max_invocations: 128, ..discrete() };
+    let small = {
+        let mut capabilities = discrete();
+        capabilities.max_invocations = 128;
+        capabilities
+    };
     for tiles in [Tiles::new(64, 16, 1, 4), Tiles::cooperative(64, 32, 16, 32, 16)] {
         let error = Plan::forward(&flash, &small).with_tiles(&[tiles]).build().unwrap_err();
         assert!(matches!(error, Error::Unsupported { feature: "these tiles", .. }), "{error}");
@@ -164,8 +212,8 @@ fn impossible_choices_are_told_from_a_small_device() {
 fn tuning_leaves_gradients_alone() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64));
     let tiles = Tiles::new(64, 16, 4, 4);
-    let tuned = TunedTiles { workload: Workload::of(&problem), element: Element::F32, head_dim: 64, tiles };
-    let tuning = Tuning { tiles: vec![tuned], workgroups: None };
+    let tuned = TunedTiles::new(Workload::of(&problem), Element::F32, 64, tiles);
+    let tuning = Tuning::new(vec![tuned]);
     let capabilities = discrete();
     let plan = || Plan::backward(&problem, &capabilities);
     assert_eq!(plan().with_tuning(&tuning).build(), plan().build());
@@ -196,12 +244,13 @@ fn turns(plan: &Plan) -> Vec<(Kernel, u64)> {
 /// A loop of n turns counts n + 1: it is left in one more.
 #[test]
 fn the_turns_of_loops_are_those_of_the_text() {
-    let capabilities = Capabilities {
-        device_class: DeviceClass::Cpu,
-        subgroups: true,
-        subgroup_min_size: 8,
-        max_workgroup_storage: 32_768,
-        ..Capabilities::webgpu_defaults()
+    let capabilities = {
+        let mut capabilities = Capabilities::webgpu_defaults();
+        capabilities.device_class = DeviceClass::Cpu;
+        capabilities.subgroups = true;
+        capabilities.subgroup_min_size = 8;
+        capabilities.max_workgroup_storage = 32_768;
+        capabilities
     };
     let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 64).num_heads_kv(1).seqlen_kv(1_000));
     let with = |problem: &AttentionProblem, tiles| {
@@ -240,14 +289,15 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
     let most = 65_535;
     let (mut planned, mut refused) = (HashSet::new(), 0);
     for (class, subgroup) in [(DeviceClass::Cpu, 8), (DeviceClass::Cpu, 1), (DeviceClass::Discrete, 32)] {
-        let capabilities = Capabilities {
-            device_class: class,
-            subgroups: subgroup > 1,
-            subgroup_min_size: subgroup,
-            max_loop_turns: Some(most),
-            max_buffer: 1 << 40,
-            max_binding: (2 << 30) - 4,
-            ..Capabilities::webgpu_defaults()
+        let capabilities = {
+            let mut capabilities = Capabilities::webgpu_defaults();
+            capabilities.device_class = class;
+            capabilities.subgroups = subgroup > 1;
+            capabilities.subgroup_min_size = subgroup;
+            capabilities.max_loop_turns = Some(most);
+            capabilities.max_buffer = 1 << 40;
+            capabilities.max_binding = (2 << 30) - 4;
+            capabilities
         };
         for (rows, keys) in [(1, 8_192), (64, 8_192), (300, 70_000), (8, 1_000_000), (60_000, 40), (5_000, 5_000)] {
             for (head_dim, heads) in [(16, 1), (64, 8), (256, 2)] {
@@ -277,7 +327,7 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
             }
         }
     }
-    let on_matrices = Kernel::ALL.into_iter().filter(|kernel| kernel.name().contains("cooperative")).count();
+    let on_matrices = Kernel::ALL.iter().copied().filter(|kernel| kernel.name().contains("cooperative")).count();
     assert_eq!(planned.len() + on_matrices, Kernel::ALL.len(), "every kernel without matrices is planned");
     assert!(refused > 0);
 }

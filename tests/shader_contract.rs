@@ -20,16 +20,17 @@ fn devices() -> Vec<Capabilities> {
                 for (shader_f16, matrix_side) in [(false, None), (true, None), (true, Some(8)), (true, Some(16))] {
                     // Matrices need subgroups of one size.
                     let subgroup = matrix_side.map_or(subgroups.unwrap_or(4), |side| side * side / 8);
-                    devices.push(Capabilities {
-                        device_class: class,
-                        max_workgroup_storage: storage,
-                        max_invocations: if storage == 16_384 { 256 } else { 1024 },
-                        subgroups: subgroups.is_some(),
-                        subgroup_min_size: subgroup,
-                        subgroup_max_size: matrix_side.map_or(128, |_| subgroup),
-                        matrix_side,
-                        shader_f16,
-                        ..Capabilities::webgpu_defaults()
+                    devices.push({
+                        let mut capabilities = Capabilities::webgpu_defaults();
+                        capabilities.device_class = class;
+                        capabilities.max_workgroup_storage = storage;
+                        capabilities.max_invocations = if storage == 16_384 { 256 } else { 1024 };
+                        capabilities.subgroups = subgroups.is_some();
+                        capabilities.subgroup_min_size = subgroup;
+                        capabilities.subgroup_max_size = matrix_side.map_or(128, |_| subgroup);
+                        capabilities.matrix_side = matrix_side;
+                        capabilities.shader_f16 = shader_f16;
+                        capabilities
                     });
                 }
             }
@@ -42,7 +43,7 @@ fn devices() -> Vec<Capabilities> {
 fn variants() -> Vec<Specialization> {
     let mut variants = HashSet::new();
     for device in devices() {
-        for element in Element::ALL {
+        for &element in Element::ALL {
             for algorithm in [Algorithm::Flash, Algorithm::Standard] {
                 for (head_dim, head_dim_v) in [(1, 1), (40, 40), (64, 64), (59, 111), (128, 128), (256, 256), (64, 256)]
                 {
@@ -122,7 +123,7 @@ fn compile(variant: &Specialization) -> (Module, ModuleInfo, ShaderSource) {
 #[test]
 fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
     let variants = variants();
-    for kernel in Kernel::ALL {
+    for &kernel in Kernel::ALL {
         assert!(variants.iter().any(|variant| variant.kernel == kernel), "{kernel:?} is never planned");
     }
     for row_reduce in [RowReduce::Alone, RowReduce::Workgroup, RowReduce::Subgroup] {

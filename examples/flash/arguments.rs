@@ -279,14 +279,18 @@ pub fn join_causal(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 fn elements() -> impl TypedValueParser<Value = Element> {
-    PossibleValuesParser::new(Element::ALL.map(Element::name)).map(|name| {
-        Element::ALL.into_iter().find(|element| element.name() == name).expect("the parser admits only these names")
+    PossibleValuesParser::new(Element::ALL.iter().copied().map(Element::name)).map(|name| {
+        Element::ALL.iter().copied().find(|element| element.name() == name).expect("the parser admits only these names")
     })
 }
 
 fn workloads() -> impl TypedValueParser<Value = Workload> {
-    PossibleValuesParser::new(Workload::ALL.map(Workload::name)).map(|name| {
-        Workload::ALL.into_iter().find(|workload| workload.name() == name).expect("the parser admits only these names")
+    PossibleValuesParser::new(Workload::ALL.iter().copied().map(Workload::name)).map(|name| {
+        Workload::ALL
+            .iter()
+            .copied()
+            .find(|workload| workload.name() == name)
+            .expect("the parser admits only these names")
     })
 }
 

@@ -100,7 +100,7 @@ fn choices(gpu: &Gpu, out: &mut dyn Write) -> Result<()> {
         ] {
             // Elements with one choice share a row.
             let mut choices: Vec<(Vec<&str>, String)> = Vec::new();
-            for element in Element::ALL {
+            for &element in Element::ALL {
                 let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
                 let choice = match gpu.attention.plan_forward(&problem).build() {
                     Ok(plan) => format!("{}; {}", text::passes(&plan), plan.reason()),

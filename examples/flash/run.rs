@@ -176,7 +176,8 @@ async fn gradients_on_gpu(
 
 fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> Result<Answer> {
     // The oracle panics on what the planner refuses, so the planner judges first, for a device without limits.
-    let unlimited = Capabilities { max_buffer: u64::MAX, max_binding: u64::MAX, ..Capabilities::webgpu_defaults() };
+    let mut unlimited = Capabilities::webgpu_defaults();
+    (unlimited.max_buffer, unlimited.max_binding) = (u64::MAX, u64::MAX);
     Plan::forward(problem, &unlimited).build()?;
     let [q, k, v] =
         [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());

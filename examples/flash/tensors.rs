@@ -215,6 +215,7 @@ pub fn encoded(
         Element::F32 => Dtype::F32,
         Element::F16 => Dtype::F16,
         Element::Bf16 => Dtype::BF16,
+        other => crate::elements::unknown(other),
     };
     let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = *shape;
     let lse_dims = [batch, num_heads, seqlen_q].map(|dim| dim as usize).to_vec();

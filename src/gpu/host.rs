@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 /// What the slice form returns.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ForwardOutput<T> {
     /// O in the problem's layout; places between its rows are 0.
     pub o: Vec<T>,
@@ -23,6 +24,7 @@ pub struct ForwardOutput<T> {
 
 /// What the slice form of the backward pass takes, each in its layout and perhaps longer than needed.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct BackwardSlices<'a, T> {
     /// Queries.
     pub q: &'a [T],
@@ -40,8 +42,23 @@ pub struct BackwardSlices<'a, T> {
     pub d_lse: Option<&'a [f32]>,
 }
 
+impl<'a, T> BackwardSlices<'a, T> {
+    /// What the forward pass took and gave, and the gradient of O; no gradient of LSE.
+    pub fn new(q: &'a [T], k: &'a [T], v: &'a [T], o: &'a [T], lse: &'a [f32], d_o: &'a [T]) -> Self {
+        Self { q, k, v, o, lse, d_o, d_lse: None }
+    }
+
+    /// Adds the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`.
+    #[must_use]
+    pub fn with_d_lse(mut self, d_lse: &'a [f32]) -> Self {
+        self.d_lse = Some(d_lse);
+        self
+    }
+}
+
 /// What the slice form of the backward pass returns, in the problem's gradient layout; places between rows are 0.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct BackwardOutput<T> {
     /// The gradient of Q.
     pub dq: Vec<T>,

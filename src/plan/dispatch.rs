@@ -10,6 +10,7 @@ use std::f64::consts::LOG2_E;
 
 /// What may change from one call to the next without preparing again. `None` keeps what the problem says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Call {
     /// Another dropout seed. Without dropout in the problem it has no effect.
     pub philox_seed: Option<u64>,
@@ -19,6 +20,41 @@ pub struct Call {
     pub seqlen_q: Option<u32>,
     /// Fewer keys than the problem has. Strides stay those of the problem.
     pub seqlen_kv: Option<u32>,
+}
+
+impl Call {
+    /// The call that the problem says.
+    pub const fn new() -> Self {
+        Self { philox_seed: None, philox_offset: None, seqlen_q: None, seqlen_kv: None }
+    }
+
+    /// Draws dropout with another seed.
+    #[must_use]
+    pub const fn with_philox_seed(mut self, philox_seed: u64) -> Self {
+        self.philox_seed = Some(philox_seed);
+        self
+    }
+
+    /// Draws dropout at another offset.
+    #[must_use]
+    pub const fn with_philox_offset(mut self, philox_offset: u32) -> Self {
+        self.philox_offset = Some(philox_offset);
+        self
+    }
+
+    /// Takes fewer rows of Q than the problem has.
+    #[must_use]
+    pub const fn with_seqlen_q(mut self, seqlen_q: u32) -> Self {
+        self.seqlen_q = Some(seqlen_q);
+        self
+    }
+
+    /// Takes fewer keys than the problem has.
+    #[must_use]
+    pub const fn with_seqlen_kv(mut self, seqlen_kv: u32) -> Self {
+        self.seqlen_kv = Some(seqlen_kv);
+        self
+    }
 }
 
 /// Where each of the caller's tensors starts in its buffer.
@@ -41,6 +77,7 @@ impl Origins {
 
 /// The part of a buffer that a dispatch binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Window {
     /// The operand.
     pub operand: Operand,
@@ -52,6 +89,7 @@ pub struct Window {
 
 /// One dispatch: a pass over a part of the problem.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Dispatch {
     /// Index of its pass in [`Plan::passes`].
     pub pass: usize,
@@ -150,7 +188,7 @@ impl Plan {
         if len == 0 {
             return (Window { operand, offset: 0, size: 0 }, 0);
         }
-        let size = tensor.element_size;
+        let size = tensor.element.size();
         // Scratch buffers start at 0.
         let start = origins.get(operand).unwrap_or(0) + tensor.first_in(part) * size;
         let end = start + (len - tensor.layout.offset) * size;

@@ -157,6 +157,11 @@ impl Plan {
         self.tensor(operand).map_or(0, |tensor| tensor.len().unwrap_or(u64::MAX))
     }
 
+    /// The type that one of the caller's tensors is stored in; `None` for what is none of them.
+    pub fn element(&self, operand: Operand) -> Option<Element> {
+        self.tensor(operand).map(|tensor| tensor.element)
+    }
+
     fn tensor(&self, operand: Operand) -> Option<&Tensor> {
         self.tensors.iter().find(|tensor| tensor.operand == operand)
     }

@@ -6,6 +6,7 @@ use super::shape::AttentionShape;
 
 /// How the answer is computed. Both algorithms mean the same, to the last masked entry and dropout bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Algorithm {
     /// Tiles in workgroup memory and an online softmax: no memory beyond O and LSE.
     #[default]
@@ -122,7 +123,7 @@ impl AttentionProblem {
     /// Drops each probability with chance `dropout_p` (0 ≤ dropout_p < 1) and scales the kept ones by
     /// 1/(1 − dropout_p). The mask depends on the seed and the position (batch, head, row, key) alone.
     pub fn dropout(mut self, dropout_p: f64, philox_seed: u64) -> Self {
-        self.dropout = Some(Dropout { dropout_p, philox_seed, philox_offset: 0 });
+        self.dropout = Some(Dropout::new(dropout_p, philox_seed));
         self
     }
 

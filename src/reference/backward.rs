@@ -4,6 +4,7 @@ use crate::problem::{AttentionProblem, TensorLayout};
 
 /// What the backward pass computes, in f64, in the problem's gradient layout. Elements between the tensors' own are 0.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ReferenceGradients {
     /// The gradient of Q.
     pub dq: Vec<f64>,

@@ -4,6 +4,7 @@ use crate::problem::{AttentionProblem, TensorLayout};
 
 /// What the forward pass computes, in f64.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ReferenceOutput {
     /// O in the problem's layout. Elements between the tensor's own are 0.
     pub o: Vec<f64>,

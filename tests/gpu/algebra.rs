@@ -33,7 +33,7 @@ fn the_order_of_keys_does_not_matter() {
 
 #[test]
 fn constant_values_come_out_unchanged() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         let problem = AttentionProblem::new(AttentionShape::new(2, 2, 40, 16).seqlen_kv(75)).element(element).causal();
         let mut inputs = inputs(&problem, 1);
         inputs.v.fill(1.5);
@@ -44,7 +44,7 @@ fn constant_values_come_out_unchanged() {
 
 #[test]
 fn grouped_heads_equal_repeated_heads() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         let shape = AttentionShape::new(2, 6, 35, 16).seqlen_kv(50).num_heads_kv(2);
         let grouped = AttentionProblem::new(shape).element(element).causal();
         let repeated = AttentionProblem::new(shape.num_heads_kv(6)).element(element).causal();

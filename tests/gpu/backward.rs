@@ -16,7 +16,7 @@ fn check(variant: Variant, problem: &AttentionProblem, seed: u64) {
 
 #[test]
 fn grouped_heads_at_widths_40_and_128() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for head_dim in [40, 128] {
             let shape = AttentionShape::new(2, 6, 113, head_dim).num_heads_kv(2).seqlen_kv(203);
             let problem = AttentionProblem::new(shape).element(element);
@@ -140,7 +140,7 @@ fn gradients_in_f32_have_the_precision_of_f32() {
 fn every_device_ability() {
     for variant in Variant::ALL {
         let every_path = matches!(variant, Variant::Full | Variant::WebGpuDefaults);
-        for element in Element::ALL.into_iter().filter(|element| every_path || *element != Element::Bf16) {
+        for element in Element::ALL.iter().copied().filter(|element| every_path || *element != Element::Bf16) {
             for (head_dim, head_dim_v) in [(40, 24)].into_iter().chain(every_path.then_some((31, 20))) {
                 let shape =
                     AttentionShape::new(1, 4, 67, head_dim).seqlen_kv(45).num_heads_kv(2).head_dim_v(head_dim_v);
@@ -232,11 +232,7 @@ fn rows_that_share_words_survive_a_split() {
 fn shorter_calls_and_other_seeds() {
     let problem = AttentionProblem::new(AttentionShape::new(2, 2, 60, 16).seqlen_kv(70)).causal().dropout(0.3, 1);
     let given = gradient_inputs(&problem, 1);
-    let calls = [
-        Call::default(),
-        Call { philox_seed: Some(77), philox_offset: Some(3), ..Call::default() },
-        Call { seqlen_q: Some(0), ..Call::default() },
-    ];
+    let calls = [Call::default(), Call::new().with_philox_seed(77).with_philox_offset(3), Call::new().with_seqlen_q(0)];
     let found = run_backward_calls(library(Variant::Full), &problem, &given, &calls);
     for (call, found) in calls[..2].iter().zip(&found) {
         let alone = run_backward(library(Variant::Full), &problem_of(&problem, call), &given);
@@ -257,7 +253,11 @@ fn slices<T: ElementType + PartialEq>() {
     let [q, k, v, o, d_o] = [&inputs.q, &inputs.k, &inputs.v, &forward.o, &given.d_o].map(|values| typed(values));
     let lse: Vec<f32> = forward.lse.iter().map(|lse| *lse as f32).collect();
     let d_lse: Option<Vec<f32>> = given.d_lse.as_ref().map(|d_lse| d_lse.iter().map(|d_lse| *d_lse as f32).collect());
-    let slices = BackwardSlices { q: &q, k: &k, v: &v, o: &o, lse: &lse, d_o: &d_o, d_lse: d_lse.as_deref() };
+    let slices = {
+        let mut slices = BackwardSlices::new(&q, &k, &v, &o, &lse, &d_o);
+        slices.d_lse = d_lse.as_deref();
+        slices
+    };
     let exact = |values: Vec<T>| values.into_iter().map(|value| value.to_f64()).collect::<Vec<_>>();
     let found = pollster::block_on(library.backward(&problem, &slices)).unwrap();
     let expected = run_backward(library, &problem, &given);

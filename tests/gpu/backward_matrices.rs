@@ -7,7 +7,7 @@ use crate::support::{GradientInputs, check_gradients, gradient_inputs, run_backw
 
 fn check(problem: &AttentionProblem, seed: u64) {
     let Some(library) = with_matrices() else { return };
-    for element in Element::ALL {
+    for &element in Element::ALL {
         let problem = problem.clone().element(element);
         let kernels = library.prepare_gradients(&problem).unwrap().plan().passes().to_vec();
         assert!(kernels.iter().any(|pass| pass.kernel.name() == "flash_backward_dkdv_cooperative"), "{kernels:?}");
@@ -105,7 +105,8 @@ fn a_nan_reaches_the_rows_and_keys_that_see_it() {
     };
     let all = |condition: &dyn Fn(usize) -> bool| (0..SEQLEN).filter(|n| condition(*n)).collect::<Vec<_>>();
     let problems = [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense];
-    let of_all_elements = |problem: AttentionProblem| Element::ALL.map(|element| problem.clone().element(element));
+    let of_all_elements =
+        |problem: AttentionProblem| Element::ALL.iter().map(move |&element| problem.clone().element(element));
     for problem in problems.into_iter().flat_map(of_all_elements) {
         let sees = |row: usize, key: usize| problem.visible_keys(row as u32).contains(&(key as u32));
         let clean = gradient_inputs(&problem, 2);
@@ -197,7 +198,7 @@ fn rows_of_every_magnitude() {
 #[test]
 fn rows_with_a_gradient_of_lse_alone() {
     let Some(library) = with_matrices() else { return };
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for factor in [0.0, 2f64.powi(-20)] {
             let problem = AttentionProblem::new(AttentionShape::new(1, 1, 40, 8).seqlen_kv(50)).element(element);
             // An odd seed gives LSE a gradient.

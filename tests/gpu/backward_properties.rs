@@ -251,7 +251,7 @@ fn calls_and_dispatches_that_were_not_prepared() {
     let prepared = full.prepare_gradients(&problem()).unwrap();
     let tensors = GradientTensors::new(full, &problem(), &gradient_inputs(&problem(), 1));
     let mut encoder = full.device().create_command_encoder(&Default::default());
-    let long = Call { seqlen_kv: Some(11), ..Call::default() };
+    let long = Call::new().with_seqlen_kv(11);
     let expected = Error::LengthExceedsPrepared { name: "seqlen_kv", found: 11, prepared: 10 };
     assert_eq!(prepared.encode_call(&mut encoder, &tensors.buffers(), &long), Err(expected.clone()));
     assert_eq!(prepared.num_dispatches(&long), Err(expected));
@@ -262,16 +262,20 @@ fn calls_and_dispatches_that_were_not_prepared() {
 #[test]
 fn slices_that_do_not_fit() {
     let (q, kv, lse) = (vec![0f32; 640], vec![0f32; 320], vec![0f32; 80]);
-    let good = BackwardSlices { q: &q, k: &kv, v: &kv, o: &q, lse: &lse, d_o: &q, d_lse: None };
+    let good = BackwardSlices::new(&q, &kv, &kv, &q, &lse, &q);
     let backward = |problem: &AttentionProblem, slices: &BackwardSlices<'_, f32>| {
         pollster::block_on(library(Variant::Full).backward(problem, slices)).map(|output| output.dk.len())
     };
     assert_eq!(backward(&problem(), &good), Ok(320));
     let short = |operand, needed, found| Err(Error::SliceTooShort { operand, needed, found });
-    assert_eq!(backward(&problem(), &BackwardSlices { d_o: &q[1..], ..good }), short(Operand::DO, 640, 639));
-    assert_eq!(backward(&problem(), &BackwardSlices { lse: &lse[1..], ..good }), short(Operand::Lse, 80, 79));
-    let d_lse = Some(&lse[..7]);
-    assert_eq!(backward(&problem(), &BackwardSlices { d_lse, ..good }), short(Operand::DLse, 80, 7));
+    let with = |change: fn(&mut BackwardSlices<f32>)| {
+        let mut slices = good;
+        change(&mut slices);
+        backward(&problem(), &slices)
+    };
+    assert_eq!(with(|slices| slices.d_o = &slices.d_o[1..]), short(Operand::DO, 640, 639));
+    assert_eq!(with(|slices| slices.lse = &slices.lse[1..]), short(Operand::Lse, 80, 79));
+    assert_eq!(with(|slices| slices.d_lse = Some(&slices.lse[..7])), short(Operand::DLse, 80, 7));
     let mismatch = Err(Error::ElementMismatch { expected: Element::F16, found: Element::F32 });
     assert_eq!(backward(&problem().element(Element::F16), &good), mismatch);
 }

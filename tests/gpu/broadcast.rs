@@ -20,7 +20,7 @@ fn broadcasting(tile_kv: u32, thread_rows: u32) -> Option<Library> {
 #[test]
 fn every_mask_and_element() {
     let Some(library) = broadcasting(8, 2) else { return };
-    for element in Element::ALL {
+    for &element in Element::ALL {
         let shape = AttentionShape::new(2, 4, 37, 16).num_heads_kv(2).seqlen_kv(75).head_dim_v(12);
         let problem = AttentionProblem::new(shape).element(element);
         for problem in [

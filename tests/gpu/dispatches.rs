@@ -22,7 +22,12 @@ fn check_calls(problem: &AttentionProblem, calls: &[Call]) {
 #[test]
 fn calls_in_one_encoder_keep_their_own_seeds() {
     let problem = AttentionProblem::new(AttentionShape::new(2, 2, 40, 16)).causal().dropout(0.4, 1);
-    let seeded = |philox_seed, philox_offset| Call { philox_seed, philox_offset, ..Call::default() };
+    let seeded = |philox_seed, philox_offset| {
+        let mut call = Call::new();
+        call.philox_seed = philox_seed;
+        call.philox_offset = philox_offset;
+        call
+    };
     check_calls(
         &problem,
         &[seeded(None, None), seeded(Some(2), None), seeded(Some(1 << 40), Some(7)), seeded(None, Some(8))],
@@ -31,12 +36,9 @@ fn calls_in_one_encoder_keep_their_own_seeds() {
 
 #[test]
 fn calls_in_one_encoder_keep_their_own_lengths() {
-    let calls = [(50, 70), (50, 1), (1, 70), (33, 0), (0, 20), (17, 64)].map(|(seqlen_q, seqlen_kv)| Call {
-        seqlen_q: Some(seqlen_q),
-        seqlen_kv: Some(seqlen_kv),
-        ..Call::default()
-    });
-    for element in Element::ALL {
+    let calls = [(50, 70), (50, 1), (1, 70), (33, 0), (0, 20), (17, 64)]
+        .map(|(seqlen_q, seqlen_kv)| Call::new().with_seqlen_q(seqlen_q).with_seqlen_kv(seqlen_kv));
+    for &element in Element::ALL {
         let shape = AttentionShape::new(2, 2, 50, 16).seqlen_kv(70);
         let problem = AttentionProblem::new(shape).element(element);
         check_calls(&problem, &calls);
@@ -50,8 +52,7 @@ fn calls_in_one_encoder_keep_their_own_lengths() {
 fn hundreds_of_calls_in_one_encoder_keep_their_own_seeds() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, 3, 4).seqlen_kv(40)).dropout(0.5, 0);
     let given = inputs(&problem, 1);
-    let calls: Vec<Call> =
-        (0..600).chain(0..5).map(|seed| Call { philox_seed: Some(seed), ..Call::default() }).collect();
+    let calls: Vec<Call> = (0..600).chain(0..5).map(|seed| Call::new().with_philox_seed(seed)).collect();
     let outputs = run_calls(library(Variant::Full), &problem, &given, &calls);
     for (seed, output) in outputs[..600].iter().enumerate().step_by(37) {
         let alone = problem.clone().dropout(0.5, seed as u64);
@@ -112,7 +113,7 @@ fn smallest_grid(problem: &AttentionProblem) -> u32 {
     match problem.algorithm {
         Algorithm::Flash => (1..).find(|side| side * side >= plan.num_splits()).unwrap(),
         // A workgroup for each row of the query tile, or for each key tile, in two dimensions.
-        Algorithm::Standard => {
+        _ => {
             let tiles = plan.tiles();
             let workgroups = tiles.tile_q.max(problem.shape.seqlen_kv.div_ceil(tiles.tile_kv));
             (1..).find(|side| side * side >= workgroups).unwrap()
@@ -226,11 +227,8 @@ fn a_head_that_cannot_be_split_is_refused() {
 fn shorter_calls_may_be_split_differently() {
     let problem = problem().bounded_work(200_000);
     let inputs: Inputs = inputs(&problem, 1);
-    let calls = [(100, 100), (20, 100), (3, 5)].map(|(seqlen_q, seqlen_kv)| Call {
-        seqlen_q: Some(seqlen_q),
-        seqlen_kv: Some(seqlen_kv),
-        ..Call::default()
-    });
+    let calls = [(100, 100), (20, 100), (3, 5)]
+        .map(|(seqlen_q, seqlen_kv)| Call::new().with_seqlen_q(seqlen_q).with_seqlen_kv(seqlen_kv));
     let prepared = library(Variant::SmallTiles).prepare(&problem).unwrap();
     let counts = calls.map(|call| prepared.num_dispatches(&call).unwrap());
     assert!(counts[0] > counts[1] && counts[1] > counts[2], "{counts:?}");
@@ -249,7 +247,7 @@ fn threads_keep_their_own_seeds() {
     let given = inputs(&problem, 1);
     let library = library(Variant::Full);
     let seeds = |thread: u64| (0..400).map(move |n| 10_000 + 1000 * thread + n);
-    let call = |seed| Call { philox_seed: Some(seed), ..Call::default() };
+    let call = |seed| Call::new().with_philox_seed(seed);
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let (problem, given) = (&problem, &given);

@@ -64,7 +64,7 @@ fn problem(dropout: Dropout) -> AttentionProblem {
 #[test]
 fn the_mask_is_the_oracles_at_every_chance() {
     for dropout_p in [0.0, 0.1, 0.5, 0.999] {
-        check_mask(Variant::Full, &problem(Dropout { dropout_p, philox_seed: 1, philox_offset: 0 }));
+        check_mask(Variant::Full, &problem(Dropout::new(dropout_p, 1)));
     }
 }
 
@@ -72,7 +72,7 @@ fn the_mask_is_the_oracles_at_every_chance() {
 fn the_mask_is_the_oracles_for_every_seed_and_offset() {
     for philox_seed in [0, 0xdead_beef, 0x1234_5678_9abc_def0, u64::MAX] {
         for philox_offset in [0, 1, u32::MAX] {
-            check_mask(Variant::Full, &problem(Dropout { dropout_p: 0.3, philox_seed, philox_offset }));
+            check_mask(Variant::Full, &problem(Dropout::new(0.3, philox_seed).with_philox_offset(philox_offset)));
         }
     }
 }
@@ -80,7 +80,7 @@ fn the_mask_is_the_oracles_for_every_seed_and_offset() {
 #[test]
 fn the_mask_does_not_depend_on_tiles_or_device_abilities() {
     for variant in Variant::ALL {
-        let problem = problem(Dropout { dropout_p: 0.4, philox_seed: 0xfeed_0000_0001, philox_offset: 3 });
+        let problem = problem(Dropout::new(0.4, 0xfeed_0000_0001).with_philox_offset(3));
         check_mask(variant, &problem);
         if variant == Variant::Full || variant == Variant::NoShaderF16 {
             check_mask(variant, &problem.element(Element::F16).causal());
@@ -90,7 +90,7 @@ fn the_mask_does_not_depend_on_tiles_or_device_abilities() {
 
 #[test]
 fn the_mask_does_not_depend_on_other_masks() {
-    let problem = problem(Dropout { dropout_p: 0.4, philox_seed: 5, philox_offset: 0 });
+    let problem = problem(Dropout::new(0.4, 5));
     check_mask(Variant::Full, &problem.clone().causal());
     check_mask(Variant::Full, &problem.clone().window(Some(9), Some(30)));
     check_mask(Variant::Full, &problem.causal_top_left());
@@ -98,7 +98,7 @@ fn the_mask_does_not_depend_on_other_masks() {
 
 #[test]
 fn kept_entries_are_scaled() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for dropout_p in [0.0, 0.1, 0.5, 0.999] {
             let shape = AttentionShape::new(2, 4, 39, 16).num_heads_kv(2).seqlen_kv(70);
             let problem = AttentionProblem::new(shape).element(element).causal().dropout(dropout_p, 11);

@@ -269,10 +269,7 @@ fn inputs_may_share_a_buffer() {
 fn calls_longer_than_prepared() {
     let prepared = prepared(&problem());
     let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
-    let calls = [
-        ("seqlen_q", Call { seqlen_q: Some(11), ..Call::default() }),
-        ("seqlen_kv", Call { seqlen_kv: Some(11), ..Call::default() }),
-    ];
+    let calls = [("seqlen_q", Call::new().with_seqlen_q(11)), ("seqlen_kv", Call::new().with_seqlen_kv(11))];
     for (name, call) in calls {
         let expected = Error::LengthExceedsPrepared { name, found: 11, prepared: 10 };
         let mut encoder = full().device().create_command_encoder(&Default::default());

@@ -90,7 +90,7 @@ fn square(seqlen: u32) -> AttentionProblem {
 #[test]
 fn the_first_key_of_a_causal_problem() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, 8, DIM as u32)).causal();
-    for element in Element::ALL {
+    for &element in Element::ALL {
         let problem = problem.clone().element(element);
         let mut inputs = inputs(&problem, 1);
         inputs.q.iter_mut().for_each(|q| *q = q.abs());
@@ -130,7 +130,7 @@ fn in_gradients() {
 #[test]
 fn on_matrices() {
     let Some(library) = with_matrices() else { return };
-    for element in Element::ALL {
+    for &element in Element::ALL {
         forward(library, square(70).element(element));
     }
     backward(library, square(70).element(Element::F16));

@@ -67,7 +67,7 @@ fn a_mask_that_hides_nothing_changes_no_answer() {
 
 #[test]
 fn rows_that_see_nothing_are_zero() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         // The first 25 rows of each head lie before the first key: whole tiles, and part of one.
         let problem = AttentionProblem::new(AttentionShape::new(2, 2, 45, 16).seqlen_kv(20)).element(element).causal();
         let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
@@ -94,7 +94,7 @@ fn windows_past_the_last_key_leave_rows_empty() {
 
 #[test]
 fn no_keys_at_all() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for problem in [
             AttentionProblem::new(AttentionShape::new(2, 2, 19, 16).seqlen_kv(0)),
             AttentionProblem::new(AttentionShape::new(2, 2, 19, 16).seqlen_kv(0)).causal().dropout(0.5, 1),

@@ -6,7 +6,7 @@ use crate::support::{Variant, adapter, check, inputs, library, run, with_matrice
 
 fn check_case(problem: &AttentionProblem, seed: u64) {
     let Some(library) = with_matrices() else { return };
-    for element in Element::ALL {
+    for &element in Element::ALL {
         let problem = problem.clone().element(element);
         // Rows with units of their own are loaded by a subgroup: 8 lanes load no more than 32 head dimensions.
         let widest = problem.shape.head_dim.max(problem.shape.head_dim_v);
@@ -95,7 +95,8 @@ fn every_width() {
 fn a_nan_reaches_the_rows_that_see_it() {
     let Some(library) = with_matrices() else { return };
     let dense = AttentionProblem::new(AttentionShape::new(1, 1, 45, 16));
-    let of_all_elements = |problem: AttentionProblem| Element::ALL.map(|element| problem.clone().element(element));
+    let of_all_elements =
+        |problem: AttentionProblem| Element::ALL.iter().map(move |&element| problem.clone().element(element));
     let problems = [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense];
     for problem in problems.into_iter().flat_map(of_all_elements) {
         let mut inputs = inputs(&problem, 1);

@@ -101,7 +101,7 @@ fn one_head_and_batch_do_not_poison_another() {
 #[test]
 fn gaps_of_nan_do_not_leak_at_any_width() {
     // Widths that are no multiple of 4 read past the row into the gap if anything does.
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for (head_dim, head_dim_v) in [(1, 2), (2, 3), (5, 6), (33, 31)] {
             for odd in [false, true] {
                 let shape = AttentionShape::new(2, 2, 18, head_dim).seqlen_kv(21).head_dim_v(head_dim_v);

@@ -248,7 +248,7 @@ fn calls_that_do_not_fit() {
     for prepared in Prepared::all(&device, SHAPE) {
         let buffers = prepared.buffers(&device);
         for form in FORMS {
-            let call = Call { seqlen_q: Some(41), ..Call::default() };
+            let call = Call::new().with_seqlen_q(41);
             let error = device.refusal(|encoder| prepared.encode_with(form, encoder, &buffers, None, &call));
             assert!(matches!(error, Error::LengthExceedsPrepared { found: 41, .. }), "{error}");
         }

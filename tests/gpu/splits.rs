@@ -39,7 +39,7 @@ fn splits_have_the_oracles_answers() {
     for num_splits in [2, 3, 64] {
         let library = split(num_splits);
         let shape = AttentionShape::new(2, 4, 37, 16).num_heads_kv(2).seqlen_kv(75).head_dim_v(12);
-        for (problem, element) in problems(shape).into_iter().zip(Element::ALL.into_iter().cycle()) {
+        for (problem, element) in problems(shape).into_iter().zip(Element::ALL.iter().copied().cycle()) {
             let problem = problem.element(element);
             check(&library, &problem, &inputs(&problem, 1));
         }
@@ -81,7 +81,7 @@ fn decoding_has_the_oracles_answers() {
         for (heads, heads_kv, seqlen_q) in [(2, 2, 1), (6, 2, 3), (8, 2, 1), (4, 1, 5)] {
             let shape =
                 AttentionShape::new(2, heads, seqlen_q, 16).num_heads_kv(heads_kv).seqlen_kv(101).head_dim_v(12);
-            for (problem, element) in problems(shape).into_iter().zip(Element::ALL.into_iter().cycle()) {
+            for (problem, element) in problems(shape).into_iter().zip(Element::ALL.iter().copied().cycle()) {
                 let problem = problem.element(element);
                 check(&library, &problem, &inputs(&problem, 5));
             }
@@ -101,7 +101,7 @@ fn decoding_at_every_width() {
 #[test]
 fn decoding_without_abilities() {
     let shape = AttentionShape::new(2, 6, 2, 16).num_heads_kv(2).seqlen_kv(90);
-    for element in Element::ALL {
+    for &element in Element::ALL {
         let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.1, 3);
         for variant in [Variant::NoSubgroups, Variant::NoShaderF16, Variant::WebGpuDefaults, Variant::Checked] {
             let library = library(variant).clone().tiles(Tiles::decode(4, 16, 4, 4), STANDARD).splits(2);
@@ -156,11 +156,8 @@ fn the_dropout_mask_does_not_depend_on_splits() {
 
 #[test]
 fn shorter_calls_of_split_operations() {
-    let calls = [(3, 101), (3, 1), (1, 64), (2, 0), (0, 20), (3, 9)].map(|(seqlen_q, seqlen_kv)| Call {
-        seqlen_q: Some(seqlen_q),
-        seqlen_kv: Some(seqlen_kv),
-        ..Call::default()
-    });
+    let calls = [(3, 101), (3, 1), (1, 64), (2, 0), (0, 20), (3, 9)]
+        .map(|(seqlen_q, seqlen_kv)| Call::new().with_seqlen_q(seqlen_q).with_seqlen_kv(seqlen_kv));
     let shape = AttentionShape::new(2, 4, 3, 16).num_heads_kv(2).seqlen_kv(101);
     for problem in [
         AttentionProblem::new(shape),
@@ -443,7 +440,7 @@ fn a_merge_is_encoded_in_every_form() {
     let part = AttentionProblem::new(AttentionShape::new(2, 3, 16, 8));
     let merge = MergeProblem::of(&part, 2);
     let prepared = pollster::block_on(library.prepare_merge(&merge)).unwrap();
-    let (whole, short) = (Call::default(), Call { seqlen_q: Some(5), ..Call::default() });
+    let (whole, short) = (Call::default(), Call::new().with_seqlen_q(5));
     assert!(prepared.num_dispatches(&whole).unwrap() > 1);
     let floats = |operand| prepared.plan().required_len(operand) as usize;
     let mut random = Random(3);

@@ -115,7 +115,12 @@ fn counts_of_zero_are_answered_by_dispatches_of_little_work() {
 fn calls_of_length_zero_are_answered() {
     let library = library(Variant::Full);
     let shape = AttentionShape::new(2, 4, 40, 8).num_heads_kv(2).seqlen_kv(70).head_dim_v(5);
-    let call = |seqlen_q, seqlen_kv| Call { seqlen_q, seqlen_kv, ..Call::default() };
+    let call = |seqlen_q, seqlen_kv| {
+        let mut call = Call::new();
+        call.seqlen_q = seqlen_q;
+        call.seqlen_kv = seqlen_kv;
+        call
+    };
     let calls = [call(Some(0), None), call(None, Some(0)), call(Some(0), Some(0))];
     for algorithm in ALGORITHMS {
         let problem = AttentionProblem::new(shape).algorithm(algorithm);
@@ -148,8 +153,8 @@ fn counts_of_zero_pass_through_slices() {
         let [q, k, v, o] = [rows * 8, keys * 8, keys * 5, rows * 5].map(|len| vec![1f32; len as usize]);
         let output = pollster::block_on(library.forward(&problem, &q, &k, &v)).unwrap();
         assert_eq!((output.o.len(), output.lse.len()), (o.len(), rows as usize), "{shape:?}");
-        let slices = BackwardSlices { q: &q, k: &k, v: &v, o: &o, lse: &output.lse, d_o: &o, d_lse: None };
-        let BackwardOutput { dq, dk, dv } = pollster::block_on(library.backward(&problem, &slices)).unwrap();
+        let slices = BackwardSlices::new(&q, &k, &v, &o, &output.lse, &o);
+        let BackwardOutput { dq, dk, dv, .. } = pollster::block_on(library.backward(&problem, &slices)).unwrap();
         for (gradient, of) in [(dq, q), (dk, k), (dv, v)] {
             assert_eq!(gradient, vec![0.0; of.len()], "{shape:?}");
         }

@@ -24,7 +24,8 @@ impl Problem {
 
     pub fn element(&mut self, name: &str) -> Result<(), Failure> {
         self.0.element = Element::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|element| element.name() == name)
             .ok_or_else(|| Failure::new("InvalidProblem", format!("element = '{name}'; it is f32, f16 or bf16")))?;
         Ok(())
@@ -90,6 +91,12 @@ impl Problem {
     /// Gradients lie densely: those of packed views would leave most of three buffers empty.
     pub fn dense_gradients(&mut self) {
         self.0 = self.0.clone().gradient_layout(AttentionLayout::bshd(&self.0.shape));
+    }
+
+    /// All of the problem: prepared operations are found again by it.
+    #[wasm_bindgen(getter)]
+    pub fn key(&self) -> String {
+        format!("{:?}", self.0)
     }
 
     #[wasm_bindgen(getter)]

@@ -1,7 +1,7 @@
 use crate::attention::Attention;
 use crate::error::Failure;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::{BackwardBuffers, ForwardBuffers, Operand};
+use wgpu_flash_attention::{BackwardBuffers, ForwardBuffers, Operand, wgpu};
 
 /// A storage buffer of the TypeScript side, as wgpu sees it.
 #[wasm_bindgen]

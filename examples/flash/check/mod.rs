@@ -80,13 +80,14 @@ pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut
     progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
 
     let mut report = Report::default();
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for case in cases.iter().filter(|case| element == Element::F32 || !case.f32_only) {
             progress.set_message(format!("{} {}", element.name(), case.group));
             match element {
                 Element::F32 => compare::<f32>(&gpu, case, options.passes, &mut report).await,
                 Element::F16 => compare::<f16>(&gpu, case, options.passes, &mut report).await,
                 Element::Bf16 => compare::<bf16>(&gpu, case, options.passes, &mut report).await,
+                other => elements::unknown(other),
             }
             progress.inc(1);
         }

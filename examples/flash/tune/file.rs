@@ -53,19 +53,19 @@ impl TuningFile {
     /// As the library takes it.
     pub fn tuning(&self) -> std::result::Result<Tuning, String> {
         let tiles = self.tiles.iter().map(Entry::tuned).collect::<std::result::Result<Vec<_>, String>>()?;
-        Ok(Tuning { tiles, workgroups: self.workgroups })
+        Ok(self.workgroups.into_iter().fold(Tuning::new(tiles), Tuning::with_workgroups))
     }
 }
 
 impl Entry {
     fn tuned(&self) -> std::result::Result<TunedTiles, String> {
-        let workload = Workload::ALL.into_iter().find(|workload| workload.name() == self.workload);
-        let element = Element::ALL.into_iter().find(|element| element.name() == self.element);
-        Ok(TunedTiles {
-            workload: workload.ok_or_else(|| format!("'{}' is no workload", self.workload))?,
-            element: element.ok_or_else(|| format!("'{}' is no element", self.element))?,
-            head_dim: self.head_dim,
-            tiles: arguments::parse_one_tiles(&self.tiles)?,
-        })
+        let workload = Workload::ALL.iter().copied().find(|workload| workload.name() == self.workload);
+        let element = Element::ALL.iter().copied().find(|element| element.name() == self.element);
+        Ok(TunedTiles::new(
+            workload.ok_or_else(|| format!("'{}' is no workload", self.workload))?,
+            element.ok_or_else(|| format!("'{}' is no element", self.element))?,
+            self.head_dim,
+            arguments::parse_one_tiles(&self.tiles)?,
+        ))
     }
 }

@@ -6,7 +6,7 @@ mod file;
 use std::io::Write;
 
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Element, Plan, Tiles, Tuning, Workload,
+    AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Element, Plan, Tiles, Workload,
 };
 
 use crate::arguments::TuneOptions;
@@ -26,8 +26,8 @@ fn problem(workload: Workload, element: Element, head_dim: u32, software: bool) 
         (Workload::Decode, false) => AttentionShape::new(8, 32, 1, head_dim).num_heads_kv(8).seqlen_kv(16_384),
         (Workload::Small, true) => AttentionShape::new(1, 2, 256, head_dim),
         (Workload::Small, false) => AttentionShape::new(1, 4, 512, head_dim),
-        (Workload::Large, true) => AttentionShape::new(1, 13, 512, head_dim),
-        (Workload::Large, false) => AttentionShape::new(2, 16, 2048, head_dim),
+        (_, true) => AttentionShape::new(1, 13, 512, head_dim),
+        (_, false) => AttentionShape::new(2, 16, 2048, head_dim),
     };
     AttentionProblem::new(shape).element(element).layout(AttentionLayout::bhsd(&shape))
 }
@@ -166,7 +166,7 @@ async fn workgroups(gpu: &Gpu, options: &TuneOptions, file: &TuningFile, out: &m
     let bench = Bench::new(gpu, problem).await?;
     let mut best: Option<(u32, f64)> = None;
     for workgroups in [16, 32, 64, 128, 256, 512, 1024] {
-        let tuning = Tuning { workgroups: Some(workgroups), ..file.tuning().unwrap_or_default() };
+        let tuning = file.tuning().unwrap_or_default().with_workgroups(workgroups);
         let plan = gpu.attention.plan_forward(&bench.problem).with_tuning(&tuning).build()?;
         let splits = plan.num_splits();
         let Some(ms) = bench.time_plan(plan, Effort::GLANCE).await? else { continue };

@@ -8,6 +8,7 @@ use crate::reference::forward::{row_cost, slice};
 
 /// What bounds the errors of the backward pass, in the problem's gradient layout.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct BackwardErrors {
     /// Of each element of dQ.
     pub dq: Vec<ErrorTerms>,

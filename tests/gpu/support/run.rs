@@ -202,6 +202,7 @@ pub(super) fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
         Element::Bf16 => {
             values.iter().flat_map(|value| <bf16 as ElementType>::from_f64(*value).to_le_bytes()).collect()
         }
+        other => panic!("{other:?}"),
     }
 }
 
@@ -211,5 +212,6 @@ pub(super) fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f64> {
         Element::F32 => bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap()).into()).collect(),
         Element::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f64()).collect(),
         Element::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f64()).collect(),
+        other => panic!("{other:?}"),
     }
 }

@@ -46,7 +46,9 @@ fn futures_can_cross_threads() {
 /// A caller needs no wgpu and no half of its own, which might be of another version.
 #[test]
 fn the_crates_of_the_interface_are_exported() {
-    let _: fn(&wgpu_flash_attention::wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> =
-        FlashAttention::device_descriptor;
-    assert_eq!(<wgpu_flash_attention::half::f16 as ElementType>::ELEMENT, Element::F16);
+    mod exported {
+        pub use wgpu_flash_attention::{half::f16, wgpu::Adapter};
+    }
+    let _: fn(&exported::Adapter) -> ::wgpu::DeviceDescriptor<'static> = FlashAttention::device_descriptor;
+    assert_eq!(exported::f16::ELEMENT, Element::F16);
 }

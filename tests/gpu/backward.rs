@@ -96,7 +96,7 @@ fn rows_that_see_nothing_have_gradients_of_zero() {
 
 #[test]
 fn every_layout_and_element() {
-    for (variant, elements) in [(Variant::Full, &Element::ALL[..]), (Variant::NoShaderF16, &[Element::F16])] {
+    for (variant, elements) in [(Variant::Full, Element::ALL), (Variant::NoShaderF16, &[Element::F16])] {
         for &element in elements {
             // 7 puts every second row of a contiguous tensor on an odd element.
             for head_dim in [7, 32] {

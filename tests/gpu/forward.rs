@@ -103,7 +103,7 @@ fn layouts(shape: AttentionShape) -> [AttentionLayout; 5] {
 
 #[test]
 fn every_layout() {
-    for (variant, elements) in [(Variant::Full, &Element::ALL[..]), (Variant::NoShaderF16, &[Element::F16])] {
+    for (variant, elements) in [(Variant::Full, Element::ALL), (Variant::NoShaderF16, &[Element::F16])] {
         for &element in elements {
             // 7 puts every second row of a contiguous tensor on an odd element.
             for head_dim in [7, 32] {

@@ -50,7 +50,7 @@ fn encodes(attention: &FlashAttention, count: u64, mut encode: impl FnMut(&mut w
 fn host_overhead(criterion: &mut Criterion) {
     let attention = pollster::block_on(FlashAttention::request()).expect("a benchmark needs an adapter");
     println!("adapter: {}, {}", attention.capabilities().adapter_name, attention.capabilities().driver);
-    let problem = AttentionProblem::new(AttentionShape::new(1, 4, 64, 64)).dropout(0.1, 1);
+    let problem = AttentionProblem::new(AttentionShape::new(1, 4, 64, 64)).with_dropout(0.1, 1);
     let prepared = pollster::block_on(attention.prepare_forward(&problem)).expect("the problem is sound");
     let own = buffers(&attention, &prepared);
     let mut group = criterion.benchmark_group("encode");

@@ -14,8 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
         // Once: every refusal of the problem comes from here.
         let attention = FlashAttention::new(&adapter, &device, &queue);
-        let shape = AttentionShape::new(1, 8, 512, 64).num_heads_kv(2);
-        let problem = AttentionProblem::new(shape).causal().dropout(0.1, 1);
+        let shape = AttentionShape::new(1, 8, 512, 64).with_num_heads_kv(2);
+        let problem = AttentionProblem::new(shape).with_causal().with_dropout(0.1, 1);
         let forward = attention.prepare_forward(&problem).await?;
 
         // Your buffers: the plan says how large they must be.

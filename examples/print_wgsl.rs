@@ -18,8 +18,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
 
     let attention = pollster::block_on(FlashAttention::request())?;
-    let problem =
-        AttentionProblem::new(AttentionShape::new(1, 1, 1024, head_dim)).element(element).algorithm(algorithm);
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1024, head_dim))
+        .with_element(element)
+        .with_algorithm(algorithm);
     for pass in attention.plan_forward(&problem).build()?.passes() {
         println!("// ==== {} ====", pass.kernel.name());
         println!("{}", ShaderSource::new(&pass.specialization, Dialect::Naga)?.text());

@@ -50,7 +50,7 @@ impl AttentionLayer {
     async fn new(seed: u64) -> Result<Self, Box<dyn std::error::Error>> {
         let attention = FlashAttention::request().await?;
         let shape = AttentionShape::new(BATCH as u32, HEADS as u32, SEQLEN as u32, (WIDTH / HEADS) as u32);
-        let problem = AttentionProblem::new(shape).causal().dropout(DROPOUT_P, seed);
+        let problem = AttentionProblem::new(shape).with_causal().with_dropout(DROPOUT_P, seed);
         let forward = attention.prepare_forward(&problem).await?;
         let backward = attention.prepare_backward(&problem).await?;
         let buffer = |operand: &Operand| {

@@ -47,7 +47,7 @@ pub enum Error {
     /// The limits of the device, or the bound on work, cut the operation into more dispatches than one call can hold.
     #[error(
         "the operation takes {found} dispatches, at most {max} are made; allow more work in each \
-         (AttentionProblem::bounded_work), ask for a device with higher limits, or split the problem"
+         (AttentionProblem::with_bounded_work), ask for a device with higher limits, or split the problem"
     )]
     TooManyDispatches {
         /// Dispatches that the operation takes, as far as 64 bits can say.
@@ -124,7 +124,7 @@ pub enum Error {
 
     /// A host slice of another element type than the problem's.
     #[error(
-        "the problem stores {expected:?}, the slices hold {found:?}; convert them or call AttentionProblem::element"
+        "the problem stores {expected:?}, the slices hold {found:?}; convert them or call AttentionProblem::with_element"
     )]
     ElementMismatch {
         /// The problem's element.

@@ -9,7 +9,7 @@
 //! # async fn run() -> Result<(), wgpu_flash_attention::Error> {
 //! let (batch, num_heads, seqlen, head_dim) = (1, 8, 1024, 64);
 //! let attention = FlashAttention::request().await?;
-//! let problem = AttentionProblem::new(AttentionShape::new(batch, num_heads, seqlen, head_dim)).causal();
+//! let problem = AttentionProblem::new(AttentionShape::new(batch, num_heads, seqlen, head_dim)).with_causal();
 //! let q = vec![0.5f32; (batch * seqlen * num_heads * head_dim) as usize];
 //! let output = attention.forward(&problem, &q, &q, &q).await?;
 //! println!("{} values, first log-sum-exp {}", output.o.len(), output.lse[0]);

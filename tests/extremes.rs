@@ -43,7 +43,7 @@ fn counts_of_zero_are_planned() {
         zero_shapes().chain(zero_shapes().map(|shape| AttentionShape { seqlen_q: shape.seqlen_q.min(1), ..shape }));
     for shape in shapes {
         for algorithm in ALGORITHMS {
-            let problem = AttentionProblem::new(shape).algorithm(algorithm);
+            let problem = AttentionProblem::new(shape).with_algorithm(algorithm);
             let forward = Plan::forward(&problem, &capabilities).build();
             let backward = Plan::backward(&problem, &capabilities).build();
             if shape.num_heads > 0 && shape.num_heads_kv == 0 {
@@ -91,7 +91,7 @@ fn lengths_past_64_bits_saturate() {
 #[test]
 fn the_number_of_a_head_wraps_in_the_dropout_mask() {
     let shape = AttentionShape::new(1 << 20, 1 << 20, 4, 8);
-    let problem = AttentionProblem::new(shape).dropout(0.5, 3);
+    let problem = AttentionProblem::new(shape).with_dropout(0.5, 3);
     for key in 0..64 {
         let far = reference::keeps(&problem, 1 << 12, 5, 1, key);
         assert_eq!(far, reference::keeps(&problem, 0, 5, 1, key));
@@ -105,8 +105,8 @@ fn more_dispatches_than_can_be_held_are_refused() {
         capabilities.max_buffer = u64::MAX;
         capabilities
     };
-    let shape = AttentionShape::new(1, 1, 1 << 29, 64).seqlen_kv(64);
-    let problem = AttentionProblem::new(shape).bounded_work(1);
+    let shape = AttentionShape::new(1, 1, 1 << 29, 64).with_seqlen_kv(64);
+    let problem = AttentionProblem::new(shape).with_bounded_work(1);
     let found = match Plan::forward(&problem, &unlimited).build().unwrap_err() {
         Error::TooManyDispatches { found, max } => {
             assert!(found > max);
@@ -116,7 +116,7 @@ fn more_dispatches_than_can_be_held_are_refused() {
     };
     let message = Plan::backward(&problem, &unlimited).build().unwrap_err().to_string();
     assert!(message.contains("bounded_work"), "{message}");
-    let less = problem.bounded_work(1 << 40);
+    let less = problem.with_bounded_work(1 << 40);
     let plan = Plan::forward(&less, &unlimited).build().unwrap();
     assert!((dispatches(&plan) as u64) < found / 1000);
 }
@@ -235,7 +235,7 @@ fn problem() -> impl Strategy<Value = AttentionProblem> {
         shape().prop_flat_map(|shape| (Just(shape), layouts(shape), prop::option::weighted(0.3, layouts(shape))));
     (layouts, mask, dropout, scale, bound, elements, any::<bool>()).prop_map(
         |((shape, layout, gradient_layout), mask, dropout, softmax_scale, bound, (element, in_f32), standard)| {
-            let mut problem = AttentionProblem::new(shape).element(element).layout(layout);
+            let mut problem = AttentionProblem::new(shape).with_element(element).with_layout(layout);
             problem.mask = mask;
             problem.dropout = dropout;
             problem.softmax_scale = softmax_scale;
@@ -343,7 +343,7 @@ fn extremes_are_answered_or_refused() {
         let _ = (problem.visible_keys(problem.shape.seqlen_q), problem.shape.lse_len(), Workload::of(&problem));
         let _ = reference::keeps(&problem, problem.shape.batch, problem.shape.num_heads, u32::MAX, u32::MAX);
         let merge = MergeProblem::of(&problem, num_splits);
-        let strided = merge.clone().strides(origin, u64::from(num_splits)).parts_in_f32();
+        let strided = merge.clone().with_strides(origin, u64::from(num_splits)).with_parts_in_f32();
         let tuned = TunedTiles::new(Workload::of(&problem), problem.element, 256, tiles);
         let tuning = Tuning::new(vec![tuned]).with_workgroups(workgroups);
         let mut plans = vec![

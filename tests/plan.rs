@@ -23,8 +23,8 @@ fn discrete() -> Capabilities {
 }
 
 fn decode(batch: u32) -> AttentionProblem {
-    let shape = AttentionShape::new(batch, 32, 1, 128).num_heads_kv(8).seqlen_kv(32_768);
-    AttentionProblem::new(shape).element(Element::F16)
+    let shape = AttentionShape::new(batch, 32, 1, 128).with_num_heads_kv(8).with_seqlen_kv(32_768);
+    AttentionProblem::new(shape).with_element(Element::F16)
 }
 
 fn kernels(plan: &Plan) -> Vec<Kernel> {
@@ -53,10 +53,11 @@ fn few_rows_are_split_until_the_device_is_busy() {
     };
     assert_eq!(Plan::forward(&small, &cpu).build().unwrap().num_splits(), 1);
     // Few keys are not worth a merge.
-    let short = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64).seqlen_kv(32));
+    let short = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64).with_seqlen_kv(32));
     assert_eq!(Plan::forward(&short, &discrete()).build().unwrap().num_splits(), 1);
     // Nor is a window that sees few of many.
-    let window = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64).seqlen_kv(65_536)).window(Some(8), Some(8));
+    let window =
+        AttentionProblem::new(AttentionShape::new(1, 4, 512, 64).with_seqlen_kv(65_536)).with_window(Some(8), Some(8));
     assert_eq!(Plan::forward(&window, &discrete()).build().unwrap().num_splits(), 1);
 }
 
@@ -66,7 +67,8 @@ fn scratch_is_bounded() {
     for seqlen in [1, 7, 64, 512, 1000, 4096, 40_000] {
         for head_dim in [64, 256] {
             for batch in [1, 3, 16] {
-                let shape = AttentionShape::new(batch, 8, seqlen, head_dim).num_heads_kv(2).seqlen_kv(100_000);
+                let shape =
+                    AttentionShape::new(batch, 8, seqlen, head_dim).with_num_heads_kv(2).with_seqlen_kv(100_000);
                 let plan = Plan::forward(&AttentionProblem::new(shape), &discrete()).build().unwrap();
                 assert!(plan.scratch_bytes() <= 128 << 20, "{seqlen}: {} bytes", plan.scratch_bytes());
             }
@@ -169,7 +171,7 @@ fn the_planners_choice_is_the_first_candidate() {
 #[test]
 fn impossible_choices_are_told_from_a_small_device() {
     let flash = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64));
-    let standard = flash.clone().algorithm(Algorithm::Standard);
+    let standard = flash.clone().with_algorithm(Algorithm::Standard);
     let merge = MergeProblem::of(&flash, 2);
     let capabilities = discrete();
     let forward = |problem| Plan::forward(problem, &capabilities);
@@ -230,7 +232,7 @@ fn one_choice_of_tiles_is_for_both_gradient_kernels() {
 
 #[test]
 fn standard_attention_has_no_splits() {
-    let standard = decode(8).algorithm(Algorithm::Standard);
+    let standard = decode(8).with_algorithm(Algorithm::Standard);
     assert_eq!(Plan::forward(&standard, &discrete()).build().unwrap().num_splits(), 1);
 }
 
@@ -252,7 +254,7 @@ fn the_turns_of_loops_are_those_of_the_text() {
         capabilities.max_workgroup_storage = 32_768;
         capabilities
     };
-    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 64).num_heads_kv(1).seqlen_kv(1_000));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 64).with_num_heads_kv(1).with_seqlen_kv(1_000));
     let with = |problem: &AttentionProblem, tiles| {
         turns(&Plan::forward(problem, &capabilities).with_tiles(&[tiles]).build().unwrap())
     };
@@ -260,11 +262,11 @@ fn the_turns_of_loops_are_those_of_the_text() {
     let tiles = Tiles::new(64, 16, 8, 8);
     assert_eq!(with(&problem, tiles), [(Kernel::FlashForward, 63 * (1 + 5) + 2)]);
     // Dropout draws for 8 rows at each quad, 10 rounds in a loop.
-    let dropped = problem.clone().dropout(0.1, 1);
+    let dropped = problem.clone().with_dropout(0.1, 1);
     assert_eq!(with(&dropped, tiles), [(Kernel::FlashForward, 63 * (1 + 1 + 4 * (1 + 8 * 11)) + 2)]);
     // 32 tiles: the score of a tile in one chunk of 16 quads, of rows and keys; 4 quads of a row's 1,024 keys, twice, and a tree over 64;
     // per tile a row of P for each of the 4 rows, and its 8 quads.
-    let standard = with(&problem.clone().algorithm(Algorithm::Standard), Tiles::new(64, 32, 4, 8));
+    let standard = with(&problem.clone().with_algorithm(Algorithm::Standard), Tiles::new(64, 32, 4, 8));
     let products = (1 + (64 * 16 / 128 + 1) + (16 + 1)) + 1;
     assert_eq!(
         standard,
@@ -301,10 +303,12 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
         };
         for (rows, keys) in [(1, 8_192), (64, 8_192), (300, 70_000), (8, 1_000_000), (60_000, 40), (5_000, 5_000)] {
             for (head_dim, heads) in [(16, 1), (64, 8), (256, 2)] {
-                let shape = AttentionShape::new(1, heads, rows, head_dim).num_heads_kv(1).seqlen_kv(keys);
+                let shape = AttentionShape::new(1, heads, rows, head_dim).with_num_heads_kv(1).with_seqlen_kv(keys);
                 let problem = AttentionProblem::new(shape);
-                for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 1)] {
-                    let standard = problem.clone().algorithm(Algorithm::Standard);
+                for problem in
+                    [problem.clone(), problem.clone().with_causal(), problem.with_causal().with_dropout(0.1, 1)]
+                {
+                    let standard = problem.clone().with_algorithm(Algorithm::Standard);
                     let flash = Plan::forward(&problem, &capabilities).build();
                     assert!(flash.is_ok(), "{:?} {problem:?}", flash.err());
                     let backward = |problem| Plan::backward(problem, &capabilities).build();

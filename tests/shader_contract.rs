@@ -49,27 +49,30 @@ fn variants() -> Vec<Specialization> {
                 {
                     // Few rows, and so many that the planner takes other tiles; decoding, with and without groups; sums so
                     // long that they are split.
-                    let shape = |seqlen| AttentionShape::new(2, 4, seqlen, head_dim).head_dim_v(head_dim_v);
-                    let decode = |num_heads_kv| shape(1).seqlen_kv(2000).num_heads_kv(num_heads_kv);
+                    let shape = |seqlen| AttentionShape::new(2, 4, seqlen, head_dim).with_head_dim_v(head_dim_v);
+                    let decode = |num_heads_kv| shape(1).with_seqlen_kv(2000).with_num_heads_kv(num_heads_kv);
                     let mut many_heads = decode(1);
                     many_heads.num_heads = 24;
-                    let busy = AttentionShape { batch: 600, ..decode(2) }.seqlen_kv(40);
-                    let long = shape(5000).num_heads_kv(1).seqlen_kv(40_000);
+                    let busy = AttentionShape { batch: 600, ..decode(2) }.with_seqlen_kv(40);
+                    let long = shape(5000).with_num_heads_kv(1).with_seqlen_kv(40_000);
                     let mut shapes = vec![shape(100), shape(5000), decode(4), decode(1), many_heads, busy];
                     // Standard attention has no splits, and its scores would not fit.
                     shapes.extend((algorithm == Algorithm::Flash).then_some(long));
                     for shape in shapes {
-                        let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
+                        let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);
                         let merge = MergeProblem::of(&problem, 3);
-                        for merge in [merge.clone().parts_in_f32(), merge.clone().strides(1 << 20, 1 << 20)] {
+                        for merge in [merge.clone().with_parts_in_f32(), merge.clone().with_strides(1 << 20, 1 << 20)] {
                             let plan = Plan::merge(&merge, &device).build().expect("every device merges");
                             variants.extend(plan.passes().iter().map(|pass| pass.specialization));
                         }
-                        for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 7)] {
+                        for problem in
+                            [problem.clone(), problem.clone().with_causal(), problem.with_causal().with_dropout(0.1, 7)]
+                        {
                             let forward =
                                 Plan::forward(&problem, &device).build().expect("every device runs every problem");
                             let backward = Plan::backward(&problem, &device).build().expect("backward too");
-                            let in_f32 = Plan::backward(&problem.f32_gradients(), &device).build().expect("in f32 too");
+                            let in_f32 =
+                                Plan::backward(&problem.with_f32_gradients(), &device).build().expect("in f32 too");
                             for plan in [forward, backward, in_f32] {
                                 variants.extend(plan.passes().iter().map(|pass| pass.specialization));
                             }
@@ -369,7 +372,7 @@ fn odd_layouts_are_read_element_by_element() {
     assert_eq!(access(&aligned), Access::Quad);
     assert_eq!(access(&AttentionProblem::new(AttentionShape::new(2, 4, 100, 63))), Access::Single);
     let q = TensorLayout { offset: 2, ..aligned.layout.q };
-    assert_eq!(access(&aligned.clone().layout(AttentionLayout { q, ..aligned.layout })), Access::Single);
+    assert_eq!(access(&aligned.clone().with_layout(AttentionLayout { q, ..aligned.layout })), Access::Single);
     let v = TensorLayout { stride_row: 4 * 64 + 1, ..aligned.layout.v };
-    assert_eq!(access(&aligned.clone().layout(AttentionLayout { v, ..aligned.layout })), Access::Single);
+    assert_eq!(access(&aligned.clone().with_layout(AttentionLayout { v, ..aligned.layout })), Access::Single);
 }

@@ -177,8 +177,8 @@ impl CausalOption {
     pub fn apply(&self, problem: AttentionProblem) -> AttentionProblem {
         match self.causal {
             None => problem,
-            Some(Causal::BottomRight) => problem.causal(),
-            Some(Causal::TopLeft) => problem.causal_top_left(),
+            Some(Causal::BottomRight) => problem.with_causal(),
+            Some(Causal::TopLeft) => problem.with_causal_top_left(),
         }
     }
 }

@@ -100,7 +100,7 @@ impl ResidentGradients {
     /// Buffers for the gradients of this problem, not yet filled.
     pub async fn new(gpu: &Gpu, problem: &AttentionProblem, has_d_lse: bool) -> Result<Self> {
         let lengths = Lengths::of(problem)?;
-        let size = problem.gradient_element_in_force().size();
+        let size = problem.gradient_element().size();
         let d_lse = match has_d_lse {
             true => Some(buffer(gpu, "dLSE", problem.shape.lse_len().saturating_mul(4)).await?),
             false => None,

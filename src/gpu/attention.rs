@@ -11,6 +11,7 @@ use std::sync::Arc;
 /// Attention on one device: its capabilities, the pipelines compiled and the uniforms written so far. Clones share
 /// them.
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct FlashAttention {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,

@@ -24,6 +24,7 @@ pub struct ForwardOutput<T> {
 
 /// What the slice form of the backward pass takes, each in its layout and perhaps longer than needed.
 #[derive(Clone, Copy, Debug)]
+#[must_use]
 #[non_exhaustive]
 pub struct BackwardSlices<'a, T> {
     /// Queries.
@@ -49,7 +50,6 @@ impl<'a, T> BackwardSlices<'a, T> {
     }
 
     /// Adds the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`.
-    #[must_use]
     pub fn with_d_lse(mut self, d_lse: &'a [f32]) -> Self {
         self.d_lse = Some(d_lse);
         self
@@ -111,7 +111,7 @@ impl FlashAttention {
     ///
     /// # Errors
     /// As [`FlashAttention::forward`]; [`Error::ElementMismatch`] also for a problem with
-    /// [`f32_gradients`](AttentionProblem::f32_gradients) that are not T: see [`FlashAttention::backward_in_f32`].
+    /// [`with_f32_gradients`](AttentionProblem::with_f32_gradients) that are not T: see [`FlashAttention::backward_in_f32`].
     pub async fn backward<T: ElementType>(
         &self,
         problem: &AttentionProblem,
@@ -129,7 +129,7 @@ impl FlashAttention {
         problem: &AttentionProblem,
         slices: &BackwardSlices<'_, T>,
     ) -> Result<BackwardOutput<f32>, Error> {
-        self.gradients(&problem.clone().f32_gradients(), slices).await
+        self.gradients(&problem.clone().with_f32_gradients(), slices).await
     }
 
     async fn gradients<T: ElementType, G: ElementType>(
@@ -138,7 +138,7 @@ impl FlashAttention {
         slices: &BackwardSlices<'_, T>,
     ) -> Result<BackwardOutput<G>, Error> {
         expect_element::<T>(problem.element)?;
-        expect_element::<G>(problem.gradient_element_in_force())?;
+        expect_element::<G>(problem.gradient_element())?;
         let plan = self.plan_backward(problem).build()?;
         let mut inputs = vec![
             Input::new(&plan, Operand::Q, slices.q)?,

@@ -129,7 +129,7 @@ impl<D> Prepared<D> {
     }
 
     /// How many dispatches a call makes: one for each pass of the plan, and more where limits or
-    /// [`bounded_work`](crate::AttentionProblem::bounded_work) cut it.
+    /// [`with_bounded_work`](crate::AttentionProblem::with_bounded_work) cut it.
     ///
     /// # Errors
     /// [`Error::LengthExceedsPrepared`].

@@ -144,7 +144,7 @@ pub(super) fn specialize(
         has_window: problem.mask.window_left.is_some() || problem.mask.window_right.is_some(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         parts_in_f32: true,
-        f32_gradients: problem.element != Element::F32 && problem.gradient_element_in_force() == Element::F32,
+        f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,
     }

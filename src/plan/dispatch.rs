@@ -10,6 +10,7 @@ use std::f64::consts::LOG2_E;
 
 /// What may change from one call to the next without preparing again. `None` keeps what the problem says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[must_use]
 #[non_exhaustive]
 pub struct Call {
     /// Another dropout seed. Without dropout in the problem it has no effect.
@@ -29,28 +30,24 @@ impl Call {
     }
 
     /// Draws dropout with another seed.
-    #[must_use]
     pub const fn with_philox_seed(mut self, philox_seed: u64) -> Self {
         self.philox_seed = Some(philox_seed);
         self
     }
 
     /// Draws dropout at another offset.
-    #[must_use]
     pub const fn with_philox_offset(mut self, philox_offset: u32) -> Self {
         self.philox_offset = Some(philox_offset);
         self
     }
 
     /// Takes fewer rows of Q than the problem has.
-    #[must_use]
     pub const fn with_seqlen_q(mut self, seqlen_q: u32) -> Self {
         self.seqlen_q = Some(seqlen_q);
         self
     }
 
     /// Takes fewer keys than the problem has.
-    #[must_use]
     pub const fn with_seqlen_kv(mut self, seqlen_kv: u32) -> Self {
         self.seqlen_kv = Some(seqlen_kv);
         self

@@ -136,8 +136,8 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
         Direction::Forward => vec![q, k, v, o.written(), lse.written()],
         Direction::Merge => vec![o.written(), lse.written()],
         Direction::Backward => {
-            let layout = problem.gradient_layout_in_force();
-            let gradient_element = problem.gradient_element_in_force();
+            let layout = problem.gradient_layout();
+            let gradient_element = problem.gradient_element();
             let d_o = of_rows(problem, Operand::DO, layout.o, shape.head_dim_v, element);
             let d_lse = Tensor { optional: true, ..of_each_row(problem, Operand::DLse) };
             let dq = of_rows(problem, Operand::Dq, layout.q, shape.head_dim, gradient_element);

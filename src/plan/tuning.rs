@@ -69,6 +69,7 @@ impl TunedTiles {
 /// What was measured on one device: it goes before the planner's own table, which decides where nothing was measured or
 /// nothing of it fits. `flash tune` makes one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
 #[non_exhaustive]
 pub struct Tuning {
     /// The fastest tiles of each kind of problem, the best first.
@@ -84,7 +85,6 @@ impl Tuning {
     }
 
     /// Splits keys until this many workgroups keep the device busy.
-    #[must_use]
     pub const fn with_workgroups(mut self, workgroups: u32) -> Self {
         self.workgroups = Some(workgroups);
         self

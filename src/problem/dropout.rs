@@ -2,6 +2,7 @@
 /// `philox4x32_10(key, counter)[j % 4] ≥ round(dropout_p · 2³²)` with key = the low and high word of the seed and
 /// counter = (j / 4, i, batch · num_heads + head, philox_offset).
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
 #[non_exhaustive]
 pub struct Dropout {
     /// The chance to drop an entry, 0 ≤ dropout_p < 1.
@@ -19,7 +20,6 @@ impl Dropout {
     }
 
     /// Draws at another offset.
-    #[must_use]
     pub const fn with_philox_offset(mut self, philox_offset: u32) -> Self {
         self.philox_offset = philox_offset;
         self

@@ -84,7 +84,7 @@ fn backward_with(
     round: impl Fn(f64) -> f64 + Copy + Send + Sync,
 ) -> ReferenceGradients {
     let shape = problem.shape;
-    let layout = problem.gradient_layout_in_force();
+    let layout = problem.gradient_layout();
     let zeros = |layout: &TensorLayout, rows: u32, heads: u32, dim: u32| {
         vec![0.0; layout.required_len(shape.batch, rows, heads, dim).expect("a gradient has an extent") as usize]
     };
@@ -158,7 +158,7 @@ fn of_kv_head(
             }
             let keys = problem.visible_keys(row);
             let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
-            let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
+            let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
             let batch_and_head = batch as usize * shape.num_heads as usize + head as usize;
             let flat = batch_and_head * shape.seqlen_q as usize + row as usize;
             let d_lse_row = given.d_lse.map_or(0.0, |d_lse| d_lse[flat]);

@@ -15,8 +15,12 @@ use crate::support::{
 fn fifty_runs_are_identical() {
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         for element in [Element::F32, Element::F16] {
-            let shape = AttentionShape::new(2, 4, 70, 32).num_heads_kv(2).seqlen_kv(90);
-            let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.3, 17).algorithm(algorithm);
+            let shape = AttentionShape::new(2, 4, 70, 32).with_num_heads_kv(2).with_seqlen_kv(90);
+            let problem = AttentionProblem::new(shape)
+                .with_element(element)
+                .with_causal()
+                .with_dropout(0.3, 17)
+                .with_algorithm(algorithm);
             let given = gradient_inputs(&problem, 1);
             let runs = run_backward_calls(library(Variant::Full), &problem, &given, &[Call::default(); 25]);
             let alone = (0..25).map(|_| run_backward(library(Variant::Full), &problem, &given));
@@ -33,9 +37,9 @@ fn max_of(values: &[f64]) -> f64 {
 
 #[test]
 fn grouped_heads_sum_the_gradients_of_repeated_heads() {
-    let shape = AttentionShape::new(2, 6, 35, 16).seqlen_kv(50).num_heads_kv(2);
-    let grouped = AttentionProblem::new(shape).causal();
-    let repeated = AttentionProblem::new(shape.num_heads_kv(6)).causal();
+    let shape = AttentionShape::new(2, 6, 35, 16).with_seqlen_kv(50).with_num_heads_kv(2);
+    let grouped = AttentionProblem::new(shape).with_causal();
+    let repeated = AttentionProblem::new(shape.with_num_heads_kv(6)).with_causal();
     let few = gradient_inputs(&grouped, 1);
     let repeat = |values: &[f64]| -> Vec<f64> { values.chunks(16).flat_map(|head| head.repeat(3)).collect() };
     let inputs = Inputs { k: repeat(&few.inputs.k), v: repeat(&few.inputs.v), ..few.inputs.clone() };
@@ -56,7 +60,7 @@ fn grouped_heads_sum_the_gradients_of_repeated_heads() {
 #[test]
 fn the_scores_gradient_sums_to_zero() {
     // Σⱼ dS = 0, so a K of which all rows are one vector gives dQ = 0; and dV summed over keys is dO summed over rows.
-    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 40, 16).seqlen_kv(75));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 40, 16).with_seqlen_kv(75));
     let mut given = gradient_inputs(&problem, 2);
     let row: Vec<f64> = given.inputs.k[..16].to_vec();
     given.inputs.k.chunks_mut(16).for_each(|key| key.copy_from_slice(&row));
@@ -71,7 +75,7 @@ fn the_scores_gradient_sums_to_zero() {
 
 #[test]
 fn gradients_are_linear_in_d_o_and_d_lse() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 30, 16).seqlen_kv(40)).causal();
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 30, 16).with_seqlen_kv(40)).with_causal();
     let both = gradient_inputs(&problem, 3);
     let only_o = GradientInputs { d_lse: None, ..both.clone() };
     let only_lse = GradientInputs { d_o: vec![0.0; both.d_o.len()], ..both.clone() };
@@ -95,7 +99,7 @@ fn a_nan_reaches_what_sees_it() {
     // Element by element; of matrices, backward_matrices.rs asks it row by row.
     let portable = limited(|capabilities| capabilities.matrix_side = None);
     for library in [&portable, library(Variant::SmallTiles), library(Variant::LargeTiles)] {
-        for problem in [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense.clone()] {
+        for problem in [dense.clone().with_causal(), dense.clone().with_window(Some(4), Some(2)), dense.clone()] {
             let clean = gradient_inputs(&problem, 2);
             let sees = |row: usize, key: usize| problem.visible_keys(row as u32).contains(&(key as u32));
             let all = |condition: &dyn Fn(usize) -> bool| (0..SEQLEN).filter(|n| condition(*n)).collect::<Vec<_>>();
@@ -126,7 +130,7 @@ fn memory_beyond_the_tensors_is_lse_and_d() {
     assert_eq!(plan.extra_bytes(), 2 * 4 * problem.shape.lse_len());
 }
 
-const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).num_heads_kv(2);
+const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).with_num_heads_kv(2);
 
 fn problem() -> AttentionProblem {
     AttentionProblem::new(SHAPE)
@@ -143,7 +147,7 @@ fn gradients_that_overlap_or_overflow_or_have_another_type() {
     overlapping.layout.k = broadcast;
     assert_eq!(refusal(&overlapping), InvalidProblem::LayoutOverlaps(Operand::Dk).into());
     // With a layout of its own for the gradient, the input may broadcast.
-    let apart = overlapping.clone().gradient_layout(problem().layout);
+    let apart = overlapping.clone().with_gradient_layout(problem().layout);
     check_gradients_of_broadcast(&apart);
     for (operand, change) in [
         (Operand::Dq, (|layout| layout.q.offset = u64::MAX) as fn(&mut wgpu_flash_attention::AttentionLayout)),
@@ -152,9 +156,9 @@ fn gradients_that_overlap_or_overflow_or_have_another_type() {
     ] {
         let mut layout = problem().layout;
         change(&mut layout);
-        assert_eq!(refusal(&problem().gradient_layout(layout)), InvalidProblem::LayoutOverflows(operand).into());
+        assert_eq!(refusal(&problem().with_gradient_layout(layout)), InvalidProblem::LayoutOverflows(operand).into());
     }
-    let mut mixed = problem().element(Element::F16);
+    let mut mixed = problem().with_element(Element::F16);
     mixed.gradient_element = Some(Element::Bf16);
     let expected = InvalidProblem::GradientElement { element: Element::F16, found: Element::Bf16 };
     assert_eq!(refusal(&mixed), expected.into());
@@ -169,9 +173,9 @@ fn check_gradients_of_broadcast(problem: &AttentionProblem) {
 
 #[test]
 fn problems_that_the_forward_pass_refuses() {
-    let heads = AttentionProblem::new(SHAPE.num_heads_kv(3));
+    let heads = AttentionProblem::new(SHAPE.with_num_heads_kv(3));
     assert_eq!(refusal(&heads), InvalidProblem::HeadsMismatch { num_heads: 4, num_heads_kv: 3 }.into());
-    assert_eq!(refusal(&problem().dropout(1.0, 1)), InvalidProblem::DropoutP(1.0).into());
+    assert_eq!(refusal(&problem().with_dropout(1.0, 1)), InvalidProblem::DropoutP(1.0).into());
     let small = limited(|capabilities| capabilities.max_buffer = 1000);
     assert!(matches!(small.prepare_gradients(&problem()), Err(Error::TooLarge { operand: Operand::Q, .. })));
     let bindings = limited(|capabilities| capabilities.max_binding = 512);
@@ -277,5 +281,5 @@ fn slices_that_do_not_fit() {
     assert_eq!(with(|slices| slices.lse = &slices.lse[1..]), short(Operand::Lse, 80, 79));
     assert_eq!(with(|slices| slices.d_lse = Some(&slices.lse[..7])), short(Operand::DLse, 80, 7));
     let mismatch = Err(Error::ElementMismatch { expected: Element::F16, found: Element::F32 });
-    assert_eq!(backward(&problem().element(Element::F16), &good), mismatch);
+    assert_eq!(backward(&problem().with_element(Element::F16), &good), mismatch);
 }

@@ -9,7 +9,7 @@ use wgpu_flash_attention::{
 
 use crate::support::{Library, Tensors, Variant, adapter, inputs, library, limited};
 
-const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).num_heads_kv(2);
+const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).with_num_heads_kv(2);
 
 fn full() -> &'static Library {
     library(Variant::Full)
@@ -99,14 +99,16 @@ fn layouts_past_64_bits() {
 #[test]
 fn chances_and_scales_that_are_none() {
     for p in [-0.1, 1.0, 1.5, f64::INFINITY] {
-        assert_eq!(invalid(&problem().dropout(p, 1)), InvalidProblem::DropoutP(p));
+        assert_eq!(invalid(&problem().with_dropout(p, 1)), InvalidProblem::DropoutP(p));
     }
-    assert!(matches!(invalid(&problem().dropout(f64::NAN, 1)), InvalidProblem::DropoutP(p) if p.is_nan()));
+    assert!(matches!(invalid(&problem().with_dropout(f64::NAN, 1)), InvalidProblem::DropoutP(p) if p.is_nan()));
     for scale in [f64::INFINITY, f64::NEG_INFINITY, 1e39] {
-        assert_eq!(invalid(&problem().scale(scale)), InvalidProblem::SoftmaxScale(scale));
+        assert_eq!(invalid(&problem().with_softmax_scale(scale)), InvalidProblem::SoftmaxScale(scale));
     }
-    assert!(matches!(invalid(&problem().scale(f64::NAN)), InvalidProblem::SoftmaxScale(scale) if scale.is_nan()));
-    assert_eq!(invalid(&problem().bounded_work(0)), InvalidProblem::NoWorkAllowed);
+    assert!(
+        matches!(invalid(&problem().with_softmax_scale(f64::NAN)), InvalidProblem::SoftmaxScale(scale) if scale.is_nan())
+    );
+    assert_eq!(invalid(&problem().with_bounded_work(0)), InvalidProblem::NoWorkAllowed);
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn devices_too_small_for_any_kernel() {
         limited(|capabilities| capabilities.max_workgroups_per_dimension = 1),
     ];
     for limited in limits {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 1, 100, 8)).algorithm(Algorithm::Standard);
+        let problem = AttentionProblem::new(AttentionShape::new(1, 1, 100, 8)).with_algorithm(Algorithm::Standard);
         let error = limited.prepare(&problem).err().unwrap();
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     }
@@ -147,7 +149,7 @@ fn plans_for_another_device() {
 #[test]
 fn tiles_that_make_no_kernel() {
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-        let problem = problem().algorithm(algorithm);
+        let problem = problem().with_algorithm(algorithm);
         for tiles in [
             Tiles::new(0, 4, 1, 1),
             Tiles::new(32, 0, 1, 1),
@@ -305,7 +307,7 @@ fn slices_that_are_too_short_or_of_another_type() {
     assert_eq!(forward(&problem(), &q, &kv, &[]).unwrap_err(), short(Operand::V, 320, 0));
 
     let expected = Error::ElementMismatch { expected: Element::F16, found: Element::F32 };
-    assert_eq!(forward(&problem().element(Element::F16), &q, &kv, &kv).unwrap_err(), expected);
+    assert_eq!(forward(&problem().with_element(Element::F16), &q, &kv, &kv).unwrap_err(), expected);
     let halves = vec![f16::ZERO; 640];
     let error = pollster::block_on(full().forward(&problem(), &halves, &halves, &halves)).err();
     assert_eq!(error, Some(Error::ElementMismatch { expected: Element::F32, found: Element::F16 }));
@@ -313,7 +315,7 @@ fn slices_that_are_too_short_or_of_another_type() {
 
 #[test]
 fn messages_say_what_was_given_and_what_is_allowed() {
-    let message = refusal(&AttentionProblem::new(SHAPE.num_heads_kv(3))).to_string();
+    let message = refusal(&AttentionProblem::new(SHAPE.with_num_heads_kv(3))).to_string();
     assert!(message.contains('4') && message.contains('3'), "{message}");
     let message = refusal(&AttentionProblem::new(AttentionShape { head_dim: 300, ..SHAPE })).to_string();
     assert!(message.contains("head_dim = 300") && message.contains("256"), "{message}");

@@ -51,16 +51,16 @@ enum Setup {
 impl Setup {
     /// Grouped heads, and lengths that fill no tiles.
     fn problem(self) -> AttentionProblem {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 4, 37, 8).num_heads_kv(2).seqlen_kv(45));
+        let problem = AttentionProblem::new(AttentionShape::new(1, 4, 37, 8).with_num_heads_kv(2).with_seqlen_kv(45));
         match self {
-            Setup::F16 => problem.element(Element::F16),
-            Setup::Bf16 => problem.element(Element::Bf16),
-            Setup::Causal => problem.causal(),
-            Setup::Window => problem.window(Some(7), Some(3)),
-            Setup::Dropout | Setup::BackwardDropout => problem.dropout(0.3, 5),
-            Setup::Standard => problem.algorithm(Algorithm::Standard),
-            Setup::StandardBackward => problem.dropout(0.3, 5).algorithm(Algorithm::Standard),
-            Setup::Matrices(element) | Setup::MatricesBackward(element) => problem.element(element),
+            Setup::F16 => problem.with_element(Element::F16),
+            Setup::Bf16 => problem.with_element(Element::Bf16),
+            Setup::Causal => problem.with_causal(),
+            Setup::Window => problem.with_window(Some(7), Some(3)),
+            Setup::Dropout | Setup::BackwardDropout => problem.with_dropout(0.3, 5),
+            Setup::Standard => problem.with_algorithm(Algorithm::Standard),
+            Setup::StandardBackward => problem.with_dropout(0.3, 5).with_algorithm(Algorithm::Standard),
+            Setup::Matrices(element) | Setup::MatricesBackward(element) => problem.with_element(element),
             Setup::Plain | Setup::Peaked | Setup::Split | Setup::Decode | Setup::Backward => problem,
         }
     }
@@ -135,7 +135,7 @@ impl Bench {
         let run = |outputs: &[Operand]| self.texts.run(&self.plan, &texts, &self.tensors, outputs);
         let named = if self.plan.direction() == Direction::Backward {
             let bytes = run(&[Operand::Dq, Operand::Dk, Operand::Dv]).try_into().expect("three gradients");
-            let gradients = Gradients::of(self.problem.gradient_element_in_force(), bytes, arithmetic);
+            let gradients = Gradients::of(self.problem.gradient_element(), bytes, arithmetic);
             let shares = GradientAnswer::new(&self.problem, &self.given).shares(&gradients);
             shares.map(|share| share.share).into_iter().zip(["dQ", "dK", "dV"]).collect::<Vec<_>>()
         } else {

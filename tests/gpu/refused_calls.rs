@@ -108,7 +108,7 @@ impl Prepared {
     fn all(device: &Device, shape: AttentionShape) -> Vec<Self> {
         let mut all = Vec::new();
         for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-            let problem = AttentionProblem::new(shape).algorithm(algorithm);
+            let problem = AttentionProblem::new(shape).with_algorithm(algorithm);
             all.push(Self::Forward(pollster::block_on(device.attention.prepare_forward(&problem)).unwrap()));
             all.push(Self::Backward(pollster::block_on(device.attention.prepare_backward(&problem)).unwrap()));
         }
@@ -191,7 +191,7 @@ impl Prepared {
     }
 }
 
-const SHAPE: AttentionShape = AttentionShape::new(1, 4, 40, 8).num_heads_kv(2);
+const SHAPE: AttentionShape = AttentionShape::new(1, 4, 40, 8).with_num_heads_kv(2);
 
 #[test]
 fn slices_that_do_not_fit() {

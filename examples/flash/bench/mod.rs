@@ -78,9 +78,10 @@ fn problems(options: &BenchOptions, gpu: &Gpu) -> Vec<AttentionProblem> {
     for &head_dim in &options.head_dim {
         for &seqlen in &lengths {
             let shape = AttentionShape::new(batch, heads, seqlen, head_dim)
-                .num_heads_kv(options.heads_kv.unwrap_or(heads))
-                .seqlen_kv(options.seqlen_kv.unwrap_or(seqlen));
-            let problem = AttentionProblem::new(shape).element(options.element).layout(AttentionLayout::bhsd(&shape));
+                .with_num_heads_kv(options.heads_kv.unwrap_or(heads))
+                .with_seqlen_kv(options.seqlen_kv.unwrap_or(seqlen));
+            let problem =
+                AttentionProblem::new(shape).with_element(options.element).with_layout(AttentionLayout::bhsd(&shape));
             problems.push(options.causal.apply(problem));
         }
     }
@@ -159,7 +160,7 @@ impl Candidate {
     }
 
     async fn prepare(&self, gpu: &Gpu, problem: &AttentionProblem) -> Result<Prepared> {
-        let problem = problem.clone().algorithm(self.algorithm);
+        let problem = problem.clone().with_algorithm(self.algorithm);
         let tiles = |tiles: &TileChoice| [Some(tiles.first), tiles.dq].into_iter().flatten().collect::<Vec<Tiles>>();
         let tiles = self.tiles.as_ref().map(tiles).unwrap_or_default();
         Ok(match self.pass {
@@ -186,7 +187,7 @@ fn or_none<T: Copy>(choices: &[T]) -> Vec<Option<T>> {
 async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) -> Result<Vec<Record>> {
     let candidates = Candidate::all(options);
     let record = |candidate: &Candidate| {
-        Record::new(&problem.clone().algorithm(candidate.algorithm), candidate.pass, gpu.describe())
+        Record::new(&problem.clone().with_algorithm(candidate.algorithm), candidate.pass, gpu.describe())
     };
     let mut records: Vec<Record> = candidates.iter().map(record).collect();
     // The library judges the problem before anything of its size is made.

@@ -28,7 +28,7 @@ pub async fn compare<T: ElementType>(
     let oracle = reference::backward(problem, &q, &k, &v, &d_o, None);
     let slices = BackwardSlices::new(&inputs.q, &inputs.k, &inputs.v, &o, &lse, &inputs.d_o);
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
-        let problem = problem.clone().algorithm(algorithm);
+        let problem = problem.clone().with_algorithm(algorithm);
         let row = report.row(gpu, group, &problem, Pass::Backward);
         row.cases += 1;
         let answer = match gpu.attention.backward(&problem, &slices).await.map_err(Failure::from) {

@@ -164,7 +164,7 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<bool> {
 
 /// Computes one case with both algorithms and the oracle.
 async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, passes: Passes, report: &mut Report) {
-    let problem = case.problem.clone().element(T::ELEMENT);
+    let problem = case.problem.clone().with_element(T::ELEMENT);
     let inputs = Inputs::<T>::new(&problem);
     for pass in passes.each().iter().filter(|&&pass| pass == Pass::Forward || !case.forward_only) {
         match pass {
@@ -222,7 +222,7 @@ async fn compare_forward<T: ElementType>(
     let oracle = reference::forward(problem, &q, &k, &v);
     let errors = reference::forward_errors(problem, &q, &k, &v);
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
-        let problem = problem.clone().algorithm(algorithm);
+        let problem = problem.clone().with_algorithm(algorithm);
         let row = report.row(gpu, group, &problem, Pass::Forward);
         row.cases += 1;
         let answer = match gpu.attention.forward(&problem, &inputs.q, &inputs.k, &inputs.v).await.map_err(Failure::from)

@@ -40,7 +40,7 @@ impl TuningFile {
         };
         let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
         let file: Self = serde_json::from_str(&text).map_err(|error| fail(&error))?;
-        file.tuning().map_err(|reason| fail(&reason))?;
+        let _ = file.tuning().map_err(|reason| fail(&reason))?;
         Ok(file)
     }
 

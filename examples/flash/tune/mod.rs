@@ -22,14 +22,16 @@ pub use file::{Entry, TuningFile};
 /// A problem that stands for its kind.
 fn problem(workload: Workload, element: Element, head_dim: u32, software: bool) -> AttentionProblem {
     let shape = match (workload, software) {
-        (Workload::Decode, true) => AttentionShape::new(1, 8, 1, head_dim).num_heads_kv(2).seqlen_kv(4096),
-        (Workload::Decode, false) => AttentionShape::new(8, 32, 1, head_dim).num_heads_kv(8).seqlen_kv(16_384),
+        (Workload::Decode, true) => AttentionShape::new(1, 8, 1, head_dim).with_num_heads_kv(2).with_seqlen_kv(4096),
+        (Workload::Decode, false) => {
+            AttentionShape::new(8, 32, 1, head_dim).with_num_heads_kv(8).with_seqlen_kv(16_384)
+        }
         (Workload::Small, true) => AttentionShape::new(1, 2, 256, head_dim),
         (Workload::Small, false) => AttentionShape::new(1, 4, 512, head_dim),
         (_, true) => AttentionShape::new(1, 13, 512, head_dim),
         (_, false) => AttentionShape::new(2, 16, 2048, head_dim),
     };
-    AttentionProblem::new(shape).element(element).layout(AttentionLayout::bhsd(&shape))
+    AttentionProblem::new(shape).with_element(element).with_layout(AttentionLayout::bhsd(&shape))
 }
 
 /// One problem with its tensors on the device.
@@ -161,8 +163,8 @@ fn entries(times: &[(Tiles, f64)], workload: Workload, element: Element, head_di
 /// How many workgroups keep the device busy, told by decoding one sequence, whose splits depend on it.
 async fn workgroups(gpu: &Gpu, options: &TuneOptions, file: &TuningFile, out: &mut dyn Write) -> Result<Option<u32>> {
     let (Some(&element), Some(&head_dim)) = (options.element.last(), options.head_dim.last()) else { return Ok(None) };
-    let shape = AttentionShape::new(1, 32, 1, head_dim).num_heads_kv(8).seqlen_kv(32_768);
-    let problem = AttentionProblem::new(shape).element(element).layout(AttentionLayout::bhsd(&shape));
+    let shape = AttentionShape::new(1, 32, 1, head_dim).with_num_heads_kv(8).with_seqlen_kv(32_768);
+    let problem = AttentionProblem::new(shape).with_element(element).with_layout(AttentionLayout::bhsd(&shape));
     let bench = Bench::new(gpu, problem).await?;
     let mut best: Option<(u32, f64)> = None;
     for workgroups in [16, 32, 64, 128, 256, 512, 1024] {

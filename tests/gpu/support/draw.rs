@@ -76,7 +76,7 @@ impl Draw {
             _ => Way::Planned,
         };
         let shape = shape(random, kind.head_dims, matches!(way, Way::Decode(_)));
-        let mut problem = AttentionProblem::new(shape).element(kind.element);
+        let mut problem = AttentionProblem::new(shape).with_element(kind.element);
         problem.layout = layout(random, &shape, kind.by_quads);
         problem.gradient_layout = random.one_in(3).then(|| layout(random, &shape, kind.by_quads));
         problem.mask = if kind.masked { mask(random) } else { Mask::default() };

@@ -36,7 +36,7 @@ pub fn gradient_inputs(problem: &AttentionProblem, seed: u64) -> GradientInputs 
 
 fn layout_of(problem: &AttentionProblem, operand: Operand) -> (TensorLayout, [u32; 4]) {
     let shape = problem.shape;
-    let (layout, gradients) = (problem.layout, problem.gradient_layout_in_force());
+    let (layout, gradients) = (problem.layout, problem.gradient_layout());
     match operand {
         Operand::O => (layout.o, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v]),
         Operand::DO => (gradients.o, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v]),
@@ -133,7 +133,7 @@ impl GradientTensors {
         let upload_f32 = |values: &[f64]| Guarded::new(library, &to_bytes(Element::F32, values));
         let inputs = &given.inputs;
         let (o, lse) = given_forward(problem, inputs);
-        let size = problem.gradient_element_in_force().size();
+        let size = problem.gradient_element().size();
         Self {
             q: upload(&inputs.q),
             k_and_v: (!inputs.one_buffer).then(|| (upload(&inputs.k), upload(&inputs.v))),
@@ -156,7 +156,7 @@ impl GradientTensors {
     /// Reads the gradients of a submitted call back, and checks that all that is not theirs still holds the poison.
     pub fn finish(&self, library: &Library, problem: &AttentionProblem, call: &Call) -> Gradients {
         let solved = problem_of(problem, call);
-        let element = problem.gradient_element_in_force();
+        let element = problem.gradient_element();
         let size = element.size() as usize;
         let mut bytes = [const { Vec::new() }; 3];
         for ((operand, buffer), bytes) in OUTPUTS.into_iter().zip(&self.outputs).zip(&mut bytes) {
@@ -227,8 +227,8 @@ fn padded(problem: &AttentionProblem, call: &Call) -> AttentionProblem {
 
 /// Solves the problem with both algorithms, holds both to their bounds, and returns the flash kernels' gradients.
 pub fn check_gradients(library: &Library, problem: &AttentionProblem, given: &GradientInputs) -> Gradients {
-    let flash = run_backward(library, &problem.clone().algorithm(Algorithm::Flash), given);
-    let standard = run_backward(library, &problem.clone().algorithm(Algorithm::Standard), given);
+    let flash = run_backward(library, &problem.clone().with_algorithm(Algorithm::Flash), given);
+    let standard = run_backward(library, &problem.clone().with_algorithm(Algorithm::Standard), given);
     let answer = GradientAnswer::new(problem, given);
     for (algorithm, gradients) in [("flash", &flash), ("standard", &standard)] {
         for (share, tensor) in answer.shares(gradients).iter().zip(OUTPUTS) {

@@ -15,7 +15,7 @@ fn forward(criterion: &mut Criterion) {
     group.sample_size(10);
     for seqlen in [256, 512, 1024] {
         for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-            let problem = AttentionProblem::new(AttentionShape::new(1, 4, seqlen, 64)).algorithm(algorithm);
+            let problem = AttentionProblem::new(AttentionShape::new(1, 4, seqlen, 64)).with_algorithm(algorithm);
             let prepared = pollster::block_on(attention.prepare_forward(&problem)).expect("the problem is sound");
             let values = |operand: Operand| -> Vec<f32> {
                 let phase = operand.binding() as f32;
@@ -44,8 +44,7 @@ fn forward(criterion: &mut Criterion) {
             for (buffer, values) in [&q, &k, &v].into_iter().zip(&inputs) {
                 queue.write_buffer(buffer, 0, bytemuck::cast_slice(values));
             }
-            let buffers =
-                ForwardBuffers { q: q.slice(..), k: k.slice(..), v: v.slice(..), o: o.slice(..), lse: lse.slice(..) };
+            let buffers = ForwardBuffers::new(q.slice(..), k.slice(..), v.slice(..), o.slice(..), lse.slice(..));
             group.throughput(Throughput::Elements(problem.forward_flops()));
             group.bench_function(BenchmarkId::new(algorithm.name(), seqlen), |bencher| {
                 bencher.iter(|| {

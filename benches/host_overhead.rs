@@ -26,7 +26,7 @@ fn buffers(attention: &FlashAttention, prepared: &PreparedForward) -> [wgpu::Buf
 }
 
 fn slices([q, k, v, o, lse]: &[wgpu::Buffer; 5]) -> ForwardBuffers<'_> {
-    ForwardBuffers { q: q.slice(..), k: k.slice(..), v: v.slice(..), o: o.slice(..), lse: lse.slice(..) }
+    ForwardBuffers::new(q.slice(..), k.slice(..), v.slice(..), o.slice(..), lse.slice(..))
 }
 
 /// The time of `count` encodes.
@@ -50,7 +50,7 @@ fn encodes(attention: &FlashAttention, count: u64, mut encode: impl FnMut(&mut w
 fn host_overhead(criterion: &mut Criterion) {
     let attention = pollster::block_on(FlashAttention::request()).expect("a benchmark needs an adapter");
     println!("adapter: {}, {}", attention.capabilities().adapter_name, attention.capabilities().driver);
-    let problem = AttentionProblem::new(AttentionShape::new(1, 4, 64, 64)).dropout(0.1, 1);
+    let problem = AttentionProblem::new(AttentionShape::new(1, 4, 64, 64)).with_dropout(0.1, 1);
     let prepared = pollster::block_on(attention.prepare_forward(&problem)).expect("the problem is sound");
     let own = buffers(&attention, &prepared);
     let mut group = criterion.benchmark_group("encode");
@@ -69,7 +69,7 @@ fn host_overhead(criterion: &mut Criterion) {
         bencher.iter_custom(|count| {
             encodes(&attention, count, |encoder, _| {
                 seed += 1;
-                let call = Call { philox_seed: Some(seed), ..Call::default() };
+                let call = Call::new().with_philox_seed(seed);
                 prepared.encode_call(encoder, &slices(&own), &call).expect("the buffers fit");
             })
         });

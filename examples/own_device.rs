@@ -2,8 +2,7 @@
 //!
 //! `cargo run --example own_device`
 
-use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, FlashAttention, ForwardBuffers, Operand};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Call, FlashAttention, ForwardBuffers, Operand};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     pollster::block_on(async {
@@ -15,8 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
         // Once: every refusal of the problem comes from here.
         let attention = FlashAttention::new(&adapter, &device, &queue);
-        let shape = AttentionShape::new(1, 8, 512, 64).num_heads_kv(2);
-        let problem = AttentionProblem::new(shape).causal().dropout(0.1, 1);
+        let shape = AttentionShape::new(1, 8, 512, 64).with_num_heads_kv(2);
+        let problem = AttentionProblem::new(shape).with_causal().with_dropout(0.1, 1);
         let forward = attention.prepare_forward(&problem).await?;
 
         // Your buffers: the plan says how large they must be.
@@ -39,9 +38,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Many times: two calls with different dropout seeds in one encoder, one submission.
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let inputs = (q.slice(..), k.slice(..), v.slice(..));
-        let buffers = |o, lse| ForwardBuffers { q: inputs.0, k: inputs.1, v: inputs.2, o, lse };
+        let buffers = |o, lse| ForwardBuffers::new(inputs.0, inputs.1, inputs.2, o, lse);
         forward.encode(&mut encoder, &buffers(o_1.slice(..), lse_1.slice(..)))?;
-        let call = Call { philox_seed: Some(2), ..Call::default() };
+        let call = Call::new().with_philox_seed(2);
         forward.encode_call(&mut encoder, &buffers(o_2.slice(..), lse_2.slice(..)), &call)?;
 
         // The rest is plain wgpu: read both results back.

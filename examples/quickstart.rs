@@ -11,7 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let tensor = |phase: f32| (0..len).map(|i| (i as f32 * 0.37 + phase).sin()).collect::<Vec<f32>>();
 
         let attention = FlashAttention::request().await?;
-        let problem = AttentionProblem::new(shape).causal();
+        let problem = AttentionProblem::new(shape).with_causal();
         let output = attention.forward(&problem, &tensor(0.0), &tensor(1.0), &tensor(2.0)).await?;
 
         println!("on {}", attention.capabilities().adapter_name);

@@ -5,9 +5,8 @@
 //! Attention and its gradients run on the GPU, with dropout; embeddings, projections, loss and Adam are plain loops on the
 //! host, so that every step of the chain rule can be read. The same seed gives the same losses, to the last digit.
 
-use wgpu_flash_attention::plan::Call;
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, BackwardBuffers, FlashAttention, ForwardBuffers, Operand, PreparedBackward,
+    AttentionProblem, AttentionShape, BackwardBuffers, Call, FlashAttention, ForwardBuffers, Operand, PreparedBackward,
     PreparedForward,
 };
 
@@ -51,7 +50,7 @@ impl AttentionLayer {
     async fn new(seed: u64) -> Result<Self, Box<dyn std::error::Error>> {
         let attention = FlashAttention::request().await?;
         let shape = AttentionShape::new(BATCH as u32, HEADS as u32, SEQLEN as u32, (WIDTH / HEADS) as u32);
-        let problem = AttentionProblem::new(shape).causal().dropout(DROPOUT_P, seed);
+        let problem = AttentionProblem::new(shape).with_causal().with_dropout(DROPOUT_P, seed);
         let forward = attention.prepare_forward(&problem).await?;
         let backward = attention.prepare_backward(&problem).await?;
         let buffer = |operand: &Operand| {
@@ -76,31 +75,25 @@ impl AttentionLayer {
             self.write(operand, values);
         }
         let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        let [q, k, v, o, lse] =
-            [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(|operand| self.slice(operand));
-        let call = Call { philox_offset: Some(step), ..Call::default() };
-        self.forward.encode_call(&mut encoder, &ForwardBuffers { q, k, v, o, lse }, &call)?;
+        let call = Call::new().with_philox_offset(step);
+        self.forward.encode_call(&mut encoder, &self.forward_buffers(), &call)?;
         self.attention.queue().submit([encoder.finish()]);
         self.read(Operand::O)
+    }
+
+    fn forward_buffers(&self) -> ForwardBuffers<'_> {
+        let [q, k, v, o, lse] =
+            [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(|operand| self.slice(operand));
+        ForwardBuffers::new(q, k, v, o, lse)
     }
 
     /// dQ, dK and dV of the last forward pass, which has left Q, K, V, O and LSE in their buffers.
     fn backward(&self, d_o: &[f32], step: u32) -> Result<[Vec<f32>; 3], Box<dyn std::error::Error>> {
         self.write(Operand::DO, d_o);
         let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        let buffers = BackwardBuffers {
-            q: self.slice(Operand::Q),
-            k: self.slice(Operand::K),
-            v: self.slice(Operand::V),
-            o: self.slice(Operand::O),
-            lse: self.slice(Operand::Lse),
-            d_o: self.slice(Operand::DO),
-            d_lse: None,
-            dq: self.slice(Operand::Dq),
-            dk: self.slice(Operand::Dk),
-            dv: self.slice(Operand::Dv),
-        };
-        let call = Call { philox_offset: Some(step), ..Call::default() };
+        let [d_o, dq, dk, dv] = [Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv].map(|operand| self.slice(operand));
+        let buffers = BackwardBuffers::new(self.forward_buffers(), d_o, dq, dk, dv);
+        let call = Call::new().with_philox_offset(step);
         self.backward.encode_call(&mut encoder, &buffers, &call)?;
         self.attention.queue().submit([encoder.finish()]);
         Ok([self.read(Operand::Dq)?, self.read(Operand::Dk)?, self.read(Operand::Dv)?])

@@ -9,6 +9,15 @@ pub enum Error {
     #[error("invalid problem: {0}")]
     InvalidProblem(#[from] InvalidProblem),
 
+    /// A plan that no device can run, or that this call does not take: what was asked for beside the problem is wrong.
+    #[error("invalid plan: {what}: {reason}")]
+    InvalidPlan {
+        /// What was asked for: `tiles`, `num_splits`, `capabilities`, `direction` or `specialization`.
+        what: &'static str,
+        /// Why it cannot be.
+        reason: String,
+    },
+
     /// The problem is sound, but this device cannot run it.
     #[error("not supported by this device: {feature}: {reason}")]
     Unsupported {
@@ -38,7 +47,7 @@ pub enum Error {
     /// The limits of the device, or the bound on work, cut the operation into more dispatches than one call can hold.
     #[error(
         "the operation takes {found} dispatches, at most {max} are made; allow more work in each \
-         (AttentionProblem::bounded_work), ask for a device with higher limits, or split the problem"
+         (AttentionProblem::with_bounded_work), ask for a device with higher limits, or split the problem"
     )]
     TooManyDispatches {
         /// Dispatches that the operation takes, as far as 64 bits can say.
@@ -75,6 +84,13 @@ pub enum Error {
         operand: Operand,
     },
 
+    /// A buffer for a tensor that the operation has not.
+    #[error("a buffer for {operand} was given, but the operation has no such tensor")]
+    BufferUnexpected {
+        /// The tensor.
+        operand: Operand,
+    },
+
     /// A buffer offset that the kernel cannot address.
     #[error("the buffer for {operand} starts at byte {found}; its offset must be a multiple of {needed} bytes")]
     BufferAlignment {
@@ -108,7 +124,7 @@ pub enum Error {
 
     /// A host slice of another element type than the problem's.
     #[error(
-        "the problem stores {expected:?}, the slices hold {found:?}; convert them or call AttentionProblem::element"
+        "the problem stores {expected:?}, the slices hold {found:?}; convert them or call AttentionProblem::with_element"
     )]
     ElementMismatch {
         /// The problem's element.

@@ -89,8 +89,9 @@ impl Operand {
         }
     }
 
-    /// Whether it holds elements, in the problem's type (gradients perhaps in f32), and not f32 whatever the problem.
-    pub(crate) const fn holds_elements(self) -> bool {
+    /// Whether it holds elements in the problem's type and layout (gradients perhaps in others of their own). What does not
+    /// is f32 and contiguous, whatever the problem.
+    pub const fn holds_elements(self) -> bool {
         use Operand::{DO, Dk, Dq, Dv, K, O, Q, V};
         matches!(self, Q | K | V | O | DO | Dq | Dk | Dv)
     }

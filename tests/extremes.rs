@@ -6,14 +6,11 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use wgpu_flash_attention::plan::{
-    Call, Capabilities, DeviceClass, Kernel, Operand, Origins, Plan, Specialization, Tiles, TunedTiles, Tuning,
-    Workload,
-};
-use wgpu_flash_attention::shader::{Dialect, ShaderSource};
+use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource, Specialization};
 use wgpu_flash_attention::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Error, InvalidProblem,
-    Mask, MergeProblem, TensorLayout, reference,
+    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Dropout,
+    Element, Error, InvalidProblem, Mask, MergeProblem, Operand, Plan, TensorLayout, Tiles, TunedTiles, Tuning,
+    Workload, reference,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
@@ -46,9 +43,9 @@ fn counts_of_zero_are_planned() {
         zero_shapes().chain(zero_shapes().map(|shape| AttentionShape { seqlen_q: shape.seqlen_q.min(1), ..shape }));
     for shape in shapes {
         for algorithm in ALGORITHMS {
-            let problem = AttentionProblem::new(shape).algorithm(algorithm);
-            let forward = Plan::new(&problem, &capabilities);
-            let backward = Plan::backward(&problem, &capabilities);
+            let problem = AttentionProblem::new(shape).with_algorithm(algorithm);
+            let forward = Plan::forward(&problem, &capabilities).build();
+            let backward = Plan::backward(&problem, &capabilities).build();
             if shape.num_heads > 0 && shape.num_heads_kv == 0 {
                 let refusal = InvalidProblem::HeadsMismatch { num_heads: shape.num_heads, num_heads_kv: 0 };
                 assert_eq!(forward.unwrap_err(), refusal.clone().into());
@@ -60,11 +57,11 @@ fn counts_of_zero_are_planned() {
             assert_eq!(dispatches(&forward.unwrap()) > 0, has_rows, "{shape:?}");
             // dQ, or dK and dV of keys that no row sees.
             assert_eq!(dispatches(&backward.unwrap()) > 0, has_rows || has_keys, "{shape:?}");
-            let split = Plan::with_splits(&problem, &capabilities, None, 3);
+            let split = Plan::forward(&problem, &capabilities).with_splits(3).build();
             assert_eq!(split.is_ok(), algorithm == Algorithm::Flash, "{shape:?}");
             assert!(split.map_or(0, |plan| dispatches(&plan)) == 0 || has_rows, "{shape:?}");
             for num_splits in [0, 1, 3] {
-                let merge = Plan::merge(&MergeProblem::of(&problem, num_splits), &capabilities).unwrap();
+                let merge = Plan::merge(&MergeProblem::of(&problem, num_splits), &capabilities).build().unwrap();
                 assert_eq!(dispatches(&merge) > 0, has_rows, "{shape:?}");
             }
         }
@@ -75,7 +72,7 @@ fn counts_of_zero_are_planned() {
 fn a_head_dim_of_zero_is_refused() {
     for shape in zero_shapes().filter(|shape| shape.num_heads == 0 || shape.num_heads_kv > 0) {
         let problem = AttentionProblem::new(AttentionShape { head_dim: 0, ..shape });
-        let error = Plan::new(&problem, &Capabilities::webgpu_defaults()).unwrap_err();
+        let error = Plan::forward(&problem, &Capabilities::webgpu_defaults()).build().unwrap_err();
         assert!(matches!(error, Error::InvalidProblem(InvalidProblem::HeadDim { name: "head_dim", .. })), "{error}");
     }
 }
@@ -94,7 +91,7 @@ fn lengths_past_64_bits_saturate() {
 #[test]
 fn the_number_of_a_head_wraps_in_the_dropout_mask() {
     let shape = AttentionShape::new(1 << 20, 1 << 20, 4, 8);
-    let problem = AttentionProblem::new(shape).dropout(0.5, 3);
+    let problem = AttentionProblem::new(shape).with_dropout(0.5, 3);
     for key in 0..64 {
         let far = reference::keeps(&problem, 1 << 12, 5, 1, key);
         assert_eq!(far, reference::keeps(&problem, 0, 5, 1, key));
@@ -103,20 +100,24 @@ fn the_number_of_a_head_wraps_in_the_dropout_mask() {
 
 #[test]
 fn more_dispatches_than_can_be_held_are_refused() {
-    let unlimited = Capabilities { max_buffer: u64::MAX, ..Capabilities::webgpu_defaults() };
-    let shape = AttentionShape::new(1, 1, 1 << 29, 64).seqlen_kv(64);
-    let problem = AttentionProblem::new(shape).bounded_work(1);
-    let found = match Plan::new(&problem, &unlimited).unwrap_err() {
+    let unlimited = {
+        let mut capabilities = Capabilities::webgpu_defaults();
+        capabilities.max_buffer = u64::MAX;
+        capabilities
+    };
+    let shape = AttentionShape::new(1, 1, 1 << 29, 64).with_seqlen_kv(64);
+    let problem = AttentionProblem::new(shape).with_bounded_work(1);
+    let found = match Plan::forward(&problem, &unlimited).build().unwrap_err() {
         Error::TooManyDispatches { found, max } => {
             assert!(found > max);
             found
         }
         other => panic!("{other}"),
     };
-    let message = Plan::backward(&problem, &unlimited).unwrap_err().to_string();
+    let message = Plan::backward(&problem, &unlimited).build().unwrap_err().to_string();
     assert!(message.contains("bounded_work"), "{message}");
-    let less = problem.bounded_work(1 << 40);
-    let plan = Plan::new(&less, &unlimited).unwrap();
+    let less = problem.with_bounded_work(1 << 40);
+    let plan = Plan::forward(&less, &unlimited).build().unwrap();
     assert!((dispatches(&plan) as u64) < found / 1000);
 }
 
@@ -127,11 +128,14 @@ fn tiles_of_any_sides_have_numbers() {
     let side = || prop::sample::select(sides.to_vec());
     let tiles = (side(), side(), side(), side(), side(), side(), prop::option::of(side()));
     let dims = (side(), side(), prop::sample::select(Kernel::ALL.to_vec()));
-    let model = Plan::new(&AttentionProblem::new(AttentionShape::new(1, 1, 64, 64)), &Capabilities::webgpu_defaults());
+    let model =
+        Plan::forward(&AttentionProblem::new(AttentionShape::new(1, 1, 64, 64)), &Capabilities::webgpu_defaults())
+            .build();
     let model = model.unwrap().passes()[0].specialization;
     let outcome = runner.run(&(tiles, dims), |(tiles, (head_dim, head_dim_v, kernel))| {
         let (tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side) = tiles;
-        let tiles = Tiles { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side };
+        let mut tiles = Tiles::new(tile_q, tile_kv, thread_rows, lanes);
+        (tiles.key_lanes, tiles.broadcast, tiles.matrix_side) = (key_lanes, broadcast, matrix_side);
         let _ = (tiles.invocations(), tiles.quads(head_dim));
         let specialization = Specialization { kernel, tiles, head_dim, head_dim_v, ..model };
         let _ = (specialization.workgroup_bytes(), specialization.invocations(), tiles.to_string());
@@ -219,8 +223,9 @@ fn problem() -> impl Strategy<Value = AttentionProblem> {
     let chances = vec![0.0, 0.5, -0.0, -1.0, 1.0 - f64::EPSILON, 1.0, 2.0, f64::NAN, f64::INFINITY];
     let dropout = prop::option::weighted(
         0.3,
-        (prop::sample::select(chances), any::<u64>(), count())
-            .prop_map(|(dropout_p, philox_seed, philox_offset)| Dropout { dropout_p, philox_seed, philox_offset }),
+        (prop::sample::select(chances), any::<u64>(), count()).prop_map(|(dropout_p, philox_seed, philox_offset)| {
+            Dropout::new(dropout_p, philox_seed).with_philox_offset(philox_offset)
+        }),
     );
     let scales = vec![0.0, 1.0, -3.0, 1e38, 1e300, f64::MIN_POSITIVE, f64::NAN, f64::NEG_INFINITY];
     let scale = prop::option::weighted(0.3, prop::sample::select(scales));
@@ -230,7 +235,7 @@ fn problem() -> impl Strategy<Value = AttentionProblem> {
         shape().prop_flat_map(|shape| (Just(shape), layouts(shape), prop::option::weighted(0.3, layouts(shape))));
     (layouts, mask, dropout, scale, bound, elements, any::<bool>()).prop_map(
         |((shape, layout, gradient_layout), mask, dropout, softmax_scale, bound, (element, in_f32), standard)| {
-            let mut problem = AttentionProblem::new(shape).element(element).layout(layout);
+            let mut problem = AttentionProblem::new(shape).with_element(element).with_layout(layout);
             problem.mask = mask;
             problem.dropout = dropout;
             problem.softmax_scale = softmax_scale;
@@ -258,23 +263,22 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
     (classes, abilities, limits, shader_limits).prop_map(|(device_class, abilities, limits, shader_limits)| {
         let ([shader_f16, subgroups], subgroup, matrix_side) = abilities;
         let (storage, invocations, workgroups, max_binding, max_buffer, binding_alignment) = limits;
-        Capabilities {
-            device_class,
-            shader_f16,
-            subgroups,
-            subgroup_min_size: subgroup,
-            subgroup_max_size: subgroup,
-            matrix_side,
-            max_workgroup_storage: storage,
-            max_invocations: invocations,
-            max_workgroups_per_dimension: workgroups,
-            max_storage_buffers: shader_limits.0,
-            max_loop_turns: shader_limits.1,
-            max_binding,
-            max_buffer,
-            binding_alignment,
-            ..Capabilities::webgpu_defaults()
-        }
+        let mut capabilities = Capabilities::webgpu_defaults();
+        capabilities.device_class = device_class;
+        capabilities.shader_f16 = shader_f16;
+        capabilities.subgroups = subgroups;
+        capabilities.subgroup_min_size = subgroup;
+        capabilities.subgroup_max_size = subgroup;
+        capabilities.matrix_side = matrix_side;
+        capabilities.max_workgroup_storage = storage;
+        capabilities.max_invocations = invocations;
+        capabilities.max_workgroups_per_dimension = workgroups;
+        capabilities.max_storage_buffers = shader_limits.0;
+        capabilities.max_loop_turns = shader_limits.1;
+        capabilities.max_binding = max_binding;
+        capabilities.max_buffer = max_buffer;
+        capabilities.binding_alignment = binding_alignment;
+        capabilities
     })
 }
 
@@ -288,14 +292,10 @@ fn tiles() -> impl Strategy<Value = Tiles> {
         Tiles::broadcasting(128, 32, 4, 8),
         Tiles::cooperative(64, 32, 16, 32, 16),
     ];
-    let nonsense = (count(), count(), count(), count(), count()).prop_map(|(a, b, c, d, e)| Tiles {
-        tile_q: a,
-        tile_kv: b,
-        thread_rows: c,
-        lanes: d,
-        key_lanes: e,
-        broadcast: a,
-        matrix_side: (c > d).then_some(e),
+    let nonsense = (count(), count(), count(), count(), count()).prop_map(|(a, b, c, d, e)| {
+        let mut tiles = Tiles::new(a, b, c, d);
+        (tiles.key_lanes, tiles.broadcast, tiles.matrix_side) = (e, a, (c > d).then_some(e));
+        tiles
     });
     prop_oneof![prop::sample::select(sound), nonsense]
 }
@@ -311,8 +311,9 @@ fn exhaust(plan: Plan, call: &Call, origin: u64) -> Result<usize, TestCaseError>
         let _ = (pass.specialization.workgroup_bytes(), pass.specialization.invocations());
     }
     let mut most = 0;
-    for (call, origin) in [(&Call::default(), None), (call, Some(origin))] {
-        if let Ok(dispatches) = plan.dispatches(call, &[origin; Operand::ALL.len()]) {
+    let everywhere = Operand::ALL.iter().fold(Origins::default(), |origins, &operand| origins.with(operand, origin));
+    for (call, origins) in [(&Call::default(), Origins::default()), (call, everywhere)] {
+        if let Ok(dispatches) = plan.dispatches(call, &origins) {
             prop_assert!(dispatches.iter().all(|dispatch| dispatch.grid[0] > 0 && dispatch.grid[1] > 0));
             most = most.max(dispatches.len());
         }
@@ -323,7 +324,14 @@ fn exhaust(plan: Plan, call: &Call, origin: u64) -> Result<usize, TestCaseError>
 #[test]
 fn extremes_are_answered_or_refused() {
     let call = (prop::option::of(count()), prop::option::of(count()), prop::option::of(any::<u64>())).prop_map(
-        |(seqlen_q, seqlen_kv, philox_seed)| Call { seqlen_q, seqlen_kv, philox_seed, philox_offset: Some(u32::MAX) },
+        |(seqlen_q, seqlen_kv, philox_seed)| {
+            let mut call = Call::new();
+            call.seqlen_q = seqlen_q;
+            call.seqlen_kv = seqlen_kv;
+            call.philox_seed = philox_seed;
+            call.philox_offset = Some(u32::MAX);
+            call
+        },
     );
     let choices = (tiles(), tiles(), count(), count(), call, stride());
     let (planned, refused, slowest) = (Cell::new(0), Cell::new(0), Cell::new(Duration::ZERO));
@@ -335,22 +343,24 @@ fn extremes_are_answered_or_refused() {
         let _ = (problem.visible_keys(problem.shape.seqlen_q), problem.shape.lse_len(), Workload::of(&problem));
         let _ = reference::keeps(&problem, problem.shape.batch, problem.shape.num_heads, u32::MAX, u32::MAX);
         let merge = MergeProblem::of(&problem, num_splits);
-        let strided = merge.clone().strides(origin, u64::from(num_splits)).parts_in_f32();
-        let tuned = TunedTiles { workload: Workload::of(&problem), element: problem.element, head_dim: 256, tiles };
-        let tuning = Tuning { tiles: vec![tuned], workgroups: Some(workgroups) };
+        let strided = merge.clone().with_strides(origin, u64::from(num_splits)).with_parts_in_f32();
+        let tuned = TunedTiles::new(Workload::of(&problem), problem.element, 256, tiles);
+        let tuning = Tuning::new(vec![tuned]).with_workgroups(workgroups);
         let mut plans = vec![
-            Plan::new(&problem, &capabilities),
-            Plan::tuned(&problem, &capabilities, &tuning),
-            Plan::with_tiles(&problem, &capabilities, tiles),
-            Plan::with_splits(&problem, &capabilities, None, num_splits),
-            Plan::with_splits(&problem, &capabilities, Some(tiles), num_splits),
-            Plan::backward(&problem, &capabilities),
-            Plan::backward_with_tiles(&problem, &capabilities, [tiles, other_tiles]),
-            Plan::merge(&merge, &capabilities),
-            Plan::merge(&strided, &capabilities),
+            Plan::forward(&problem, &capabilities).build(),
+            Plan::forward(&problem, &capabilities).with_tuning(&tuning).build(),
+            Plan::forward(&problem, &capabilities).with_tiles(&[tiles]).build(),
+            Plan::forward(&problem, &capabilities).with_splits(num_splits).build(),
+            Plan::forward(&problem, &capabilities).with_tiles(&[tiles]).with_splits(num_splits).build(),
+            Plan::backward(&problem, &capabilities).build(),
+            Plan::backward(&problem, &capabilities).with_tiles(&[tiles, other_tiles]).build(),
+            Plan::merge(&merge, &capabilities).build(),
+            Plan::merge(&strided, &capabilities).build(),
         ];
         let candidates = Plan::candidates(&problem, &capabilities);
-        plans.extend(candidates.into_iter().map(|tiles| Plan::with_tiles(&problem, &capabilities, tiles)));
+        plans.extend(
+            candidates.into_iter().map(|tiles| Plan::forward(&problem, &capabilities).with_tiles(&[tiles]).build()),
+        );
         for plan in plans {
             match plan {
                 Ok(plan) => {

@@ -61,7 +61,8 @@ fn philox_gives_the_published_answers() {
 #[test]
 fn two_keys_by_hand() {
     // Scores ln 1 and ln 3, so P = (1/4, 3/4) and the sum of exponentials is 4.
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 1).seqlen_kv(2).head_dim_v(2)).scale(0.5);
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 1).with_seqlen_kv(2).with_head_dim_v(2))
+        .with_softmax_scale(0.5);
     let output = forward(&problem, &[2.0], &[0.0, 3f64.ln()], &[8.0, 0.0, 4.0, 100.0]);
     assert_relative_eq!(output.o[0], 5.0, max_relative = 1e-15);
     assert_relative_eq!(output.o[1], 75.0, max_relative = 1e-15);
@@ -71,13 +72,13 @@ fn two_keys_by_hand() {
 #[test]
 fn the_scale_defaults_to_one_over_the_root_of_head_dim() {
     let problem = AttentionProblem::new(AttentionShape::new(2, 2, 5, 4));
-    assert_eq!(run(&problem), run(&problem.clone().scale(0.5)));
-    assert_ne!(run(&problem), run(&problem.clone().scale(0.25)));
+    assert_eq!(run(&problem), run(&problem.clone().with_softmax_scale(0.5)));
+    assert_ne!(run(&problem), run(&problem.clone().with_softmax_scale(0.25)));
 }
 
 #[test]
 fn huge_scores_do_not_overflow() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 1).seqlen_kv(2)).scale(1.0);
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 1).with_seqlen_kv(2)).with_softmax_scale(1.0);
     let output = forward(&problem, &[1e3], &[1e3, 1e3 - 1.0], &[7.0, 9.0]);
     assert_eq!(output.o, [7.0]);
     assert_eq!(output.lse, [1e6]);
@@ -85,7 +86,8 @@ fn huge_scores_do_not_overflow() {
 
 #[test]
 fn one_row_is_the_same_row_of_the_whole() {
-    let problem = AttentionProblem::new(AttentionShape::new(2, 4, 5, 3).num_heads_kv(2).head_dim_v(2)).causal();
+    let problem =
+        AttentionProblem::new(AttentionShape::new(2, 4, 5, 3).with_num_heads_kv(2).with_head_dim_v(2)).with_causal();
     let [q, k, v] = inputs(&problem);
     let whole = forward(&problem, &q, &k, &v);
     for (batch, head, row) in [(0, 0, 0), (1, 3, 4), (1, 0, 2), (0, 2, 3)] {
@@ -99,23 +101,23 @@ fn one_row_is_the_same_row_of_the_whole() {
 #[test]
 fn masks_show_the_keys_they_name() {
     let problem =
-        |seqlen_q, seqlen_kv| AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, 1).seqlen_kv(seqlen_kv));
+        |seqlen_q, seqlen_kv| AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, 1).with_seqlen_kv(seqlen_kv));
     let all_of =
         |ranges: &[std::ops::Range<u32>]| -> Vec<Vec<u32>> { ranges.iter().map(|r| r.clone().collect()).collect() };
     let cases = [
         (problem(2, 3), vec![0..3, 0..3]),
-        (problem(2, 4).causal(), vec![0..3, 0..4]),
-        (problem(2, 4).causal_top_left(), vec![0..1, 0..2]),
-        (problem(4, 2).causal(), vec![0..0, 0..0, 0..1, 0..2]),
-        (problem(4, 2).causal_top_left(), vec![0..1, 0..2, 0..2, 0..2]),
-        (problem(4, 4).window(Some(0), Some(0)), vec![0..1, 1..2, 2..3, 3..4]),
-        (problem(4, 4).window(Some(1), Some(2)), vec![0..3, 0..4, 1..4, 2..4]),
-        (problem(3, 5).window(Some(1), None), vec![1..5, 2..5, 3..5]),
-        (problem(3, 5).window(None, Some(1)), vec![0..4, 0..5, 0..5]),
-        (problem(3, 5).window(Some(1), Some(7)).causal(), vec![1..3, 2..4, 3..5]),
-        (problem(3, 5).causal_top_left().window(Some(1), Some(7)), vec![0..1, 0..2, 1..3]),
-        (problem(3, 3).window(Some(u32::MAX), Some(u32::MAX)), vec![0..3, 0..3, 0..3]),
-        (problem(5, 2).window(Some(0), Some(0)), vec![0..0, 0..0, 0..0, 0..1, 1..2]),
+        (problem(2, 4).with_causal(), vec![0..3, 0..4]),
+        (problem(2, 4).with_causal_top_left(), vec![0..1, 0..2]),
+        (problem(4, 2).with_causal(), vec![0..0, 0..0, 0..1, 0..2]),
+        (problem(4, 2).with_causal_top_left(), vec![0..1, 0..2, 0..2, 0..2]),
+        (problem(4, 4).with_window(Some(0), Some(0)), vec![0..1, 1..2, 2..3, 3..4]),
+        (problem(4, 4).with_window(Some(1), Some(2)), vec![0..3, 0..4, 1..4, 2..4]),
+        (problem(3, 5).with_window(Some(1), None), vec![1..5, 2..5, 3..5]),
+        (problem(3, 5).with_window(None, Some(1)), vec![0..4, 0..5, 0..5]),
+        (problem(3, 5).with_window(Some(1), Some(7)).with_causal(), vec![1..3, 2..4, 3..5]),
+        (problem(3, 5).with_causal_top_left().with_window(Some(1), Some(7)), vec![0..1, 0..2, 1..3]),
+        (problem(3, 3).with_window(Some(u32::MAX), Some(u32::MAX)), vec![0..3, 0..3, 0..3]),
+        (problem(5, 2).with_window(Some(0), Some(0)), vec![0..0, 0..0, 0..0, 0..1, 1..2]),
     ];
     for (problem, expected) in cases {
         assert_eq!(keys_reaching(&problem), all_of(&expected), "{:?} {:?}", problem.shape, problem.mask);
@@ -126,13 +128,13 @@ fn masks_show_the_keys_they_name() {
 
 #[test]
 fn a_row_that_sees_nothing_is_zero() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 4, 1).seqlen_kv(2)).causal();
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 4, 1).with_seqlen_kv(2)).with_causal();
     let output = run(&problem);
     assert_eq!(output.o[..2], [0.0, 0.0]);
     assert_eq!(output.lse[..2], [f64::NEG_INFINITY; 2]);
     assert!(output.lse[2..].iter().all(|lse| lse.is_finite()));
 
-    let output = run(&AttentionProblem::new(AttentionShape::new(2, 2, 3, 4).seqlen_kv(0)));
+    let output = run(&AttentionProblem::new(AttentionShape::new(2, 2, 3, 4).with_seqlen_kv(0)));
     assert_eq!(output.o, [0.0; 2 * 2 * 3 * 4]);
     assert_eq!(output.lse, [f64::NEG_INFINITY; 2 * 2 * 3]);
 }
@@ -149,12 +151,12 @@ fn empty_tensors_are_a_no_op() {
 
 #[test]
 fn grouped_heads_equal_repeated_heads() {
-    let shape = AttentionShape::new(2, 6, 5, 3).num_heads_kv(2);
-    let grouped = AttentionProblem::new(shape).causal();
+    let shape = AttentionShape::new(2, 6, 5, 3).with_num_heads_kv(2);
+    let grouped = AttentionProblem::new(shape).with_causal();
     let [q, k, v] = inputs(&grouped);
     // [batch · row, kv head, dim] with each head three times over.
     let repeat = |tensor: &[f64]| -> Vec<f64> { tensor.chunks(3).flat_map(|head| head.repeat(3)).collect() };
-    let repeated = AttentionProblem::new(shape.num_heads_kv(6)).causal();
+    let repeated = AttentionProblem::new(shape.with_num_heads_kv(6)).with_causal();
     assert_eq!(forward(&grouped, &q, &k, &v), forward(&repeated, &q, &repeat(&k), &repeat(&v)));
 }
 
@@ -167,7 +169,7 @@ fn layouts_place_the_same_numbers_elsewhere() {
     let [q, k, v] = inputs(&bshd);
     let expected = forward(&bshd, &q, &k, &v);
     for layout in [AttentionLayout::bhsd(&shape), strided] {
-        let problem = bshd.clone().layout(layout);
+        let problem = bshd.clone().with_layout(layout);
         // Whatever lies between the elements must not matter.
         let place = |from: &[f64], to: &TensorLayout| {
             let mut placed = vec![f64::NAN; 300];
@@ -196,7 +198,7 @@ fn each_row(shape: AttentionShape, mut visit: impl FnMut(u32, u32, u32)) {
 
 #[test]
 fn a_nan_reaches_only_the_rows_that_see_it() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 4, 2)).window(Some(1), Some(0));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 4, 2)).with_window(Some(1), Some(0));
     let [q, k, v] = inputs(&problem);
     let rows_with_nan = |q: &[f64], k: &[f64], v: &[f64]| -> Vec<usize> {
         let o = forward(&problem, q, k, v).o;
@@ -218,8 +220,9 @@ fn a_nan_reaches_only_the_rows_that_see_it() {
 fn dropout_drops_by_the_philox_words() {
     // Equal scores, and V the identity: O is the mask over seqlen_kv · (1 − p).
     let seqlen = 8;
-    let mut problem = AttentionProblem::new(AttentionShape::new(2, 2, 3, 1).seqlen_kv(seqlen).head_dim_v(seqlen))
-        .dropout(0.5, 0x0123_4567_89ab_cdef);
+    let mut problem =
+        AttentionProblem::new(AttentionShape::new(2, 2, 3, 1).with_seqlen_kv(seqlen).with_head_dim_v(seqlen))
+            .with_dropout(0.5, 0x0123_4567_89ab_cdef);
     problem.dropout.as_mut().unwrap().philox_offset = 9;
     // V is [batch, row, head, dim]: both heads of a row hold the same unit vector.
     let unit = |row: u32| (0..seqlen).map(move |dim| f64::from(u8::from(dim == row)));
@@ -245,7 +248,7 @@ fn dropout_drops_by_the_philox_words() {
 #[test]
 fn dropout_keeps_the_share_it_should() {
     for p in [0.0, 0.1, 0.5, 0.999] {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 1, 64, 1).seqlen_kv(1024)).dropout(p, 7);
+        let problem = AttentionProblem::new(AttentionShape::new(1, 1, 64, 1).with_seqlen_kv(1024)).with_dropout(p, 7);
         let kept = (0..64).flat_map(|row| (0..1024).map(move |key| (row, key)));
         let kept = kept.filter(|(row, key)| keeps(&problem, 0, 0, *row, *key)).count() as f64;
         // Six standard deviations of a binomial draw.

@@ -17,7 +17,7 @@ fn bounds(errors: &[ErrorTerms], arithmetic: &Arithmetic) -> Vec<f64> {
 #[test]
 fn rows_that_see_nothing_are_exact() {
     // The first four of ten rows see none of the six keys.
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 10, 3).seqlen_kv(6)).causal();
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 10, 3).with_seqlen_kv(6)).with_causal();
     let [q, k, v, d_o] = [(30, 0), (18, 100), (18, 200), (30, 300)].map(|(len, first)| values(len, first));
     let errors = forward_errors(&problem, &q, &k, &v);
     let o = forward(&problem, &q, &k, &v).o;
@@ -35,7 +35,7 @@ fn rows_that_see_nothing_are_exact() {
 
 #[test]
 fn a_million_values_of_one_sign_are_right_to_five_digits() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 1).seqlen_kv(1_000_000));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 1).with_seqlen_kv(1_000_000));
     let [q, k] = [(1, 0), (1_000_000, 100)].map(|(len, first)| values(len, first));
     let v: Vec<f64> = values(1_000_000, 7).into_iter().map(|v| v.abs() + 0.5).collect();
     let o = forward(&problem, &q, &k, &v).o;
@@ -49,7 +49,7 @@ fn a_million_values_of_one_sign_are_right_to_five_digits() {
 #[test]
 fn what_cancels_in_d_s_leaves_its_rounding() {
     // One key: dP = D, so that dS, dQ and dK are 0, and what f32 rounds of dP and D is left.
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 4).seqlen_kv(1));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 4).with_seqlen_kv(1));
     let [q, k, v, d_o] = [(4, 0), (4, 100), (4, 200), (4, 300)].map(|(len, first)| values(len, first));
     let o = forward(&problem, &q, &k, &v).o;
     let gradients = backward_for(&problem, [&q, &k, &v, &o], &d_o, None);
@@ -65,7 +65,8 @@ fn what_cancels_in_d_s_leaves_its_rounding() {
 
 #[test]
 fn gradients_for_the_exact_o_are_the_gradients() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 5, 3).seqlen_kv(7).num_heads_kv(1)).dropout(0.3, 5);
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 5, 3).with_seqlen_kv(7).with_num_heads_kv(1))
+        .with_dropout(0.3, 5);
     let [q, k, v, d_o] = [(30, 0), (21, 100), (21, 200), (30, 300)].map(|(len, first)| values(len, first));
     let d_lse = values(10, 400);
     let o = forward(&problem, &q, &k, &v).o;

@@ -67,24 +67,24 @@ fn check(problem: &AttentionProblem) {
 
 #[test]
 fn gradients_are_those_of_finite_differences() {
-    let shape = AttentionShape::new(2, 4, 5, 3).num_heads_kv(2).seqlen_kv(6).head_dim_v(2);
+    let shape = AttentionShape::new(2, 4, 5, 3).with_num_heads_kv(2).with_seqlen_kv(6).with_head_dim_v(2);
     let problem = AttentionProblem::new(shape);
     check(&problem);
-    check(&problem.clone().causal());
-    check(&problem.clone().causal_top_left());
-    check(&problem.clone().window(Some(1), Some(2)).scale(-0.8));
-    check(&problem.clone().dropout(0.4, 7));
-    check(&problem.causal().dropout(0.2, 9).layout(AttentionLayout::bhsd(&shape)));
+    check(&problem.clone().with_causal());
+    check(&problem.clone().with_causal_top_left());
+    check(&problem.clone().with_window(Some(1), Some(2)).with_softmax_scale(-0.8));
+    check(&problem.clone().with_dropout(0.4, 7));
+    check(&problem.with_causal().with_dropout(0.2, 9).with_layout(AttentionLayout::bhsd(&shape)));
     // Rows that see nothing.
-    check(&AttentionProblem::new(AttentionShape::new(1, 2, 7, 2).seqlen_kv(3)).causal());
+    check(&AttentionProblem::new(AttentionShape::new(1, 2, 7, 2).with_seqlen_kv(3)).with_causal());
 }
 
 #[test]
 fn gradients_of_nothing_are_zero() {
-    let no_keys = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4).seqlen_kv(0));
+    let no_keys = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4).with_seqlen_kv(0));
     let gradients = backward(&no_keys, &values(24, 0), &[], &[], &values(24, 1), None);
     assert_eq!((gradients.dq, gradients.dk.len()), (vec![0.0; 24], 0));
-    let no_rows = AttentionProblem::new(AttentionShape::new(1, 2, 0, 4).seqlen_kv(3));
+    let no_rows = AttentionProblem::new(AttentionShape::new(1, 2, 0, 4).with_seqlen_kv(3));
     let gradients = backward(&no_rows, &[], &values(24, 0), &values(24, 0), &[], None);
     assert_eq!((gradients.dq.len(), gradients.dk, gradients.dv), (0, vec![0.0; 24], vec![0.0; 24]));
 }
@@ -92,9 +92,9 @@ fn gradients_of_nothing_are_zero() {
 /// dO, dQ, dK and dV follow the gradient layout, the others their own.
 #[test]
 fn gradients_have_a_layout_of_their_own() {
-    let shape = AttentionShape::new(2, 2, 3, 2).seqlen_kv(4);
+    let shape = AttentionShape::new(2, 2, 3, 2).with_seqlen_kv(4);
     let plain = AttentionProblem::new(shape);
-    let moved = plain.clone().gradient_layout(AttentionLayout::bhsd(&shape));
+    let moved = plain.clone().with_gradient_layout(AttentionLayout::bhsd(&shape));
     let inputs = inputs(&plain);
     let [q, k, v] = &inputs.tensors;
     // From [batch, row, head, 2] to [batch, head, row, 2].
@@ -115,7 +115,7 @@ fn gradients_have_a_layout_of_their_own() {
 #[test]
 fn rounding_p_keeps_eleven_bits() {
     // All scores are 0, so P is 1/3, in 11 bits 1365/4096, and dV is P times dO.
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 2).seqlen_kv(3));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 1, 2).with_seqlen_kv(3));
     let (q, k, d_o) = ([0.0; 2], values(6, 0), [1.0, -3.0]);
     let v = values(6, 10);
     let rounded = backward_rounding_p(&problem, &q, &k, &v, &d_o, None);

@@ -3,12 +3,12 @@
 use naga::valid::{Capabilities as NagaCapabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, TypeInner};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use wgpu_flash_attention::plan::{
-    Capabilities, DeviceClass, Kernel, Operand, Params, Plan, RowReduce, Specialization, Storage, Usage,
+use wgpu_flash_attention::unstable::{
+    Dialect, Kernel, Params, RowReduce, ShaderSource, Specialization, Storage, Usage,
 };
-use wgpu_flash_attention::shader::{Dialect, ShaderSource};
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, MergeProblem, TensorLayout,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, MergeProblem,
+    Operand, Plan, TensorLayout,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -20,17 +20,16 @@ fn devices() -> Vec<Capabilities> {
                 for (shader_f16, matrix_side) in [(false, None), (true, None), (true, Some(8)), (true, Some(16))] {
                     // Matrices need subgroups of one size.
                     let subgroup = matrix_side.map_or(subgroups.unwrap_or(4), |side| side * side / 8);
-                    devices.push(Capabilities {
-                        device_class: class,
-                        max_workgroup_storage: storage,
-                        max_invocations: if storage == 16_384 { 256 } else { 1024 },
-                        subgroups: subgroups.is_some(),
-                        subgroup_min_size: subgroup,
-                        subgroup_max_size: matrix_side.map_or(128, |_| subgroup),
-                        matrix_side,
-                        shader_f16,
-                        ..Capabilities::webgpu_defaults()
-                    });
+                    let mut device = Capabilities::webgpu_defaults();
+                    device.device_class = class;
+                    device.max_workgroup_storage = storage;
+                    device.max_invocations = if storage == 16_384 { 256 } else { 1024 };
+                    device.subgroups = subgroups.is_some();
+                    device.subgroup_min_size = subgroup;
+                    device.subgroup_max_size = matrix_side.map_or(128, |_| subgroup);
+                    device.matrix_side = matrix_side;
+                    device.shader_f16 = shader_f16;
+                    devices.push(device);
                 }
             }
         }
@@ -42,32 +41,36 @@ fn devices() -> Vec<Capabilities> {
 fn variants() -> Vec<Specialization> {
     let mut variants = HashSet::new();
     for device in devices() {
-        for element in Element::ALL {
+        for &element in Element::ALL {
             for algorithm in [Algorithm::Flash, Algorithm::Standard] {
                 for (head_dim, head_dim_v) in [(1, 1), (40, 40), (64, 64), (59, 111), (128, 128), (256, 256), (64, 256)]
                 {
                     // Few rows, and so many that the planner takes other tiles; decoding, with and without groups; sums so
                     // long that they are split.
-                    let shape = |seqlen| AttentionShape::new(2, 4, seqlen, head_dim).head_dim_v(head_dim_v);
-                    let decode = |num_heads_kv| shape(1).seqlen_kv(2000).num_heads_kv(num_heads_kv);
+                    let shape = |seqlen| AttentionShape::new(2, 4, seqlen, head_dim).with_head_dim_v(head_dim_v);
+                    let decode = |num_heads_kv| shape(1).with_seqlen_kv(2000).with_num_heads_kv(num_heads_kv);
                     let mut many_heads = decode(1);
                     many_heads.num_heads = 24;
-                    let busy = AttentionShape { batch: 600, ..decode(2) }.seqlen_kv(40);
-                    let long = shape(5000).num_heads_kv(1).seqlen_kv(40_000);
+                    let busy = AttentionShape { batch: 600, ..decode(2) }.with_seqlen_kv(40);
+                    let long = shape(5000).with_num_heads_kv(1).with_seqlen_kv(40_000);
                     let mut shapes = vec![shape(100), shape(5000), decode(4), decode(1), many_heads, busy];
                     // Standard attention has no splits, and its scores would not fit.
                     shapes.extend((algorithm == Algorithm::Flash).then_some(long));
                     for shape in shapes {
-                        let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
+                        let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);
                         let merge = MergeProblem::of(&problem, 3);
-                        for merge in [merge.clone().parts_in_f32(), merge.clone().strides(1 << 20, 1 << 20)] {
-                            let plan = Plan::merge(&merge, &device).expect("every device merges");
+                        for merge in [merge.clone().with_parts_in_f32(), merge.clone().with_strides(1 << 20, 1 << 20)] {
+                            let plan = Plan::merge(&merge, &device).build().expect("every device merges");
                             variants.extend(plan.passes().iter().map(|pass| pass.specialization));
                         }
-                        for problem in [problem.clone(), problem.clone().causal(), problem.causal().dropout(0.1, 7)] {
-                            let forward = Plan::new(&problem, &device).expect("every device runs every problem");
-                            let backward = Plan::backward(&problem, &device).expect("backward too");
-                            let in_f32 = Plan::backward(&problem.f32_gradients(), &device).expect("in f32 too");
+                        for problem in
+                            [problem.clone(), problem.clone().with_causal(), problem.with_causal().with_dropout(0.1, 7)]
+                        {
+                            let forward =
+                                Plan::forward(&problem, &device).build().expect("every device runs every problem");
+                            let backward = Plan::backward(&problem, &device).build().expect("backward too");
+                            let in_f32 =
+                                Plan::backward(&problem.with_f32_gradients(), &device).build().expect("in f32 too");
                             for plan in [forward, backward, in_f32] {
                                 variants.extend(plan.passes().iter().map(|pass| pass.specialization));
                             }
@@ -123,7 +126,7 @@ fn validate(variant: &Specialization, module: &Module, text: &str) -> ModuleInfo
 #[test]
 fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
     let variants = variants();
-    for kernel in Kernel::ALL {
+    for &kernel in Kernel::ALL {
         assert!(variants.iter().any(|variant| variant.kernel == kernel), "{kernel:?} is never planned");
     }
     for row_reduce in [RowReduce::Alone, RowReduce::Workgroup, RowReduce::Subgroup] {
@@ -391,15 +394,16 @@ fn dialects_differ_in_the_enable_line_alone() {
 /// Layouts whose rows are no whole numbers of quads are read element by element.
 #[test]
 fn odd_layouts_are_read_element_by_element() {
-    use wgpu_flash_attention::plan::Access;
+    use wgpu_flash_attention::unstable::Access;
     let device = Capabilities::webgpu_defaults();
-    let access = |problem: &AttentionProblem| Plan::new(problem, &device).unwrap().passes()[0].specialization.access;
+    let access =
+        |problem: &AttentionProblem| Plan::forward(problem, &device).build().unwrap().passes()[0].specialization.access;
     let shape = AttentionShape::new(2, 4, 100, 64);
     let aligned = AttentionProblem::new(shape);
     assert_eq!(access(&aligned), Access::Quad);
     assert_eq!(access(&AttentionProblem::new(AttentionShape::new(2, 4, 100, 63))), Access::Single);
     let q = TensorLayout { offset: 2, ..aligned.layout.q };
-    assert_eq!(access(&aligned.clone().layout(AttentionLayout { q, ..aligned.layout })), Access::Single);
+    assert_eq!(access(&aligned.clone().with_layout(AttentionLayout { q, ..aligned.layout })), Access::Single);
     let v = TensorLayout { stride_row: 4 * 64 + 1, ..aligned.layout.v };
-    assert_eq!(access(&aligned.clone().layout(AttentionLayout { v, ..aligned.layout })), Access::Single);
+    assert_eq!(access(&aligned.clone().with_layout(AttentionLayout { v, ..aligned.layout })), Access::Single);
 }

@@ -2,8 +2,9 @@
 //! `Plan::candidates`. No GPU needed.
 
 use std::collections::HashSet;
-use wgpu_flash_attention::plan::{Capabilities, DeviceClass, Plan, Tiles};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, Plan, Tiles,
+};
 
 /// The functions of the table, and what the names of their kernels begin with.
 const TABLES: [(&str, &[&str]); 12] = [
@@ -66,17 +67,16 @@ fn devices() -> Vec<Capabilities> {
                 (32, Some(8)),
                 (32, Some(16)),
             ]) {
-                devices.push(Capabilities {
-                    device_class,
-                    max_workgroup_storage: storage,
-                    max_invocations: invocations,
-                    subgroups: subgroup > 1,
-                    subgroup_min_size: subgroup.max(4),
-                    subgroup_max_size: subgroup.max(4),
-                    matrix_side,
-                    shader_f16: matrix_side.is_some(),
-                    ..Capabilities::webgpu_defaults()
-                });
+                let mut device = Capabilities::webgpu_defaults();
+                device.device_class = device_class;
+                device.max_workgroup_storage = storage;
+                device.max_invocations = invocations;
+                device.subgroups = subgroup > 1;
+                device.subgroup_min_size = subgroup.max(4);
+                device.subgroup_max_size = subgroup.max(4);
+                device.matrix_side = matrix_side;
+                device.shader_f16 = matrix_side.is_some();
+                devices.push(device);
             }
         }
     }
@@ -89,12 +89,14 @@ fn problems() -> Vec<AttentionProblem> {
         for (num_heads, seqlen_q, num_heads_kv) in
             [(2, 1, 2), (8, 1, 2), (24, 1, 3), (64, 1, 2), (4, 512, 4), (16, 512, 16), (32, 512, 32), (4, 5000, 4)]
         {
-            let shape = AttentionShape::new(1, num_heads, seqlen_q, head_dim).num_heads_kv(num_heads_kv);
-            for element in Element::ALL {
+            let shape = AttentionShape::new(1, num_heads, seqlen_q, head_dim).with_num_heads_kv(num_heads_kv);
+            for &element in Element::ALL {
                 for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-                    let problem = AttentionProblem::new(shape.seqlen_kv(2000)).element(element).algorithm(algorithm);
+                    let problem = AttentionProblem::new(shape.with_seqlen_kv(2000))
+                        .with_element(element)
+                        .with_algorithm(algorithm);
                     // Dropout takes workgroup memory.
-                    problems.push(problem.clone().dropout(0.1, 7));
+                    problems.push(problem.clone().with_dropout(0.1, 7));
                     problems.push(problem);
                 }
             }
@@ -111,8 +113,8 @@ fn every_row_is_planned_or_measured_for_some_problem() {
     for device in &devices {
         for problem in &problems {
             candidates.extend(Plan::candidates(problem, device));
-            for plan in [Plan::new(problem, device), Plan::backward(problem, device)] {
-                let plan = plan.expect("every device runs every problem");
+            for plan in [Plan::forward(problem, device), Plan::backward(problem, device)] {
+                let plan = plan.build().expect("every device runs every problem");
                 let passes = plan.passes().iter();
                 planned.extend(passes.map(|pass| (pass.specialization.kernel.name(), pass.specialization.tiles)));
             }

@@ -3,8 +3,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use wgpu_flash_attention::plan::{Tiles, Workload};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Element};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, Tiles, Workload};
 
 /// Exact attention on the GPU: compute, check, time.
 #[derive(Parser)]
@@ -178,8 +177,8 @@ impl CausalOption {
     pub fn apply(&self, problem: AttentionProblem) -> AttentionProblem {
         match self.causal {
             None => problem,
-            Some(Causal::BottomRight) => problem.causal(),
-            Some(Causal::TopLeft) => problem.causal_top_left(),
+            Some(Causal::BottomRight) => problem.with_causal(),
+            Some(Causal::TopLeft) => problem.with_causal_top_left(),
         }
     }
 }
@@ -280,14 +279,18 @@ pub fn join_causal(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 fn elements() -> impl TypedValueParser<Value = Element> {
-    PossibleValuesParser::new(Element::ALL.map(Element::name)).map(|name| {
-        Element::ALL.into_iter().find(|element| element.name() == name).expect("the parser admits only these names")
+    PossibleValuesParser::new(Element::ALL.iter().copied().map(Element::name)).map(|name| {
+        Element::ALL.iter().copied().find(|element| element.name() == name).expect("the parser admits only these names")
     })
 }
 
 fn workloads() -> impl TypedValueParser<Value = Workload> {
-    PossibleValuesParser::new(Workload::ALL.map(Workload::name)).map(|name| {
-        Workload::ALL.into_iter().find(|workload| workload.name() == name).expect("the parser admits only these names")
+    PossibleValuesParser::new(Workload::ALL.iter().copied().map(Workload::name)).map(|name| {
+        Workload::ALL
+            .iter()
+            .copied()
+            .find(|workload| workload.name() == name)
+            .expect("the parser admits only these names")
     })
 }
 

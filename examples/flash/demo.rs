@@ -61,8 +61,8 @@ pub async fn demo(choice: device::Choice<'_>, out: &mut dyn Write) -> Result<boo
     let mut plain = Vec::new();
     for causal in [false, true] {
         for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-            let problem = AttentionProblem::new(shape).layout(Layout::Bhsd.of(&shape)).algorithm(algorithm);
-            let problem = if causal { problem.causal() } else { problem };
+            let problem = AttentionProblem::new(shape).with_layout(Layout::Bhsd.of(&shape)).with_algorithm(algorithm);
+            let problem = if causal { problem.with_causal() } else { problem };
             let outcome = compute(&gpu, &problem, &inputs).await?;
 
             let expected = if causal { &o_causal } else { &o };

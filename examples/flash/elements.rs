@@ -3,6 +3,11 @@
 use half::{bf16, f16};
 use wgpu_flash_attention::{Element, ElementType};
 
+/// For elements that the library has got since: this program lists them all.
+pub fn unknown(element: Element) -> ! {
+    unreachable!("this program knows nothing of {}", element.name())
+}
+
 /// The bytes of the nearest values.
 pub fn encode(element: Element, values: impl Iterator<Item = f64>) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(values.size_hint().0.saturating_mul(element.size() as usize));
@@ -14,6 +19,7 @@ pub fn encode(element: Element, values: impl Iterator<Item = f64>) -> Vec<u8> {
         Element::Bf16 => {
             values.for_each(|value| bytes.extend_from_slice(&<bf16 as ElementType>::from_f64(value).to_le_bytes()))
         }
+        other => unknown(other),
     }
     bytes
 }
@@ -24,6 +30,7 @@ pub fn decode(element: Element, bytes: &[u8]) -> impl Iterator<Item = f64> {
         Element::F32 => f64::from(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
         Element::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f64(),
         Element::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f64(),
+        other => unknown(other),
     })
 }
 
@@ -33,6 +40,7 @@ pub fn unit_roundoff(element: Element) -> f64 {
         Element::F32 => 2f64.powi(-24),
         Element::F16 => 2f64.powi(-11),
         Element::Bf16 => 2f64.powi(-8),
+        other => unknown(other),
     }
 }
 

@@ -91,7 +91,7 @@ fn choices(gpu: &Gpu, out: &mut dyn Write) -> Result<()> {
     for head_dim in [32, 64, 128, 256] {
         let large = AttentionShape::new(1, 8, 1024, head_dim);
         let small = AttentionShape::new(1, 4, 512, head_dim);
-        let decode = AttentionShape::new(1, 32, 1, head_dim).num_heads_kv(8).seqlen_kv(8192);
+        let decode = AttentionShape::new(1, 32, 1, head_dim).with_num_heads_kv(8).with_seqlen_kv(8192);
         for (name, algorithm, shape) in [
             ("flash", Algorithm::Flash, large),
             ("flash, small", Algorithm::Flash, small),
@@ -100,9 +100,9 @@ fn choices(gpu: &Gpu, out: &mut dyn Write) -> Result<()> {
         ] {
             // Elements with one choice share a row.
             let mut choices: Vec<(Vec<&str>, String)> = Vec::new();
-            for element in Element::ALL {
-                let problem = AttentionProblem::new(shape).element(element).algorithm(algorithm);
-                let choice = match gpu.attention.plan_forward(&problem) {
+            for &element in Element::ALL {
+                let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);
+                let choice = match gpu.attention.plan_forward(&problem).build() {
                     Ok(plan) => format!("{}; {}", text::passes(&plan), plan.reason()),
                     Err(error) => error.to_string(),
                 };

@@ -1,6 +1,8 @@
 //! Tensors that stay on the device between runs.
 
-use wgpu_flash_attention::{AttentionProblem, BackwardBuffers, ForwardBuffers, PreparedBackward, PreparedForward};
+use wgpu_flash_attention::{
+    AttentionProblem, BackwardBuffers, ForwardBuffers, Operand, PreparedBackward, PreparedForward,
+};
 
 use crate::device::Gpu;
 use crate::failure::{Failure, Result};
@@ -64,16 +66,14 @@ impl Resident {
         })
     }
 
+    fn buffers(&self) -> ForwardBuffers<'_> {
+        let [q, k, v, o, lse] = [&self.q, &self.k, &self.v, &self.o, &self.lse].map(|buffer| buffer.slice(..));
+        ForwardBuffers::new(q, k, v, o, lse)
+    }
+
     /// Records the operation.
     pub fn encode(&self, prepared: &PreparedForward, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let buffers = ForwardBuffers {
-            q: self.q.slice(..),
-            k: self.k.slice(..),
-            v: self.v.slice(..),
-            o: self.o.slice(..),
-            lse: self.lse.slice(..),
-        };
-        Ok(prepared.encode(encoder, &buffers)?)
+        Ok(prepared.encode(encoder, &self.buffers())?)
     }
 
     /// Records the backward pass.
@@ -83,19 +83,11 @@ impl Resident {
         prepared: &PreparedBackward,
         encoder: &mut wgpu::CommandEncoder,
     ) -> Result<()> {
-        let buffers = BackwardBuffers {
-            q: self.q.slice(..),
-            k: self.k.slice(..),
-            v: self.v.slice(..),
-            o: self.o.slice(..),
-            lse: self.lse.slice(..),
-            d_o: gradients.d_o.slice(..),
-            d_lse: gradients.d_lse.as_ref().map(|buffer| buffer.slice(..)),
-            dq: gradients.dq.slice(..),
-            dk: gradients.dk.slice(..),
-            dv: gradients.dv.slice(..),
-        };
-        Ok(prepared.encode(encoder, &buffers)?)
+        let ResidentGradients { d_o, d_lse, dq, dk, dv } = gradients;
+        let [d_o, dq, dk, dv] = [d_o, dq, dk, dv].map(|buffer| buffer.slice(..));
+        let buffers = BackwardBuffers::new(self.buffers(), d_o, dq, dk, dv);
+        let d_lse = d_lse.as_ref().map(|buffer| buffer.slice(..));
+        Ok(prepared.encode(encoder, &buffers.with(Operand::DLse, d_lse))?)
     }
 
     /// Fills O and LSE with NaN, so that an answer can only come from the next run.
@@ -108,7 +100,7 @@ impl ResidentGradients {
     /// Buffers for the gradients of this problem, not yet filled.
     pub async fn new(gpu: &Gpu, problem: &AttentionProblem, has_d_lse: bool) -> Result<Self> {
         let lengths = Lengths::of(problem)?;
-        let size = problem.gradient_element_in_force().size();
+        let size = problem.gradient_element().size();
         let d_lse = match has_d_lse {
             true => Some(buffer(gpu, "dLSE", problem.shape.lse_len().saturating_mul(4)).await?),
             false => None,

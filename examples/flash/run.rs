@@ -61,14 +61,14 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
 
     let mut problem = problem(options, &inputs);
     if options.algorithm == RunAlgorithm::Standard {
-        problem = problem.algorithm(Algorithm::Standard);
+        problem = problem.with_algorithm(Algorithm::Standard);
     }
     let answer = match options.algorithm {
         RunAlgorithm::Flash | RunAlgorithm::Standard => on_gpu(options, &problem, &inputs, choice).await?,
         RunAlgorithm::Reference => on_cpu(options, &problem, &inputs)?,
     };
 
-    let gradient_element = problem.gradient_element_in_force();
+    let gradient_element = problem.gradient_element();
     let file = tensors::encoded(&problem.shape, options.layout, element, gradient_element, &answer.outputs)?;
     target.write(&file)?;
     if options.json {
@@ -87,19 +87,20 @@ pub fn json(value: &impl Serialize) -> String {
 }
 
 fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
-    let problem = AttentionProblem::new(inputs.shape).element(inputs.element).layout(options.layout.of(&inputs.shape));
+    let problem =
+        AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(options.layout.of(&inputs.shape));
     let mut problem = options.causal.apply(problem);
     if let Some(window) = options.window {
-        problem = problem.window(window.left, window.right);
+        problem = problem.with_window(window.left, window.right);
     }
     if let Some(scale) = options.scale {
-        problem = problem.scale(scale);
+        problem = problem.with_softmax_scale(scale);
     }
     if let Some(dropout_p) = options.dropout {
-        problem = problem.dropout(dropout_p, options.seed);
+        problem = problem.with_dropout(dropout_p, options.seed);
     }
     if options.f32_gradients {
-        problem = problem.f32_gradients();
+        problem = problem.with_f32_gradients();
     }
     problem
 }
@@ -162,7 +163,7 @@ async fn gradients_on_gpu(
     summary.backward_ms_median = Some(time.median());
     summary.backward_extra_bytes = Some(prepared.plan().extra_bytes());
 
-    let size = problem.gradient_element_in_force().size();
+    let size = problem.gradient_element().size();
     let shape = problem.shape;
     let q_len = shape.lse_len() * u64::from(shape.head_dim);
     let kv_rows = u64::from(shape.batch) * u64::from(shape.num_heads_kv) * u64::from(shape.seqlen_kv);
@@ -176,8 +177,9 @@ async fn gradients_on_gpu(
 
 fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> Result<Answer> {
     // The oracle panics on what the planner refuses, so the planner judges first, for a device without limits.
-    let unlimited = Capabilities { max_buffer: u64::MAX, max_binding: u64::MAX, ..Capabilities::webgpu_defaults() };
-    Plan::new(problem, &unlimited)?;
+    let mut unlimited = Capabilities::webgpu_defaults();
+    (unlimited.max_buffer, unlimited.max_binding) = (u64::MAX, u64::MAX);
+    Plan::forward(problem, &unlimited).build()?;
     let [q, k, v] =
         [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());
     let start = Instant::now();
@@ -188,7 +190,7 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
         let d_lse: Option<Vec<f64>> = inputs.d_lse.map(|d_lse| elements::decode(Element::F32, d_lse).collect());
         let gradients = reference::backward(problem, &q, &k, &v, &d_o, d_lse.as_deref());
         [gradients.dq, gradients.dk, gradients.dv]
-            .map(|gradient| elements::encode(problem.gradient_element_in_force(), gradient.into_iter()))
+            .map(|gradient| elements::encode(problem.gradient_element(), gradient.into_iter()))
     });
     let outputs = Outputs {
         o: elements::encode(problem.element, answer.o.into_iter()),

@@ -110,9 +110,9 @@ impl File {
             return Err(differ("the heads of q are not a multiple of those of k and v"));
         }
         let shape = AttentionShape::new(q_batch, q_heads, q_rows, q_dim)
-            .num_heads_kv(k_heads)
-            .seqlen_kv(k_rows)
-            .head_dim_v(v_dim);
+            .with_num_heads_kv(k_heads)
+            .with_seqlen_kv(k_rows)
+            .with_head_dim_v(v_dim);
         let d_o = self.optional("d_o")?;
         if let Some(d_o) = &d_o {
             if d_o.element != q.element {
@@ -215,6 +215,7 @@ pub fn encoded(
         Element::F32 => Dtype::F32,
         Element::F16 => Dtype::F16,
         Element::Bf16 => Dtype::BF16,
+        other => crate::elements::unknown(other),
     };
     let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = *shape;
     let lse_dims = [batch, num_heads, seqlen_q].map(|dim| dim as usize).to_vec();

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use wgpu_flash_attention::Plan;
-use wgpu_flash_attention::plan::{Pass, Tiles};
+use wgpu_flash_attention::unstable::Pass;
+use wgpu_flash_attention::{Plan, Tiles};
 
 use crate::failure::Result;
 
@@ -81,7 +81,7 @@ pub fn tiles(plan: &Plan) -> String {
 
 /// Tiles as `flash bench --tiles` takes them.
 pub fn tiles_option(tiles: &Tiles) -> String {
-    let Tiles { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side } = tiles;
+    let Tiles { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side, .. } = tiles;
     match matrix_side {
         Some(side) => format!("{tile_q}x{tile_kv}x{thread_rows}x{lanes}xm{side}"),
         None if *broadcast > 1 => format!("{tile_q}x{tile_kv}x{thread_rows}xb{broadcast}"),

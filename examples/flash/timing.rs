@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use wgpu_flash_attention::plan::DeviceClass;
+use wgpu_flash_attention::DeviceClass;
 
 use crate::device::Gpu;
 use crate::failure::Result;

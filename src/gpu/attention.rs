@@ -4,13 +4,14 @@ use super::bindings::Uniforms;
 use super::device;
 use super::pipeline::Pipelines;
 use crate::error::Error;
-use crate::plan::{Capabilities, Direction, Plan, Tuning};
-use crate::problem::AttentionProblem;
+use crate::plan::{Capabilities, Direction, Plan, PlanBuilder, Tuning};
+use crate::problem::{AttentionProblem, MergeProblem};
 use std::sync::Arc;
 
 /// Attention on one device: its capabilities, the pipelines compiled and the uniforms written so far. Clones share
 /// them.
 #[derive(Clone, Debug)]
+#[must_use]
 pub struct FlashAttention {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
@@ -64,6 +65,12 @@ impl FlashAttention {
 
     /// The features and limits that let a device run everything this library has on this adapter, and nothing that the
     /// adapter lacks. Merge it with your own wishes before you create a device.
+    ///
+    /// Where the adapter lists cooperative matrices that the kernels can use, it asks for
+    /// `Features::EXPERIMENTAL_COOPERATIVE_MATRIX` and holds wgpu's permission for experimental features. wgpu gives that
+    /// by an unsafe function: such features may still have bugs that are undefined behaviour. The permission is for all of
+    /// them, also for those that you add. On other adapters it asks for none and holds none. To do without matrices, take
+    /// the feature out and put `ExperimentalFeatures::disabled()` in.
     pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
         device::descriptor(adapter)
     }
@@ -114,12 +121,19 @@ impl FlashAttention {
         self
     }
 
-    /// How a forward problem is planned here.
-    ///
-    /// # Errors
-    /// Those of [`Plan::new`].
-    pub fn plan_forward(&self, problem: &AttentionProblem) -> Result<Plan, Error> {
-        Plan::tuned(problem, &self.capabilities, &self.tuning)
+    /// Plans the forward pass of a problem for this device, with its tuning.
+    pub fn plan_forward<'a>(&'a self, problem: &'a AttentionProblem) -> PlanBuilder<'a> {
+        Plan::forward(problem, &self.capabilities).with_tuning(&self.tuning)
+    }
+
+    /// Plans the gradients of a problem for this device.
+    pub fn plan_backward<'a>(&'a self, problem: &'a AttentionProblem) -> PlanBuilder<'a> {
+        Plan::backward(problem, &self.capabilities)
+    }
+
+    /// Plans a merge of partial results for this device.
+    pub fn plan_merge<'a>(&'a self, merge: &'a MergeProblem) -> PlanBuilder<'a> {
+        Plan::merge(merge, &self.capabilities)
     }
 
     /// What planning knows of the device.
@@ -140,16 +154,12 @@ impl FlashAttention {
     /// The plan, if it was made for this device and direction.
     pub(super) fn own(&self, plan: Plan, direction: Direction) -> Result<Plan, Error> {
         if plan.capabilities() != self.capabilities() {
-            return Err(Error::Unsupported {
-                feature: "plans for another device",
-                reason: "the plan was made with other capabilities; plan with FlashAttention::capabilities".into(),
-            });
+            let reason = "it was made for another device; plan with FlashAttention::plan_forward and its like".into();
+            return Err(Error::InvalidPlan { what: "capabilities", reason });
         }
         if plan.direction() != direction {
-            return Err(Error::Unsupported {
-                feature: "plans for another direction",
-                reason: format!("the plan is {:?}, {direction:?} was prepared", plan.direction()),
-            });
+            let reason = format!("the plan is {:?}, {direction:?} was prepared", plan.direction());
+            return Err(Error::InvalidPlan { what: "direction", reason });
         }
         Ok(plan)
     }

@@ -4,12 +4,18 @@ use crate::error::Error;
 use crate::plan::{Capabilities, DeviceClass};
 use wgpu::Features;
 
+/// What speeds kernels up, or times them, on any adapter that has it.
 const WANTED: Features = Features::SHADER_F16
     .union(Features::SUBGROUP)
     .union(Features::SUBGROUP_BARRIER)
-    .union(Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
     .union(Features::TIMESTAMP_QUERY)
     .union(Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
+
+/// What kernels on cooperative matrices need, one of them experimental.
+const FOR_MATRICES: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX
+    .union(Features::SHADER_F16)
+    .union(Features::SUBGROUP)
+    .union(Features::SUBGROUP_BARRIER);
 
 pub(super) async fn request_adapter() -> Result<wgpu::Adapter, Error> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
@@ -28,15 +34,23 @@ pub(super) async fn request_adapter() -> Result<wgpu::Adapter, Error> {
 }
 
 pub(super) fn descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+    let has_matrices = matrix_side(adapter, adapter.features()).is_some();
+    let wanted = if has_matrices { WANTED.union(FOR_MATRICES) } else { WANTED };
     wgpu::DeviceDescriptor {
         label: Some("flash attention"),
-        required_features: adapter.features() & WANTED,
+        required_features: adapter.features() & wanted,
         required_limits: adapter.limits(),
-        // SAFETY: the one experimental feature asked for is cooperative matrices. Their bugs on this path were looked
-        // for: the kernel that uses them is tested against the oracle like every other.
-        experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+        experimental_features: if has_matrices { permission() } else { wgpu::ExperimentalFeatures::disabled() },
         ..Default::default()
     }
+}
+
+/// wgpu's permission for experimental features.
+#[expect(unsafe_code, reason = "wgpu promises less of experimental features, and has this said")]
+fn permission() -> wgpu::ExperimentalFeatures {
+    // SAFETY: the one experimental feature asked for is cooperative matrices. Their bugs on this path were looked
+    // for: the kernels that use them are tested against the oracle like every other.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Capabilities {
@@ -58,7 +72,7 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
         subgroups: features.contains(Features::SUBGROUP),
         subgroup_min_size: info.subgroup_min_size,
         subgroup_max_size: info.subgroup_max_size,
-        matrix_side: matrix_side(adapter, device),
+        matrix_side: matrix_side(adapter, features),
         timestamps: features.contains(timestamps),
         max_workgroup_storage: limits.max_compute_workgroup_storage_size,
         max_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
@@ -79,13 +93,10 @@ fn max_loop_turns(driver: &str, driver_info: &str) -> Option<u32> {
     (driver == "llvmpipe" && major < 25).then_some(65_535)
 }
 
-/// The largest square matrices with f16 factors and an f32 sum that WGSL can name, if the device has any.
-fn matrix_side(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Option<u32> {
-    let needed = Features::EXPERIMENTAL_COOPERATIVE_MATRIX
-        | Features::SHADER_F16
-        | Features::SUBGROUP
-        | Features::SUBGROUP_BARRIER;
-    if !device.features().contains(needed) {
+/// The largest square matrices with f16 factors and an f32 sum that WGSL can name, if the adapter has any and these
+/// features allow them.
+fn matrix_side(adapter: &wgpu::Adapter, features: Features) -> Option<u32> {
+    if !features.contains(FOR_MATRICES) {
         return None;
     }
     let offered = adapter.cooperative_matrix_properties();

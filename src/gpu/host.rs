@@ -1,10 +1,11 @@
 //! The form for people who only have slices: upload, run, read back.
 
 use super::attention::FlashAttention;
-use super::operation::{Operation, Tensor};
+use super::buffers::Slices;
+use super::operation::Operation;
 use super::scope::ErrorScope;
 use crate::error::Error;
-use crate::plan::{Call, Operand, Plan, Usage};
+use crate::plan::{Call, Operand, Plan};
 use crate::problem::{AttentionProblem, Element, ElementType, MergeProblem};
 use std::future::Future;
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 
 /// What the slice form returns.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ForwardOutput<T> {
     /// O in the problem's layout; places between its rows are 0.
     pub o: Vec<T>,
@@ -22,6 +24,8 @@ pub struct ForwardOutput<T> {
 
 /// What the slice form of the backward pass takes, each in its layout and perhaps longer than needed.
 #[derive(Clone, Copy, Debug)]
+#[must_use]
+#[non_exhaustive]
 pub struct BackwardSlices<'a, T> {
     /// Queries.
     pub q: &'a [T],
@@ -39,8 +43,22 @@ pub struct BackwardSlices<'a, T> {
     pub d_lse: Option<&'a [f32]>,
 }
 
+impl<'a, T> BackwardSlices<'a, T> {
+    /// What the forward pass took and gave, and the gradient of O; no gradient of LSE.
+    pub fn new(q: &'a [T], k: &'a [T], v: &'a [T], o: &'a [T], lse: &'a [f32], d_o: &'a [T]) -> Self {
+        Self { q, k, v, o, lse, d_o, d_lse: None }
+    }
+
+    /// Adds the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`.
+    pub fn with_d_lse(mut self, d_lse: &'a [f32]) -> Self {
+        self.d_lse = Some(d_lse);
+        self
+    }
+}
+
 /// What the slice form of the backward pass returns, in the problem's gradient layout; places between rows are 0.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct BackwardOutput<T> {
     /// The gradient of Q.
     pub dq: Vec<T>,
@@ -66,7 +84,7 @@ impl FlashAttention {
         v: &[T],
     ) -> Result<ForwardOutput<T>, Error> {
         expect_element::<T>(problem.element)?;
-        let plan = self.plan_forward(problem)?;
+        let plan = self.plan_forward(problem).build()?;
         let inputs =
             [Input::new(&plan, Operand::Q, q)?, Input::new(&plan, Operand::K, k)?, Input::new(&plan, Operand::V, v)?];
         self.o_and_lse(plan, &inputs).await
@@ -84,7 +102,7 @@ impl FlashAttention {
     ) -> Result<ForwardOutput<T>, Error> {
         expect_element::<P>(merge.parts_element)?;
         expect_element::<T>(merge.element)?;
-        let plan = Plan::merge(merge, &self.capabilities)?;
+        let plan = self.plan_merge(merge).build()?;
         let inputs = [Input::new(&plan, Operand::OParts, o_parts)?, Input::new(&plan, Operand::LseParts, lse_parts)?];
         self.o_and_lse(plan, &inputs).await
     }
@@ -93,7 +111,7 @@ impl FlashAttention {
     ///
     /// # Errors
     /// As [`FlashAttention::forward`]; [`Error::ElementMismatch`] also for a problem with
-    /// [`f32_gradients`](AttentionProblem::f32_gradients) that are not T: see [`FlashAttention::backward_in_f32`].
+    /// [`with_f32_gradients`](AttentionProblem::with_f32_gradients) that are not T: see [`FlashAttention::backward_in_f32`].
     pub async fn backward<T: ElementType>(
         &self,
         problem: &AttentionProblem,
@@ -111,7 +129,7 @@ impl FlashAttention {
         problem: &AttentionProblem,
         slices: &BackwardSlices<'_, T>,
     ) -> Result<BackwardOutput<f32>, Error> {
-        self.gradients(&problem.clone().f32_gradients(), slices).await
+        self.gradients(&problem.clone().with_f32_gradients(), slices).await
     }
 
     async fn gradients<T: ElementType, G: ElementType>(
@@ -120,8 +138,8 @@ impl FlashAttention {
         slices: &BackwardSlices<'_, T>,
     ) -> Result<BackwardOutput<G>, Error> {
         expect_element::<T>(problem.element)?;
-        expect_element::<G>(problem.gradient_element_in_force())?;
-        let plan = Plan::backward(problem, &self.capabilities)?;
+        expect_element::<G>(problem.gradient_element())?;
+        let plan = self.plan_backward(problem).build()?;
         let mut inputs = vec![
             Input::new(&plan, Operand::Q, slices.q)?,
             Input::new(&plan, Operand::K, slices.k)?,
@@ -177,32 +195,34 @@ impl FlashAttention {
         let mut buffers = Vec::with_capacity(inputs.len() + outputs.len());
         for Input { operand, bytes } in inputs {
             let buffer = buffer_with(&self.device, operand.name(), bytes, wgpu::BufferUsages::STORAGE)?;
-            buffers.push((*operand, Usage::Read, buffer));
+            buffers.push((*operand, buffer));
         }
         for &operand in outputs {
             let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-            buffers.push((operand, Usage::Write, output(operand, usage)));
+            buffers.push((operand, output(operand, usage)));
         }
-        let tensors: Vec<Tensor> =
-            buffers.iter().map(|(operand, usage, buffer)| (*operand, *usage, buffer.slice(..))).collect();
+        let mut slices = Slices::default();
+        for (operand, buffer) in &buffers {
+            slices[*operand as usize] = Some(buffer.slice(..));
+        }
 
         let encoder = || self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         let call = Call::default();
         let mut last = encoder();
-        let dispatches = operation.dispatches(&tensors, &call)?;
+        let dispatches = operation.dispatches(&slices, &call)?;
         if operation.plan.problem().max_flops_per_dispatch.is_some() {
             // A watchdog counts submissions, so each part goes alone.
             for dispatch in dispatches.chunks(1) {
                 let mut encoder = encoder();
-                operation.record(&mut encoder, &tensors, dispatch)?;
+                operation.record(&mut encoder, &slices, dispatch)?;
                 self.queue.submit([encoder.finish()]);
             }
         } else {
-            operation.record(&mut last, &tensors, &dispatches)?;
+            operation.record(&mut last, &slices, &dispatches)?;
         }
         let hosts: Vec<wgpu::Buffer> = buffers[inputs.len()..]
             .iter()
-            .map(|(operand, _, buffer)| {
+            .map(|(operand, buffer)| {
                 let host = output(*operand, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
                 last.copy_buffer_to_buffer(buffer, 0, &host, 0, None);
                 host

@@ -18,15 +18,27 @@ pub(super) fn can_be_seen(backend: wgpu::Backend) -> bool {
 }
 
 /// False for a buffer that was destroyed or never made; true where nothing tells.
+#[cfg_attr(
+    any(windows, target_os = "linux", target_os = "android", target_os = "freebsd", target_vendor = "apple"),
+    expect(unsafe_code, reason = "wgpu shows the backend's own buffer by unsafe functions alone")
+)]
 pub(super) fn is_there(backend: wgpu::Backend, buffer: &wgpu::Buffer) -> bool {
-    // SAFETY: the backend's buffer is looked at for whether it is there, and not used.
     match backend {
         #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
-        wgpu::Backend::Vulkan => unsafe { buffer.as_hal::<wgpu::hal::api::Vulkan>() }.is_some(),
+        wgpu::Backend::Vulkan => {
+            // SAFETY: the backend's buffer is looked at for whether it is there, and not used.
+            unsafe { buffer.as_hal::<wgpu::hal::api::Vulkan>() }.is_some()
+        }
         #[cfg(target_vendor = "apple")]
-        wgpu::Backend::Metal => unsafe { buffer.as_hal::<wgpu::hal::api::Metal>() }.is_some(),
+        wgpu::Backend::Metal => {
+            // SAFETY: the backend's buffer is looked at for whether it is there, and not used.
+            unsafe { buffer.as_hal::<wgpu::hal::api::Metal>() }.is_some()
+        }
         #[cfg(windows)]
-        wgpu::Backend::Dx12 => unsafe { buffer.as_hal::<wgpu::hal::api::Dx12>() }.is_some(),
+        wgpu::Backend::Dx12 => {
+            // SAFETY: the backend's buffer is looked at for whether it is there, and not used.
+            unsafe { buffer.as_hal::<wgpu::hal::api::Dx12>() }.is_some()
+        }
         _ => {
             let _ = buffer;
             true

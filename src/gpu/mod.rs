@@ -1,19 +1,17 @@
 //! The only code that calls wgpu: pipelines, bind groups, encoding, readback.
 
 mod attention;
-mod backward;
 mod bindings;
+mod buffers;
 mod device;
-mod forward;
 mod host;
 mod memory;
-mod merge;
 mod operation;
 mod pipeline;
+mod prepared;
 mod scope;
 
 pub use attention::FlashAttention;
-pub use backward::{BackwardBuffers, PreparedBackward};
-pub use forward::{ForwardBuffers, PreparedForward};
+pub use buffers::{Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers};
 pub use host::{BackwardOutput, BackwardSlices, ForwardOutput};
-pub use merge::{MergeBuffers, PreparedMerge};
+pub use prepared::{Prepared, PreparedBackward, PreparedForward, PreparedMerge};

@@ -2,17 +2,14 @@
 
 use super::attention::FlashAttention;
 use super::bindings::{BindGroups, Binding, Making};
+use super::buffers::Slices;
 use super::memory;
 use super::pipeline::Pipeline;
 use super::scope::ErrorScope;
 use crate::error::Error;
-use crate::plan::{Call, Dispatch, Operand, Origins, Params, Plan, Usage, Window};
+use crate::plan::{Call, Dispatch, Operand, Origins, Params, Plan, Tensor, Usage, Window};
 use std::num::NonZeroU64;
-use std::ops::Range;
 use std::sync::Arc;
-
-/// A tensor of the caller's, and what becomes of it.
-pub(super) type Tensor<'a> = (Operand, Usage, wgpu::BufferSlice<'a>);
 
 /// Buffers start at multiples of this, so that four elements of any type are aligned.
 const BUFFER_ALIGNMENT: u64 = 16;
@@ -55,52 +52,62 @@ impl Operation {
     }
 
     /// Checks the buffers; the dispatches of a call on them.
-    pub(super) fn dispatches(&self, tensors: &[Tensor], call: &Call) -> Result<Vec<Dispatch>, Error> {
+    pub(super) fn dispatches(&self, slices: &Slices, call: &Call) -> Result<Vec<Dispatch>, Error> {
+        let tensors = self.plan.tensors();
+        for (operand, _) in Operand::ALL.iter().zip(slices).filter(|(_, slice)| slice.is_some()) {
+            if !tensors.iter().any(|tensor| tensor.operand == *operand) {
+                return Err(Error::BufferUnexpected { operand: *operand });
+            }
+        }
         let mut origins = Origins::default();
-        for &(operand, usage, slice) in tensors {
-            let needed = self.plan.required_bytes(operand);
-            if needed == 0 {
-                continue;
-            }
-            if !slice.buffer().usage().contains(wgpu::BufferUsages::STORAGE) {
-                return Err(Error::BufferUsage { operand, needed: "STORAGE" });
-            }
-            let found = slice.size();
-            if found < needed {
-                return Err(Error::BufferTooSmall { operand, needed, found });
-            }
-            if !memory::is_there(self.attention.backend, slice.buffer()) {
-                return Err(Error::BufferDestroyed { operand });
-            }
-            let found = slice.offset();
-            if found % BUFFER_ALIGNMENT != 0 {
-                return Err(Error::BufferAlignment { operand, needed: BUFFER_ALIGNMENT, found });
-            }
-            if usage == Usage::Write {
-                for &(other, _, slice_other) in tensors {
-                    let is_used = other != operand && self.plan.required_bytes(other) > 0;
-                    if is_used && slice_other.buffer() == slice.buffer() {
-                        return Err(Error::BufferAliased { output: operand, other });
+        for tensor in tensors {
+            match slices[tensor.operand as usize] {
+                None if tensor.optional => {}
+                None if tensor.bytes() == Some(0) => {}
+                None => {
+                    let needed = self.plan.required_bytes(tensor.operand);
+                    return Err(Error::BufferTooSmall { operand: tensor.operand, needed, found: 0 });
+                }
+                Some(slice) => {
+                    if self.check_slice(tensor, slice, slices)? {
+                        origins = origins.with(tensor.operand, slice.offset());
                     }
                 }
             }
-            origins[operand as usize] = Some(slice.offset());
         }
         self.plan.dispatches(call, &origins)
     }
 
-    /// Records some of the dispatches of a call.
-    pub(super) fn record_range(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        tensors: &[Tensor],
-        call: &Call,
-        range: Range<usize>,
-    ) -> Result<(), Error> {
-        let dispatches = self.dispatches(tensors, call)?;
-        let (start, end, count) = (range.start, range.end, dispatches.len());
-        let dispatches = dispatches.get(range).ok_or(Error::NoSuchDispatch { start, end, count })?;
-        self.record(encoder, tensors, dispatches)
+    /// Whether the tensor has elements, and then its slice fits.
+    fn check_slice(&self, tensor: &Tensor, slice: wgpu::BufferSlice, slices: &Slices) -> Result<bool, Error> {
+        let operand = tensor.operand;
+        let needed = self.plan.required_bytes(operand);
+        if needed == 0 {
+            return Ok(false);
+        }
+        if !slice.buffer().usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(Error::BufferUsage { operand, needed: "STORAGE" });
+        }
+        let found = slice.size();
+        if found < needed {
+            return Err(Error::BufferTooSmall { operand, needed, found });
+        }
+        if !memory::is_there(self.attention.backend, slice.buffer()) {
+            return Err(Error::BufferDestroyed { operand });
+        }
+        let found = slice.offset();
+        if found % BUFFER_ALIGNMENT != 0 {
+            return Err(Error::BufferAlignment { operand, needed: BUFFER_ALIGNMENT, found });
+        }
+        if tensor.usage == Usage::Write {
+            for other in self.plan.tensors().iter().filter(|other| other.operand != operand) {
+                let is_shared = slices[other.operand as usize].is_some_and(|o| o.buffer() == slice.buffer());
+                if is_shared && self.plan.required_bytes(other.operand) > 0 {
+                    return Err(Error::BufferAliased { output: operand, other: other.operand });
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Records dispatches as one compute pass. What can fail is made before the pass begins: a refused call leaves the
@@ -108,13 +115,13 @@ impl Operation {
     pub(super) fn record(
         &self,
         encoder: &mut wgpu::CommandEncoder,
-        tensors: &[Tensor],
+        slices: &Slices,
         dispatches: &[Dispatch],
     ) -> Result<(), Error> {
         if dispatches.is_empty() {
             return Ok(());
         }
-        let bound = self.bind_all(tensors, dispatches)?;
+        let bound = self.bind_all(slices, dispatches)?;
         // An encoder that the caller has left a pass open in raises an error here; it is broken already.
         let scope = ErrorScope::of_validation(&self.attention.device);
         let mut pass = encoder
@@ -129,14 +136,14 @@ impl Operation {
     }
 
     /// The bind group of each dispatch, and where its uniform begins.
-    fn bind_all(&self, tensors: &[Tensor], dispatches: &[Dispatch]) -> Result<Vec<(wgpu::BindGroup, u32)>, Error> {
+    fn bind_all(&self, slices: &Slices, dispatches: &[Dispatch]) -> Result<Vec<(wgpu::BindGroup, u32)>, Error> {
         for (operand, buffer) in &self.scratch {
             if !memory::is_there(self.attention.backend, buffer) {
                 return Err(Error::BufferDestroyed { operand: *operand });
             }
         }
         let mut making = Making::default();
-        let bound = dispatches.iter().map(|dispatch| self.bind(tensors, dispatch, &mut making)).collect();
+        let bound = dispatches.iter().map(|dispatch| self.bind(slices, dispatch, &mut making)).collect();
         match making.end() {
             Ok(groups) if memory::can_be_seen(self.attention.backend) => self.bind_groups.note(groups),
             // Nothing would tell that the buffers of an old bind group were destroyed.
@@ -161,20 +168,20 @@ impl Operation {
         self.scratch.iter().for_each(|(_, buffer)| buffer.destroy());
     }
 
-    fn bind(&self, tensors: &[Tensor], dispatch: &Dispatch, making: &mut Making) -> (wgpu::BindGroup, u32) {
+    fn bind(&self, slices: &Slices, dispatch: &Dispatch, making: &mut Making) -> (wgpu::BindGroup, u32) {
         let layout = &self.pipelines[dispatch.pass].layout;
         let FlashAttention { device, queue, uniforms, .. } = &self.attention;
         let (uniform, offset) = uniforms.place(device, queue, &dispatch.params, making);
         let size = NonZeroU64::new(size_of::<Params>() as u64);
         let mut bindings = Vec::with_capacity(1 + dispatch.windows.len());
         bindings.push(Binding { operand: Operand::Params, buffer: &uniform, offset: 0, size });
-        bindings.extend(dispatch.windows.iter().map(|window| self.binding(tensors, window)));
+        bindings.extend(dispatch.windows.iter().map(|window| self.binding(slices, window)));
         (self.bind_groups.get(device, (dispatch.pass, layout), &bindings, making), offset)
     }
 
-    fn binding<'a>(&'a self, tensors: &[Tensor<'a>], window: &Window) -> Binding<'a> {
+    fn binding<'a>(&'a self, slices: &Slices<'a>, window: &Window) -> Binding<'a> {
         let operand = window.operand;
-        let tensor = tensors.iter().find(|(other, ..)| *other == operand).map(|(.., slice)| slice.buffer());
+        let tensor = slices[operand as usize].map(|slice| slice.buffer());
         let scratch = || self.scratch.iter().find(|(other, _)| *other == operand).map(|(_, buffer)| buffer);
         match (tensor.or_else(scratch), NonZeroU64::new(window.size)) {
             (Some(buffer), Some(size)) => Binding { operand, buffer, offset: window.offset, size: Some(size) },

@@ -50,14 +50,8 @@ async fn compile(
         label: Some(kernel.name()),
         source: wgpu::ShaderSource::Wgsl(source.text().into()),
     };
-    let module = if checked_shaders {
-        device.create_shader_module(descriptor)
-    } else {
-        // SAFETY: the text is this library's own, without user WGSL. Every index stays inside its binding: the planner
-        // binds windows that hold whole tensors, and the kernels guard rows, keys and dimensions by the same lengths.
-        // Every loop ends, and every divisor is at least 1.
-        unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
-    };
+    let module =
+        if checked_shaders { device.create_shader_module(descriptor) } else { unchecked_module(device, descriptor) };
     if let Err(error) = scope.close().await {
         return Err(shader_error(&module, &source, error).await);
     }
@@ -83,6 +77,14 @@ async fn compile(
     });
     scope.close().await?;
     Ok(Pipeline { pipeline, layout })
+}
+
+#[expect(unsafe_code, reason = "wgpu's bounds checks cost 10 % of the speed")]
+fn unchecked_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
+    // SAFETY: the text is this library's own, without user WGSL. Every index stays inside its binding: the planner
+    // binds windows that hold whole tensors, and the kernels guard rows, keys and dimensions by the same lengths.
+    // Every loop ends, and every divisor is at least 1.
+    unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
 /// The compiler's first error, told by file and line of its origin.

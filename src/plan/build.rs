@@ -1,5 +1,6 @@
 //! How a plan is made: check, choose kernels and tiles, measure.
 
+use super::builder::{PlanBuilder, Question};
 use super::capabilities::Capabilities;
 use super::check::check;
 use super::choice::{Step, choose, specialize, steps};
@@ -10,128 +11,51 @@ use super::passes::{Pass, Plan, Source, Stage};
 use super::splits;
 use super::tensor::{Tensor, parts_to_merge, tensors};
 use super::tiles::Tiles;
-use super::tuning::{self, Tuning};
 use crate::error::{Error, InvalidProblem};
 use crate::operand::Usage;
 use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem};
 
-/// What a caller may choose of a plan.
-#[derive(Clone, Copy, Default)]
-struct Choices<'a> {
-    tiles: &'a [Tiles],
-    num_splits: Option<u32>,
-    tuning: Option<&'a Tuning>,
-}
-
 impl Plan {
-    /// Checks the problem and plans its forward pass.
-    ///
-    /// # Errors
-    /// [`Error::InvalidProblem`] if it contradicts itself, [`Error::TooLarge`] if a tensor passes a limit of the device
-    /// and no split helps, [`Error::TooManyDispatches`] if it would be cut into too many parts, [`Error::Unsupported`] if
-    /// no kernel fits the device.
-    pub fn new(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Forward, Choices::default())
+    /// Makes a plan: the work of [`PlanBuilder::build`].
+    pub(super) fn of(builder: &PlanBuilder) -> Result<Self, Error> {
+        let capabilities = builder.capabilities;
+        let direction = builder.question.direction();
+        let mut plan = match builder.question {
+            Question::Forward(problem) | Question::Backward(problem) => {
+                builder.check_choices(problem.algorithm)?;
+                Self::without_passes(problem, capabilities, direction, tensors(problem, direction))?
+            }
+            Question::Merge(merge) => {
+                builder.check_choices(Algorithm::Flash)?;
+                Self::of_merge(merge, capabilities)?
+            }
+        };
+        for step in steps(direction, plan.problem.algorithm) {
+            plan.take(step, builder)?;
+        }
+        plan.check_bindings()?;
+        plan.scratch = plan.measure_scratch()?;
+        Ok(plan)
     }
 
-    /// As [`Plan::new`], with what was measured on the device before the planner's own table.
-    ///
-    /// # Errors
-    /// Those of `new`.
-    pub fn tuned(problem: &AttentionProblem, capabilities: &Capabilities, tuning: &Tuning) -> Result<Self, Error> {
-        let choices = Choices { tuning: Some(tuning), ..Choices::default() };
-        Self::build(problem, capabilities, Direction::Forward, choices)
-    }
-
-    /// The tiles worth measuring for a flash problem on a device, the planner's own choice first; none for a problem that
-    /// is refused.
-    pub fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
-        tuning::candidates(problem, capabilities)
-    }
-
-    /// As [`Plan::new`], with tiles of the caller's choice instead of the table's: to measure, or to test one meaning
-    /// under many tilings.
-    ///
-    /// # Errors
-    /// Those of `new`; [`Error::Unsupported`] for tiles that make no kernel or don't fit the device.
-    pub fn with_tiles(problem: &AttentionProblem, capabilities: &Capabilities, tiles: Tiles) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Forward, Choices { tiles: &[tiles], ..Choices::default() })
-    }
-
-    /// As [`Plan::new`], with the keys in `num_splits` splits (1 for none), whose partial results are merged; and with
-    /// tiles of the caller's choice, if any are given.
-    ///
-    /// # Errors
-    /// Those of [`Plan::with_tiles`]; [`Error::Unsupported`] for splits of an algorithm that has none, and for none.
-    pub fn with_splits(
-        problem: &AttentionProblem,
-        capabilities: &Capabilities,
-        tiles: Option<Tiles>,
-        num_splits: u32,
-    ) -> Result<Self, Error> {
-        let choices = Choices { tiles: tiles.as_slice(), num_splits: Some(num_splits), tuning: None };
-        Self::build(problem, capabilities, Direction::Forward, choices)
-    }
-
-    /// Checks a merge of partial results and plans it.
-    ///
-    /// # Errors
-    /// Those of [`Plan::new`].
-    pub fn merge(merge: &MergeProblem, capabilities: &Capabilities) -> Result<Self, Error> {
+    /// A merge: one pass, without tiles.
+    fn of_merge(merge: &MergeProblem, capabilities: &Capabilities) -> Result<Self, Error> {
         if merge.parts_element != merge.element && merge.parts_element != Element::F32 {
             return Err(InvalidProblem::PartsElement { element: merge.element, found: merge.parts_element }.into());
         }
         let problem = merge.rows();
         let mut tensors_of_merge = parts_to_merge(merge).to_vec();
         tensors_of_merge.extend(tensors(&problem, Direction::Merge));
-        let mut plan = Self::of(&problem, capabilities, Direction::Merge, tensors_of_merge)?;
+        let mut plan = Self::without_passes(&problem, capabilities, Direction::Merge, tensors_of_merge)?;
         plan.num_splits = merge.num_splits;
         let mut pass = plan.pass(Kernel::Combine, Tiles::NONE);
         pass.specialization.parts_in_f32 = merge.parts_element == Element::F32;
         plan.add_stage(vec![pass]);
-        plan.check_bindings()?;
-        plan.scratch = plan.measure_scratch()?;
-        Ok(plan)
-    }
-
-    /// Checks the problem and plans its backward pass.
-    ///
-    /// # Errors
-    /// Those of [`Plan::new`].
-    pub fn backward(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Backward, Choices::default())
-    }
-
-    /// As [`Plan::backward`], with tiles of the caller's choice for dK and dV, and for dQ. (Standard attention has one
-    /// choice for both, the first.)
-    ///
-    /// # Errors
-    /// Those of [`Plan::with_tiles`].
-    pub fn backward_with_tiles(
-        problem: &AttentionProblem,
-        capabilities: &Capabilities,
-        tiles: [Tiles; 2],
-    ) -> Result<Self, Error> {
-        Self::build(problem, capabilities, Direction::Backward, Choices { tiles: &tiles, ..Choices::default() })
-    }
-
-    fn build(
-        problem: &AttentionProblem,
-        capabilities: &Capabilities,
-        direction: Direction,
-        choices: Choices,
-    ) -> Result<Self, Error> {
-        let mut plan = Self::of(problem, capabilities, direction, tensors(problem, direction))?;
-        for step in steps(direction, problem.algorithm) {
-            plan.take(step, &choices)?;
-        }
-        plan.check_bindings()?;
-        plan.scratch = plan.measure_scratch()?;
         Ok(plan)
     }
 
     /// A plan without passes, of a problem that is sound and whose tensors the device can hold.
-    fn of(
+    fn without_passes(
         problem: &AttentionProblem,
         capabilities: &Capabilities,
         direction: Direction,
@@ -160,11 +84,13 @@ impl Plan {
     }
 
     /// Adds the passes of a step.
-    fn take(&mut self, step: &Step, choices: &Choices) -> Result<(), Error> {
+    fn take(&mut self, step: &Step, choices: &PlanBuilder) -> Result<(), Error> {
         let (problem, capabilities) = (&self.problem, &self.capabilities);
         let choose = |tiles| choose(step, problem, capabilities, &self.tensors, tiles, choices.num_splits);
-        let given = step.tiles.and_then(|index| choices.tiles.get(index)).copied();
-        let tuning = choices.tuning.filter(|_| problem.algorithm == Algorithm::Flash && given.is_none());
+        // One choice is for all kernels.
+        let given = step.tiles.and_then(|index| choices.tiles.get(index).or(choices.tiles.first())).copied();
+        let is_tuned = self.direction == Direction::Forward && problem.algorithm == Algorithm::Flash && given.is_none();
+        let tuning = choices.tuning.filter(|_| is_tuned);
         let tuned = tuning.and_then(|tuning| tuning.tiles_for(problem).find_map(|tiles| choose(Some(tiles)).ok()));
         let source = match (given, tuned) {
             (Some(_), _) => Source::Caller,
@@ -214,5 +140,29 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+impl PlanBuilder<'_> {
+    /// Whether the operation has the choices that were made, on whatever device.
+    fn check_choices(&self, algorithm: Algorithm) -> Result<(), Error> {
+        let direction = self.question.direction();
+        let refuse = |what, reason: String| Err(Error::InvalidPlan { what, reason });
+        let most = match (direction, algorithm) {
+            (Direction::Forward, _) | (Direction::Backward, Algorithm::Standard) => 1,
+            (Direction::Backward, Algorithm::Flash) => 2,
+            (Direction::Merge, _) => 0,
+        };
+        if self.tiles.len() > most {
+            return refuse("tiles", format!("{} were given, this operation has at most {most}", self.tiles.len()));
+        }
+        match (self.num_splits, direction, algorithm) {
+            (Some(0), ..) => refuse("num_splits", "0 splits compute nothing; 1 is for no splits".into()),
+            (Some(_), Direction::Merge, _) => {
+                refuse("num_splits", "MergeProblem::num_splits says how many parts".into())
+            }
+            (None | Some(1), ..) | (Some(_), Direction::Forward, Algorithm::Flash) => Ok(()),
+            (Some(_), ..) => refuse("num_splits", "forward flash attention alone has splits of the keys".into()),
+        }
     }
 }

@@ -1,5 +1,6 @@
 /// What kind of machine the adapter is: the tile table asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DeviceClass {
     /// A GPU with its own memory.
     Discrete,
@@ -13,6 +14,7 @@ pub enum DeviceClass {
 
 /// What an adapter and device offer, read once: plain data, so that planning needs no GPU.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Capabilities {
     /// The adapter's name.
     pub adapter_name: String,

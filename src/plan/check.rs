@@ -45,7 +45,7 @@ pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<()
     if problem.max_flops_per_dispatch == Some(0) {
         return Err(InvalidProblem::NoWorkAllowed.into());
     }
-    let found = problem.gradient_element_in_force();
+    let found = problem.gradient_element();
     if found != problem.element && found != Element::F32 {
         return Err(InvalidProblem::GradientElement { element: problem.element, found }.into());
     }

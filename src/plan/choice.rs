@@ -69,26 +69,49 @@ pub(super) fn choose(
     splits: Option<u32>,
 ) -> Result<(&'static [Kernel], Tiles), Error> {
     let can_split = |kernels: &[Kernel]| kernels[0].spec().split.is_some();
-    let none_splits = || !step.alternatives.iter().any(|kernels| can_split(kernels));
-    if splits.is_some_and(|splits| splits == 0 || (splits > 1 && none_splits())) {
-        let reason = "only flash attention has splits, and there must be at least one".into();
-        return Err(Error::Unsupported { feature: "splits of the keys", reason });
-    }
-    for &kernels in step.alternatives.iter().filter(|kernels| splits.is_none_or(|n| n == 1) || can_split(kernels)) {
+    let alternatives =
+        || step.alternatives.iter().filter(|kernels| splits.is_none_or(|n| n == 1) || can_split(kernels));
+    for &kernels in alternatives() {
         let candidates = (kernels[0].spec().candidates)(capabilities, problem);
         let fit = |tiles: &&Tiles| kernels.iter().all(|&kernel| fits(kernel, **tiles, problem, capabilities, tensors));
         if let Some(tiles) = given.as_ref().map_or(candidates, std::slice::from_ref).iter().find(fit) {
             return Ok((kernels, *tiles));
         }
     }
-    Err(Error::Unsupported {
-        feature: "workgroups of this size",
-        reason: format!(
-            "{} bytes of workgroup memory and {} invocations are allowed, WebGPU promises 16384 and 256; ask for a device \
-             with FlashAttention::device_descriptor",
-            capabilities.max_workgroup_storage, capabilities.max_invocations
-        ),
-    })
+    let exist = |tiles: Tiles| {
+        let is_sound = |kernel| specialize(problem, capabilities, tensors, kernel, tiles).is_sound();
+        alternatives().any(|kernels| kernels.iter().all(|&kernel| is_sound(kernel)))
+    };
+    match given {
+        Some(tiles) if !exist(tiles) => Err(Error::InvalidPlan {
+            what: "tiles",
+            reason: format!("no kernel of this operation has the tiles {tiles} ({tiles:?})"),
+        }),
+        Some(tiles) => Err(Error::Unsupported {
+            feature: "these tiles",
+            reason: format!("{tiles} ({tiles:?}) take more than the device has: {}", abilities(capabilities)),
+        }),
+        None => Err(Error::Unsupported {
+            feature: "workgroups of this size",
+            reason: format!(
+                "{}; WebGPU promises 16384 bytes and 256 invocations; ask for a device with \
+                 FlashAttention::device_descriptor",
+                abilities(capabilities)
+            ),
+        }),
+    }
+}
+
+/// What of a device decides which tiles fit it.
+fn abilities(capabilities: &Capabilities) -> String {
+    let Capabilities { max_workgroup_storage, max_invocations, subgroups, .. } = capabilities;
+    let subgroups = match (subgroups, capabilities.subgroup_min_size, capabilities.subgroup_max_size) {
+        (false, ..) => "no subgroups".to_owned(),
+        (true, min, max) if min == max => format!("subgroups of {min}"),
+        (true, min, max) => format!("subgroups of {min} to {max}"),
+    };
+    let matrices = capabilities.matrix_side.map_or("no matrices".to_owned(), |side| format!("{side}x{side} matrices"));
+    format!("{max_workgroup_storage} bytes of workgroup memory, {max_invocations} invocations, {subgroups}, {matrices}")
 }
 
 /// Whether a kernel with these tiles fits problem and device.
@@ -121,7 +144,7 @@ pub(super) fn specialize(
         has_window: problem.mask.window_left.is_some() || problem.mask.window_right.is_some(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         parts_in_f32: true,
-        f32_gradients: problem.element != Element::F32 && problem.gradient_element_in_force() == Element::F32,
+        f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,
     }

@@ -1,5 +1,6 @@
 /// Whether an operation computes the answer, its gradients, or the answer from partial ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Direction {
     /// Q, K and V to O and LSE.
     Forward,

@@ -10,6 +10,8 @@ use std::f64::consts::LOG2_E;
 
 /// What may change from one call to the next without preparing again. `None` keeps what the problem says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[must_use]
+#[non_exhaustive]
 pub struct Call {
     /// Another dropout seed. Without dropout in the problem it has no effect.
     pub philox_seed: Option<u64>,
@@ -21,12 +23,58 @@ pub struct Call {
     pub seqlen_kv: Option<u32>,
 }
 
-/// Where each tensor starts in its buffer, in bytes, indexed by `Operand as usize`; `None` for those that the caller did
-/// not give.
-pub type Origins = [Option<u64>; Operand::ALL.len()];
+impl Call {
+    /// The call that the problem says.
+    pub const fn new() -> Self {
+        Self { philox_seed: None, philox_offset: None, seqlen_q: None, seqlen_kv: None }
+    }
+
+    /// Draws dropout with another seed.
+    pub const fn with_philox_seed(mut self, philox_seed: u64) -> Self {
+        self.philox_seed = Some(philox_seed);
+        self
+    }
+
+    /// Draws dropout at another offset.
+    pub const fn with_philox_offset(mut self, philox_offset: u32) -> Self {
+        self.philox_offset = Some(philox_offset);
+        self
+    }
+
+    /// Takes fewer rows of Q than the problem has.
+    pub const fn with_seqlen_q(mut self, seqlen_q: u32) -> Self {
+        self.seqlen_q = Some(seqlen_q);
+        self
+    }
+
+    /// Takes fewer keys than the problem has.
+    pub const fn with_seqlen_kv(mut self, seqlen_kv: u32) -> Self {
+        self.seqlen_kv = Some(seqlen_kv);
+        self
+    }
+}
+
+/// Where each of the caller's tensors starts in its buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Origins([Option<u64>; Operand::ALL.len()]);
+
+impl Origins {
+    /// The tensor is given, and starts at this byte.
+    pub fn with(mut self, operand: Operand, byte: u64) -> Self {
+        self.0[operand as usize] = Some(byte);
+        self
+    }
+
+    /// The first byte of a tensor; `None` for one that was not given.
+    pub fn get(&self, operand: Operand) -> Option<u64> {
+        self.0[operand as usize]
+    }
+}
 
 /// The part of a buffer that a dispatch binds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Window {
     /// The operand.
     pub operand: Operand,
@@ -38,6 +86,7 @@ pub struct Window {
 
 /// One dispatch: a pass over a part of the problem.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Dispatch {
     /// Index of its pass in [`Plan::passes`].
     pub pass: usize,
@@ -72,7 +121,7 @@ impl Plan {
         }
         for operand in self.operands() {
             // No tensor is larger than a buffer, which is quicker to ask.
-            let origin = origins[operand as usize].unwrap_or(0);
+            let origin = origins.get(operand).unwrap_or(0);
             if origin.checked_add(self.capabilities.max_buffer).is_none()
                 && origin.checked_add(self.required_bytes(operand)).is_none()
             {
@@ -96,7 +145,7 @@ impl Plan {
 
     /// One pass over a part.
     fn dispatch(&self, index: usize, call: &Call, lengths: Lengths, part: Part, origins: &Origins) -> Dispatch {
-        let is_given = |tensor: &&Tensor| !tensor.optional || origins[tensor.operand as usize].is_some();
+        let is_given = |tensor: &&Tensor| !tensor.optional || origins.get(tensor.operand).is_some();
         let given = self.tensors.iter().filter(is_given).copied();
         let tensors: Vec<Tensor> = given.chain(self.scratch_tensors(&part, lengths)).collect();
         let grid = self.grid(index, &part, lengths);
@@ -136,9 +185,9 @@ impl Plan {
         if len == 0 {
             return (Window { operand, offset: 0, size: 0 }, 0);
         }
-        let size = tensor.element_size;
+        let size = tensor.element.size();
         // Scratch buffers start at 0.
-        let start = origins[operand as usize].unwrap_or(0) + tensor.first_in(part) * size;
+        let start = origins.get(operand).unwrap_or(0) + tensor.first_in(part) * size;
         let end = start + (len - tensor.layout.offset) * size;
         let offset = start / self.binding_alignment() * self.binding_alignment();
         let window = Window { operand, offset, size: (end - offset).next_multiple_of(4) };

@@ -1,6 +1,7 @@
 //! Which kernels with which tiles and grids answer a problem on a device: pure, tested without a GPU.
 
 mod build;
+mod builder;
 mod capabilities;
 mod check;
 mod choice;
@@ -22,6 +23,7 @@ mod visible;
 mod visits;
 
 pub use crate::operand::{Operand, Usage};
+pub use builder::PlanBuilder;
 pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
 pub use direction::Direction;
@@ -33,4 +35,5 @@ pub use tiles::Tiles;
 pub use tuning::{TunedTiles, Tuning, Workload};
 
 pub(crate) use kernels::{File, Piece, Slot, matrix_wgsl, wgsl};
+pub(crate) use tensor::Tensor;
 pub(crate) use tiles::Owns;

@@ -7,7 +7,7 @@ macro_rules! uniform {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
-        pub struct $name { $(#[allow(missing_docs)] pub $field: $type,)* }
+        pub struct $name { $(#[allow(missing_docs, reason = "the WGSL file documents them")] pub $field: $type,)* }
 
         impl $name {
             /// Name and byte offset of every field, in order.

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::operand::Operand;
 
 /// The most dispatches that one operation may make. A call holds them all in memory, about 600 bytes each; bounds on work
-/// as [`AttentionProblem::bounded_work`](crate::AttentionProblem::bounded_work) advises reach it after minutes of work.
+/// as [`AttentionProblem::with_bounded_work`](crate::AttentionProblem::with_bounded_work) advises reach it after minutes of work.
 const MAX_DISPATCHES: u64 = 1 << 18;
 
 fn common_divisor(a: u32, b: u32) -> u32 {

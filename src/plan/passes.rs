@@ -136,6 +136,11 @@ impl Plan {
         self.scratch_bytes().saturating_add(self.problem.shape.lse_len().saturating_mul(4))
     }
 
+    /// The caller's tensors, with all that an operation needs of each.
+    pub(crate) fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
     /// The caller's tensors.
     pub fn operands(&self) -> impl Iterator<Item = Operand> {
         self.tensors.iter().map(|tensor| tensor.operand)
@@ -150,6 +155,11 @@ impl Plan {
     /// Elements that the buffer of one of the caller's tensors must hold.
     pub fn required_len(&self, operand: Operand) -> u64 {
         self.tensor(operand).map_or(0, |tensor| tensor.len().unwrap_or(u64::MAX))
+    }
+
+    /// The type that one of the caller's tensors is stored in; `None` for what is none of them.
+    pub fn element(&self, operand: Operand) -> Option<Element> {
+        self.tensor(operand).map(|tensor| tensor.element)
     }
 
     fn tensor(&self, operand: Operand) -> Option<&Tensor> {

@@ -3,11 +3,11 @@
 use super::direction::Direction;
 use super::part::Part;
 use crate::operand::{Operand, Usage};
-use crate::problem::{AttentionProblem, MergeProblem, TensorLayout};
+use crate::problem::{AttentionProblem, Element, MergeProblem, TensorLayout};
 
 /// Counts along batch, rows, heads and the contiguous dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
+pub(crate) struct Extent {
     pub batch: u32,
     pub rows: u32,
     pub heads: u32,
@@ -16,7 +16,7 @@ pub(super) struct Extent {
 
 /// Which part of a tensor a dispatch needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Follows {
+pub(crate) enum Follows {
     /// The dispatch's rows, of its query heads.
     Rows,
     /// The dispatch's keys, of the KV heads that its query heads share, so many to each.
@@ -27,7 +27,7 @@ pub(super) enum Follows {
 
 /// A tensor of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Tensor {
+pub(crate) struct Tensor {
     pub operand: Operand,
     /// Whether the operation reads or writes it.
     pub usage: Usage,
@@ -35,8 +35,8 @@ pub(super) struct Tensor {
     pub optional: bool,
     pub layout: TensorLayout,
     pub extent: Extent,
-    /// Bytes of an element.
-    pub element_size: u64,
+    /// The type that it is stored in.
+    pub element: Element,
     pub follows: Follows,
     /// How many of it there are, one for each split of the keys: 1 of all that is no partial result.
     pub num_splits: u32,
@@ -52,7 +52,7 @@ impl Tensor {
 
     /// Bytes that its buffer must hold, whole words, or `None` past 2⁶⁴.
     pub fn bytes(&self) -> Option<u64> {
-        self.len()?.checked_mul(self.element_size)?.checked_next_multiple_of(4)
+        self.len()?.checked_mul(self.element.size())?.checked_next_multiple_of(4)
     }
 
     /// As `len`, of as much of it as `extent` says.
@@ -65,7 +65,7 @@ impl Tensor {
     }
 
     /// Its extent within a part of the problem.
-    pub fn extent_in(&self, part: &Part) -> Extent {
+    pub(super) fn extent_in(&self, part: &Part) -> Extent {
         let at_most = self.extent_at_most(part);
         match self.follows {
             Follows::Keys { heads_per_kv } => {
@@ -77,7 +77,7 @@ impl Tensor {
     }
 
     /// As `extent_in`, of as many KV heads as a part of this size can touch wherever it starts.
-    pub fn extent_at_most(&self, part: &Part) -> Extent {
+    pub(super) fn extent_at_most(&self, part: &Part) -> Extent {
         let (batch, dim) = (part.batch_count, self.extent.dim);
         match self.follows {
             Follows::Rows => Extent { batch, rows: part.row_count, heads: part.head_count, dim },
@@ -90,7 +90,7 @@ impl Tensor {
     }
 
     /// The index of a part's first element.
-    pub fn first_in(&self, part: &Part) -> u64 {
+    pub(super) fn first_in(&self, part: &Part) -> u64 {
         match self.follows {
             Follows::Rows => self.layout.index(part.batch_first, part.row_first, part.head_first),
             Follows::Keys { heads_per_kv } => {
@@ -101,9 +101,9 @@ impl Tensor {
     }
 
     /// Bytes that a part of this size spans at most, counted from its first element.
-    pub fn span_at_most(&self, part: &Part) -> Option<u64> {
+    pub(super) fn span_at_most(&self, part: &Part) -> Option<u64> {
         let len = self.len_of(&self.extent_at_most(part))?;
-        (len - self.layout.offset.min(len)).checked_mul(self.element_size)
+        (len - self.layout.offset.min(len)).checked_mul(self.element.size())
     }
 
     const fn written(mut self) -> Self {
@@ -126,23 +126,23 @@ pub(super) fn in_quads(tensors: &[Tensor]) -> bool {
 /// The caller's tensors. Those of a merge that hold its parts come from [`parts_to_merge`].
 pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<Tensor> {
     let AttentionProblem { shape, layout, .. } = problem;
-    let size = problem.element.size();
-    let q = of_rows(problem, Operand::Q, layout.q, shape.head_dim, size);
-    let k = of_keys(problem, Operand::K, layout.k, shape.head_dim, size);
-    let v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, size);
-    let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, size);
+    let element = problem.element;
+    let q = of_rows(problem, Operand::Q, layout.q, shape.head_dim, element);
+    let k = of_keys(problem, Operand::K, layout.k, shape.head_dim, element);
+    let v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
+    let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
     match direction {
         Direction::Forward => vec![q, k, v, o.written(), lse.written()],
         Direction::Merge => vec![o.written(), lse.written()],
         Direction::Backward => {
-            let layout = problem.gradient_layout_in_force();
-            let gradient_size = problem.gradient_element_in_force().size();
-            let d_o = of_rows(problem, Operand::DO, layout.o, shape.head_dim_v, size);
+            let layout = problem.gradient_layout();
+            let gradient_element = problem.gradient_element();
+            let d_o = of_rows(problem, Operand::DO, layout.o, shape.head_dim_v, element);
             let d_lse = Tensor { optional: true, ..of_each_row(problem, Operand::DLse) };
-            let dq = of_rows(problem, Operand::Dq, layout.q, shape.head_dim, gradient_size);
-            let dk = of_keys(problem, Operand::Dk, layout.k, shape.head_dim, gradient_size);
-            let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_size);
+            let dq = of_rows(problem, Operand::Dq, layout.q, shape.head_dim, gradient_element);
+            let dk = of_keys(problem, Operand::Dk, layout.k, shape.head_dim, gradient_element);
+            let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_element);
             vec![q, k, v, o, lse, d_o, d_lse, dq.written(), dk.written(), dv.written()]
         }
     }
@@ -151,8 +151,7 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
 /// The partial results that the caller of a merge gives.
 pub(super) fn parts_to_merge(merge: &MergeProblem) -> [Tensor; 2] {
     let problem = merge.rows();
-    let size = merge.parts_element.size();
-    let o = of_rows(&problem, Operand::OParts, merge.layout, merge.shape.head_dim_v, size);
+    let o = of_rows(&problem, Operand::OParts, merge.layout, merge.shape.head_dim_v, merge.parts_element);
     let lse = of_each_row(&problem, Operand::LseParts);
     let num_splits = merge.num_splits;
     [
@@ -181,7 +180,7 @@ pub(super) fn partial_results(part: &Part, head_dim_v: u32, num_splits: u32) -> 
 }
 
 /// A tensor that is read, with rows of `dim` elements for each query head.
-fn of_rows(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element_size: u64) -> Tensor {
+fn of_rows(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element: Element) -> Tensor {
     let shape = &problem.shape;
     Tensor {
         operand,
@@ -189,7 +188,7 @@ fn of_rows(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, d
         optional: false,
         layout,
         extent: Extent { batch: shape.batch, rows: shape.seqlen_q, heads: shape.num_heads, dim },
-        element_size,
+        element,
         follows: Follows::Rows,
         num_splits: 1,
         stride_split: 0,
@@ -197,19 +196,19 @@ fn of_rows(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, d
 }
 
 /// As `of_rows`, with rows for the keys of each KV head.
-fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element_size: u64) -> Tensor {
+fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element: Element) -> Tensor {
     let shape = &problem.shape;
     Tensor {
         extent: Extent { batch: shape.batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim },
         follows: Follows::Keys { heads_per_kv: shape.heads_per_kv() },
-        ..of_rows(problem, operand, layout, dim, element_size)
+        ..of_rows(problem, operand, layout, dim, element)
     }
 }
 
 /// One f32 for each row: contiguous `[batch, num_heads, seqlen_q]`.
 fn of_each_row(problem: &AttentionProblem, operand: Operand) -> Tensor {
     let layout = TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 1);
-    of_rows(problem, operand, layout, 1, 4)
+    of_rows(problem, operand, layout, 1, Element::F32)
 }
 
 /// Contiguous `[split, batch, head, row, dim]` of f32, for the rows of a part.
@@ -221,7 +220,7 @@ fn in_scratch(operand: Operand, part: &Part, dim: u32, num_splits: u32) -> Tenso
         optional: false,
         layout: TensorLayout::bhsd(rows, heads, dim),
         extent: Extent { batch, rows, heads, dim },
-        element_size: 4,
+        element: Element::F32,
         follows: Follows::Scratch,
         num_splits,
         stride_split: (u64::from(batch) * u64::from(heads)).saturating_mul(rows.into()).saturating_mul(dim.into()),

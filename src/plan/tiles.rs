@@ -2,6 +2,7 @@ use std::fmt;
 
 /// The sides of a workgroup's tiles, and how its invocations share them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Tiles {
     /// Rows of Q and O in a workgroup.
     pub tile_q: u32,

@@ -22,7 +22,7 @@ impl Plan {
             [shape.seqlen_q, shape.seqlen_kv, shape.head_dim, shape.head_dim_v].map(u128::from);
         let (tile_q, tile_kv) = (u128::from(tiles.tile_q), u128::from(tiles.tile_kv));
         let size = u128::from(self.problem.element.size());
-        let gradient_size = u128::from(self.problem.gradient_element_in_force().size());
+        let gradient_size = u128::from(self.problem.gradient_element().size());
         let visits = visits(&self.problem, tiles);
         let splits = u128::from(self.num_splits);
         // Decoding: the rows of a tile, and the heads that share its K and V.

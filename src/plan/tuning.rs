@@ -12,6 +12,7 @@ use crate::problem::{AttentionProblem, Element};
 
 /// What a problem asks of a device. Problems of one workload are best served by the same tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Workload {
     /// So few rows that reading K and V is all that counts: at most 32 to a KV head.
     Decode,
@@ -23,7 +24,7 @@ pub enum Workload {
 
 impl Workload {
     /// All workloads.
-    pub const ALL: [Workload; 3] = [Workload::Decode, Workload::Small, Workload::Large];
+    pub const ALL: &[Workload] = &[Workload::Decode, Workload::Small, Workload::Large];
 
     /// That of a problem.
     pub fn of(problem: &AttentionProblem) -> Self {
@@ -46,6 +47,7 @@ impl Workload {
 
 /// Tiles that were the fastest for problems like one that was measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TunedTiles {
     /// The workload of the problem.
     pub workload: Workload,
@@ -57,9 +59,18 @@ pub struct TunedTiles {
     pub tiles: Tiles,
 }
 
+impl TunedTiles {
+    /// Tiles for problems of this workload and element, with heads up to this width.
+    pub const fn new(workload: Workload, element: Element, head_dim: u32, tiles: Tiles) -> Self {
+        Self { workload, element, head_dim, tiles }
+    }
+}
+
 /// What was measured on one device: it goes before the planner's own table, which decides where nothing was measured or
 /// nothing of it fits. `flash tune` makes one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
 pub struct Tuning {
     /// The fastest tiles of each kind of problem, the best first.
     pub tiles: Vec<TunedTiles>,
@@ -68,6 +79,17 @@ pub struct Tuning {
 }
 
 impl Tuning {
+    /// The fastest tiles of each kind of problem, the best first.
+    pub const fn new(tiles: Vec<TunedTiles>) -> Self {
+        Self { tiles, workgroups: None }
+    }
+
+    /// Splits keys until this many workgroups keep the device busy.
+    pub const fn with_workgroups(mut self, workgroups: u32) -> Self {
+        self.workgroups = Some(workgroups);
+        self
+    }
+
     /// The tiles for problems like this one, the best first.
     pub(super) fn tiles_for(&self, problem: &AttentionProblem) -> impl Iterator<Item = Tiles> {
         let widest = problem.shape.head_dim.max(problem.shape.head_dim_v);

@@ -60,7 +60,7 @@ mod tests {
             for (tile_q, tile_kv) in [(1, 4), (4, 4), (3, 8), (8, 16), (64, 32)] {
                 for (window_left, window_right) in windows.iter().flat_map(|l| windows.map(|r| (*l, r))) {
                     let mut problem =
-                        AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, 8).seqlen_kv(seqlen_kv));
+                        AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, 8).with_seqlen_kv(seqlen_kv));
                     (problem.mask.window_left, problem.mask.window_right) = (window_left, window_right);
                     for alignment in [Alignment::BottomRight, Alignment::TopLeft] {
                         problem.mask.alignment = alignment;

@@ -6,6 +6,7 @@ use super::shape::AttentionShape;
 
 /// How the answer is computed. Both algorithms mean the same, to the last masked entry and dropout bit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Algorithm {
     /// Tiles in workgroup memory and an online softmax: no memory beyond O and LSE.
     #[default]
@@ -30,11 +31,12 @@ impl Algorithm {
 /// ```
 /// use wgpu_flash_attention::{AttentionProblem, AttentionShape};
 ///
-/// let shape = AttentionShape::new(2, 16, 4096, 64).num_heads_kv(4);
-/// let problem = AttentionProblem::new(shape).causal().dropout(0.1, 42);
+/// let shape = AttentionShape::new(2, 16, 4096, 64).with_num_heads_kv(4);
+/// let problem = AttentionProblem::new(shape).with_causal().with_dropout(0.1, 42);
 /// assert_eq!(problem.softmax_scale(), 0.125);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[must_use]
 #[non_exhaustive]
 pub struct AttentionProblem {
     /// Lengths, heads and head dimensions.
@@ -52,7 +54,7 @@ pub struct AttentionProblem {
     /// Flash, or the standard algorithm as its baseline.
     pub algorithm: Algorithm,
     /// The most floating-point operations that one dispatch may hold, or `None` for no bound. See
-    /// [`AttentionProblem::bounded_work`].
+    /// [`AttentionProblem::with_bounded_work`].
     pub max_flops_per_dispatch: Option<u64>,
     /// Backward: where dQ, dK, dV and dO lie, or `None` for the layouts of Q, K, V and O.
     pub gradient_layout: Option<AttentionLayout>,
@@ -78,35 +80,35 @@ impl AttentionProblem {
     }
 
     /// Stores Q, K, V and O as `element`.
-    pub fn element(mut self, element: Element) -> Self {
+    pub fn with_element(mut self, element: Element) -> Self {
         self.element = element;
         self
     }
 
     /// Places the tensors as `layout` says.
-    pub fn layout(mut self, layout: AttentionLayout) -> Self {
+    pub fn with_layout(mut self, layout: AttentionLayout) -> Self {
         self.layout = layout;
         self
     }
 
     /// Row i sees the keys j ≤ i + seqlen_kv − seqlen_q: the last row sees the last key (FlashAttention's meaning).
-    pub fn causal(mut self) -> Self {
+    pub fn with_causal(mut self) -> Self {
         self.mask.alignment = Alignment::BottomRight;
         self.mask.window_right = Some(0);
         self
     }
 
     /// Row i sees the keys j ≤ i: the first row sees the first key (PyTorch's `is_causal`, ONNX).
-    pub fn causal_top_left(mut self) -> Self {
+    pub fn with_causal_top_left(mut self) -> Self {
         self.mask.alignment = Alignment::TopLeft;
         self.mask.window_right = Some(0);
         self
     }
 
     /// Row i sees the keys from `i + offset − left` to `i + offset + right`, both included, where offset is
-    /// seqlen_kv − seqlen_q, or 0 with [`AttentionProblem::causal_top_left`]. `None` leaves a side unlimited. With a
+    /// seqlen_kv − seqlen_q, or 0 with [`AttentionProblem::with_causal_top_left`]. `None` leaves a side unlimited. With a
     /// causal mask the right side stays 0.
-    pub fn window(mut self, left: Option<u32>, right: Option<u32>) -> Self {
+    pub fn with_window(mut self, left: Option<u32>, right: Option<u32>) -> Self {
         let causal = self.mask.window_right == Some(0);
         self.mask.window_left = left;
         self.mask.window_right = if causal { Some(0) } else { right };
@@ -114,20 +116,20 @@ impl AttentionProblem {
     }
 
     /// Multiplies Q Kᵀ by `softmax_scale` instead of 1/√head_dim.
-    pub fn scale(mut self, softmax_scale: f64) -> Self {
+    pub fn with_softmax_scale(mut self, softmax_scale: f64) -> Self {
         self.softmax_scale = Some(softmax_scale);
         self
     }
 
     /// Drops each probability with chance `dropout_p` (0 ≤ dropout_p < 1) and scales the kept ones by
     /// 1/(1 − dropout_p). The mask depends on the seed and the position (batch, head, row, key) alone.
-    pub fn dropout(mut self, dropout_p: f64, philox_seed: u64) -> Self {
-        self.dropout = Some(Dropout { dropout_p, philox_seed, philox_offset: 0 });
+    pub fn with_dropout(mut self, dropout_p: f64, philox_seed: u64) -> Self {
+        self.dropout = Some(Dropout::new(dropout_p, philox_seed));
         self
     }
 
     /// Chooses the algorithm.
-    pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
+    pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = algorithm;
         self
     }
@@ -135,31 +137,31 @@ impl AttentionProblem {
     /// Splits the operation into dispatches of at most `max_flops` floating-point operations each (one query tile at
     /// least), so that the watchdogs of desktops and browsers, which reset a GPU that is busy for about two seconds,
     /// leave it alone. A thousandth of what the GPU does in two seconds is a good value.
-    pub fn bounded_work(mut self, max_flops: u64) -> Self {
+    pub fn with_bounded_work(mut self, max_flops: u64) -> Self {
         self.max_flops_per_dispatch = Some(max_flops);
         self
     }
 
     /// Backward: places dQ, dK, dV and dO as the entries `q`, `k`, `v` and `o` of `layout` say, instead of like the
     /// tensors themselves. Gradients must not overlap, so inputs that broadcast need another layout here.
-    pub fn gradient_layout(mut self, layout: AttentionLayout) -> Self {
+    pub fn with_gradient_layout(mut self, layout: AttentionLayout) -> Self {
         self.gradient_layout = Some(layout);
         self
     }
 
     /// Backward: stores dQ, dK and dV in f32, the type they are summed in, whatever the type of Q, K and V.
-    pub fn f32_gradients(mut self) -> Self {
+    pub fn with_f32_gradients(mut self) -> Self {
         self.gradient_element = Some(Element::F32);
         self
     }
 
     /// Where dQ, dK, dV and dO (`o`) lie.
-    pub fn gradient_layout_in_force(&self) -> AttentionLayout {
+    pub fn gradient_layout(&self) -> AttentionLayout {
         self.gradient_layout.unwrap_or(self.layout)
     }
 
     /// The type that dQ, dK and dV are stored in.
-    pub fn gradient_element_in_force(&self) -> Element {
+    pub fn gradient_element(&self) -> Element {
         self.gradient_element.unwrap_or(self.element)
     }
 

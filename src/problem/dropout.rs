@@ -2,6 +2,8 @@
 /// `philox4x32_10(key, counter)[j % 4] ≥ round(dropout_p · 2³²)` with key = the low and high word of the seed and
 /// counter = (j / 4, i, batch · num_heads + head, philox_offset).
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
+#[non_exhaustive]
 pub struct Dropout {
     /// The chance to drop an entry, 0 ≤ dropout_p < 1.
     pub dropout_p: f64,
@@ -12,6 +14,17 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// Drops each entry with chance `dropout_p` (0 ≤ dropout_p < 1), drawn with this seed at offset 0.
+    pub const fn new(dropout_p: f64, philox_seed: u64) -> Self {
+        Self { dropout_p, philox_seed, philox_offset: 0 }
+    }
+
+    /// Draws at another offset.
+    pub const fn with_philox_offset(mut self, philox_offset: u32) -> Self {
+        self.philox_offset = philox_offset;
+        self
+    }
+
     /// A random word below this drops its entry.
     pub fn threshold(&self) -> u32 {
         // The cast saturates: a chance within 2⁻³³ of 1 still keeps the largest word.

@@ -2,6 +2,7 @@ use half::{bf16, f16};
 
 /// The type that Q, K, V and O are stored in. Every product accumulates in f32, whatever the storage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Element {
     /// 32-bit floats.
     #[default]
@@ -14,7 +15,7 @@ pub enum Element {
 
 impl Element {
     /// All element types.
-    pub const ALL: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
+    pub const ALL: &[Element] = &[Element::F32, Element::F16, Element::Bf16];
 
     /// Bytes of one element.
     pub const fn size(self) -> u64 {

@@ -29,7 +29,7 @@ impl TensorLayout {
         Self { offset: 0, stride_batch: heads.saturating_mul(rows * dim), stride_row: dim, stride_head: rows * dim }
     }
 
-    /// The element index of (batch, row, head, 0). Wraps silently on layouts that [`crate::plan`] would refuse.
+    /// The element index of (batch, row, head, 0). Wraps silently on layouts that [planning](crate::Plan) would refuse.
     pub fn index(&self, batch: u32, row: u32, head: u32) -> u64 {
         self.offset
             .wrapping_add(u64::from(batch).wrapping_mul(self.stride_batch))

@@ -10,11 +10,12 @@ use super::shape::AttentionShape;
 /// ```
 /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, MergeProblem};
 ///
-/// let part = AttentionProblem::new(AttentionShape::new(1, 8, 128, 64).seqlen_kv(1000));
+/// let part = AttentionProblem::new(AttentionShape::new(1, 8, 128, 64).with_seqlen_kv(1000));
 /// let merge = MergeProblem::of(&part, 3);
 /// assert_eq!(merge.stride_split, 128 * 8 * 64);
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[must_use]
 #[non_exhaustive]
 pub struct MergeProblem {
     /// Lengths, heads and width of O; what it says of keys is not used.
@@ -35,7 +36,7 @@ pub struct MergeProblem {
 
 impl MergeProblem {
     /// Merges `num_splits` results of `part`, which lie one behind another, into one of the same type and layout.
-    /// Lengths that a buffer's alignment of 16 bytes asks for are met by [`MergeProblem::strides`].
+    /// Lengths that a buffer's alignment of 16 bytes asks for are met by [`MergeProblem::with_strides`].
     pub fn of(part: &AttentionProblem, num_splits: u32) -> Self {
         let shape = part.shape;
         let layout = part.layout.o;
@@ -52,14 +53,14 @@ impl MergeProblem {
     }
 
     /// Places each part so many elements of O, and entries of LSE, behind the one before.
-    pub fn strides(mut self, stride_split: u64, lse_stride_split: u64) -> Self {
+    pub fn with_strides(mut self, stride_split: u64, lse_stride_split: u64) -> Self {
         self.stride_split = stride_split;
         self.lse_stride_split = lse_stride_split;
         self
     }
 
     /// Takes parts in f32 whatever the type of O.
-    pub fn parts_in_f32(mut self) -> Self {
+    pub fn with_parts_in_f32(mut self) -> Self {
         self.parts_element = Element::F32;
         self
     }
@@ -68,7 +69,7 @@ impl MergeProblem {
     pub(crate) fn rows(&self) -> AttentionProblem {
         let mut shape = self.shape;
         (shape.num_heads_kv, shape.seqlen_kv, shape.head_dim) = (shape.num_heads.max(1), 0, shape.head_dim_v);
-        let mut problem = AttentionProblem::new(shape).element(self.element);
+        let mut problem = AttentionProblem::new(shape).with_element(self.element);
         problem.layout.o = self.layout;
         problem
     }

@@ -1,4 +1,4 @@
-//! What is asked: plain data, no GPU. Everything here is built freely and checked once, by [`crate::plan`].
+//! What is asked: plain data, no GPU. Everything here is built freely and checked once, by planning.
 
 mod attention;
 mod dropout;

@@ -4,6 +4,7 @@
 /// V `[batch, seqlen_kv, num_heads_kv, head_dim_v]`, O `[batch, seqlen_q, num_heads, head_dim_v]` and
 /// LSE `[batch, num_heads, seqlen_q]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use]
 pub struct AttentionShape {
     /// Independent sequences.
     pub batch: u32,
@@ -36,19 +37,19 @@ impl AttentionShape {
     }
 
     /// Another number of keys and values (cross-attention).
-    pub const fn seqlen_kv(mut self, seqlen_kv: u32) -> Self {
+    pub const fn with_seqlen_kv(mut self, seqlen_kv: u32) -> Self {
         self.seqlen_kv = seqlen_kv;
         self
     }
 
     /// Fewer KV heads (grouped-query attention), or one (multi-query attention).
-    pub const fn num_heads_kv(mut self, num_heads_kv: u32) -> Self {
+    pub const fn with_num_heads_kv(mut self, num_heads_kv: u32) -> Self {
         self.num_heads_kv = num_heads_kv;
         self
     }
 
     /// Another width for V and O.
-    pub const fn head_dim_v(mut self, head_dim_v: u32) -> Self {
+    pub const fn with_head_dim_v(mut self, head_dim_v: u32) -> Self {
         self.head_dim_v = head_dim_v;
         self
     }

@@ -4,6 +4,7 @@ use crate::problem::{AttentionProblem, TensorLayout};
 
 /// What the backward pass computes, in f64, in the problem's gradient layout. Elements between the tensors' own are 0.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ReferenceGradients {
     /// The gradient of Q.
     pub dq: Vec<f64>,
@@ -18,7 +19,7 @@ pub struct ReferenceGradients {
 ///
 /// # Panics
 ///
-/// When a slice is shorter than its tensor, or the problem is one that [`crate::plan`] refuses.
+/// When a slice is shorter than its tensor, or the problem is one that [planning](crate::Plan) refuses.
 pub fn backward(
     problem: &AttentionProblem,
     q: &[f64],
@@ -83,7 +84,7 @@ fn backward_with(
     round: impl Fn(f64) -> f64 + Copy + Send + Sync,
 ) -> ReferenceGradients {
     let shape = problem.shape;
-    let layout = problem.gradient_layout_in_force();
+    let layout = problem.gradient_layout();
     let zeros = |layout: &TensorLayout, rows: u32, heads: u32, dim: u32| {
         vec![0.0; layout.required_len(shape.batch, rows, heads, dim).expect("a gradient has an extent") as usize]
     };
@@ -157,7 +158,7 @@ fn of_kv_head(
             }
             let keys = problem.visible_keys(row);
             let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
-            let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
+            let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
             let batch_and_head = batch as usize * shape.num_heads as usize + head as usize;
             let flat = batch_and_head * shape.seqlen_q as usize + row as usize;
             let d_lse_row = given.d_lse.map_or(0.0, |d_lse| d_lse[flat]);

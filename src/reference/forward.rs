@@ -4,6 +4,7 @@ use crate::problem::{AttentionProblem, TensorLayout};
 
 /// What the forward pass computes, in f64.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ReferenceOutput {
     /// O in the problem's layout. Elements between the tensor's own are 0.
     pub o: Vec<f64>,
@@ -16,7 +17,7 @@ pub struct ReferenceOutput {
 ///
 /// # Panics
 ///
-/// When a slice is shorter than its tensor, or the problem is one that [`crate::plan`] refuses.
+/// When a slice is shorter than its tensor, or the problem is one that [planning](crate::Plan) refuses.
 pub fn forward(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
     forward_with(problem, q, k, v, |p| p)
 }

@@ -35,12 +35,12 @@ impl ShaderSource {
     /// Assembles the text of one kernel.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a specialization that no plan has; [`Error::Shader`] for a mistake in an `// unroll`
+    /// [`Error::InvalidPlan`] for a specialization that no plan has; [`Error::Shader`] for a mistake in an `// unroll`
     /// directive.
     pub fn new(specialization: &Specialization, dialect: Dialect) -> Result<Self, Error> {
         if !specialization.is_sound() {
             let reason = format!("no {} can be made of tiles {}", specialization.kernel.name(), specialization.tiles);
-            return Err(Error::Unsupported { feature: "specializations of one's own", reason });
+            return Err(Error::InvalidPlan { what: "specialization", reason });
         }
         let mut source = Self { text: String::new(), origins: Vec::new() };
         let (prelude, lists) = prelude::prelude(specialization, dialect);

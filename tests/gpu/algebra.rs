@@ -15,7 +15,7 @@ fn max_of(values: &[f64]) -> f64 {
 
 #[test]
 fn the_order_of_keys_does_not_matter() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 20, 16).seqlen_kv(75));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 20, 16).with_seqlen_kv(75));
     let forth = inputs(&problem, 1);
     let mut order: Vec<usize> = (0..75).collect();
     let mut random = Random(2);
@@ -33,8 +33,10 @@ fn the_order_of_keys_does_not_matter() {
 
 #[test]
 fn constant_values_come_out_unchanged() {
-    for element in Element::ALL {
-        let problem = AttentionProblem::new(AttentionShape::new(2, 2, 40, 16).seqlen_kv(75)).element(element).causal();
+    for &element in Element::ALL {
+        let problem = AttentionProblem::new(AttentionShape::new(2, 2, 40, 16).with_seqlen_kv(75))
+            .with_element(element)
+            .with_causal();
         let mut inputs = inputs(&problem, 1);
         inputs.v.fill(1.5);
         let o = check(library(Variant::Full), &problem, &inputs).o();
@@ -44,10 +46,10 @@ fn constant_values_come_out_unchanged() {
 
 #[test]
 fn grouped_heads_equal_repeated_heads() {
-    for element in Element::ALL {
-        let shape = AttentionShape::new(2, 6, 35, 16).seqlen_kv(50).num_heads_kv(2);
-        let grouped = AttentionProblem::new(shape).element(element).causal();
-        let repeated = AttentionProblem::new(shape.num_heads_kv(6)).element(element).causal();
+    for &element in Element::ALL {
+        let shape = AttentionShape::new(2, 6, 35, 16).with_seqlen_kv(50).with_num_heads_kv(2);
+        let grouped = AttentionProblem::new(shape).with_element(element).with_causal();
+        let repeated = AttentionProblem::new(shape.with_num_heads_kv(6)).with_element(element).with_causal();
         let few = inputs(&grouped, 1);
         let repeat = |values: &[f64]| -> Vec<f64> { values.chunks(16).flat_map(|head| head.repeat(3)).collect() };
         let many = Inputs { k: repeat(&few.k), v: repeat(&few.v), ..few.clone() };
@@ -60,7 +62,7 @@ fn grouped_heads_equal_repeated_heads() {
 #[test]
 fn parts_merge_into_the_whole() {
     let (seqlen_kv, cut) = (75, 31);
-    let whole = AttentionProblem::new(AttentionShape::new(1, 1, 20, 16).seqlen_kv(seqlen_kv));
+    let whole = AttentionProblem::new(AttentionShape::new(1, 1, 20, 16).with_seqlen_kv(seqlen_kv));
     let inputs = inputs(&whole, 1);
     let part = |from: u32, to: u32| {
         let problem = AttentionProblem::new(AttentionShape { seqlen_kv: to - from, ..whole.shape });
@@ -82,7 +84,7 @@ fn parts_merge_into_the_whole() {
 
 #[test]
 fn a_window_of_one_key_copies_its_value() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 70, 16)).window(Some(0), Some(0));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 70, 16)).with_window(Some(0), Some(0));
     let inputs = inputs(&problem, 1);
     // On matrices f32 passes in two parts of f16, together 23 bits.
     let portable = limited(|capabilities| capabilities.matrix_side = None);
@@ -94,7 +96,7 @@ fn a_window_of_one_key_copies_its_value() {
 
 #[test]
 fn equal_scores_average_the_values() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 3, 16).seqlen_kv(64));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 3, 16).with_seqlen_kv(64));
     let mut inputs = inputs(&problem, 1);
     inputs.q.fill(0.0);
     let output = check(library(Variant::Full), &problem, &inputs);

@@ -7,8 +7,8 @@ use crate::support::{GradientInputs, check_gradients, gradient_inputs, run_backw
 
 fn check(problem: &AttentionProblem, seed: u64) {
     let Some(library) = with_matrices() else { return };
-    for element in Element::ALL {
-        let problem = problem.clone().element(element);
+    for &element in Element::ALL {
+        let problem = problem.clone().with_element(element);
         let kernels = library.prepare_gradients(&problem).unwrap().plan().passes().to_vec();
         assert!(kernels.iter().any(|pass| pass.kernel.name() == "flash_backward_dkdv_cooperative"), "{kernels:?}");
         check_gradients(library, &problem, &gradient_inputs(&problem, seed));
@@ -17,33 +17,33 @@ fn check(problem: &AttentionProblem, seed: u64) {
 
 #[test]
 fn every_mask_and_dropout() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 3, 113, 40).num_heads_kv(1).seqlen_kv(203));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 3, 113, 40).with_num_heads_kv(1).with_seqlen_kv(203));
     check(&problem, 1);
-    check(&problem.clone().causal(), 2);
-    check(&problem.clone().causal_top_left(), 3);
-    check(&problem.clone().window(Some(7), Some(3)), 4);
-    check(&problem.clone().causal().dropout(0.3, 5).scale(-0.4), 5);
-    check(&problem.clone().dropout(0.1, 9), 6);
+    check(&problem.clone().with_causal(), 2);
+    check(&problem.clone().with_causal_top_left(), 3);
+    check(&problem.clone().with_window(Some(7), Some(3)), 4);
+    check(&problem.clone().with_causal().with_dropout(0.3, 5).with_softmax_scale(-0.4), 5);
+    check(&problem.clone().with_dropout(0.1, 9), 6);
     // Rows that see nothing.
-    check(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 40).seqlen_kv(40)).causal(), 7);
+    check(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 40).with_seqlen_kv(40)).with_causal(), 7);
 }
 
 #[test]
 fn every_width_and_layout() {
     // A software driver compiles wider ones for minutes.
     for (n, (head_dim, head_dim_v)) in [(1, 3), (31, 24), (16, 40)].into_iter().enumerate() {
-        let shape = AttentionShape::new(1, 2, 70, head_dim).head_dim_v(head_dim_v);
-        check(&AttentionProblem::new(shape).causal(), n as u64);
+        let shape = AttentionShape::new(1, 2, 70, head_dim).with_head_dim_v(head_dim_v);
+        check(&AttentionProblem::new(shape).with_causal(), n as u64);
     }
-    let shape = AttentionShape::new(2, 4, 45, 24).num_heads_kv(2);
+    let shape = AttentionShape::new(2, 4, 45, 24).with_num_heads_kv(2);
     for layout in [AttentionLayout::bhsd(&shape), strided(&shape, true)] {
-        check(&AttentionProblem::new(shape).layout(layout).causal(), 3);
+        check(&AttentionProblem::new(shape).with_layout(layout).with_causal(), 3);
     }
     // In f32 they are what is rounded otherwise.
     let Some(library) = with_matrices() else { return };
-    let problem = AttentionProblem::new(shape).element(Element::F16);
+    let problem = AttentionProblem::new(shape).with_element(Element::F16);
     let given = gradient_inputs(&problem, 3);
-    let in_f32 = run_backward(library, &problem.clone().f32_gradients(), &given).dk();
+    let in_f32 = run_backward(library, &problem.clone().with_f32_gradients(), &given).dk();
     let rounded = run_backward(library, &problem, &given).dk();
     assert!(in_f32.iter().map(|value| Element::F16.round(*value)).eq(rounded.iter().copied()) && in_f32 != rounded);
 }
@@ -52,7 +52,7 @@ fn every_width_and_layout() {
 #[test]
 fn long_sums_do_not_drift() {
     let Some(library) = with_matrices() else { return };
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 5_000, 16).seqlen_kv(40));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 5_000, 16).with_seqlen_kv(40));
     let mut given = gradient_inputs(&problem, 2);
     for tensor in [&mut given.d_o, &mut given.inputs.q] {
         tensor.iter_mut().for_each(|value| *value = Element::F32.round(value.abs() + 1.0));
@@ -64,9 +64,10 @@ fn long_sums_do_not_drift() {
 #[test]
 fn gradients_scale_with_d_o() {
     let Some(library) = with_matrices() else { return };
-    let problem =
-        AttentionProblem::new(AttentionShape::new(1, 2, 90, 32).seqlen_kv(130)).element(Element::F16).causal();
-    let in_f32 = problem.clone().f32_gradients();
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 90, 32).with_seqlen_kv(130))
+        .with_element(Element::F16)
+        .with_causal();
+    let in_f32 = problem.clone().with_f32_gradients();
     let given = gradient_inputs(&problem, 2);
     let scaled = |factor: f64| {
         let d_o = given.d_o.iter().map(|value| value * factor).collect();
@@ -104,8 +105,9 @@ fn a_nan_reaches_the_rows_and_keys_that_see_it() {
         (0..SEQLEN).filter(|row| values[row * DIM..][..DIM].iter().any(|value| value.is_nan())).collect()
     };
     let all = |condition: &dyn Fn(usize) -> bool| (0..SEQLEN).filter(|n| condition(*n)).collect::<Vec<_>>();
-    let problems = [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense];
-    let of_all_elements = |problem: AttentionProblem| Element::ALL.map(|element| problem.clone().element(element));
+    let problems = [dense.clone().with_causal(), dense.clone().with_window(Some(4), Some(2)), dense];
+    let of_all_elements =
+        |problem: AttentionProblem| Element::ALL.iter().map(move |&element| problem.clone().with_element(element));
     for problem in problems.into_iter().flat_map(of_all_elements) {
         let sees = |row: usize, key: usize| problem.visible_keys(row as u32).contains(&(key as u32));
         let clean = gradient_inputs(&problem, 2);
@@ -130,7 +132,7 @@ fn a_nan_reaches_the_rows_and_keys_that_see_it() {
 fn fifty_runs_are_identical() {
     let Some(library) = with_matrices() else { return };
     for element in [Element::F16, Element::F32] {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 32)).element(element).causal();
+        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, 32)).with_element(element).with_causal();
         let given = gradient_inputs(&problem, 9);
         let first = run_backward(library, &problem, &given);
         for _ in 0..49 {
@@ -147,9 +149,9 @@ fn rows_of_every_magnitude() {
     const SEQLEN: usize = 70;
     let Some(library) = with_matrices() else { return };
     // With keys that no row sees.
-    let shape = AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32).seqlen_kv(100);
+    let shape = AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32).with_seqlen_kv(100);
     for element in [Element::F32, Element::Bf16] {
-        let problem = AttentionProblem::new(shape).element(element).causal_top_left();
+        let problem = AttentionProblem::new(shape).with_element(element).with_causal_top_left();
         let mut given = gradient_inputs(&problem, 4);
         // Key j gathers from the rows from j on, of which the first are the largest.
         let factor = |row: usize| 2f64.powi(30 - row as i32);
@@ -161,7 +163,7 @@ fn rows_of_every_magnitude() {
                 *value = element.round([1e30, -1e-30, 0.0][n / DIM % 3]);
             }
         }
-        let run = |algorithm| run_backward(library, &problem.clone().algorithm(algorithm), &given);
+        let run = |algorithm| run_backward(library, &problem.clone().with_algorithm(algorithm), &given);
         let (flash, standard) = (run(Algorithm::Flash), run(Algorithm::Standard));
         let wanted = reference::backward(
             &problem,
@@ -197,9 +199,10 @@ fn rows_of_every_magnitude() {
 #[test]
 fn rows_with_a_gradient_of_lse_alone() {
     let Some(library) = with_matrices() else { return };
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for factor in [0.0, 2f64.powi(-20)] {
-            let problem = AttentionProblem::new(AttentionShape::new(1, 1, 40, 8).seqlen_kv(50)).element(element);
+            let problem =
+                AttentionProblem::new(AttentionShape::new(1, 1, 40, 8).with_seqlen_kv(50)).with_element(element);
             // An odd seed gives LSE a gradient.
             let mut given = gradient_inputs(&problem, 3);
             assert!(given.d_lse.is_some());

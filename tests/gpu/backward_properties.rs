@@ -1,10 +1,9 @@
 //! What holds of every backward pass: the same bits in every run, algebra, where a NaN goes, and each misuse's error.
 
 use wgpu::BufferUsages;
-use wgpu_flash_attention::plan::{Call, Operand, Plan};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, BackwardSlices, Element, Error, InvalidProblem,
-    TensorLayout,
+    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, BackwardSlices, Call, Element, Error, InvalidProblem,
+    Operand, Plan, TensorLayout,
 };
 
 use crate::support::{
@@ -16,8 +15,12 @@ use crate::support::{
 fn fifty_runs_are_identical() {
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         for element in [Element::F32, Element::F16] {
-            let shape = AttentionShape::new(2, 4, 70, 32).num_heads_kv(2).seqlen_kv(90);
-            let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.3, 17).algorithm(algorithm);
+            let shape = AttentionShape::new(2, 4, 70, 32).with_num_heads_kv(2).with_seqlen_kv(90);
+            let problem = AttentionProblem::new(shape)
+                .with_element(element)
+                .with_causal()
+                .with_dropout(0.3, 17)
+                .with_algorithm(algorithm);
             let given = gradient_inputs(&problem, 1);
             let runs = run_backward_calls(library(Variant::Full), &problem, &given, &[Call::default(); 25]);
             let alone = (0..25).map(|_| run_backward(library(Variant::Full), &problem, &given));
@@ -34,9 +37,9 @@ fn max_of(values: &[f64]) -> f64 {
 
 #[test]
 fn grouped_heads_sum_the_gradients_of_repeated_heads() {
-    let shape = AttentionShape::new(2, 6, 35, 16).seqlen_kv(50).num_heads_kv(2);
-    let grouped = AttentionProblem::new(shape).causal();
-    let repeated = AttentionProblem::new(shape.num_heads_kv(6)).causal();
+    let shape = AttentionShape::new(2, 6, 35, 16).with_seqlen_kv(50).with_num_heads_kv(2);
+    let grouped = AttentionProblem::new(shape).with_causal();
+    let repeated = AttentionProblem::new(shape.with_num_heads_kv(6)).with_causal();
     let few = gradient_inputs(&grouped, 1);
     let repeat = |values: &[f64]| -> Vec<f64> { values.chunks(16).flat_map(|head| head.repeat(3)).collect() };
     let inputs = Inputs { k: repeat(&few.inputs.k), v: repeat(&few.inputs.v), ..few.inputs.clone() };
@@ -57,7 +60,7 @@ fn grouped_heads_sum_the_gradients_of_repeated_heads() {
 #[test]
 fn the_scores_gradient_sums_to_zero() {
     // Σⱼ dS = 0, so a K of which all rows are one vector gives dQ = 0; and dV summed over keys is dO summed over rows.
-    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 40, 16).seqlen_kv(75));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 40, 16).with_seqlen_kv(75));
     let mut given = gradient_inputs(&problem, 2);
     let row: Vec<f64> = given.inputs.k[..16].to_vec();
     given.inputs.k.chunks_mut(16).for_each(|key| key.copy_from_slice(&row));
@@ -72,7 +75,7 @@ fn the_scores_gradient_sums_to_zero() {
 
 #[test]
 fn gradients_are_linear_in_d_o_and_d_lse() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 30, 16).seqlen_kv(40)).causal();
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 30, 16).with_seqlen_kv(40)).with_causal();
     let both = gradient_inputs(&problem, 3);
     let only_o = GradientInputs { d_lse: None, ..both.clone() };
     let only_lse = GradientInputs { d_o: vec![0.0; both.d_o.len()], ..both.clone() };
@@ -96,7 +99,7 @@ fn a_nan_reaches_what_sees_it() {
     // Element by element; of matrices, backward_matrices.rs asks it row by row.
     let portable = limited(|capabilities| capabilities.matrix_side = None);
     for library in [&portable, library(Variant::SmallTiles), library(Variant::LargeTiles)] {
-        for problem in [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense.clone()] {
+        for problem in [dense.clone().with_causal(), dense.clone().with_window(Some(4), Some(2)), dense.clone()] {
             let clean = gradient_inputs(&problem, 2);
             let sees = |row: usize, key: usize| problem.visible_keys(row as u32).contains(&(key as u32));
             let all = |condition: &dyn Fn(usize) -> bool| (0..SEQLEN).filter(|n| condition(*n)).collect::<Vec<_>>();
@@ -123,11 +126,11 @@ fn a_nan_reaches_what_sees_it() {
 #[test]
 fn memory_beyond_the_tensors_is_lse_and_d() {
     let problem = AttentionProblem::new(AttentionShape::new(2, 4, 1000, 64));
-    let plan = Plan::backward(&problem, library(Variant::Full).capabilities()).unwrap();
+    let plan = Plan::backward(&problem, library(Variant::Full).capabilities()).build().unwrap();
     assert_eq!(plan.extra_bytes(), 2 * 4 * problem.shape.lse_len());
 }
 
-const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).num_heads_kv(2);
+const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).with_num_heads_kv(2);
 
 fn problem() -> AttentionProblem {
     AttentionProblem::new(SHAPE)
@@ -144,7 +147,7 @@ fn gradients_that_overlap_or_overflow_or_have_another_type() {
     overlapping.layout.k = broadcast;
     assert_eq!(refusal(&overlapping), InvalidProblem::LayoutOverlaps(Operand::Dk).into());
     // With a layout of its own for the gradient, the input may broadcast.
-    let apart = overlapping.clone().gradient_layout(problem().layout);
+    let apart = overlapping.clone().with_gradient_layout(problem().layout);
     check_gradients_of_broadcast(&apart);
     for (operand, change) in [
         (Operand::Dq, (|layout| layout.q.offset = u64::MAX) as fn(&mut wgpu_flash_attention::AttentionLayout)),
@@ -153,9 +156,9 @@ fn gradients_that_overlap_or_overflow_or_have_another_type() {
     ] {
         let mut layout = problem().layout;
         change(&mut layout);
-        assert_eq!(refusal(&problem().gradient_layout(layout)), InvalidProblem::LayoutOverflows(operand).into());
+        assert_eq!(refusal(&problem().with_gradient_layout(layout)), InvalidProblem::LayoutOverflows(operand).into());
     }
-    let mut mixed = problem().element(Element::F16);
+    let mut mixed = problem().with_element(Element::F16);
     mixed.gradient_element = Some(Element::Bf16);
     let expected = InvalidProblem::GradientElement { element: Element::F16, found: Element::Bf16 };
     assert_eq!(refusal(&mixed), expected.into());
@@ -170,9 +173,9 @@ fn check_gradients_of_broadcast(problem: &AttentionProblem) {
 
 #[test]
 fn problems_that_the_forward_pass_refuses() {
-    let heads = AttentionProblem::new(SHAPE.num_heads_kv(3));
+    let heads = AttentionProblem::new(SHAPE.with_num_heads_kv(3));
     assert_eq!(refusal(&heads), InvalidProblem::HeadsMismatch { num_heads: 4, num_heads_kv: 3 }.into());
-    assert_eq!(refusal(&problem().dropout(1.0, 1)), InvalidProblem::DropoutP(1.0).into());
+    assert_eq!(refusal(&problem().with_dropout(1.0, 1)), InvalidProblem::DropoutP(1.0).into());
     let small = limited(|capabilities| capabilities.max_buffer = 1000);
     assert!(matches!(small.prepare_gradients(&problem()), Err(Error::TooLarge { operand: Operand::Q, .. })));
     let bindings = limited(|capabilities| capabilities.max_binding = 512);
@@ -182,31 +185,16 @@ fn problems_that_the_forward_pass_refuses() {
 #[test]
 fn plans_for_the_other_direction() {
     let full = library(Variant::Full);
-    let backward = Plan::backward(&problem(), full.capabilities()).unwrap();
-    let forward = Plan::new(&problem(), full.capabilities()).unwrap();
-    let wrong = Err("plans for another direction");
-    let feature = |error: Error| match error {
-        Error::Unsupported { feature, .. } => feature,
+    let backward = full.plan_backward(&problem()).build().unwrap();
+    let forward = full.plan_forward(&problem()).build().unwrap();
+    let wrong = Err("direction");
+    let what = |error: Error| match error {
+        Error::InvalidPlan { what, .. } => what,
         other => panic!("{other}"),
     };
-    assert_eq!(pollster::block_on(full.prepare_plan(backward)).map(|_| ()).map_err(feature), wrong);
-    assert_eq!(pollster::block_on(full.prepare_backward_plan(forward)).map(|_| ()).map_err(feature), wrong);
+    assert_eq!(pollster::block_on(full.prepare_forward_plan(backward)).map(|_| ()).map_err(what), wrong);
+    assert_eq!(pollster::block_on(full.prepare_backward_plan(forward)).map(|_| ()).map_err(what), wrong);
 }
-
-/// Every operand of the caller, and how to replace its slice.
-type Replace = for<'a> fn(&mut BackwardBuffers<'a>, wgpu::BufferSlice<'a>);
-const OPERANDS: [(Operand, Replace); 10] = [
-    (Operand::Q, |buffers, slice| buffers.q = slice),
-    (Operand::K, |buffers, slice| buffers.k = slice),
-    (Operand::V, |buffers, slice| buffers.v = slice),
-    (Operand::O, |buffers, slice| buffers.o = slice),
-    (Operand::Lse, |buffers, slice| buffers.lse = slice),
-    (Operand::DO, |buffers, slice| buffers.d_o = slice),
-    (Operand::DLse, |buffers, slice| buffers.d_lse = Some(slice)),
-    (Operand::Dq, |buffers, slice| buffers.dq = slice),
-    (Operand::Dk, |buffers, slice| buffers.dk = slice),
-    (Operand::Dv, |buffers, slice| buffers.dv = slice),
-];
 
 #[test]
 fn buffers_that_do_not_fit() {
@@ -218,21 +206,19 @@ fn buffers_that_do_not_fit() {
         full.device().create_buffer(&descriptor)
     };
     let (storage, copies) = (buffer(BufferUsages::STORAGE), buffer(BufferUsages::COPY_SRC));
-    let encode = |replace: Replace, slice: wgpu::BufferSlice<'_>| {
+    let encode = |operand, slice: wgpu::BufferSlice<'_>| {
         let tensors = GradientTensors::new(full, &problem(), &given);
         let mut encoder = full.device().create_command_encoder(&Default::default());
-        let mut buffers = tensors.buffers();
-        replace(&mut buffers, slice);
-        let result = prepared.encode(&mut encoder, &buffers);
+        let result = prepared.encode(&mut encoder, &tensors.buffers().with(operand, slice));
         full.queue().submit([encoder.finish()]);
         result.expect_err("the buffer is refused")
     };
-    for (operand, replace) in OPERANDS {
+    for operand in prepared.plan().operands() {
         let needed = prepared.plan().required_bytes(operand);
         let found = needed - 4;
-        assert_eq!(encode(replace, storage.slice(..found)), Error::BufferTooSmall { operand, needed, found });
-        assert_eq!(encode(replace, storage.slice(4..)), Error::BufferAlignment { operand, needed: 16, found: 4 });
-        assert_eq!(encode(replace, copies.slice(..)), Error::BufferUsage { operand, needed: "STORAGE" });
+        assert_eq!(encode(operand, storage.slice(..found)), Error::BufferTooSmall { operand, needed, found });
+        assert_eq!(encode(operand, storage.slice(4..)), Error::BufferAlignment { operand, needed: 16, found: 4 });
+        assert_eq!(encode(operand, copies.slice(..)), Error::BufferUsage { operand, needed: "STORAGE" });
     }
 }
 
@@ -247,10 +233,20 @@ fn gradients_that_share_a_buffer() {
     };
     let good = tensors.buffers();
     let aliased = |output, other| Err(Error::BufferAliased { output, other });
-    assert_eq!(encode(BackwardBuffers { dq: good.q, ..good }), aliased(Operand::Dq, Operand::Q));
-    assert_eq!(encode(BackwardBuffers { dv: good.dk, ..good }), aliased(Operand::Dk, Operand::Dv));
+    assert_eq!(encode(good.with(Operand::Dq, good.get(Operand::Q))), aliased(Operand::Dq, Operand::Q));
+    assert_eq!(encode(good.with(Operand::Dv, good.get(Operand::Dk))), aliased(Operand::Dk, Operand::Dv));
+    // Only the gradient of LSE may be left out, and what is no tensor of the operation is not given.
+    let missing = |operand| {
+        let needed = prepared.plan().required_bytes(operand);
+        Err(Error::BufferTooSmall { operand, needed, found: 0 })
+    };
+    assert_eq!(encode(good.with(Operand::Lse, None)), missing(Operand::Lse));
+    assert_eq!(encode(good.with(Operand::DLse, None)), Ok(()));
+    for operand in [Operand::Delta, Operand::OParts, Operand::Params] {
+        assert_eq!(encode(good.with(operand, good.get(Operand::Lse))), Err(Error::BufferUnexpected { operand }));
+    }
     // Inputs may share: O as its own gradient.
-    assert_eq!(encode(BackwardBuffers { d_o: good.o, ..good }), Ok(()));
+    assert_eq!(encode(good.with(Operand::DO, good.get(Operand::O))), Ok(()));
 }
 
 #[test]
@@ -259,7 +255,7 @@ fn calls_and_dispatches_that_were_not_prepared() {
     let prepared = full.prepare_gradients(&problem()).unwrap();
     let tensors = GradientTensors::new(full, &problem(), &gradient_inputs(&problem(), 1));
     let mut encoder = full.device().create_command_encoder(&Default::default());
-    let long = Call { seqlen_kv: Some(11), ..Call::default() };
+    let long = Call::new().with_seqlen_kv(11);
     let expected = Error::LengthExceedsPrepared { name: "seqlen_kv", found: 11, prepared: 10 };
     assert_eq!(prepared.encode_call(&mut encoder, &tensors.buffers(), &long), Err(expected.clone()));
     assert_eq!(prepared.num_dispatches(&long), Err(expected));
@@ -270,16 +266,20 @@ fn calls_and_dispatches_that_were_not_prepared() {
 #[test]
 fn slices_that_do_not_fit() {
     let (q, kv, lse) = (vec![0f32; 640], vec![0f32; 320], vec![0f32; 80]);
-    let good = BackwardSlices { q: &q, k: &kv, v: &kv, o: &q, lse: &lse, d_o: &q, d_lse: None };
+    let good = BackwardSlices::new(&q, &kv, &kv, &q, &lse, &q);
     let backward = |problem: &AttentionProblem, slices: &BackwardSlices<'_, f32>| {
         pollster::block_on(library(Variant::Full).backward(problem, slices)).map(|output| output.dk.len())
     };
     assert_eq!(backward(&problem(), &good), Ok(320));
     let short = |operand, needed, found| Err(Error::SliceTooShort { operand, needed, found });
-    assert_eq!(backward(&problem(), &BackwardSlices { d_o: &q[1..], ..good }), short(Operand::DO, 640, 639));
-    assert_eq!(backward(&problem(), &BackwardSlices { lse: &lse[1..], ..good }), short(Operand::Lse, 80, 79));
-    let d_lse = Some(&lse[..7]);
-    assert_eq!(backward(&problem(), &BackwardSlices { d_lse, ..good }), short(Operand::DLse, 80, 7));
+    let with = |change: fn(&mut BackwardSlices<f32>)| {
+        let mut slices = good;
+        change(&mut slices);
+        backward(&problem(), &slices)
+    };
+    assert_eq!(with(|slices| slices.d_o = &slices.d_o[1..]), short(Operand::DO, 640, 639));
+    assert_eq!(with(|slices| slices.lse = &slices.lse[1..]), short(Operand::Lse, 80, 79));
+    assert_eq!(with(|slices| slices.d_lse = Some(&slices.lse[..7])), short(Operand::DLse, 80, 7));
     let mismatch = Err(Error::ElementMismatch { expected: Element::F16, found: Element::F32 });
-    assert_eq!(backward(&problem().element(Element::F16), &good), mismatch);
+    assert_eq!(backward(&problem().with_element(Element::F16), &good), mismatch);
 }

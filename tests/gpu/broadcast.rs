@@ -1,7 +1,6 @@
 //! Tiles whose subgroups load K and V together and broadcast them.
 
-use wgpu_flash_attention::plan::Tiles;
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, Tiles};
 
 use crate::support::{Library, check, inputs, limited, run, strided};
 
@@ -21,14 +20,14 @@ fn broadcasting(tile_kv: u32, thread_rows: u32) -> Option<Library> {
 #[test]
 fn every_mask_and_element() {
     let Some(library) = broadcasting(8, 2) else { return };
-    for element in Element::ALL {
-        let shape = AttentionShape::new(2, 4, 37, 16).num_heads_kv(2).seqlen_kv(75).head_dim_v(12);
-        let problem = AttentionProblem::new(shape).element(element);
+    for &element in Element::ALL {
+        let shape = AttentionShape::new(2, 4, 37, 16).with_num_heads_kv(2).with_seqlen_kv(75).with_head_dim_v(12);
+        let problem = AttentionProblem::new(shape).with_element(element);
         for problem in [
             problem.clone(),
-            problem.clone().causal().dropout(0.3, 7),
-            problem.clone().window(Some(9), Some(4)),
-            problem.layout(strided(&shape, true)).scale(-0.4),
+            problem.clone().with_causal().with_dropout(0.3, 7),
+            problem.clone().with_window(Some(9), Some(4)),
+            problem.with_layout(strided(&shape, true)).with_softmax_scale(-0.4),
         ] {
             check(&library, &problem, &inputs(&problem, 1));
         }
@@ -39,7 +38,8 @@ fn every_mask_and_element() {
 fn every_width() {
     let Some(library) = broadcasting(4, 1) else { return };
     for (head_dim, head_dim_v) in [(1, 3), (31, 40), (64, 64), (80, 36), (128, 59)] {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 70, head_dim).head_dim_v(head_dim_v)).causal();
+        let problem =
+            AttentionProblem::new(AttentionShape::new(1, 2, 70, head_dim).with_head_dim_v(head_dim_v)).with_causal();
         check(&library, &problem, &inputs(&problem, 2));
     }
 }
@@ -47,8 +47,8 @@ fn every_width() {
 #[test]
 fn splits() {
     let Some(library) = broadcasting(8, 2) else { return };
-    let shape = AttentionShape::new(1, 2, 37, 16).seqlen_kv(75);
-    let problem = AttentionProblem::new(shape).causal().dropout(0.1, 3);
+    let shape = AttentionShape::new(1, 2, 37, 16).with_seqlen_kv(75);
+    let problem = AttentionProblem::new(shape).with_causal().with_dropout(0.1, 3);
     check(&library.splits(3), &problem, &inputs(&problem, 3));
 }
 
@@ -56,7 +56,7 @@ fn splits() {
 #[test]
 fn many_rows() {
     let library = limited(|_| ());
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 300, 40).seqlen_kv(70));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 300, 40).with_seqlen_kv(70));
     let given = inputs(&problem, 4);
     let first = run(&library, &problem, &given);
     check(&library, &problem, &given);

@@ -1,7 +1,6 @@
 //! Two runs give the same bits.
 
-use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Call, Element};
 
 use crate::support::{Variant, inputs, library, run, run_calls};
 
@@ -11,8 +10,12 @@ const REPEATS: usize = 50;
 fn fifty_runs_are_identical() {
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         for element in [Element::F32, Element::F16] {
-            let shape = AttentionShape::new(2, 4, 70, 32).num_heads_kv(2).seqlen_kv(90);
-            let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.3, 17).algorithm(algorithm);
+            let shape = AttentionShape::new(2, 4, 70, 32).with_num_heads_kv(2).with_seqlen_kv(90);
+            let problem = AttentionProblem::new(shape)
+                .with_element(element)
+                .with_causal()
+                .with_dropout(0.3, 17)
+                .with_algorithm(algorithm);
             let inputs = inputs(&problem, 1);
             let mut outputs = run_calls(library(Variant::Full), &problem, &inputs, &vec![Call::default(); REPEATS / 2]);
             // The other half with a submission, and buffers, of its own each.

@@ -38,7 +38,7 @@ fn kept_by_the_kernel(variant: Variant, problem: &AttentionProblem) -> Vec<bool>
 fn check_mask(variant: Variant, problem: &AttentionProblem) {
     let shape = problem.shape;
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-        let kept = kept_by_the_kernel(variant, &problem.clone().algorithm(algorithm));
+        let kept = kept_by_the_kernel(variant, &problem.clone().with_algorithm(algorithm));
         for (n, kept) in kept.into_iter().enumerate() {
             let n = n as u32;
             let (key, head) = (n % shape.seqlen_kv, n / shape.seqlen_kv % shape.num_heads);
@@ -55,7 +55,7 @@ fn check_mask(variant: Variant, problem: &AttentionProblem) {
 }
 
 fn problem(dropout: Dropout) -> AttentionProblem {
-    let shape = AttentionShape::new(2, 4, 39, 4).num_heads_kv(2).seqlen_kv(150).head_dim_v(WIDTH);
+    let shape = AttentionShape::new(2, 4, 39, 4).with_num_heads_kv(2).with_seqlen_kv(150).with_head_dim_v(WIDTH);
     let mut problem = AttentionProblem::new(shape);
     problem.dropout = Some(dropout);
     problem
@@ -64,7 +64,7 @@ fn problem(dropout: Dropout) -> AttentionProblem {
 #[test]
 fn the_mask_is_the_oracles_at_every_chance() {
     for dropout_p in [0.0, 0.1, 0.5, 0.999] {
-        check_mask(Variant::Full, &problem(Dropout { dropout_p, philox_seed: 1, philox_offset: 0 }));
+        check_mask(Variant::Full, &problem(Dropout::new(dropout_p, 1)));
     }
 }
 
@@ -72,7 +72,7 @@ fn the_mask_is_the_oracles_at_every_chance() {
 fn the_mask_is_the_oracles_for_every_seed_and_offset() {
     for philox_seed in [0, 0xdead_beef, 0x1234_5678_9abc_def0, u64::MAX] {
         for philox_offset in [0, 1, u32::MAX] {
-            check_mask(Variant::Full, &problem(Dropout { dropout_p: 0.3, philox_seed, philox_offset }));
+            check_mask(Variant::Full, &problem(Dropout::new(0.3, philox_seed).with_philox_offset(philox_offset)));
         }
     }
 }
@@ -80,28 +80,28 @@ fn the_mask_is_the_oracles_for_every_seed_and_offset() {
 #[test]
 fn the_mask_does_not_depend_on_tiles_or_device_abilities() {
     for variant in Variant::ALL {
-        let problem = problem(Dropout { dropout_p: 0.4, philox_seed: 0xfeed_0000_0001, philox_offset: 3 });
+        let problem = problem(Dropout::new(0.4, 0xfeed_0000_0001).with_philox_offset(3));
         check_mask(variant, &problem);
         if variant == Variant::Full || variant == Variant::NoShaderF16 {
-            check_mask(variant, &problem.element(Element::F16).causal());
+            check_mask(variant, &problem.with_element(Element::F16).with_causal());
         }
     }
 }
 
 #[test]
 fn the_mask_does_not_depend_on_other_masks() {
-    let problem = problem(Dropout { dropout_p: 0.4, philox_seed: 5, philox_offset: 0 });
-    check_mask(Variant::Full, &problem.clone().causal());
-    check_mask(Variant::Full, &problem.clone().window(Some(9), Some(30)));
-    check_mask(Variant::Full, &problem.causal_top_left());
+    let problem = problem(Dropout::new(0.4, 5));
+    check_mask(Variant::Full, &problem.clone().with_causal());
+    check_mask(Variant::Full, &problem.clone().with_window(Some(9), Some(30)));
+    check_mask(Variant::Full, &problem.with_causal_top_left());
 }
 
 #[test]
 fn kept_entries_are_scaled() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for dropout_p in [0.0, 0.1, 0.5, 0.999] {
-            let shape = AttentionShape::new(2, 4, 39, 16).num_heads_kv(2).seqlen_kv(70);
-            let problem = AttentionProblem::new(shape).element(element).causal().dropout(dropout_p, 11);
+            let shape = AttentionShape::new(2, 4, 39, 16).with_num_heads_kv(2).with_seqlen_kv(70);
+            let problem = AttentionProblem::new(shape).with_element(element).with_causal().with_dropout(dropout_p, 11);
             check(library(Variant::Full), &problem, &inputs(&problem, 12));
         }
     }
@@ -113,9 +113,9 @@ fn lse_is_that_of_the_softmax_before_dropout() {
     let inputs = inputs(&dry, 1);
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         let lse = |problem: &AttentionProblem| {
-            run(library(Variant::Full), &problem.clone().algorithm(algorithm), &inputs).lse()
+            run(library(Variant::Full), &problem.clone().with_algorithm(algorithm), &inputs).lse()
         };
-        for (dry, dropped) in lse(&dry).into_iter().zip(lse(&dry.clone().dropout(0.9, 2))) {
+        for (dry, dropped) in lse(&dry).into_iter().zip(lse(&dry.clone().with_dropout(0.9, 2))) {
             assert!((dry - dropped).abs() <= 1e-6 * dry.abs().max(1.0), "{algorithm:?}: {dry} and {dropped}");
         }
     }

@@ -2,15 +2,14 @@
 
 use half::f16;
 use wgpu::BufferUsages;
-use wgpu_flash_attention::plan::{Call, Operand, Plan, Tiles};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Element, Error, FlashAttention, ForwardBuffers, InvalidProblem,
-    PreparedForward, TensorLayout,
+    Algorithm, AttentionProblem, AttentionShape, Call, Element, Error, FlashAttention, ForwardBuffers, InvalidProblem,
+    Operand, Plan, PreparedForward, TensorLayout, Tiles,
 };
 
 use crate::support::{Library, Tensors, Variant, adapter, inputs, library, limited};
 
-const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).num_heads_kv(2);
+const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).with_num_heads_kv(2);
 
 fn full() -> &'static Library {
     library(Variant::Full)
@@ -100,14 +99,16 @@ fn layouts_past_64_bits() {
 #[test]
 fn chances_and_scales_that_are_none() {
     for p in [-0.1, 1.0, 1.5, f64::INFINITY] {
-        assert_eq!(invalid(&problem().dropout(p, 1)), InvalidProblem::DropoutP(p));
+        assert_eq!(invalid(&problem().with_dropout(p, 1)), InvalidProblem::DropoutP(p));
     }
-    assert!(matches!(invalid(&problem().dropout(f64::NAN, 1)), InvalidProblem::DropoutP(p) if p.is_nan()));
+    assert!(matches!(invalid(&problem().with_dropout(f64::NAN, 1)), InvalidProblem::DropoutP(p) if p.is_nan()));
     for scale in [f64::INFINITY, f64::NEG_INFINITY, 1e39] {
-        assert_eq!(invalid(&problem().scale(scale)), InvalidProblem::SoftmaxScale(scale));
+        assert_eq!(invalid(&problem().with_softmax_scale(scale)), InvalidProblem::SoftmaxScale(scale));
     }
-    assert!(matches!(invalid(&problem().scale(f64::NAN)), InvalidProblem::SoftmaxScale(scale) if scale.is_nan()));
-    assert_eq!(invalid(&problem().bounded_work(0)), InvalidProblem::NoWorkAllowed);
+    assert!(
+        matches!(invalid(&problem().with_softmax_scale(f64::NAN)), InvalidProblem::SoftmaxScale(scale) if scale.is_nan())
+    );
+    assert_eq!(invalid(&problem().with_bounded_work(0)), InvalidProblem::NoWorkAllowed);
 }
 
 #[test]
@@ -131,7 +132,7 @@ fn devices_too_small_for_any_kernel() {
         limited(|capabilities| capabilities.max_workgroups_per_dimension = 1),
     ];
     for limited in limits {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 1, 100, 8)).algorithm(Algorithm::Standard);
+        let problem = AttentionProblem::new(AttentionShape::new(1, 1, 100, 8)).with_algorithm(Algorithm::Standard);
         let error = limited.prepare(&problem).err().unwrap();
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     }
@@ -140,15 +141,15 @@ fn devices_too_small_for_any_kernel() {
 #[test]
 fn plans_for_another_device() {
     let limited = limited(|capabilities| capabilities.max_binding = 1 << 20);
-    let plan = Plan::new(&problem(), limited.capabilities()).unwrap();
-    let error = pollster::block_on(full().prepare_plan(plan)).err().unwrap();
-    assert!(matches!(error, Error::Unsupported { feature: "plans for another device", .. }), "{error}");
+    let plan = Plan::forward(&problem(), limited.capabilities()).build().unwrap();
+    let error = pollster::block_on(full().prepare_forward_plan(plan)).err().unwrap();
+    assert!(matches!(error, Error::InvalidPlan { what: "capabilities", .. }), "{error}");
 }
 
 #[test]
 fn tiles_that_make_no_kernel() {
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-        let problem = problem().algorithm(algorithm);
+        let problem = problem().with_algorithm(algorithm);
         for tiles in [
             Tiles::new(0, 4, 1, 1),
             Tiles::new(32, 0, 1, 1),
@@ -160,8 +161,8 @@ fn tiles_that_make_no_kernel() {
             Tiles::new(u32::MAX, 16, 1, 4),
             Tiles::new(32, u32::MAX - 3, 1, 4),
         ] {
-            let error = Plan::with_tiles(&problem, full().capabilities(), tiles).expect_err("no such kernel");
-            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+            let error = full().plan_forward(&problem).with_tiles(&[tiles]).build().expect_err("no such kernel");
+            assert!(matches!(error, Error::InvalidPlan { what: "tiles", .. }), "{error}");
         }
     }
 }
@@ -181,16 +182,8 @@ fn encode(prepared: &PreparedForward, buffers: &ForwardBuffers) -> Result<(), Er
 /// Encodes with one operand's slice replaced.
 fn encode_with(operand: Operand, change: impl FnOnce(wgpu::BufferSlice<'_>) -> wgpu::BufferSlice<'_>) -> Error {
     let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
-    let mut buffers = tensors.buffers();
-    let slice = match operand {
-        Operand::Q => &mut buffers.q,
-        Operand::K => &mut buffers.k,
-        Operand::V => &mut buffers.v,
-        Operand::O => &mut buffers.o,
-        Operand::Lse => &mut buffers.lse,
-        other => panic!("{other} is not the caller's"),
-    };
-    *slice = change(*slice);
+    let buffers = tensors.buffers();
+    let buffers = buffers.with(operand, buffers.get(operand).map(change));
     encode(&prepared(&problem()), &buffers).expect_err("the buffer is refused")
 }
 
@@ -226,14 +219,7 @@ fn buffers_without_storage_usage() {
     let buffer = full().device().create_buffer(&descriptor);
     for operand in OPERANDS {
         let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
-        let mut buffers = tensors.buffers();
-        match operand {
-            Operand::Q => buffers.q = buffer.slice(..),
-            Operand::K => buffers.k = buffer.slice(..),
-            Operand::V => buffers.v = buffer.slice(..),
-            Operand::O => buffers.o = buffer.slice(..),
-            _ => buffers.lse = buffer.slice(..),
-        }
+        let buffers = tensors.buffers().with(operand, buffer.slice(..));
         let error = encode(&prepared(&problem()), &buffers).unwrap_err();
         assert_eq!(error, Error::BufferUsage { operand, needed: "STORAGE" });
     }
@@ -245,10 +231,10 @@ fn outputs_that_share_a_buffer() {
     let prepared = prepared(&problem());
     let good = tensors.buffers();
     let cases = [
-        (ForwardBuffers { o: good.q, ..good }, Operand::O, Operand::Q),
-        (ForwardBuffers { k: good.o, ..good }, Operand::O, Operand::K),
-        (ForwardBuffers { v: good.lse, ..good }, Operand::Lse, Operand::V),
-        (ForwardBuffers { lse: good.o, ..good }, Operand::O, Operand::Lse),
+        (good.with(Operand::O, good.get(Operand::Q)), Operand::O, Operand::Q),
+        (good.with(Operand::K, good.get(Operand::O)), Operand::O, Operand::K),
+        (good.with(Operand::V, good.get(Operand::Lse)), Operand::Lse, Operand::V),
+        (good.with(Operand::Lse, good.get(Operand::O)), Operand::O, Operand::Lse),
     ];
     // Large enough for every operand, so that sharing is all that is wrong.
     for (case, output, other) in cases {
@@ -260,13 +246,7 @@ fn outputs_that_share_a_buffer() {
         for operand in [output, other] {
             // The two halves: not even slices that do not meet.
             let half = if operand == output { shared.slice(..size / 2) } else { shared.slice(size / 2..) };
-            match operand {
-                Operand::Q => buffers.q = half,
-                Operand::K => buffers.k = half,
-                Operand::V => buffers.v = half,
-                Operand::O => buffers.o = half,
-                _ => buffers.lse = half,
-            }
+            buffers = buffers.with(operand, half);
         }
         match encode(&prepared, &buffers).unwrap_err() {
             Error::BufferAliased { output: found, other: found_other } => {
@@ -283,17 +263,15 @@ fn inputs_may_share_a_buffer() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 2, 10, 8));
     let tensors = Tensors::new(full(), &problem, &inputs(&problem, 1));
     let good = tensors.buffers();
-    encode(&prepared(&problem), &ForwardBuffers { k: good.q, v: good.q, ..good }).unwrap();
+    let q = good.get(Operand::Q);
+    encode(&prepared(&problem), &good.with(Operand::K, q).with(Operand::V, q)).unwrap();
 }
 
 #[test]
 fn calls_longer_than_prepared() {
     let prepared = prepared(&problem());
     let tensors = Tensors::new(full(), &problem(), &inputs(&problem(), 1));
-    let calls = [
-        ("seqlen_q", Call { seqlen_q: Some(11), ..Call::default() }),
-        ("seqlen_kv", Call { seqlen_kv: Some(11), ..Call::default() }),
-    ];
+    let calls = [("seqlen_q", Call::new().with_seqlen_q(11)), ("seqlen_kv", Call::new().with_seqlen_kv(11))];
     for (name, call) in calls {
         let expected = Error::LengthExceedsPrepared { name, found: 11, prepared: 10 };
         let mut encoder = full().device().create_command_encoder(&Default::default());
@@ -329,7 +307,7 @@ fn slices_that_are_too_short_or_of_another_type() {
     assert_eq!(forward(&problem(), &q, &kv, &[]).unwrap_err(), short(Operand::V, 320, 0));
 
     let expected = Error::ElementMismatch { expected: Element::F16, found: Element::F32 };
-    assert_eq!(forward(&problem().element(Element::F16), &q, &kv, &kv).unwrap_err(), expected);
+    assert_eq!(forward(&problem().with_element(Element::F16), &q, &kv, &kv).unwrap_err(), expected);
     let halves = vec![f16::ZERO; 640];
     let error = pollster::block_on(full().forward(&problem(), &halves, &halves, &halves)).err();
     assert_eq!(error, Some(Error::ElementMismatch { expected: Element::F32, found: Element::F16 }));
@@ -337,7 +315,7 @@ fn slices_that_are_too_short_or_of_another_type() {
 
 #[test]
 fn messages_say_what_was_given_and_what_is_allowed() {
-    let message = refusal(&AttentionProblem::new(SHAPE.num_heads_kv(3))).to_string();
+    let message = refusal(&AttentionProblem::new(SHAPE.with_num_heads_kv(3))).to_string();
     assert!(message.contains('4') && message.contains('3'), "{message}");
     let message = refusal(&AttentionProblem::new(AttentionShape { head_dim: 300, ..SHAPE })).to_string();
     assert!(message.contains("head_dim = 300") && message.contains("256"), "{message}");

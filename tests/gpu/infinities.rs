@@ -51,9 +51,9 @@ impl Infinite {
 fn masks(problem: AttentionProblem) -> [AttentionProblem; 4] {
     [
         problem.clone(),
-        problem.clone().causal(),
-        problem.clone().causal().window(Some(3), None),
-        problem.causal().dropout(0.4, 3),
+        problem.clone().with_causal(),
+        problem.clone().with_causal().with_window(Some(3), None),
+        problem.with_causal().with_dropout(0.4, 3),
     ]
 }
 
@@ -84,14 +84,14 @@ fn backward(library: &Library, problem: AttentionProblem) {
 }
 
 fn square(seqlen: u32) -> AttentionProblem {
-    AttentionProblem::new(AttentionShape::new(1, 2, seqlen, DIM as u32).num_heads_kv(1))
+    AttentionProblem::new(AttentionShape::new(1, 2, seqlen, DIM as u32).with_num_heads_kv(1))
 }
 
 #[test]
 fn the_first_key_of_a_causal_problem() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 8, DIM as u32)).causal();
-    for element in Element::ALL {
-        let problem = problem.clone().element(element);
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 8, DIM as u32)).with_causal();
+    for &element in Element::ALL {
+        let problem = problem.clone().with_element(element);
         let mut inputs = inputs(&problem, 1);
         inputs.q.iter_mut().for_each(|q| *q = q.abs());
         inputs.k[..DIM].fill(f64::NEG_INFINITY);
@@ -105,8 +105,8 @@ fn the_first_key_of_a_causal_problem() {
 #[test]
 fn in_forward_kernels() {
     forward(library(Variant::Full), square(40));
-    forward(library(Variant::NoSubgroups), square(40).element(Element::F16));
-    forward(library(Variant::SmallTiles), square(40).element(Element::Bf16));
+    forward(library(Variant::NoSubgroups), square(40).with_element(Element::F16));
+    forward(library(Variant::SmallTiles), square(40).with_element(Element::Bf16));
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn with_split_keys() {
 
 #[test]
 fn when_decoding() {
-    let shape = AttentionShape::new(1, 4, 5, DIM as u32).num_heads_kv(2).seqlen_kv(90);
+    let shape = AttentionShape::new(1, 4, 5, DIM as u32).with_num_heads_kv(2).with_seqlen_kv(90);
     forward(library(Variant::Full), AttentionProblem::new(shape));
     forward(&limited(|_| ()).splits(3), AttentionProblem::new(shape));
 }
@@ -124,17 +124,17 @@ fn when_decoding() {
 #[test]
 fn in_gradients() {
     backward(&limited(|capabilities| capabilities.matrix_side = None), square(40));
-    backward(library(Variant::LargeTiles), square(70).element(Element::F16));
+    backward(library(Variant::LargeTiles), square(70).with_element(Element::F16));
 }
 
 #[test]
 fn on_matrices() {
     let Some(library) = with_matrices() else { return };
-    for element in Element::ALL {
-        forward(library, square(70).element(element));
+    for &element in Element::ALL {
+        forward(library, square(70).with_element(element));
     }
-    backward(library, square(70).element(Element::F16));
-    backward(library, square(70).element(Element::Bf16));
+    backward(library, square(70).with_element(Element::F16));
+    backward(library, square(70).with_element(Element::Bf16));
 }
 
 /// Where f32 passes in two parts, an infinity in Q or K is a very large number: what is finite stays right, and what is NaN,
@@ -164,7 +164,7 @@ fn in_gradients_on_matrices_in_f32() {
 /// What an empty row holds reaches no gradient, and neither does its gradient of O.
 #[test]
 fn an_empty_row_passes_nothing_on() {
-    for problem in [square(40), square(40).causal(), square(40).element(Element::F16)] {
+    for problem in [square(40), square(40).with_causal(), square(40).with_element(Element::F16)] {
         let mut given = gradient_inputs(&problem, 4);
         Infinite::SomeRows.place(&problem, &mut given.inputs);
         for (place, row) in given.d_o.chunks_mut(DIM).enumerate() {

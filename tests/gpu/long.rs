@@ -1,7 +1,7 @@
 //! Long rows: sums that must not drift, and loops that some software drivers end after 65,535 turns without a word.
 
-use wgpu_flash_attention::plan::{Kernel, Plan};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, reference};
+use wgpu_flash_attention::unstable::Kernel;
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, Plan, reference};
 
 use crate::support::{
     Inputs, Library, Variant, check, check_gradients, gradient_inputs, inputs, library, limited, run, run_backward,
@@ -16,7 +16,7 @@ fn with_few_turns() -> Library {
 }
 
 fn problem(seqlen_q: u32, seqlen_kv: u32, head_dim: u32) -> AttentionProblem {
-    AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, head_dim).seqlen_kv(seqlen_kv))
+    AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, head_dim).with_seqlen_kv(seqlen_kv))
 }
 
 #[test]
@@ -28,9 +28,9 @@ fn many_keys() {
 
 #[test]
 fn many_rows_to_a_kv_head() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 8, 512, 64).num_heads_kv(1).seqlen_kv(64));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 8, 512, 64).with_num_heads_kv(1).with_seqlen_kv(64));
     check_gradients(library(Variant::Full), &problem, &gradient_inputs(&problem, 2));
-    check_gradients(library(Variant::Full), &problem.clone().dropout(0.2, 3), &gradient_inputs(&problem, 3));
+    check_gradients(library(Variant::Full), &problem.clone().with_dropout(0.2, 3), &gradient_inputs(&problem, 3));
 }
 
 /// The largest length for which `plans` finds no refusal.
@@ -57,10 +57,10 @@ fn the_longest_loops_of_forward_kernels() {
         for (rows, has_dropout) in shapes {
             let of_length = |keys: u32| {
                 let problem = problem(rows, keys, 8);
-                if has_dropout { problem.dropout(0.3, 1) } else { problem }
+                if has_dropout { problem.with_dropout(0.3, 1) } else { problem }
             };
             let capabilities = library.capabilities();
-            let keys = longest(|keys| Plan::with_splits(&of_length(keys), capabilities, None, 1).is_ok());
+            let keys = longest(|keys| Plan::forward(&of_length(keys), capabilities).with_splits(1).build().is_ok());
             let problem = of_length(keys);
             println!("{rows} rows, dropout {has_dropout}: {keys} keys");
             check_forward(&library.clone().splits(1), &problem);
@@ -101,8 +101,8 @@ fn are_near(name: &str, found: &[f64], expected: &[f64], problem: &AttentionProb
 #[test]
 fn the_longest_loops_of_standard_attention() {
     let library = with_few_turns();
-    let standard = |keys: u32| problem(3, keys, 8).algorithm(Algorithm::Standard);
-    let keys = longest(|keys| Plan::new(&standard(keys), library.capabilities()).is_ok());
+    let standard = |keys: u32| problem(3, keys, 8).with_algorithm(Algorithm::Standard);
+    let keys = longest(|keys| Plan::forward(&standard(keys), library.capabilities()).build().is_ok());
     println!("{keys} keys");
     check_forward(&library, &standard(keys));
 }
@@ -112,8 +112,8 @@ fn the_longest_loops_of_backward_kernels() {
     let library = with_few_turns();
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         for dropout in [0.0, 0.3] {
-            let of = |problem: AttentionProblem| problem.algorithm(algorithm).dropout(dropout, 1);
-            let plans = |problem: &AttentionProblem| Plan::backward(problem, library.capabilities()).is_ok();
+            let of = |problem: AttentionProblem| problem.with_algorithm(algorithm).with_dropout(dropout, 1);
+            let plans = |problem: &AttentionProblem| Plan::backward(problem, library.capabilities()).build().is_ok();
             let keys = longest(|keys| plans(&of(problem(5, keys, 8))));
             let rows = longest(|rows| plans(&of(problem(rows, 5, 8))));
             println!("{algorithm:?}, dropout {dropout}: {keys} keys, {rows} rows");
@@ -130,11 +130,12 @@ fn what_takes_too_many_turns_is_refused() {
     let library = with_few_turns();
     let message = |result: Result<Plan, wgpu_flash_attention::Error>| result.unwrap_err().to_string();
     let long = problem(4, 2_000_000, 8);
-    let refused = message(Plan::new(&long.clone().algorithm(Algorithm::Standard), library.capabilities()));
+    let refused =
+        message(Plan::forward(&long.clone().with_algorithm(Algorithm::Standard), library.capabilities()).build());
     assert!(refused.contains("65535 turns") && refused.contains("seqlen_kv"), "{refused}");
-    let refused = message(Plan::backward(&problem(2_000_000, 4, 8), library.capabilities()));
+    let refused = message(Plan::backward(&problem(2_000_000, 4, 8), library.capabilities()).build());
     assert!(refused.contains("65535 turns") && refused.contains("seqlen_q"), "{refused}");
-    assert!(Plan::new(&long, library.capabilities()).is_ok_and(|plan| plan.num_splits() > 1));
+    assert!(Plan::forward(&long, library.capabilities()).build().is_ok_and(|plan| plan.num_splits() > 1));
 }
 
 /// 1,000,000 terms of one sign.
@@ -154,7 +155,7 @@ fn relative_error(library: &Library, problem: &AttentionProblem) -> f64 {
 #[test]
 fn sums_of_a_million_terms_do_not_drift() {
     for (rows, algorithm) in [(2, Algorithm::Flash), (40, Algorithm::Flash), (3, Algorithm::Standard)] {
-        let problem = problem(rows, 1_000_000, 8).algorithm(algorithm);
+        let problem = problem(rows, 1_000_000, 8).with_algorithm(algorithm);
         if library(Variant::Full).prepare(&problem).is_err() {
             println!("skipped: this driver's loops are too short for {algorithm:?}");
             continue;
@@ -169,7 +170,7 @@ fn sums_of_a_million_terms_do_not_drift() {
 fn sums_of_a_million_terms_do_not_drift_on_matrices() {
     let Some(library) = with_matrices() else { return };
     for element in [Element::F32, Element::F16, Element::Bf16] {
-        let problem = problem(40, 1_000_000, 16).element(element);
+        let problem = problem(40, 1_000_000, 16).with_element(element);
         let kernel = library.prepare(&problem).unwrap().plan().passes()[0].kernel;
         assert_eq!(kernel, Kernel::FlashForwardCooperativeSplit);
         let error = relative_error(library, &problem);

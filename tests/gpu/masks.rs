@@ -29,7 +29,7 @@ fn masks() -> Vec<Mask> {
 fn every_mask_at_every_length() {
     for mask in masks() {
         for (n, (seqlen_q, seqlen_kv)) in LENGTHS.into_iter().enumerate() {
-            let mut problem = AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, 16).seqlen_kv(seqlen_kv));
+            let mut problem = AttentionProblem::new(AttentionShape::new(1, 1, seqlen_q, 16).with_seqlen_kv(seqlen_kv));
             problem.mask = mask;
             check(library(Variant::Full), &problem, &inputs(&problem, n as u64));
         }
@@ -44,7 +44,8 @@ fn every_mask_on_other_tiles_and_elements() {
         (Variant::WebGpuDefaults, Element::F16),
     ] {
         for mask in masks() {
-            let mut problem = AttentionProblem::new(AttentionShape::new(2, 2, 70, 16).seqlen_kv(45)).element(element);
+            let mut problem =
+                AttentionProblem::new(AttentionShape::new(2, 2, 70, 16).with_seqlen_kv(45)).with_element(element);
             problem.mask = mask;
             check(library(variant), &problem, &inputs(&problem, 1));
         }
@@ -53,12 +54,12 @@ fn every_mask_on_other_tiles_and_elements() {
 
 #[test]
 fn a_mask_that_hides_nothing_changes_no_answer() {
-    let dense = AttentionProblem::new(AttentionShape::new(1, 2, 40, 16).seqlen_kv(50));
+    let dense = AttentionProblem::new(AttentionShape::new(1, 2, 40, 16).with_seqlen_kv(50));
     let inputs = inputs(&dense, 2);
-    let all = dense.clone().window(Some(u32::MAX), Some(u32::MAX));
+    let all = dense.clone().with_window(Some(u32::MAX), Some(u32::MAX));
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-        let [dense, all] =
-            [&dense, &all].map(|problem| run(library(Variant::Full), &problem.clone().algorithm(algorithm), &inputs));
+        let [dense, all] = [&dense, &all]
+            .map(|problem| run(library(Variant::Full), &problem.clone().with_algorithm(algorithm), &inputs));
         for (dense, all) in dense.o().iter().zip(all.o()).chain(dense.lse().iter().zip(all.lse())) {
             assert!((dense - all).abs() <= 1e-6 * dense.abs().max(1.0), "{algorithm:?}: {dense} and {all}");
         }
@@ -67,9 +68,11 @@ fn a_mask_that_hides_nothing_changes_no_answer() {
 
 #[test]
 fn rows_that_see_nothing_are_zero() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         // The first 25 rows of each head lie before the first key: whole tiles, and part of one.
-        let problem = AttentionProblem::new(AttentionShape::new(2, 2, 45, 16).seqlen_kv(20)).element(element).causal();
+        let problem = AttentionProblem::new(AttentionShape::new(2, 2, 45, 16).with_seqlen_kv(20))
+            .with_element(element)
+            .with_causal();
         let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
         let lse = output.lse();
         for head in lse.chunks(45) {
@@ -85,8 +88,8 @@ fn rows_that_see_nothing_are_zero() {
 #[test]
 fn windows_past_the_last_key_leave_rows_empty() {
     // Top-left with more rows than keys: late rows look only behind the end.
-    let shape = AttentionShape::new(1, 1, 70, 16).seqlen_kv(9);
-    let problem = AttentionProblem::new(shape).causal_top_left().window(Some(4), None);
+    let shape = AttentionShape::new(1, 1, 70, 16).with_seqlen_kv(9);
+    let problem = AttentionProblem::new(shape).with_causal_top_left().with_window(Some(4), None);
     let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
     assert!(output.lse()[13..].iter().all(|lse| *lse == f64::NEG_INFINITY));
     assert!(output.lse()[..13].iter().all(|lse| lse.is_finite()));
@@ -94,12 +97,14 @@ fn windows_past_the_last_key_leave_rows_empty() {
 
 #[test]
 fn no_keys_at_all() {
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for problem in [
-            AttentionProblem::new(AttentionShape::new(2, 2, 19, 16).seqlen_kv(0)),
-            AttentionProblem::new(AttentionShape::new(2, 2, 19, 16).seqlen_kv(0)).causal().dropout(0.5, 1),
+            AttentionProblem::new(AttentionShape::new(2, 2, 19, 16).with_seqlen_kv(0)),
+            AttentionProblem::new(AttentionShape::new(2, 2, 19, 16).with_seqlen_kv(0))
+                .with_causal()
+                .with_dropout(0.5, 1),
         ] {
-            let problem = problem.element(element);
+            let problem = problem.with_element(element);
             let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
             assert_eq!(output.o(), [0.0; 2 * 2 * 19 * 16]);
             assert_eq!(output.lse(), [f64::NEG_INFINITY; 2 * 2 * 19]);
@@ -113,7 +118,7 @@ fn empty_outputs_are_a_no_op() {
     let no_heads = AttentionShape { num_heads: 0, num_heads_kv: 0, ..shape };
     for shape in [AttentionShape { batch: 0, ..shape }, AttentionShape { seqlen_q: 0, ..shape }, no_heads] {
         for element in [Element::F32, Element::F16] {
-            let problem = AttentionProblem::new(shape).element(element).causal();
+            let problem = AttentionProblem::new(shape).with_element(element).with_causal();
             let output = check(library(Variant::Full), &problem, &inputs(&problem, 3));
             assert!(output.o().is_empty() && output.lse().is_empty());
             let nothing: [f32; 0] = [];

@@ -1,13 +1,13 @@
 //! The forward pass on cooperative matrices, also where the planner would not take them: on a software driver.
 
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, FlashAttention};
 
-use crate::support::{check, inputs, run, with_matrices};
+use crate::support::{Variant, adapter, check, inputs, library, run, with_matrices};
 
 fn check_case(problem: &AttentionProblem, seed: u64) {
     let Some(library) = with_matrices() else { return };
-    for element in Element::ALL {
-        let problem = problem.clone().element(element);
+    for &element in Element::ALL {
+        let problem = problem.clone().with_element(element);
         // Rows with units of their own are loaded by a subgroup: 8 lanes load no more than 32 head dimensions.
         let widest = problem.shape.head_dim.max(problem.shape.head_dim_v);
         if element != Element::F16 && widest > 4 * library.capabilities().subgroup_min_size {
@@ -22,24 +22,24 @@ fn check_case(problem: &AttentionProblem, seed: u64) {
 
 #[test]
 fn every_mask_and_dropout() {
-    let problem = AttentionProblem::new(AttentionShape::new(2, 4, 113, 64).num_heads_kv(2).seqlen_kv(203));
+    let problem = AttentionProblem::new(AttentionShape::new(2, 4, 113, 64).with_num_heads_kv(2).with_seqlen_kv(203));
     check_case(&problem, 1);
-    check_case(&problem.clone().causal(), 2);
-    check_case(&problem.clone().causal_top_left(), 3);
-    check_case(&problem.clone().window(Some(7), Some(3)), 4);
-    check_case(&problem.clone().causal().dropout(0.3, 5).scale(-0.4), 5);
+    check_case(&problem.clone().with_causal(), 2);
+    check_case(&problem.clone().with_causal_top_left(), 3);
+    check_case(&problem.clone().with_window(Some(7), Some(3)), 4);
+    check_case(&problem.clone().with_causal().with_dropout(0.3, 5).with_softmax_scale(-0.4), 5);
     // Rows that see nothing.
-    check_case(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 40).seqlen_kv(40)).causal(), 6);
+    check_case(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 40).with_seqlen_kv(40)).with_causal(), 6);
 }
 
 #[test]
 fn every_mask_and_dropout_of_narrow_heads() {
-    let problem = AttentionProblem::new(AttentionShape::new(2, 4, 113, 32).num_heads_kv(2).seqlen_kv(203));
+    let problem = AttentionProblem::new(AttentionShape::new(2, 4, 113, 32).with_num_heads_kv(2).with_seqlen_kv(203));
     check_case(&problem, 1);
-    check_case(&problem.clone().causal(), 2);
-    check_case(&problem.clone().window(Some(7), Some(3)), 4);
-    check_case(&problem.clone().causal().dropout(0.3, 5).scale(-0.4), 5);
-    check_case(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 24).seqlen_kv(40)).causal(), 6);
+    check_case(&problem.clone().with_causal(), 2);
+    check_case(&problem.clone().with_window(Some(7), Some(3)), 4);
+    check_case(&problem.clone().with_causal().with_dropout(0.3, 5).with_softmax_scale(-0.4), 5);
+    check_case(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 24).with_seqlen_kv(40)).with_causal(), 6);
 }
 
 /// f32 and bf16 pass through f16 in units of their rows, so each row may be as large or as small as it likes, whatever
@@ -49,10 +49,10 @@ fn rows_of_every_magnitude() {
     const DIM: usize = 16;
     const SEQLEN: usize = 150;
     let Some(library) = with_matrices() else { return };
-    let shape = AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32).seqlen_kv(200);
+    let shape = AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32).with_seqlen_kv(200);
     for element in [Element::F32, Element::Bf16] {
-        let causal = AttentionProblem::new(shape).element(element).causal_top_left();
-        for problem in [causal.clone(), causal.window(Some(20), Some(0))] {
+        let causal = AttentionProblem::new(shape).with_element(element).with_causal_top_left();
+        for problem in [causal.clone(), causal.with_window(Some(20), Some(0))] {
             let mut inputs = inputs(&problem, 4);
             // The last key that a row sees outgrows the others, 1,000 times every 10 keys: O_i is as large as V_i. Q and K grow
             // and shrink together.
@@ -77,7 +77,7 @@ fn rows_of_every_magnitude() {
 #[test]
 fn long_sums_do_not_drift() {
     let Some(library) = with_matrices() else { return };
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 40, 16).seqlen_kv(10_000));
+    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 40, 16).with_seqlen_kv(10_000));
     let mut inputs = inputs(&problem, 3);
     inputs.v.iter_mut().for_each(|value| *value = Element::F32.round(value.abs() + 1.0));
     check(library, &problem, &inputs);
@@ -86,8 +86,8 @@ fn long_sums_do_not_drift() {
 #[test]
 fn every_width() {
     for (head_dim, head_dim_v) in [(1, 3), (31, 24), (31, 40), (80, 96), (128, 59)] {
-        let shape = AttentionShape::new(1, 2, 70, head_dim).head_dim_v(head_dim_v);
-        check_case(&AttentionProblem::new(shape).causal(), 7);
+        let shape = AttentionShape::new(1, 2, 70, head_dim).with_head_dim_v(head_dim_v);
+        check_case(&AttentionProblem::new(shape).with_causal(), 7);
     }
 }
 
@@ -95,8 +95,9 @@ fn every_width() {
 fn a_nan_reaches_the_rows_that_see_it() {
     let Some(library) = with_matrices() else { return };
     let dense = AttentionProblem::new(AttentionShape::new(1, 1, 45, 16));
-    let of_all_elements = |problem: AttentionProblem| Element::ALL.map(|element| problem.clone().element(element));
-    let problems = [dense.clone().causal(), dense.clone().window(Some(4), Some(2)), dense];
+    let of_all_elements =
+        |problem: AttentionProblem| Element::ALL.iter().map(move |&element| problem.clone().with_element(element));
+    let problems = [dense.clone().with_causal(), dense.clone().with_window(Some(4), Some(2)), dense];
     for problem in problems.into_iter().flat_map(of_all_elements) {
         let mut inputs = inputs(&problem, 1);
         inputs.v[20 * 16 + 3] = f64::NAN;
@@ -112,11 +113,23 @@ fn a_nan_reaches_the_rows_that_see_it() {
 fn runs_are_identical() {
     let Some(library) = with_matrices() else { return };
     for (element, head_dim) in [(Element::F16, 64), (Element::F32, 32)] {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 100, head_dim)).element(element).causal();
+        let problem =
+            AttentionProblem::new(AttentionShape::new(1, 2, 100, head_dim)).with_element(element).with_causal();
         let inputs = inputs(&problem, 9);
         let first = run(library, &problem, &inputs);
         for _ in 0..49 {
             assert!(run(library, &problem, &inputs) == first);
         }
     }
+}
+
+/// Permission for experimental features is asked for where there are matrices, and nowhere else.
+#[test]
+fn the_permission_for_experimental_features_comes_with_matrices() {
+    let descriptor = FlashAttention::device_descriptor(adapter());
+    let experimental = descriptor.required_features & wgpu::Features::all_experimental_mask();
+    let matrices = library(Variant::Full).capabilities().matrix_side.is_some();
+    assert_eq!(descriptor.experimental_features.is_enabled(), matrices);
+    let expected = if matrices { wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX } else { wgpu::Features::empty() };
+    assert_eq!(experimental, expected);
 }

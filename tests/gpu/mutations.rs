@@ -4,8 +4,8 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 
-use wgpu_flash_attention::plan::{Direction, Kernel, Operand, Plan, Tiles};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::unstable::Kernel;
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Direction, Element, Operand, Plan, Tiles};
 
 use crate::support::{
     Answer, GradientAnswer, GradientInputs, Gradients, Inputs, Library, Output, Texts, Variant, arithmetic_of,
@@ -51,16 +51,16 @@ enum Setup {
 impl Setup {
     /// Grouped heads, and lengths that fill no tiles.
     fn problem(self) -> AttentionProblem {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 4, 37, 8).num_heads_kv(2).seqlen_kv(45));
+        let problem = AttentionProblem::new(AttentionShape::new(1, 4, 37, 8).with_num_heads_kv(2).with_seqlen_kv(45));
         match self {
-            Setup::F16 => problem.element(Element::F16),
-            Setup::Bf16 => problem.element(Element::Bf16),
-            Setup::Causal => problem.causal(),
-            Setup::Window => problem.window(Some(7), Some(3)),
-            Setup::Dropout | Setup::BackwardDropout => problem.dropout(0.3, 5),
-            Setup::Standard => problem.algorithm(Algorithm::Standard),
-            Setup::StandardBackward => problem.dropout(0.3, 5).algorithm(Algorithm::Standard),
-            Setup::Matrices(element) | Setup::MatricesBackward(element) => problem.element(element),
+            Setup::F16 => problem.with_element(Element::F16),
+            Setup::Bf16 => problem.with_element(Element::Bf16),
+            Setup::Causal => problem.with_causal(),
+            Setup::Window => problem.with_window(Some(7), Some(3)),
+            Setup::Dropout | Setup::BackwardDropout => problem.with_dropout(0.3, 5),
+            Setup::Standard => problem.with_algorithm(Algorithm::Standard),
+            Setup::StandardBackward => problem.with_dropout(0.3, 5).with_algorithm(Algorithm::Standard),
+            Setup::Matrices(element) | Setup::MatricesBackward(element) => problem.with_element(element),
             Setup::Plain | Setup::Peaked | Setup::Split | Setup::Decode | Setup::Backward => problem,
         }
     }
@@ -84,16 +84,18 @@ impl Setup {
         let rows = Tiles::new(16, 8, 1, 2);
         let standard = Tiles::new(16, 8, 4, 2);
         let plan = match self {
-            Setup::Split => Plan::with_splits(&problem, capabilities, Some(rows), 3),
-            Setup::Decode => Plan::with_splits(&problem, capabilities, Some(Tiles::decode(2, 16, 2, 4)), 1),
-            Setup::Standard => Plan::with_tiles(&problem, capabilities, standard),
-            Setup::Backward | Setup::BackwardDropout => {
-                Plan::backward_with_tiles(&problem, capabilities, [Tiles::new(8, 16, 1, 2), rows])
+            Setup::Split => Plan::forward(&problem, capabilities).with_tiles(&[rows]).with_splits(3).build(),
+            Setup::Decode => {
+                Plan::forward(&problem, capabilities).with_tiles(&[Tiles::decode(2, 16, 2, 4)]).with_splits(1).build()
             }
-            Setup::StandardBackward => Plan::backward_with_tiles(&problem, capabilities, [standard; 2]),
+            Setup::Standard => Plan::forward(&problem, capabilities).with_tiles(&[standard]).build(),
+            Setup::Backward | Setup::BackwardDropout => {
+                Plan::backward(&problem, capabilities).with_tiles(&[Tiles::new(8, 16, 1, 2), rows]).build()
+            }
+            Setup::StandardBackward => Plan::backward(&problem, capabilities).with_tiles(&[standard]).build(),
             Setup::Matrices(_) => return library.prepare(&problem).expect("matrices").plan().clone(),
             Setup::MatricesBackward(_) => return library.prepare_gradients(&problem).expect("matrices").plan().clone(),
-            _ => Plan::with_splits(&problem, capabilities, Some(rows), 1),
+            _ => Plan::forward(&problem, capabilities).with_tiles(&[rows]).with_splits(1).build(),
         };
         plan.expect("the tiles fit")
     }
@@ -133,7 +135,7 @@ impl Bench {
         let run = |outputs: &[Operand]| self.texts.run(&self.plan, &texts, &self.tensors, outputs);
         let named = if self.plan.direction() == Direction::Backward {
             let bytes = run(&[Operand::Dq, Operand::Dk, Operand::Dv]).try_into().expect("three gradients");
-            let gradients = Gradients::of(self.problem.gradient_element_in_force(), bytes, arithmetic);
+            let gradients = Gradients::of(self.problem.gradient_element(), bytes, arithmetic);
             let shares = GradientAnswer::new(&self.problem, &self.given).shares(&gradients);
             shares.map(|share| share.share).into_iter().zip(["dQ", "dK", "dV"]).collect::<Vec<_>>()
         } else {

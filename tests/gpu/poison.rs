@@ -12,9 +12,9 @@ fn problems() -> [AttentionProblem; 4] {
     let dense = AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32));
     [
         dense.clone(),
-        dense.clone().causal(),
-        dense.clone().window(Some(4), Some(2)),
-        dense.window(Some(4), Some(2)).element(Element::F16),
+        dense.clone().with_causal(),
+        dense.clone().with_window(Some(4), Some(2)),
+        dense.with_window(Some(4), Some(2)).with_element(Element::F16),
     ]
 }
 
@@ -82,7 +82,7 @@ fn a_nan_in_v_reaches_one_dim_of_the_rows_that_see_it() {
 
 #[test]
 fn one_head_and_batch_do_not_poison_another() {
-    let problem = AttentionProblem::new(AttentionShape::new(2, 2, 20, 16)).causal();
+    let problem = AttentionProblem::new(AttentionShape::new(2, 2, 20, 16)).with_causal();
     let clean = inputs(&problem, 1);
     // Batch 1, row 10, head 0.
     let at = ((20 + 10) * 2) * 16;
@@ -101,12 +101,12 @@ fn one_head_and_batch_do_not_poison_another() {
 #[test]
 fn gaps_of_nan_do_not_leak_at_any_width() {
     // Widths that are no multiple of 4 read past the row into the gap if anything does.
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for (head_dim, head_dim_v) in [(1, 2), (2, 3), (5, 6), (33, 31)] {
             for odd in [false, true] {
-                let shape = AttentionShape::new(2, 2, 18, head_dim).seqlen_kv(21).head_dim_v(head_dim_v);
+                let shape = AttentionShape::new(2, 2, 18, head_dim).with_seqlen_kv(21).with_head_dim_v(head_dim_v);
                 let layout = strided(&shape, odd);
-                let problem = AttentionProblem::new(shape).element(element).layout(layout).causal();
+                let problem = AttentionProblem::new(shape).with_element(element).with_layout(layout).with_causal();
                 let output = check(library(Variant::Full), &problem, &inputs(&problem, 1));
                 assert!(output.lse().iter().all(|lse| lse.is_finite()));
             }
@@ -117,7 +117,8 @@ fn gaps_of_nan_do_not_leak_at_any_width() {
 #[test]
 fn huge_values_stay_finite() {
     // The largest f32 in V, seen by no row but its own.
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32)).window(Some(0), Some(0));
+    let problem =
+        AttentionProblem::new(AttentionShape::new(1, 1, SEQLEN as u32, DIM as u32)).with_window(Some(0), Some(0));
     let mut inputs = inputs(&problem, 1);
     inputs.v[20 * DIM] = f64::from(f32::MAX);
     let o = check(library(Variant::Full), &problem, &inputs).o();

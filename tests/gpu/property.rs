@@ -34,7 +34,7 @@ fn check_forward(draw: &Draw, largest: &Largest) {
     let (problem, inputs) = (&draw.problem, draw.inputs());
     let answer = Answer::new(problem, &inputs);
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-        let output = run(&library, &problem.clone().algorithm(algorithm), &inputs);
+        let output = run(&library, &problem.clone().with_algorithm(algorithm), &inputs);
         for (share, tensor) in answer.shares(algorithm.name(), &output).into_iter().zip(["O", "LSE"]) {
             let way = if algorithm == Algorithm::Flash { draw.class() } else { problem.element.name().to_owned() };
             let name = format!("{} {way}: {tensor}", algorithm.name());
@@ -49,7 +49,7 @@ fn check_backward(draw: &Draw, largest: &Largest) {
     let (problem, given) = (&draw.problem, draw.gradient_inputs());
     let answer = GradientAnswer::new(problem, &given);
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-        let gradients = run_backward(&library, &problem.clone().algorithm(algorithm), &given);
+        let gradients = run_backward(&library, &problem.clone().with_algorithm(algorithm), &given);
         for (share, tensor) in answer.shares(&gradients).into_iter().zip(["dQ", "dK", "dV"]) {
             let way = if algorithm == Algorithm::Flash { draw.class() } else { problem.element.name().to_owned() };
             let name = format!(

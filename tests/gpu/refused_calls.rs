@@ -3,10 +3,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use wgpu_flash_attention::plan::{Call, Operand};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, Error, FlashAttention, ForwardBuffers, MergeBuffers,
-    MergeProblem, PreparedBackward, PreparedForward, PreparedMerge,
+    Algorithm, AttentionProblem, AttentionShape, BackwardBuffers, Call, Error, FlashAttention, ForwardBuffers,
+    MergeBuffers, MergeProblem, Operand, PreparedBackward, PreparedForward, PreparedMerge,
 };
 
 use crate::support::adapter;
@@ -75,6 +74,7 @@ enum Form {
     Whole,
     Call,
     Dispatches,
+    NoSuchDispatch,
 }
 
 const FORMS: [Form; 3] = [Form::Whole, Form::Call, Form::Dispatches];
@@ -85,11 +85,30 @@ type Buffers = Vec<(Operand, wgpu::Buffer)>;
 /// The slice of a buffer that a call passes.
 type Slicing = fn(&wgpu::Buffer) -> wgpu::BufferSlice<'_>;
 
+fn encode_as<D>(
+    form: Form,
+    prepared: &wgpu_flash_attention::Prepared<D>,
+    encoder: &mut wgpu::CommandEncoder,
+    buffers: &wgpu_flash_attention::Buffers<D>,
+    call: &Call,
+) -> Result<(), Error> {
+    match form {
+        Form::Whole if *call == Call::default() => prepared.encode(encoder, buffers),
+        Form::Whole | Form::Call => prepared.encode_call(encoder, buffers, call),
+        // Every dispatch, for not every one binds every buffer.
+        Form::Dispatches => {
+            let count = prepared.num_dispatches(&Call::default()).unwrap();
+            prepared.encode_dispatches(encoder, buffers, call, 0..count)
+        }
+        Form::NoSuchDispatch => prepared.encode_dispatches(encoder, buffers, call, 0..99),
+    }
+}
+
 impl Prepared {
     fn all(device: &Device, shape: AttentionShape) -> Vec<Self> {
         let mut all = Vec::new();
         for algorithm in [Algorithm::Flash, Algorithm::Standard] {
-            let problem = AttentionProblem::new(shape).algorithm(algorithm);
+            let problem = AttentionProblem::new(shape).with_algorithm(algorithm);
             all.push(Self::Forward(pollster::block_on(device.attention.prepare_forward(&problem)).unwrap()));
             all.push(Self::Backward(pollster::block_on(device.attention.prepare_backward(&problem)).unwrap()));
         }
@@ -139,38 +158,27 @@ impl Prepared {
         match self {
             Self::Forward(forward) => {
                 let [q, k, v, o, lse] = [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(slice);
-                let buffers = ForwardBuffers { q, k, v, o, lse };
-                match form {
-                    Form::Whole if *call == Call::default() => forward.encode(encoder, &buffers),
-                    Form::Whole | Form::Call => forward.encode_call(encoder, &buffers, call),
-                    Form::Dispatches => forward.encode_dispatches(encoder, &buffers, call, 0..1),
-                }
+                encode_as(form, forward, encoder, &ForwardBuffers::new(q, k, v, o, lse), call)
             }
             Self::Backward(backward) => {
                 let [q, k, v, o, lse] = [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(slice);
-                let [d_o, d_lse, dq, dk, dv] =
-                    [Operand::DO, Operand::DLse, Operand::Dq, Operand::Dk, Operand::Dv].map(slice);
-                let buffers = BackwardBuffers { q, k, v, o, lse, d_o, d_lse: Some(d_lse), dq, dk, dv };
-                // Every dispatch, for not every one binds every buffer.
-                let count = backward.num_dispatches(&Call::default()).unwrap();
-                match form {
-                    Form::Whole if *call == Call::default() => backward.encode(encoder, &buffers),
-                    Form::Whole | Form::Call => backward.encode_call(encoder, &buffers, call),
-                    Form::Dispatches => backward.encode_dispatches(encoder, &buffers, call, 0..count),
-                }
+                let [d_o, dq, dk, dv] = [Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv].map(slice);
+                let buffers = BackwardBuffers::new(ForwardBuffers::new(q, k, v, o, lse), d_o, dq, dk, dv);
+                encode_as(form, backward, encoder, &buffers.with(Operand::DLse, slice(Operand::DLse)), call)
             }
             Self::Merge(merge) => {
                 let operands = [Operand::OParts, Operand::LseParts, Operand::O, Operand::Lse];
                 let [o_parts, lse_parts, o, lse] = operands.map(slice);
-                let buffers = MergeBuffers { o_parts, lse_parts, o, lse };
-                match form {
-                    Form::Whole => merge.encode_rows(encoder, &buffers, call.seqlen_q),
-                    Form::Call | Form::Dispatches if call.seqlen_q.is_some() => {
-                        merge.encode_rows(encoder, &buffers, call.seqlen_q)
-                    }
-                    Form::Call | Form::Dispatches => merge.encode(encoder, &buffers),
-                }
+                encode_as(form, merge, encoder, &MergeBuffers::new(o_parts, lse_parts, o, lse), call)
             }
+        }
+    }
+
+    fn destroy(&self) {
+        match self {
+            Self::Forward(forward) => forward.destroy(),
+            Self::Backward(backward) => backward.destroy(),
+            Self::Merge(merge) => merge.destroy(),
         }
     }
 
@@ -183,7 +191,7 @@ impl Prepared {
     }
 }
 
-const SHAPE: AttentionShape = AttentionShape::new(1, 4, 40, 8).num_heads_kv(2);
+const SHAPE: AttentionShape = AttentionShape::new(1, 4, 40, 8).with_num_heads_kv(2);
 
 #[test]
 fn slices_that_do_not_fit() {
@@ -240,25 +248,11 @@ fn calls_that_do_not_fit() {
     for prepared in Prepared::all(&device, SHAPE) {
         let buffers = prepared.buffers(&device);
         for form in FORMS {
-            let call = Call { seqlen_q: Some(41), ..Call::default() };
+            let call = Call::new().with_seqlen_q(41);
             let error = device.refusal(|encoder| prepared.encode_with(form, encoder, &buffers, None, &call));
             assert!(matches!(error, Error::LengthExceedsPrepared { found: 41, .. }), "{error}");
         }
-        let (Prepared::Forward(_) | Prepared::Backward(_)) = prepared else { continue };
-        let slice = |operand| buffers.iter().find(|(other, _)| *other == operand).unwrap().1.slice(16..);
-        let error = device.refusal(|encoder| match &prepared {
-            Prepared::Forward(forward) => {
-                let [q, k, v, o, lse] = [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(slice);
-                forward.encode_dispatches(encoder, &ForwardBuffers { q, k, v, o, lse }, &Call::default(), 0..99)
-            }
-            Prepared::Backward(backward) => {
-                let [q, k, v, o, lse] = [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(slice);
-                let [d_o, dq, dk, dv] = [Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv].map(slice);
-                let buffers = BackwardBuffers { q, k, v, o, lse, d_o, d_lse: None, dq, dk, dv };
-                backward.encode_dispatches(encoder, &buffers, &Call::default(), 0..99)
-            }
-            Prepared::Merge(_) => unreachable!("left out above"),
-        });
+        let error = device.refusal(|encoder| prepared.encode(Form::NoSuchDispatch, encoder, &buffers));
         assert!(matches!(error, Error::NoSuchDispatch { end: 99, .. }), "{error}");
     }
 }
@@ -310,11 +304,7 @@ fn operations_whose_scratch_memory_was_freed() {
     for prepared in Prepared::all(&device, SHAPE) {
         let buffers = prepared.buffers(&device);
         (0..3).for_each(|_| prepared.run(&device, &buffers));
-        match &prepared {
-            Prepared::Forward(forward) => forward.destroy(),
-            Prepared::Backward(backward) => backward.destroy(),
-            Prepared::Merge(_) => {}
-        }
+        prepared.destroy();
         match prepared.plan().scratch().first() {
             Some(&(operand, _)) => {
                 for form in FORMS {

@@ -1,15 +1,15 @@
 //! Keys split over workgroups, decoding, and the merge of partial results.
 
 use half::f16;
-use wgpu_flash_attention::plan::{Call, DeviceClass, Kernel, Operand, Tiles};
+use wgpu_flash_attention::unstable::Kernel;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, Error, ForwardBuffers, InvalidProblem,
-    MergeBuffers, MergeProblem, reference,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Call, DeviceClass, Element, Error, ForwardBuffers,
+    InvalidProblem, MergeBuffers, MergeProblem, Operand, Tiles, reference,
 };
 
 use crate::support::{
-    Inputs, Library, Variant, check, check_answer, inputs, library, limited, problem_of, run, run_calls,
-    run_dispatch_by_dispatch, strided,
+    Guarded, Inputs, Library, Random, Variant, check, check_answer, inputs, library, limited, problem_of, run,
+    run_calls, run_dispatch_by_dispatch, strided,
 };
 
 const STANDARD: Tiles = Tiles::new(64, 32, 4, 8);
@@ -27,10 +27,10 @@ fn problems(shape: AttentionShape) -> Vec<AttentionProblem> {
     let problem = AttentionProblem::new(shape);
     vec![
         problem.clone(),
-        problem.clone().causal(),
-        problem.clone().causal_top_left().dropout(0.3, 7),
-        problem.clone().window(Some(9), Some(4)),
-        problem.layout(strided(&shape, true)).dropout(0.2, 9).scale(-0.4),
+        problem.clone().with_causal(),
+        problem.clone().with_causal_top_left().with_dropout(0.3, 7),
+        problem.clone().with_window(Some(9), Some(4)),
+        problem.with_layout(strided(&shape, true)).with_dropout(0.2, 9).with_softmax_scale(-0.4),
     ]
 }
 
@@ -38,13 +38,13 @@ fn problems(shape: AttentionShape) -> Vec<AttentionProblem> {
 fn splits_have_the_oracles_answers() {
     for num_splits in [2, 3, 64] {
         let library = split(num_splits);
-        let shape = AttentionShape::new(2, 4, 37, 16).num_heads_kv(2).seqlen_kv(75).head_dim_v(12);
-        for (problem, element) in problems(shape).into_iter().zip(Element::ALL.into_iter().cycle()) {
-            let problem = problem.element(element);
+        let shape = AttentionShape::new(2, 4, 37, 16).with_num_heads_kv(2).with_seqlen_kv(75).with_head_dim_v(12);
+        for (problem, element) in problems(shape).into_iter().zip(Element::ALL.iter().copied().cycle()) {
+            let problem = problem.with_element(element);
             check(&library, &problem, &inputs(&problem, 1));
         }
         // More rows than keys: whole tiles of rows see nothing.
-        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 70, 8).seqlen_kv(20)).causal();
+        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 70, 8).with_seqlen_kv(20)).with_causal();
         check(&library, &problem, &inputs(&problem, 2));
     }
 }
@@ -52,8 +52,8 @@ fn splits_have_the_oracles_answers() {
 #[test]
 fn splits_at_every_width() {
     for (head_dim, head_dim_v) in [(1, 1), (3, 7), (31, 20), (64, 64), (59, 111), (128, 128), (256, 256)] {
-        let shape = AttentionShape::new(1, 2, 5, head_dim).seqlen_kv(50).head_dim_v(head_dim_v);
-        let problem = AttentionProblem::new(shape).element(Element::F16).causal();
+        let shape = AttentionShape::new(1, 2, 5, head_dim).with_seqlen_kv(50).with_head_dim_v(head_dim_v);
+        let problem = AttentionProblem::new(shape).with_element(Element::F16).with_causal();
         check(&library(Variant::Full).clone().splits(2), &problem, &inputs(&problem, 3));
     }
 }
@@ -61,7 +61,7 @@ fn splits_at_every_width() {
 #[test]
 fn no_keys_and_no_rows() {
     for (seqlen_q, seqlen_kv) in [(5, 0), (0, 5), (1, 1)] {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 2, seqlen_q, 8).seqlen_kv(seqlen_kv));
+        let problem = AttentionProblem::new(AttentionShape::new(1, 2, seqlen_q, 8).with_seqlen_kv(seqlen_kv));
         check(&split(3), &problem, &inputs(&problem, 4));
         check(&decoding(Tiles::decode(2, 16, 4, 4), 3), &problem, &inputs(&problem, 4));
     }
@@ -79,10 +79,12 @@ fn decoding_has_the_oracles_answers() {
         let library = decoding(tiles, num_splits);
         // Groups of 1, 3 and 4 heads; 1 row and several, which fill tiles, and do not.
         for (heads, heads_kv, seqlen_q) in [(2, 2, 1), (6, 2, 3), (8, 2, 1), (4, 1, 5)] {
-            let shape =
-                AttentionShape::new(2, heads, seqlen_q, 16).num_heads_kv(heads_kv).seqlen_kv(101).head_dim_v(12);
-            for (problem, element) in problems(shape).into_iter().zip(Element::ALL.into_iter().cycle()) {
-                let problem = problem.element(element);
+            let shape = AttentionShape::new(2, heads, seqlen_q, 16)
+                .with_num_heads_kv(heads_kv)
+                .with_seqlen_kv(101)
+                .with_head_dim_v(12);
+            for (problem, element) in problems(shape).into_iter().zip(Element::ALL.iter().copied().cycle()) {
+                let problem = problem.with_element(element);
                 check(&library, &problem, &inputs(&problem, 5));
             }
         }
@@ -92,17 +94,18 @@ fn decoding_has_the_oracles_answers() {
 #[test]
 fn decoding_at_every_width() {
     for (head_dim, head_dim_v) in [(1, 1), (3, 7), (31, 20), (64, 64), (59, 111), (128, 128), (256, 256)] {
-        let shape = AttentionShape::new(1, 4, 1, head_dim).num_heads_kv(1).seqlen_kv(77).head_dim_v(head_dim_v);
-        let problem = AttentionProblem::new(shape).element(Element::F16);
+        let shape =
+            AttentionShape::new(1, 4, 1, head_dim).with_num_heads_kv(1).with_seqlen_kv(77).with_head_dim_v(head_dim_v);
+        let problem = AttentionProblem::new(shape).with_element(Element::F16);
         check(&decoding(Tiles::decode(4, 16, 8, 4), 2), &problem, &inputs(&problem, 6));
     }
 }
 
 #[test]
 fn decoding_without_abilities() {
-    let shape = AttentionShape::new(2, 6, 2, 16).num_heads_kv(2).seqlen_kv(90);
-    for element in Element::ALL {
-        let problem = AttentionProblem::new(shape).element(element).causal().dropout(0.1, 3);
+    let shape = AttentionShape::new(2, 6, 2, 16).with_num_heads_kv(2).with_seqlen_kv(90);
+    for &element in Element::ALL {
+        let problem = AttentionProblem::new(shape).with_element(element).with_causal().with_dropout(0.1, 3);
         for variant in [Variant::NoSubgroups, Variant::NoShaderF16, Variant::WebGpuDefaults, Variant::Checked] {
             let library = library(variant).clone().tiles(Tiles::decode(4, 16, 4, 4), STANDARD).splits(2);
             check(&library, &problem, &inputs(&problem, 7));
@@ -118,10 +121,12 @@ fn the_planners_own_choice() {
         // On matrices nothing is split.
         capabilities.matrix_side = None;
     });
-    let decode = AttentionShape::new(1, 8, 1, 64).num_heads_kv(2).seqlen_kv(1000);
-    let small = AttentionShape::new(1, 2, 100, 64).seqlen_kv(300);
+    let decode = AttentionShape::new(1, 8, 1, 64).with_num_heads_kv(2).with_seqlen_kv(1000);
+    let small = AttentionShape::new(1, 2, 100, 64).with_seqlen_kv(300);
     for (shape, kernel) in [(decode, Kernel::FlashDecodeSplit), (small, Kernel::FlashForwardSplit)] {
-        for problem in [AttentionProblem::new(shape), AttentionProblem::new(shape).causal().element(Element::F16)] {
+        for problem in
+            [AttentionProblem::new(shape), AttentionProblem::new(shape).with_causal().with_element(Element::F16)]
+        {
             let plan = library.prepare(&problem).unwrap().plan().clone();
             let kernels: Vec<Kernel> = plan.passes().iter().map(|pass| pass.kernel).collect();
             assert_eq!(kernels, [kernel, Kernel::Combine]);
@@ -133,8 +138,8 @@ fn the_planners_own_choice() {
 
 #[test]
 fn the_dropout_mask_does_not_depend_on_splits() {
-    let shape = AttentionShape::new(1, 4, 3, 8).num_heads_kv(2).seqlen_kv(64);
-    let problem = AttentionProblem::new(shape).dropout(0.5, 11);
+    let shape = AttentionShape::new(1, 4, 3, 8).with_num_heads_kv(2).with_seqlen_kv(64);
+    let problem = AttentionProblem::new(shape).with_dropout(0.5, 11);
     let mut given = inputs(&problem, 9);
     given.q.fill(0.0);
     // Key j alone has a value, and only in dimension j mod 8; a kept key shows.
@@ -156,19 +161,16 @@ fn the_dropout_mask_does_not_depend_on_splits() {
 
 #[test]
 fn shorter_calls_of_split_operations() {
-    let calls = [(3, 101), (3, 1), (1, 64), (2, 0), (0, 20), (3, 9)].map(|(seqlen_q, seqlen_kv)| Call {
-        seqlen_q: Some(seqlen_q),
-        seqlen_kv: Some(seqlen_kv),
-        ..Call::default()
-    });
-    let shape = AttentionShape::new(2, 4, 3, 16).num_heads_kv(2).seqlen_kv(101);
+    let calls = [(3, 101), (3, 1), (1, 64), (2, 0), (0, 20), (3, 9)]
+        .map(|(seqlen_q, seqlen_kv)| Call::new().with_seqlen_q(seqlen_q).with_seqlen_kv(seqlen_kv));
+    let shape = AttentionShape::new(2, 4, 3, 16).with_num_heads_kv(2).with_seqlen_kv(101);
     for problem in [
         AttentionProblem::new(shape),
-        AttentionProblem::new(shape).causal().dropout(0.1, 3).element(Element::F16),
-        AttentionProblem::new(shape).layout(AttentionLayout::bhsd(&shape)).window(Some(30), Some(4)),
+        AttentionProblem::new(shape).with_causal().with_dropout(0.1, 3).with_element(Element::F16),
+        AttentionProblem::new(shape).with_layout(AttentionLayout::bhsd(&shape)).with_window(Some(30), Some(4)),
     ] {
         let given = inputs(&problem, 10);
-        let standard = run_calls(&split(1), &problem.clone().algorithm(Algorithm::Standard), &given, &calls);
+        let standard = run_calls(&split(1), &problem.clone().with_algorithm(Algorithm::Standard), &given, &calls);
         for library in [split(4), decoding(Tiles::decode(4, 8, 4, 2), 1), decoding(Tiles::decode(4, 8, 4, 2), 5)] {
             let flash = run_calls(&library, &problem, &given, &calls);
             for ((call, flash), standard) in calls.iter().zip(&flash).zip(&standard) {
@@ -181,8 +183,9 @@ fn shorter_calls_of_split_operations() {
 /// Limits that cut an operation into parts leave its bits alone.
 #[test]
 fn split_operations_are_cut_into_dispatches() {
-    let shape = AttentionShape::new(2, 8, 40, 16).num_heads_kv(2).seqlen_kv(60);
-    let problem = AttentionProblem::new(shape).layout(AttentionLayout::bhsd(&shape)).causal().dropout(0.2, 9);
+    let shape = AttentionShape::new(2, 8, 40, 16).with_num_heads_kv(2).with_seqlen_kv(60);
+    let problem =
+        AttentionProblem::new(shape).with_layout(AttentionLayout::bhsd(&shape)).with_causal().with_dropout(0.2, 9);
     let given = inputs(&problem, 11);
     for tiles in [Tiles::new(16, 8, 2, 4), Tiles::decode(4, 8, 4, 2)] {
         let whole = run(&decoding(tiles, 3), &problem, &given);
@@ -192,7 +195,7 @@ fn split_operations_are_cut_into_dispatches() {
             assert!(run(&library, &problem, &given) == whole, "{tiles}, grids of {max_grid}");
             assert!(run_dispatch_by_dispatch(&library, &problem, &given) == whole, "{tiles}, one by one");
         }
-        let bounded = problem.clone().bounded_work(problem.forward_flops() / 20);
+        let bounded = problem.clone().with_bounded_work(problem.forward_flops() / 20);
         let count = decoding(tiles, 3).prepare(&bounded).unwrap().num_dispatches(&Call::default()).unwrap();
         assert!(count > 2, "{count} dispatches");
         assert!(run(&decoding(tiles, 3), &bounded, &given) == whole, "{tiles}, bounded");
@@ -201,8 +204,8 @@ fn split_operations_are_cut_into_dispatches() {
 
 #[test]
 fn split_runs_are_identical() {
-    let shape = AttentionShape::new(2, 4, 3, 16).num_heads_kv(2).seqlen_kv(120);
-    let problem = AttentionProblem::new(shape).element(Element::F16).causal().dropout(0.1, 3);
+    let shape = AttentionShape::new(2, 4, 3, 16).with_num_heads_kv(2).with_seqlen_kv(120);
+    let problem = AttentionProblem::new(shape).with_element(Element::F16).with_causal().with_dropout(0.1, 3);
     let given = inputs(&problem, 12);
     for library in [split(3), decoding(Tiles::decode(4, 8, 4, 2), 3)] {
         let first = run(&library, &problem, &given);
@@ -214,7 +217,8 @@ fn split_runs_are_identical() {
 
 #[test]
 fn a_nan_reaches_the_rows_that_see_it() {
-    let problem = AttentionProblem::new(AttentionShape::new(1, 1, 6, 8).seqlen_kv(50)).window(Some(20), Some(3));
+    let problem =
+        AttentionProblem::new(AttentionShape::new(1, 1, 6, 8).with_seqlen_kv(50)).with_window(Some(20), Some(3));
     for library in [split(4), decoding(Tiles::decode(4, 8, 2, 2), 3)] {
         for (key, in_v) in [(20, true), (20, false), (47, true), (47, false), (49, true)] {
             let mut given = inputs(&problem, 13);
@@ -228,10 +232,9 @@ fn a_nan_reaches_the_rows_that_see_it() {
 #[test]
 fn splits_that_do_not_exist() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 1, 6, 8));
-    for (problem, num_splits) in [(problem.clone(), 0), (problem.algorithm(Algorithm::Standard), 2)] {
-        let plan =
-            wgpu_flash_attention::Plan::with_splits(&problem, split(1).capabilities(), None, num_splits).err().unwrap();
-        assert!(matches!(plan, Error::Unsupported { feature: "splits of the keys", .. }), "{plan}");
+    for (problem, num_splits) in [(problem.clone(), 0), (problem.with_algorithm(Algorithm::Standard), 2)] {
+        let error = split(1).plan_forward(&problem).with_splits(num_splits).build().unwrap_err();
+        assert!(matches!(error, Error::InvalidPlan { what: "num_splits", .. }), "{error}");
     }
 }
 
@@ -240,7 +243,7 @@ fn parts(problem: &AttentionProblem, given: &Inputs, cuts: &[(u32, u32)]) -> (Ve
     let (mut o, mut lse) = (Vec::new(), Vec::new());
     let row = (problem.shape.num_heads_kv * problem.shape.head_dim) as usize;
     for &(from, to) in cuts {
-        let mut part = AttentionProblem::new(problem.shape.seqlen_kv(to - from)).element(problem.element);
+        let mut part = AttentionProblem::new(problem.shape.with_seqlen_kv(to - from)).with_element(problem.element);
         part.softmax_scale = problem.softmax_scale;
         let cut = |values: &[f64]| values[from as usize * row..to as usize * row].to_vec();
         let inputs = Inputs { k: cut(&given.k), v: cut(&given.v), ..given.clone() };
@@ -270,7 +273,7 @@ fn close(found: &[f32], wanted: &[f64], rounding: f64) {
 fn merged_parts_are_the_whole() {
     let attention = library(Variant::Full);
     for head_dim in [16, 7] {
-        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 9, head_dim).seqlen_kv(60));
+        let problem = AttentionProblem::new(AttentionShape::new(1, 2, 9, head_dim).with_seqlen_kv(60));
         let given = inputs(&problem, 14);
         let whole = check(attention, &problem, &given);
         // In any order, of any length, one of none.
@@ -294,7 +297,7 @@ fn merged_parts_are_the_whole() {
 #[test]
 fn parts_are_merged_in_any_grouping_and_type() {
     let attention = library(Variant::Full);
-    let problem = AttentionProblem::new(AttentionShape::new(2, 2, 5, 8).seqlen_kv(60));
+    let problem = AttentionProblem::new(AttentionShape::new(2, 2, 5, 8).with_seqlen_kv(60));
     let mut given = inputs(&problem, 15);
     // `parts` cuts one sequence.
     let problem = AttentionProblem::new(AttentionShape { batch: 1, ..problem.shape });
@@ -314,8 +317,9 @@ fn parts_are_merged_in_any_grouping_and_type() {
     close(&nested.lse, &as_f64(&all.lse), 1e-6);
 
     // f16 from f32 parts is the f32 merge, rounded once; from f16 parts each is rounded before.
-    let halves = MergeProblem::of(&problem.clone().element(Element::F16), 3);
-    let from_f32 = pollster::block_on(attention.merge::<f32, f16>(&halves.clone().parts_in_f32(), &o, &lse)).unwrap();
+    let halves = MergeProblem::of(&problem.clone().with_element(Element::F16), 3);
+    let from_f32 =
+        pollster::block_on(attention.merge::<f32, f16>(&halves.clone().with_parts_in_f32(), &o, &lse)).unwrap();
     let o_f16: Vec<f16> = o.iter().map(|value| f16::from_f32(*value)).collect();
     let from_f16 = pollster::block_on(attention.merge::<f16, f16>(&halves, &o_f16, &lse)).unwrap();
     let largest = o.iter().fold(0.0f64, |largest, o| largest.max(f64::from(o.abs())));
@@ -331,7 +335,7 @@ fn parts_are_merged_in_any_grouping_and_type() {
 fn what_lies_between_parts_is_not_read() {
     let attention = library(Variant::Full);
     let shape = AttentionShape::new(2, 2, 3, 6);
-    let problem = AttentionProblem::new(shape).layout(strided(&shape, true));
+    let problem = AttentionProblem::new(shape).with_layout(strided(&shape, true));
     let rows = shape.lse_len() as usize;
     let len = problem.layout.o.required_len(2, 3, 2, 6).unwrap() as usize;
     let (stride, lse_stride) = (len + 7, rows + 3);
@@ -349,7 +353,7 @@ fn what_lies_between_parts_is_not_read() {
             }
         }
     }
-    let merge = MergeProblem::of(&problem, 2).strides(stride as u64, lse_stride as u64);
+    let merge = MergeProblem::of(&problem, 2).with_strides(stride as u64, lse_stride as u64);
     let merged = pollster::block_on(attention.merge::<f32, f32>(&merge, &o, &lse)).unwrap();
     let e = std::f64::consts::E;
     for (batch, row, head) in (0..2).flat_map(|b| (0..3).flat_map(move |row| [0, 1].map(|h| (b, row, h)))) {
@@ -371,15 +375,15 @@ fn no_parts_see_nothing() {
 #[test]
 fn merges_are_refused() {
     let attention = library(Variant::Full);
-    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 5, 8)).element(Element::F16);
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 5, 8)).with_element(Element::F16);
     let merge = MergeProblem::of(&problem, 2);
     let mut other = merge.clone();
     other.parts_element = Element::Bf16;
     let refusal = |merge: &MergeProblem| pollster::block_on(attention.prepare_merge(merge)).err().unwrap();
     assert_eq!(refusal(&other), InvalidProblem::PartsElement { element: Element::F16, found: Element::Bf16 }.into());
-    let huge = merge.clone().strides(u64::MAX / 2, 10);
+    let huge = merge.clone().with_strides(u64::MAX / 2, 10);
     assert_eq!(refusal(&huge), InvalidProblem::LayoutOverflows(Operand::OParts).into());
-    let large = merge.clone().strides(u64::MAX / 4, 10);
+    let large = merge.clone().with_strides(u64::MAX / 4, 10);
     assert!(matches!(refusal(&large), Error::TooLarge { .. }), "{}", refusal(&large));
     let short = pollster::block_on(attention.merge::<f16, f16>(&merge, &[f16::ZERO; 159], &[0.0; 20])).err().unwrap();
     assert!(matches!(short, Error::SliceTooShort { needed: 160, found: 159, .. }), "{short}");
@@ -391,8 +395,8 @@ fn merges_are_refused() {
 #[test]
 fn parts_are_merged_in_the_callers_buffers() {
     let library = library(Variant::Full);
-    let whole = AttentionProblem::new(AttentionShape::new(1, 2, 8, 16).seqlen_kv(64));
-    let half = AttentionProblem::new(whole.shape.seqlen_kv(32));
+    let whole = AttentionProblem::new(AttentionShape::new(1, 2, 8, 16).with_seqlen_kv(64));
+    let half = AttentionProblem::new(whole.shape.with_seqlen_kv(32));
     let given = inputs(&whole, 16);
     let [q, k, v] = [&given.q, &given.k, &given.v].map(|values| f32s(values));
     let expected = pollster::block_on(library.forward(&whole, &q, &k, &v)).unwrap();
@@ -418,17 +422,14 @@ fn parts_are_merged_in_the_callers_buffers() {
     for part in [0, 1] {
         // The calls write different buffers: one operation's scratch serves both.
         let (o, lse) = (part * o_bytes as u64, part * lse_bytes as u64);
-        let buffers = ForwardBuffers {
-            q: q.slice(..),
-            k: k.slice(part * half_bytes..),
-            v: v.slice(part * half_bytes..),
-            o: o_parts.slice(o..o + o_bytes as u64),
-            lse: lse_parts.slice(lse..lse + lse_bytes as u64),
-        };
+        let [k, v] = [&k, &v].map(|buffer| buffer.slice(part * half_bytes..));
+        let o = o_parts.slice(o..o + o_bytes as u64);
+        let lse = lse_parts.slice(lse..lse + lse_bytes as u64);
+        let buffers = ForwardBuffers::new(q.slice(..), k, v, o, lse);
         forward.encode(&mut encoder, &buffers).unwrap();
     }
-    let (o_parts, lse_parts) = (o_parts.slice(..), lse_parts.slice(..));
-    merge.encode(&mut encoder, &MergeBuffers { o_parts, lse_parts, o: o.slice(..), lse: lse.slice(..) }).unwrap();
+    let buffers = MergeBuffers::new(o_parts.slice(..), lse_parts.slice(..), o.slice(..), lse.slice(..));
+    merge.encode(&mut encoder, &buffers).unwrap();
     let copy = buffer(o_bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
     encoder.copy_buffer_to_buffer(&o, 0, &copy, 0, None);
     library.queue().submit([encoder.finish()]);
@@ -438,4 +439,46 @@ fn parts_are_merged_in_the_callers_buffers() {
     let merged: Vec<f32> = bytes.chunks(4).map(|word| f32::from_le_bytes(word.try_into().unwrap())).collect();
     let expected: Vec<f64> = expected.o.iter().map(|o| f64::from(*o)).collect();
     close(&merged, &expected, 4e-6);
+}
+
+/// In fewer rows than prepared, and one dispatch at a time on a device that binds little: the same bits.
+#[test]
+fn a_merge_is_encoded_in_every_form() {
+    let library = limited(|capabilities| capabilities.max_binding = 5120);
+    let part = AttentionProblem::new(AttentionShape::new(2, 3, 16, 8));
+    let merge = MergeProblem::of(&part, 2);
+    let prepared = pollster::block_on(library.prepare_merge(&merge)).unwrap();
+    let (whole, short) = (Call::default(), Call::new().with_seqlen_q(5));
+    assert!(prepared.num_dispatches(&whole).unwrap() > 1);
+    let floats = |operand| prepared.plan().required_len(operand) as usize;
+    let mut random = Random(3);
+    let mut values = |operand| (0..floats(operand)).map(|_| random.normal() as f32).collect::<Vec<f32>>();
+    let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+    let (o_parts, lse_parts) = (values(Operand::OParts), values(Operand::LseParts));
+    let answer = |encode: &dyn Fn(&mut wgpu::CommandEncoder, &MergeBuffers)| {
+        let [o_parts, lse_parts] = [&o_parts, &lse_parts].map(|values| Guarded::new(&library, &bytes(values)));
+        let [o, lse] =
+            [Operand::O, Operand::Lse].map(|operand| Guarded::poisoned(&library, 4 * floats(operand) as u64));
+        let mut encoder = library.device().create_command_encoder(&Default::default());
+        encode(&mut encoder, &MergeBuffers::new(o_parts.slice(), lse_parts.slice(), o.slice(), lse.slice()));
+        library.queue().submit([encoder.finish()]);
+        (o.read(&library), lse.read(&library))
+    };
+    let expected = answer(&|encoder, buffers| prepared.encode(encoder, buffers).unwrap());
+    for call in [whole, short] {
+        let together = answer(&|encoder, buffers| prepared.encode_call(encoder, buffers, &call).unwrap());
+        let count = prepared.num_dispatches(&call).unwrap();
+        let one_by_one = answer(&|encoder, buffers| {
+            for index in 0..count {
+                prepared.encode_dispatches(encoder, buffers, &call, index..index + 1).unwrap();
+            }
+        });
+        assert!(together == one_by_one);
+        assert_eq!(together == expected, call == whole);
+        // The rows of a shorter call are those of the longer one.
+        assert_eq!(together.0[..4 * 5 * 3 * 8], expected.0[..4 * 5 * 3 * 8]);
+    }
+    // It has no scratch memory: nothing is lost.
+    prepared.destroy();
+    assert!(answer(&|encoder, buffers| prepared.encode(encoder, buffers).unwrap()) == expected);
 }

@@ -13,10 +13,10 @@ const PARTS: f64 = 1e-6;
 fn problems(element: Element) -> Vec<AttentionProblem> {
     let of_lengths = |(seqlen_q, seqlen_kv): (u32, u32)| {
         // The pipelines are those of drawn problems.
-        let shape = AttentionShape::new(1, 4, seqlen_q, 8).num_heads_kv(2).seqlen_kv(seqlen_kv);
-        let problem = AttentionProblem::new(shape).element(element);
-        let dropped = problem.clone().dropout(0.2, 7);
-        [problem, dropped.clone().causal(), dropped.window(Some(9), Some(40))]
+        let shape = AttentionShape::new(1, 4, seqlen_q, 8).with_num_heads_kv(2).with_seqlen_kv(seqlen_kv);
+        let problem = AttentionProblem::new(shape).with_element(element);
+        let dropped = problem.clone().with_dropout(0.2, 7);
+        [problem, dropped.clone().with_causal(), dropped.with_window(Some(9), Some(40))]
     };
     [(1, 1), (3, 200), (37, 45), (64, 64), (113, 203), (200, 31)].into_iter().flat_map(of_lengths).collect()
 }
@@ -58,7 +58,7 @@ fn forward(library: &Library, element: Element, name: &str) {
         let Inputs { q, k, v, .. } = &given;
         let expected = reference::forward(&problem, q, k, v).o;
         let flash = run(library, &problem, &given).o();
-        let standard = run(library, &problem.clone().algorithm(Algorithm::Standard), &given).o();
+        let standard = run(library, &problem.clone().with_algorithm(Algorithm::Standard), &given).o();
         suite.add((&flash, &standard, &expected));
         let plan = library.prepare(&problem).unwrap().plan().clone();
         in_parts |= element == Element::F32 && plan.tiles().matrix_side.is_some();
@@ -77,7 +77,7 @@ fn backward(library: &Library, element: Element, name: &str) {
         let Inputs { q, k, v, .. } = &given.inputs;
         let expected = reference::backward(&problem, q, k, v, &given.d_o, given.d_lse.as_deref());
         let flash = run_backward(library, &problem, &given).all();
-        let standard = run_backward(library, &problem.clone().algorithm(Algorithm::Standard), &given).all();
+        let standard = run_backward(library, &problem.clone().with_algorithm(Algorithm::Standard), &given).all();
         let plan = library.prepare_gradients(&problem).unwrap().plan().clone();
         in_parts |= element == Element::F32 && plan.tiles().matrix_side.is_some();
         let of = |gradients: ReferenceGradients| [gradients.dq, gradients.dk, gradients.dv];
@@ -97,17 +97,17 @@ fn backward(library: &Library, element: Element, name: &str) {
 
 #[test]
 fn flash_errs_no_more_than_twice_as_much_as_standard() {
-    Element::ALL.into_iter().for_each(|element| forward(&limited(|_| ()), element, "planned"));
+    Element::ALL.iter().copied().for_each(|element| forward(&limited(|_| ()), element, "planned"));
 }
 
 #[test]
 fn gradients_err_no_more_than_three_times_as_much() {
-    Element::ALL.into_iter().for_each(|element| backward(&limited(|_| ()), element, "planned"));
+    Element::ALL.iter().copied().for_each(|element| backward(&limited(|_| ()), element, "planned"));
 }
 
 #[test]
 fn so_do_kernels_on_matrices() {
     let Some(library) = with_matrices() else { return };
-    Element::ALL.into_iter().for_each(|element| forward(library, element, "matrices"));
-    Element::ALL.into_iter().for_each(|element| backward(library, element, "matrices"));
+    Element::ALL.iter().copied().for_each(|element| forward(library, element, "matrices"));
+    Element::ALL.iter().copied().for_each(|element| backward(library, element, "matrices"));
 }

@@ -1,8 +1,7 @@
 //! Counts of 0 in every combination. What there is to write is written: outputs hold NaN before.
 
-use wgpu_flash_attention::plan::Call;
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, BackwardOutput, BackwardSlices, Element, Error, InvalidProblem,
+    Algorithm, AttentionProblem, AttentionShape, BackwardOutput, BackwardSlices, Call, Element, Error, InvalidProblem,
     MergeBuffers, MergeProblem,
 };
 
@@ -30,7 +29,7 @@ fn with_zeros(shape: AttentionShape) -> impl Iterator<Item = AttentionShape> {
 
 /// Many rows, and few as in decoding.
 fn shapes() -> impl Iterator<Item = AttentionShape> {
-    let whole = AttentionShape::new(2, 4, 40, 8).num_heads_kv(2).seqlen_kv(70).head_dim_v(5);
+    let whole = AttentionShape::new(2, 4, 40, 8).with_num_heads_kv(2).with_seqlen_kv(70).with_head_dim_v(5);
     with_zeros(whole).chain(with_zeros(AttentionShape { seqlen_q: 1, ..whole }))
 }
 
@@ -57,7 +56,7 @@ fn every_count(library: &Library, splits: Option<u32>) {
     for shape in shapes() {
         let (rows, keys) = (shape.batch * shape.num_heads * shape.seqlen_q, shape.batch * shape.seqlen_kv);
         for algorithm in ALGORITHMS {
-            let problem = AttentionProblem::new(shape).algorithm(algorithm).dropout(0.5, 1).causal();
+            let problem = AttentionProblem::new(shape).with_algorithm(algorithm).with_dropout(0.5, 1).with_causal();
             if is_refused(library, &problem) {
                 continue;
             }
@@ -66,7 +65,7 @@ fn every_count(library: &Library, splits: Option<u32>) {
             zeros(&output.o(), rows * shape.head_dim_v, "o", &problem);
             assert!(output.lse().iter().all(|lse| *lse == f64::NEG_INFINITY), "{:?}\n{problem:?}", output.lse());
 
-            let problem = problem.f32_gradients();
+            let problem = problem.with_f32_gradients();
             let gradients = run_backward(library, &problem, &gradient_inputs(&problem, 1));
             zeros(&gradients.dq(), rows * shape.head_dim, "dq", &problem);
             zeros(&gradients.dk(), keys * shape.num_heads_kv * shape.head_dim, "dk", &problem);
@@ -102,7 +101,8 @@ fn counts_of_zero_are_answered_by_dispatches_of_little_work() {
     let library = library(Variant::Full);
     for shape in shapes().filter(|shape| shape.num_heads == 0 || shape.num_heads_kv > 0) {
         for algorithm in ALGORITHMS {
-            let problem = AttentionProblem::new(shape).element(Element::F16).algorithm(algorithm).bounded_work(1);
+            let problem =
+                AttentionProblem::new(shape).with_element(Element::F16).with_algorithm(algorithm).with_bounded_work(1);
             let gradients = run_backward(library, &problem, &gradient_inputs(&problem, 1));
             let keys = shape.batch * shape.seqlen_kv * shape.num_heads_kv;
             zeros(&gradients.dk(), keys * shape.head_dim, "dk", &problem);
@@ -115,11 +115,16 @@ fn counts_of_zero_are_answered_by_dispatches_of_little_work() {
 #[test]
 fn calls_of_length_zero_are_answered() {
     let library = library(Variant::Full);
-    let shape = AttentionShape::new(2, 4, 40, 8).num_heads_kv(2).seqlen_kv(70).head_dim_v(5);
-    let call = |seqlen_q, seqlen_kv| Call { seqlen_q, seqlen_kv, ..Call::default() };
+    let shape = AttentionShape::new(2, 4, 40, 8).with_num_heads_kv(2).with_seqlen_kv(70).with_head_dim_v(5);
+    let call = |seqlen_q, seqlen_kv| {
+        let mut call = Call::new();
+        call.seqlen_q = seqlen_q;
+        call.seqlen_kv = seqlen_kv;
+        call
+    };
     let calls = [call(Some(0), None), call(None, Some(0)), call(Some(0), Some(0))];
     for algorithm in ALGORITHMS {
-        let problem = AttentionProblem::new(shape).algorithm(algorithm);
+        let problem = AttentionProblem::new(shape).with_algorithm(algorithm);
         let outputs = run_calls(library, &problem, &inputs(&problem, 1), &calls);
         let gradients = run_backward_calls(library, &problem, &gradient_inputs(&problem, 1), &calls);
         for ((call, output), gradients) in calls.iter().zip(outputs).zip(gradients) {
@@ -149,8 +154,8 @@ fn counts_of_zero_pass_through_slices() {
         let [q, k, v, o] = [rows * 8, keys * 8, keys * 5, rows * 5].map(|len| vec![1f32; len as usize]);
         let output = pollster::block_on(library.forward(&problem, &q, &k, &v)).unwrap();
         assert_eq!((output.o.len(), output.lse.len()), (o.len(), rows as usize), "{shape:?}");
-        let slices = BackwardSlices { q: &q, k: &k, v: &v, o: &o, lse: &output.lse, d_o: &o, d_lse: None };
-        let BackwardOutput { dq, dk, dv } = pollster::block_on(library.backward(&problem, &slices)).unwrap();
+        let slices = BackwardSlices::new(&q, &k, &v, &o, &output.lse, &o);
+        let BackwardOutput { dq, dk, dv, .. } = pollster::block_on(library.backward(&problem, &slices)).unwrap();
         for (gradient, of) in [(dq, q), (dk, k), (dv, v)] {
             assert_eq!(gradient, vec![0.0; of.len()], "{shape:?}");
         }
@@ -160,7 +165,7 @@ fn counts_of_zero_pass_through_slices() {
 #[test]
 fn counts_of_zero_are_merged() {
     let library = library(Variant::Full);
-    let whole = AttentionShape::new(2, 4, 40, 8).num_heads_kv(2).seqlen_kv(70).head_dim_v(5);
+    let whole = AttentionShape::new(2, 4, 40, 8).with_num_heads_kv(2).with_seqlen_kv(70).with_head_dim_v(5);
     let shapes = with_zeros(whole).chain([whole]).filter(|shape| shape.num_heads == 0 || shape.num_heads_kv > 0);
     for shape in shapes {
         for num_splits in [0, 3] {
@@ -173,12 +178,7 @@ fn counts_of_zero_are_merged() {
             let lse_parts = filled(library, parts * lse_len, f32::NEG_INFINITY);
             let (o, lse) = (filled(library, o_len, f32::NAN), filled(library, lse_len, f32::NAN));
             let mut encoder = library.device().create_command_encoder(&Default::default());
-            let buffers = MergeBuffers {
-                o_parts: o_parts.slice(..),
-                lse_parts: lse_parts.slice(..),
-                o: o.slice(..),
-                lse: lse.slice(..),
-            };
+            let buffers = MergeBuffers::new(o_parts.slice(..), lse_parts.slice(..), o.slice(..), lse.slice(..));
             prepared.encode(&mut encoder, &buffers).unwrap();
             library.queue().submit([encoder.finish()]);
             let (o, lse) = (read(library, &o), read(library, &lse));

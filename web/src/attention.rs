@@ -2,8 +2,7 @@ use crate::error::Failure;
 use crate::problem::Problem;
 use crate::tensor::Tensors;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::plan::Call;
-use wgpu_flash_attention::{Error, FlashAttention, Operand, Plan, PreparedBackward, PreparedForward};
+use wgpu_flash_attention::{Call, Error, FlashAttention, Operand, Plan, PreparedBackward, PreparedForward, wgpu};
 
 /// The crate's `FlashAttention` on a device of the browser.
 #[wasm_bindgen]
@@ -36,7 +35,7 @@ impl Attention {
 
     /// How a problem would run. Nothing is compiled or allocated.
     pub fn plan(&self, problem: &Problem) -> Result<Planned, Failure> {
-        Ok(Planned(Plan::new(&problem.0, self.0.capabilities())?))
+        Ok(Planned(self.0.plan_forward(&problem.0).build()?))
     }
 
     pub async fn prepare(&self, problem: &Problem) -> Result<Prepared, Failure> {
@@ -78,6 +77,16 @@ impl Prepared {
         required_len(self.plan(), tensor)
     }
 
+    /// The element of a tensor.
+    pub fn element(&self, tensor: &str) -> Option<String> {
+        Some(self.plan().element(operand(tensor)?)?.name().into())
+    }
+
+    /// Whether the problem's layout places a tensor; the others are contiguous.
+    pub fn has_layout(&self, tensor: &str) -> bool {
+        operand(tensor).is_some_and(Operand::holds_elements)
+    }
+
     /// Submits dispatches `start..end`.
     pub fn submit(
         &self,
@@ -88,7 +97,7 @@ impl Prepared {
         philox_seed: u64,
         philox_offset: u32,
     ) -> Result<(), Failure> {
-        let call = Call { philox_seed: Some(philox_seed), philox_offset: Some(philox_offset), ..Call::default() };
+        let call = Call::new().with_philox_seed(philox_seed).with_philox_offset(philox_offset);
         let mut encoder = attention.0.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         match &self.0 {
             Operation::Forward(forward) => {
@@ -160,6 +169,10 @@ impl Planned {
 }
 
 fn required_len(plan: &Plan, tensor: &str) -> f64 {
-    let operand = Operand::ALL.iter().find(|operand| operand.name() == tensor);
-    operand.map_or(0.0, |&operand| plan.required_len(operand) as f64)
+    operand(tensor).map_or(0.0, |operand| plan.required_len(operand) as f64)
+}
+
+/// The operand that the TypeScript side calls by this name.
+fn operand(name: &str) -> Option<Operand> {
+    Operand::ALL.iter().copied().find(|operand| operand.name() == name)
 }

@@ -36,6 +36,7 @@ impl From<Error> for Failure {
             Error::Unsupported { .. } | Error::TooLarge { .. } | Error::TooManyDispatches { .. } => "Unsupported",
             Error::BufferTooSmall { .. }
             | Error::BufferDestroyed { .. }
+            | Error::BufferUnexpected { .. }
             | Error::BufferUsage { .. }
             | Error::BufferAlignment { .. }
             | Error::BufferAliased { .. } => "Buffer",

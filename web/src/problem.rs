@@ -24,7 +24,8 @@ impl Problem {
 
     pub fn element(&mut self, name: &str) -> Result<(), Failure> {
         self.0.element = Element::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .find(|element| element.name() == name)
             .ok_or_else(|| Failure::new("InvalidProblem", format!("element = '{name}'; it is f32, f16 or bf16")))?;
         Ok(())
@@ -59,11 +60,11 @@ impl Problem {
 
     pub fn causal(&mut self, top_left: bool) {
         let problem = self.0.clone();
-        self.0 = if top_left { problem.causal_top_left() } else { problem.causal() };
+        self.0 = if top_left { problem.with_causal_top_left() } else { problem.with_causal() };
     }
 
     pub fn window(&mut self, left: Option<u32>, right: Option<u32>) {
-        self.0 = self.0.clone().window(left, right);
+        self.0 = self.0.clone().with_window(left, right);
     }
 
     pub fn softmax_scale(&mut self, softmax_scale: f64) {
@@ -72,7 +73,7 @@ impl Problem {
 
     /// Seed and offset come with each call.
     pub fn dropout(&mut self, dropout_p: f64) {
-        self.0 = self.0.clone().dropout(dropout_p, 0);
+        self.0 = self.0.clone().with_dropout(dropout_p, 0);
     }
 
     pub fn standard(&mut self) {
@@ -84,12 +85,18 @@ impl Problem {
     }
 
     pub fn f32_gradients(&mut self) {
-        self.0 = self.0.clone().f32_gradients();
+        self.0 = self.0.clone().with_f32_gradients();
     }
 
     /// Gradients lie densely: those of packed views would leave most of three buffers empty.
     pub fn dense_gradients(&mut self) {
-        self.0 = self.0.clone().gradient_layout(AttentionLayout::bshd(&self.0.shape));
+        self.0 = self.0.clone().with_gradient_layout(AttentionLayout::bshd(&self.0.shape));
+    }
+
+    /// All of the problem: prepared operations are found again by it.
+    #[wasm_bindgen(getter)]
+    pub fn key(&self) -> String {
+        format!("{:?}", self.0)
     }
 
     #[wasm_bindgen(getter)]

@@ -1,7 +1,7 @@
 use crate::attention::Attention;
 use crate::error::Failure;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::{BackwardBuffers, ForwardBuffers};
+use wgpu_flash_attention::{BackwardBuffers, ForwardBuffers, Operand, wgpu};
 
 /// A storage buffer of the TypeScript side, as wgpu sees it.
 #[wasm_bindgen]
@@ -48,27 +48,12 @@ impl Tensors {
     }
 
     pub(crate) fn forward(&self) -> Result<ForwardBuffers<'_>, Failure> {
-        Ok(ForwardBuffers {
-            q: self.get("q")?,
-            k: self.get("k")?,
-            v: self.get("v")?,
-            o: self.get("o")?,
-            lse: self.get("lse")?,
-        })
+        Ok(ForwardBuffers::new(self.get("q")?, self.get("k")?, self.get("v")?, self.get("o")?, self.get("lse")?))
     }
 
     pub(crate) fn backward(&self) -> Result<BackwardBuffers<'_>, Failure> {
-        Ok(BackwardBuffers {
-            q: self.get("q")?,
-            k: self.get("k")?,
-            v: self.get("v")?,
-            o: self.get("o")?,
-            lse: self.get("lse")?,
-            d_o: self.get("d_o")?,
-            d_lse: self.find("d_lse"),
-            dq: self.get("dq")?,
-            dk: self.get("dk")?,
-            dv: self.get("dv")?,
-        })
+        let (d_o, dq, dk, dv) = (self.get("d_o")?, self.get("dq")?, self.get("dk")?, self.get("dv")?);
+        let buffers = BackwardBuffers::new(self.forward()?, d_o, dq, dk, dv);
+        Ok(buffers.with(Operand::DLse, self.find("d_lse")))
     }
 }

@@ -34,11 +34,8 @@ type ArrayName = NonNullable<ReturnType<typeof arrayName>>;
 interface Output {
   /** The crate's name. */
   name: string;
-  element: Element;
   array: ArrayName;
 }
-
-const LSE: Output = { name: 'lse', element: 'f32', array: 'Float32Array' };
 
 /** What tensors are called here, where the crate's name differs. */
 const CALLED: Record<string, string> = { d_o: 'dO', d_lse: 'dLse' };
@@ -132,7 +129,7 @@ export class FlashAttention {
   async forward(options: ForwardOptions & { output?: 'gpu' | 'array' }): Promise<ForwardArrays | ForwardTensors> {
     const { q, k, v } = options;
     const { element, array } = tensorType({ q, k, v }, options.element);
-    const outputs: Output[] = [{ name: 'o', element, array }, LSE];
+    const outputs: Output[] = [{ name: 'o', array }, { name: 'lse', array: 'Float32Array' }];
     const { tensors, stats } = await this.#compute('forward', options, element, { q, k, v }, outputs);
     return { o: tensors[0], lse: tensors[1], stats } as ForwardArrays | ForwardTensors;
   }
@@ -154,9 +151,9 @@ export class FlashAttention {
     const { q, k, v, o, lse, dO, dLse, gradientElement } = options;
     const { element, array } = tensorType({ q, k, v, o, dO }, options.element);
     tensorType(dLse === undefined ? { lse } : { lse, dLse }, 'f32');
-    const kind: Omit<Output, 'name'> = gradientElement === 'f32' ? { element: 'f32', array: 'Float32Array' } : { element, array };
+    const kind = gradientElement === 'f32' ? 'Float32Array' : array;
     const inputs = { q, k, v, o, lse, d_o: dO, ...dLse === undefined ? {} : { d_lse: dLse } };
-    const outputs = ['dq', 'dk', 'dv'].map((name) => ({ name, ...kind }));
+    const outputs = ['dq', 'dk', 'dv'].map((name) => ({ name, array: kind }));
     const { tensors: [dq, dk, dv], stats } = await this.#compute('backward', options, element, inputs, outputs);
     return { dq, dk, dv, stats } as BackwardArrays | BackwardTensors;
   }
@@ -207,7 +204,7 @@ export class FlashAttention {
     const onGpu = (options.output ?? (options.q instanceof GpuTensor ? 'gpu' : 'array')) === 'gpu';
     return this.#operations.use(direction, options, element, boundedWork === false ? undefined : boundedWork, async (prepared, flops) => {
       for (const [name, data] of Object.entries(inputs)) {
-        const isExact = isDense(options) || name.endsWith('lse');
+        const isExact = isDense(options) || !prepared.has_layout(name);
         checkLength(CALLED[name] ?? name, data, prepared.required_len(name), isExact);
       }
       const made: GpuTensor[] = [];
@@ -217,13 +214,14 @@ export class FlashAttention {
         const tensors: Record<string, GpuTensor> = {};
         for (const [name, data] of Object.entries(inputs)) {
           const tensor = data instanceof GpuTensor ? data
-            : uploaded.get(data) ?? await this.#upload(data, name.endsWith('lse') ? 'f32' : element, made);
+            : uploaded.get(data) ?? await this.#upload(data, elementIn(prepared, name), made);
           uploaded.set(data, tensor);
           tensors[name] = tensor;
         }
         const results: GpuTensor[] = [];
-        for (const { name, element, array } of outputs) {
-          results.push(tensors[name] = await this.#allocate(prepared.required_len(name), element, array, made));
+        for (const { name, array } of outputs) {
+          const tensor = await this.#allocate(prepared.required_len(name), elementIn(prepared, name), array, made);
+          results.push(tensors[name] = tensor);
         }
         const stats = await this.#run(prepared, tensors, flops, options);
         if (!onGpu) return { tensors: await Promise.all(results.map((tensor) => tensor.read())), stats };
@@ -316,6 +314,11 @@ function tensorType(tensors: Record<string, TensorData>, element: Element | unde
     first ??= array;
   }
   return { element: element!, array: first! };
+}
+
+/** The element that an operation stores a tensor in, by the crate's name. */
+function elementIn(prepared: Prepared, name: string): Element {
+  return prepared.element(name) as Element;
 }
 
 function elementOf(name: string, array: ArrayName, element: Element | undefined): Element {

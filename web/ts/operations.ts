@@ -40,19 +40,16 @@ export class Operations {
   }
 
   #get(direction: Direction, problem: Problem, element: Element, maxFlops: number | undefined): Operation {
-    const { shape, layout, causal, window, softmaxScale, dropout, algorithm, gradientElement } = problem;
-    const key = [
-      direction, shape, layout, causal, window, String(softmaxScale), String(dropout?.p), algorithm, gradientElement, element, maxFlops,
-    ];
-    const name = JSON.stringify(key);
+    const wasm = toWasm(problem, element, maxFlops);
+    const name = `${direction} ${wasm.key}`;
     const kept = this.#kept.get(name);
     if (kept) {
+      wasm.free();
       // The last one used is the last one forgotten.
       this.#kept.delete(name);
       this.#kept.set(name, kept);
       return kept;
     }
-    const wasm = toWasm(problem, element, maxFlops);
     const device = this.#device.wasm;
     const isForward = direction === 'forward';
     const prepared = (isForward ? device.prepare(wasm) : device.prepare_backward(wasm)).catch((error: unknown) => {

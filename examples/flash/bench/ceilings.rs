@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use wgpu_flash_attention::plan::DeviceClass;
+use wgpu_flash_attention::DeviceClass;
 
 use crate::device::Gpu;
 use crate::failure::{Failure, Result};

@@ -10,9 +10,9 @@ pub mod sample;
 use std::io::Write;
 use std::path::Path;
 
-use wgpu_flash_attention::plan::DeviceClass;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Plan, PreparedBackward, PreparedForward,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Plan, PlanBuilder, PreparedBackward,
+    PreparedForward, Tiles,
 };
 
 use crate::arguments::{BenchOptions, Pass, TileChoice};
@@ -78,9 +78,10 @@ fn problems(options: &BenchOptions, gpu: &Gpu) -> Vec<AttentionProblem> {
     for &head_dim in &options.head_dim {
         for &seqlen in &lengths {
             let shape = AttentionShape::new(batch, heads, seqlen, head_dim)
-                .num_heads_kv(options.heads_kv.unwrap_or(heads))
-                .seqlen_kv(options.seqlen_kv.unwrap_or(seqlen));
-            let problem = AttentionProblem::new(shape).element(options.element).layout(AttentionLayout::bhsd(&shape));
+                .with_num_heads_kv(options.heads_kv.unwrap_or(heads))
+                .with_seqlen_kv(options.seqlen_kv.unwrap_or(seqlen));
+            let problem =
+                AttentionProblem::new(shape).with_element(options.element).with_layout(AttentionLayout::bhsd(&shape));
             problems.push(options.causal.apply(problem));
         }
     }
@@ -159,26 +160,19 @@ impl Candidate {
     }
 
     async fn prepare(&self, gpu: &Gpu, problem: &AttentionProblem) -> Result<Prepared> {
-        let problem = problem.clone().algorithm(self.algorithm);
-        let capabilities = gpu.attention.capabilities();
-        Ok(match (self.pass, self.tiles) {
-            (Pass::Forward, tiles) => {
-                let tiles = tiles.map(|tiles| tiles.first);
-                let plan = match (tiles, self.num_splits) {
-                    (None, None) => gpu.attention.plan_forward(&problem)?,
-                    (Some(tiles), None) => Plan::with_tiles(&problem, capabilities, tiles)?,
-                    (tiles, Some(splits)) => Plan::with_splits(&problem, capabilities, tiles, splits)?,
-                };
-                Prepared::Forward(gpu.attention.prepare_plan(plan).await?)
+        let problem = problem.clone().with_algorithm(self.algorithm);
+        let tiles = |tiles: &TileChoice| [Some(tiles.first), tiles.dq].into_iter().flatten().collect::<Vec<Tiles>>();
+        let tiles = self.tiles.as_ref().map(tiles).unwrap_or_default();
+        Ok(match self.pass {
+            Pass::Forward => {
+                let plan = gpu.attention.plan_forward(&problem).with_tiles(&tiles[..tiles.len().min(1)]);
+                let plan = self.num_splits.into_iter().fold(plan, PlanBuilder::with_splits);
+                Prepared::Forward(gpu.attention.prepare_forward_plan(plan.build()?).await?)
             }
-            (Pass::Backward, tiles) => {
-                let plan = match tiles {
-                    None => Plan::backward(&problem, capabilities)?,
-                    Some(TileChoice { first, dq }) => {
-                        Plan::backward_with_tiles(&problem, capabilities, [first, dq.unwrap_or(first)])?
-                    }
-                };
-                Prepared::Backward(gpu.attention.prepare_backward_plan(plan).await?)
+            Pass::Backward => {
+                let tiles = if self.algorithm == Algorithm::Flash { &tiles[..] } else { &tiles[..tiles.len().min(1)] };
+                let plan = gpu.attention.plan_backward(&problem).with_tiles(tiles);
+                Prepared::Backward(gpu.attention.prepare_backward_plan(plan.build()?).await?)
             }
         })
     }
@@ -193,7 +187,7 @@ fn or_none<T: Copy>(choices: &[T]) -> Vec<Option<T>> {
 async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) -> Result<Vec<Record>> {
     let candidates = Candidate::all(options);
     let record = |candidate: &Candidate| {
-        Record::new(&problem.clone().algorithm(candidate.algorithm), candidate.pass, gpu.describe())
+        Record::new(&problem.clone().with_algorithm(candidate.algorithm), candidate.pass, gpu.describe())
     };
     let mut records: Vec<Record> = candidates.iter().map(record).collect();
     // The library judges the problem before anything of its size is made.

@@ -22,7 +22,7 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
         let forward_only = problem.shape.seqlen_kv > 50_000;
         cases.push(Case { group, problem, f32_only, forward_only });
     };
-    let shape = |batch, heads, q, kv, dim| AttentionShape::new(batch, heads, q, dim).seqlen_kv(kv);
+    let shape = |batch, heads, q, kv, dim| AttentionShape::new(batch, heads, q, dim).with_seqlen_kv(kv);
     let new = AttentionProblem::new;
 
     let pairs: &[(u32, u32)] = if quick {
@@ -38,55 +38,55 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
     for &dim in dims {
         add("head_dim", new(shape(1, 1, 70, 93, dim)));
     }
-    add("head_dim_v", new(shape(1, 2, 50, 77, 40).head_dim_v(59)));
+    add("head_dim_v", new(shape(1, 2, 50, 77, 40).with_head_dim_v(59)));
     if !quick {
-        add("head_dim_v", new(shape(1, 2, 50, 77, 128).head_dim_v(8)));
-        add("head_dim_v", new(shape(1, 2, 50, 77, 8).head_dim_v(256)));
+        add("head_dim_v", new(shape(1, 2, 50, 77, 128).with_head_dim_v(8)));
+        add("head_dim_v", new(shape(1, 2, 50, 77, 8).with_head_dim_v(256)));
     }
 
     let pairs: &[(u32, u32)] = if quick { &[(113, 203)] } else { &[(113, 203), (128, 128), (203, 210), (1, 70)] };
     for &(q, kv) in pairs {
-        add("causal", new(shape(1, 2, q, kv, 64)).causal());
-        add("causal top-left", new(shape(1, 2, q, kv, 64)).causal_top_left());
-        add("causal top-left", new(shape(1, 2, kv, q, 64)).causal_top_left());
+        add("causal", new(shape(1, 2, q, kv, 64)).with_causal());
+        add("causal top-left", new(shape(1, 2, q, kv, 64)).with_causal_top_left());
+        add("causal top-left", new(shape(1, 2, kv, q, 64)).with_causal_top_left());
     }
     for (left, right) in [(Some(30), Some(17)), (None, Some(8)), (Some(0), Some(0)), (Some(64), None)] {
-        add("window", new(shape(1, 2, 113, 203, 64)).window(left, right));
+        add("window", new(shape(1, 2, 113, 203, 64)).with_window(left, right));
         if !quick {
-            add("window", new(shape(1, 2, 203, 113, 64)).window(left, right));
-            add("window", new(shape(1, 2, 113, 203, 64)).causal_top_left().window(left, right));
+            add("window", new(shape(1, 2, 203, 113, 64)).with_window(left, right));
+            add("window", new(shape(1, 2, 113, 203, 64)).with_causal_top_left().with_window(left, right));
         }
     }
-    add("window", new(shape(1, 1, 150, 150, 64)).causal().window(Some(40), None));
+    add("window", new(shape(1, 1, 150, 150, 64)).with_causal().with_window(Some(40), None));
 
-    add("rows that see nothing", new(shape(1, 2, 203, 113, 64)).causal());
+    add("rows that see nothing", new(shape(1, 2, 203, 113, 64)).with_causal());
     add("rows that see nothing", new(shape(1, 2, 70, 0, 64)));
-    add("rows that see nothing", new(shape(1, 2, 90, 30, 64)).causal_top_left().window(Some(10), None));
+    add("rows that see nothing", new(shape(1, 2, 90, 30, 64)).with_causal_top_left().with_window(Some(10), None));
 
     for (heads, heads_kv) in [(6, 2), (6, 1)] {
-        add("grouped heads", new(shape(3, heads, 65, 97, 64).num_heads_kv(heads_kv)));
-        add("grouped heads", new(shape(2, heads, 65, 97, 64).num_heads_kv(heads_kv)).causal());
+        add("grouped heads", new(shape(3, heads, 65, 97, 64).with_num_heads_kv(heads_kv)));
+        add("grouped heads", new(shape(2, heads, 65, 97, 64).with_num_heads_kv(heads_kv)).with_causal());
     }
 
-    add("dropout", new(shape(2, 2, 113, 203, 64)).dropout(0.2, 0x0123_4567_89ab_cdef));
-    add("dropout", new(shape(1, 2, 130, 130, 64)).causal().dropout(0.5, 7));
+    add("dropout", new(shape(2, 2, 113, 203, 64)).with_dropout(0.2, 0x0123_4567_89ab_cdef));
+    add("dropout", new(shape(1, 2, 130, 130, 64)).with_causal().with_dropout(0.5, 7));
     if !quick {
-        add("dropout", new(shape(1, 2, 130, 141, 59)).dropout(0.0, 7));
-        add("dropout", new(shape(1, 2, 130, 141, 59)).causal().dropout(0.9, u64::MAX));
+        add("dropout", new(shape(1, 2, 130, 141, 59)).with_dropout(0.0, 7));
+        add("dropout", new(shape(1, 2, 130, 141, 59)).with_causal().with_dropout(0.9, u64::MAX));
     }
 
     for dim in if quick { &[64][..] } else { &[64, 59, 32] } {
-        let shape = shape(2, 3, 70, 70, *dim).num_heads_kv(1);
-        add("layouts", new(shape).layout(AttentionLayout::bhsd(&shape)));
-        add("layouts", new(shape).layout(AttentionLayout::packed_qkv(&shape)).causal());
+        let shape = shape(2, 3, 70, 70, *dim).with_num_heads_kv(1);
+        add("layouts", new(shape).with_layout(AttentionLayout::bhsd(&shape)));
+        add("layouts", new(shape).with_layout(AttentionLayout::packed_qkv(&shape)).with_causal());
     }
-    add("scale", new(shape(1, 2, 70, 93, 64)).scale(0.5));
-    add("scale", new(shape(1, 2, 70, 93, 64)).scale(-0.1));
+    add("scale", new(shape(1, 2, 70, 93, 64)).with_softmax_scale(0.5));
+    add("scale", new(shape(1, 2, 70, 93, 64)).with_softmax_scale(-0.1));
 
     if is_software || !quick {
         add("long rows", new(shape(1, 1, 64, 8_192, 64)));
         add("long rows", new(shape(1, 1, 256, 70_000, 16)));
-        add("long rows", new(shape(1, 8, 512, 64, 64).num_heads_kv(1)));
+        add("long rows", new(shape(1, 8, 512, 64, 64).with_num_heads_kv(1)));
     }
     cases
 }

@@ -26,10 +26,9 @@ pub async fn compare<T: ElementType>(
     let for_o = reference::backward_for(problem, tensors, &d_o, None);
     let errors = reference::backward_errors(problem, tensors, &d_o, None);
     let oracle = reference::backward(problem, &q, &k, &v, &d_o, None);
-    let slices =
-        BackwardSlices { q: &inputs.q, k: &inputs.k, v: &inputs.v, o: &o, lse: &lse, d_o: &inputs.d_o, d_lse: None };
+    let slices = BackwardSlices::new(&inputs.q, &inputs.k, &inputs.v, &o, &lse, &inputs.d_o);
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
-        let problem = problem.clone().algorithm(algorithm);
+        let problem = problem.clone().with_algorithm(algorithm);
         let row = report.row(gpu, group, &problem, Pass::Backward);
         row.cases += 1;
         let answer = match gpu.attention.backward(&problem, &slices).await.map_err(Failure::from) {

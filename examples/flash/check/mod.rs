@@ -7,10 +7,10 @@ use std::io::Write;
 
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
-use wgpu_flash_attention::plan::{DeviceClass, Direction};
 use wgpu_flash_attention::reference::{Arithmetic, ErrorTerms};
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, ElementType, Plan, TensorLayout, reference,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Direction, Element, ElementType, Plan,
+    TensorLayout, reference,
 };
 
 use crate::arguments::{CheckOptions, Pass, Passes};
@@ -80,13 +80,14 @@ pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut
     progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
 
     let mut report = Report::default();
-    for element in Element::ALL {
+    for &element in Element::ALL {
         for case in cases.iter().filter(|case| element == Element::F32 || !case.f32_only) {
             progress.set_message(format!("{} {}", element.name(), case.group));
             match element {
                 Element::F32 => compare::<f32>(&gpu, case, options.passes, &mut report).await,
                 Element::F16 => compare::<f16>(&gpu, case, options.passes, &mut report).await,
                 Element::Bf16 => compare::<bf16>(&gpu, case, options.passes, &mut report).await,
+                other => elements::unknown(other),
             }
             progress.inc(1);
         }
@@ -163,7 +164,7 @@ fn print(report: &Report, out: &mut dyn Write) -> Result<bool> {
 
 /// Computes one case with both algorithms and the oracle.
 async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, passes: Passes, report: &mut Report) {
-    let problem = case.problem.clone().element(T::ELEMENT);
+    let problem = case.problem.clone().with_element(T::ELEMENT);
     let inputs = Inputs::<T>::new(&problem);
     for pass in passes.each().iter().filter(|&&pass| pass == Pass::Forward || !case.forward_only) {
         match pass {
@@ -221,7 +222,7 @@ async fn compare_forward<T: ElementType>(
     let oracle = reference::forward(problem, &q, &k, &v);
     let errors = reference::forward_errors(problem, &q, &k, &v);
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
-        let problem = problem.clone().algorithm(algorithm);
+        let problem = problem.clone().with_algorithm(algorithm);
         let row = report.row(gpu, group, &problem, Pass::Forward);
         row.cases += 1;
         let answer = match gpu.attention.forward(&problem, &inputs.q, &inputs.k, &inputs.v).await.map_err(Failure::from)
@@ -265,8 +266,8 @@ fn arithmetic(plan: Option<&Plan>) -> Arithmetic {
 fn plan(gpu: &Gpu, problem: &AttentionProblem, pass: Pass) -> Option<Plan> {
     let capabilities = gpu.attention.capabilities();
     match pass {
-        Pass::Forward => Plan::new(problem, capabilities).ok(),
-        Pass::Backward => Plan::backward(problem, capabilities).ok(),
+        Pass::Forward => Plan::forward(problem, capabilities).build().ok(),
+        Pass::Backward => Plan::backward(problem, capabilities).build().ok(),
     }
 }
 

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use wgpu_flash_attention::Element;
-use wgpu_flash_attention::plan::{TunedTiles, Tuning, Workload};
+use wgpu_flash_attention::{Element, TunedTiles, Tuning, Workload};
 
 use crate::arguments;
 use crate::failure::{Failure, Result};
@@ -41,7 +40,7 @@ impl TuningFile {
         };
         let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
         let file: Self = serde_json::from_str(&text).map_err(|error| fail(&error))?;
-        file.tuning().map_err(|reason| fail(&reason))?;
+        let _ = file.tuning().map_err(|reason| fail(&reason))?;
         Ok(file)
     }
 
@@ -54,19 +53,19 @@ impl TuningFile {
     /// As the library takes it.
     pub fn tuning(&self) -> std::result::Result<Tuning, String> {
         let tiles = self.tiles.iter().map(Entry::tuned).collect::<std::result::Result<Vec<_>, String>>()?;
-        Ok(Tuning { tiles, workgroups: self.workgroups })
+        Ok(self.workgroups.into_iter().fold(Tuning::new(tiles), Tuning::with_workgroups))
     }
 }
 
 impl Entry {
     fn tuned(&self) -> std::result::Result<TunedTiles, String> {
-        let workload = Workload::ALL.into_iter().find(|workload| workload.name() == self.workload);
-        let element = Element::ALL.into_iter().find(|element| element.name() == self.element);
-        Ok(TunedTiles {
-            workload: workload.ok_or_else(|| format!("'{}' is no workload", self.workload))?,
-            element: element.ok_or_else(|| format!("'{}' is no element", self.element))?,
-            head_dim: self.head_dim,
-            tiles: arguments::parse_one_tiles(&self.tiles)?,
-        })
+        let workload = Workload::ALL.iter().copied().find(|workload| workload.name() == self.workload);
+        let element = Element::ALL.iter().copied().find(|element| element.name() == self.element);
+        Ok(TunedTiles::new(
+            workload.ok_or_else(|| format!("'{}' is no workload", self.workload))?,
+            element.ok_or_else(|| format!("'{}' is no element", self.element))?,
+            self.head_dim,
+            arguments::parse_one_tiles(&self.tiles)?,
+        ))
     }
 }

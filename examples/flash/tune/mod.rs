@@ -5,8 +5,9 @@ mod file;
 
 use std::io::Write;
 
-use wgpu_flash_attention::plan::{DeviceClass, Tiles, Tuning, Workload};
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element, Plan};
+use wgpu_flash_attention::{
+    AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Element, Plan, Tiles, Workload,
+};
 
 use crate::arguments::TuneOptions;
 use crate::bench::sample::{self, Sample};
@@ -21,14 +22,16 @@ pub use file::{Entry, TuningFile};
 /// A problem that stands for its kind.
 fn problem(workload: Workload, element: Element, head_dim: u32, software: bool) -> AttentionProblem {
     let shape = match (workload, software) {
-        (Workload::Decode, true) => AttentionShape::new(1, 8, 1, head_dim).num_heads_kv(2).seqlen_kv(4096),
-        (Workload::Decode, false) => AttentionShape::new(8, 32, 1, head_dim).num_heads_kv(8).seqlen_kv(16_384),
+        (Workload::Decode, true) => AttentionShape::new(1, 8, 1, head_dim).with_num_heads_kv(2).with_seqlen_kv(4096),
+        (Workload::Decode, false) => {
+            AttentionShape::new(8, 32, 1, head_dim).with_num_heads_kv(8).with_seqlen_kv(16_384)
+        }
         (Workload::Small, true) => AttentionShape::new(1, 2, 256, head_dim),
         (Workload::Small, false) => AttentionShape::new(1, 4, 512, head_dim),
-        (Workload::Large, true) => AttentionShape::new(1, 13, 512, head_dim),
-        (Workload::Large, false) => AttentionShape::new(2, 16, 2048, head_dim),
+        (_, true) => AttentionShape::new(1, 13, 512, head_dim),
+        (_, false) => AttentionShape::new(2, 16, 2048, head_dim),
     };
-    AttentionProblem::new(shape).element(element).layout(AttentionLayout::bhsd(&shape))
+    AttentionProblem::new(shape).with_element(element).with_layout(AttentionLayout::bhsd(&shape))
 }
 
 /// One problem with its tensors on the device.
@@ -49,11 +52,11 @@ impl<'a> Bench<'a> {
 
     /// Milliseconds with these tiles, or `None` where the answer is wrong.
     async fn time(&self, tiles: Tiles, effort: Effort) -> Result<Option<f64>> {
-        self.time_plan(Plan::with_tiles(&self.problem, self.gpu.attention.capabilities(), tiles)?, effort).await
+        self.time_plan(self.gpu.attention.plan_forward(&self.problem).with_tiles(&[tiles]).build()?, effort).await
     }
 
     async fn time_plan(&self, plan: Plan, effort: Effort) -> Result<Option<f64>> {
-        let forward = self.gpu.attention.prepare_plan(plan).await?;
+        let forward = self.gpu.attention.prepare_forward_plan(plan).await?;
         self.tensors.poison(self.gpu)?;
         let time = timing::measure(self.gpu, effort, |encoder| self.tensors.encode(&forward, encoder))?;
         let good = sample::compare(self.gpu, &self.problem, &self.tensors, &self.samples)?.is_good();
@@ -160,13 +163,13 @@ fn entries(times: &[(Tiles, f64)], workload: Workload, element: Element, head_di
 /// How many workgroups keep the device busy, told by decoding one sequence, whose splits depend on it.
 async fn workgroups(gpu: &Gpu, options: &TuneOptions, file: &TuningFile, out: &mut dyn Write) -> Result<Option<u32>> {
     let (Some(&element), Some(&head_dim)) = (options.element.last(), options.head_dim.last()) else { return Ok(None) };
-    let shape = AttentionShape::new(1, 32, 1, head_dim).num_heads_kv(8).seqlen_kv(32_768);
-    let problem = AttentionProblem::new(shape).element(element).layout(AttentionLayout::bhsd(&shape));
+    let shape = AttentionShape::new(1, 32, 1, head_dim).with_num_heads_kv(8).with_seqlen_kv(32_768);
+    let problem = AttentionProblem::new(shape).with_element(element).with_layout(AttentionLayout::bhsd(&shape));
     let bench = Bench::new(gpu, problem).await?;
     let mut best: Option<(u32, f64)> = None;
     for workgroups in [16, 32, 64, 128, 256, 512, 1024] {
-        let tuning = Tuning { workgroups: Some(workgroups), ..file.tuning().unwrap_or_default() };
-        let plan = Plan::tuned(&bench.problem, gpu.attention.capabilities(), &tuning)?;
+        let tuning = file.tuning().unwrap_or_default().with_workgroups(workgroups);
+        let plan = gpu.attention.plan_forward(&bench.problem).with_tuning(&tuning).build()?;
         let splits = plan.num_splits();
         let Some(ms) = bench.time_plan(plan, Effort::GLANCE).await? else { continue };
         writeln!(out, "{workgroups} workgroups, {splits} splits: {}", text::milliseconds(ms))?;

@@ -48,7 +48,7 @@ pub enum Kernel {
 
 impl Kernel {
     /// All kernels.
-    pub const ALL: [Kernel; 20] = [
+    pub const ALL: &[Kernel] = &[
         Kernel::FlashForward,
         Kernel::FlashForwardSplit,
         Kernel::FlashForwardCooperative,

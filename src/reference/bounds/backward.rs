@@ -8,6 +8,7 @@ use crate::reference::forward::{row_cost, slice};
 
 /// What bounds the errors of the backward pass, in the problem's gradient layout.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct BackwardErrors {
     /// Of each element of dQ.
     pub dq: Vec<ErrorTerms>,
@@ -30,7 +31,7 @@ pub fn backward_errors(
     d_lse: Option<&[f64]>,
 ) -> BackwardErrors {
     let shape = problem.shape;
-    let layout = problem.gradient_layout_in_force();
+    let layout = problem.gradient_layout();
     let [dq, dk, dv] = [
         (&layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
         (&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
@@ -131,7 +132,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
             dq.resize(dq.len() + dim, ErrorTerms::default());
             continue;
         };
-        let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
+        let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
         let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
         gradients.add_to_dk(&mut dk, q_row);
         gradients.add_to_dv(&mut dv, d_o_row);
@@ -166,7 +167,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
 fn largest_in(given: &Given, (batch, head_kv): (u32, u32)) -> f64 {
     let shape = given.problem.shape;
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
-    let layout = given.problem.gradient_layout_in_force().o;
+    let layout = given.problem.gradient_layout().o;
     let heads = head_kv * heads_per_kv..(head_kv + 1) * heads_per_kv;
     let rows = heads.flat_map(|head| (0..shape.seqlen_q).map(move |row| (head, row)));
     rows.map(|(head, row)| max_of(slice(given.inputs[4], &layout, batch, row, head, shape.head_dim_v)))
@@ -182,7 +183,7 @@ impl RowGradients {
         if scores.lse == f64::NEG_INFINITY {
             return None;
         }
-        let d_o_row = slice(d_o, &problem.gradient_layout_in_force().o, batch, row, head, shape.head_dim_v);
+        let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
         let o_row = slice(o, &layout.o, batch, row, head, shape.head_dim_v);
         let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
         let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[flat]);

@@ -7,6 +7,7 @@ use crate::reference::forward::{keeps, position, row_cost, slice};
 
 /// What bounds the errors of the forward pass.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct ForwardErrors {
     /// Of each element of O, in the problem's layout.
     pub o: Vec<ErrorTerms>,

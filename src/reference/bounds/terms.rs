@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_rounds_to_an_element_has_no_error() {
-        for element in Element::ALL {
+        for &element in Element::ALL {
             for value in [1.0, -1.999, 2.7e-3 / 3.0, 0.0, 1e-5, -6e-8, 65503.0, 1e-45] {
                 assert_eq!(error_before_storing(element, element.round(value), value), 0.0, "{element:?} {value}");
             }

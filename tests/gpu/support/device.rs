@@ -1,8 +1,10 @@
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-use wgpu_flash_attention::plan::{Capabilities, Plan, Tiles};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Error, FlashAttention, PreparedBackward, PreparedForward};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, Capabilities, Error, FlashAttention, PlanBuilder, PreparedBackward, PreparedForward,
+    Tiles,
+};
 
 /// Panics without an adapter: a test that cannot run must not pass.
 pub fn adapter() -> &'static wgpu::Adapter {
@@ -83,33 +85,21 @@ impl Library {
     /// Plans and compiles the gradients of a problem.
     pub fn prepare_gradients(&self, problem: &AttentionProblem) -> Result<PreparedBackward, Error> {
         let tiles = self.backward_tiles.map(|[dkdv, dq, standard]| match problem.algorithm {
-            Algorithm::Flash => [dkdv, dq],
-            Algorithm::Standard => [standard; 2],
+            Algorithm::Flash => vec![dkdv, dq],
+            _ => vec![standard],
         });
-        pollster::block_on(async {
-            match tiles.map(|tiles| Plan::backward_with_tiles(problem, self.capabilities(), tiles)) {
-                Some(plan) => self.prepare_backward_plan(plan?).await,
-                None => self.prepare_backward(problem).await,
-            }
-        })
+        let plan = self.plan_backward(problem).with_tiles(&tiles.unwrap_or_default()).build()?;
+        pollster::block_on(self.prepare_backward_plan(plan))
     }
 
     /// Plans and compiles a problem.
     pub fn prepare(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
-        let tiles = match (self.tiles, problem.algorithm) {
-            (Some([flash, _]), Algorithm::Flash) => Some(flash),
-            (Some([_, standard]), Algorithm::Standard) => Some(standard),
-            (None, _) => None,
-        };
-        pollster::block_on(async {
-            let splits = self.num_splits.filter(|_| problem.algorithm == Algorithm::Flash);
-            let plan = match (splits, tiles) {
-                (Some(splits), tiles) => Plan::with_splits(problem, self.capabilities(), tiles, splits),
-                (None, Some(tiles)) => Plan::with_tiles(problem, self.capabilities(), tiles),
-                (None, None) => return self.prepare_forward(problem).await,
-            };
-            self.prepare_plan(plan?).await
-        })
+        let is_flash = problem.algorithm == Algorithm::Flash;
+        let tiles = self.tiles.map(|[flash, standard]| if is_flash { flash } else { standard });
+        let plan = self.plan_forward(problem).with_tiles(tiles.as_slice());
+        let splits = self.num_splits.filter(|_| is_flash);
+        let plan = splits.into_iter().fold(plan, PlanBuilder::with_splits).build()?;
+        pollster::block_on(self.prepare_forward_plan(plan))
     }
 }
 

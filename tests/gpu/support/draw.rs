@@ -1,7 +1,8 @@
 //! Problems drawn at random: a draw is a seed and a number, and the same on every machine.
 
-use wgpu_flash_attention::plan::Tiles;
-use wgpu_flash_attention::{Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Mask};
+use wgpu_flash_attention::{
+    Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, Mask, Tiles,
+};
 
 use super::data::{Inputs, Random, inputs, strided};
 use super::device::{Library, limited, with_matrices};
@@ -75,15 +76,13 @@ impl Draw {
             _ => Way::Planned,
         };
         let shape = shape(random, kind.head_dims, matches!(way, Way::Decode(_)));
-        let mut problem = AttentionProblem::new(shape).element(kind.element);
+        let mut problem = AttentionProblem::new(shape).with_element(kind.element);
         problem.layout = layout(random, &shape, kind.by_quads);
         problem.gradient_layout = random.one_in(3).then(|| layout(random, &shape, kind.by_quads));
         problem.mask = if kind.masked { mask(random) } else { Mask::default() };
-        problem.dropout = kind.dropped.then(|| Dropout {
-            dropout_p: 0.01 + 0.89 * random.unit(),
-            philox_seed: random.word(),
-            philox_offset: random.word() as u32,
-        });
+        problem.dropout = kind
+            .dropped
+            .then(|| Dropout::new(0.01 + 0.89 * random.unit(), random.word()).with_philox_offset(random.word() as u32));
         problem.softmax_scale = random.one_in(2).then(|| 2.0 * random.unit() - 1.0);
         problem.max_flops_per_dispatch = random.one_in(5).then(|| 1 + random.below(100_000));
         let inputs = match random.below(8) {

@@ -3,9 +3,10 @@
 //! Each element has a bound of its own, as in the forward pass, against the gradients for the O that the kernels are given:
 //! the oracle's, rounded to its element. (Rounding moves D = rowsum(dO ∘ O).)
 
-use wgpu_flash_attention::plan::{Call, Operand};
 use wgpu_flash_attention::reference::{self, Arithmetic, BackwardErrors, ErrorTerms, ReferenceGradients};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardBuffers, Element, TensorLayout};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, BackwardBuffers, Call, Element, ForwardBuffers, Operand, TensorLayout,
+};
 
 use super::data::{Inputs, Random, gaps_of, inputs};
 use super::device::Library;
@@ -35,7 +36,7 @@ pub fn gradient_inputs(problem: &AttentionProblem, seed: u64) -> GradientInputs 
 
 fn layout_of(problem: &AttentionProblem, operand: Operand) -> (TensorLayout, [u32; 4]) {
     let shape = problem.shape;
-    let (layout, gradients) = (problem.layout, problem.gradient_layout_in_force());
+    let (layout, gradients) = (problem.layout, problem.gradient_layout());
     match operand {
         Operand::O => (layout.o, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v]),
         Operand::DO => (gradients.o, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v]),
@@ -132,7 +133,7 @@ impl GradientTensors {
         let upload_f32 = |values: &[f64]| Guarded::new(library, &to_bytes(Element::F32, values));
         let inputs = &given.inputs;
         let (o, lse) = given_forward(problem, inputs);
-        let size = problem.gradient_element_in_force().size();
+        let size = problem.gradient_element().size();
         Self {
             q: upload(&inputs.q),
             k_and_v: (!inputs.one_buffer).then(|| (upload(&inputs.k), upload(&inputs.v))),
@@ -146,25 +147,16 @@ impl GradientTensors {
 
     pub fn buffers(&self) -> BackwardBuffers<'_> {
         let (k, v) = self.k_and_v.as_ref().map_or((&self.q, &self.q), |(k, v)| (k, v));
-        let [dq, dk, dv] = &self.outputs;
-        BackwardBuffers {
-            q: self.q.slice(),
-            k: k.slice(),
-            v: v.slice(),
-            o: self.o.slice(),
-            lse: self.lse.slice(),
-            d_o: self.d_o.slice(),
-            d_lse: self.d_lse.as_ref().map(Guarded::slice),
-            dq: dq.slice(),
-            dk: dk.slice(),
-            dv: dv.slice(),
-        }
+        let [q, k, v, o, lse, d_o] = [&self.q, k, v, &self.o, &self.lse, &self.d_o].map(Guarded::slice);
+        let [dq, dk, dv] = self.outputs.each_ref().map(Guarded::slice);
+        let buffers = BackwardBuffers::new(ForwardBuffers::new(q, k, v, o, lse), d_o, dq, dk, dv);
+        buffers.with(Operand::DLse, self.d_lse.as_ref().map(Guarded::slice))
     }
 
     /// Reads the gradients of a submitted call back, and checks that all that is not theirs still holds the poison.
     pub fn finish(&self, library: &Library, problem: &AttentionProblem, call: &Call) -> Gradients {
         let solved = problem_of(problem, call);
-        let element = problem.gradient_element_in_force();
+        let element = problem.gradient_element();
         let size = element.size() as usize;
         let mut bytes = [const { Vec::new() }; 3];
         for ((operand, buffer), bytes) in OUTPUTS.into_iter().zip(&self.outputs).zip(&mut bytes) {
@@ -235,8 +227,8 @@ fn padded(problem: &AttentionProblem, call: &Call) -> AttentionProblem {
 
 /// Solves the problem with both algorithms, holds both to their bounds, and returns the flash kernels' gradients.
 pub fn check_gradients(library: &Library, problem: &AttentionProblem, given: &GradientInputs) -> Gradients {
-    let flash = run_backward(library, &problem.clone().algorithm(Algorithm::Flash), given);
-    let standard = run_backward(library, &problem.clone().algorithm(Algorithm::Standard), given);
+    let flash = run_backward(library, &problem.clone().with_algorithm(Algorithm::Flash), given);
+    let standard = run_backward(library, &problem.clone().with_algorithm(Algorithm::Standard), given);
     let answer = GradientAnswer::new(problem, given);
     for (algorithm, gradients) in [("flash", &flash), ("standard", &standard)] {
         for (share, tensor) in answer.shares(gradients).iter().zip(OUTPUTS) {

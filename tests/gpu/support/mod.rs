@@ -16,6 +16,6 @@ pub use gradients::{
     GradientAnswer, GradientInputs, GradientTensors, Gradients, check_gradients, gradient_inputs, run_backward,
     run_backward_calls, run_backward_dispatch_by_dispatch,
 };
-pub use run::{Output, Tensors, arithmetic_of, problem_of, run, run_calls, run_dispatch_by_dispatch};
+pub use run::{Guarded, Output, Tensors, arithmetic_of, problem_of, run, run_calls, run_dispatch_by_dispatch};
 pub use texts::{Texts, text_of};
 pub use tolerance::{Answer, Share, check, check_answer};

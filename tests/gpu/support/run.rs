@@ -1,7 +1,6 @@
 use half::{bf16, f16};
-use wgpu_flash_attention::plan::{Call, Plan};
 use wgpu_flash_attention::reference::Arithmetic;
-use wgpu_flash_attention::{AttentionProblem, Element, ElementType, ForwardBuffers};
+use wgpu_flash_attention::{AttentionProblem, Call, Element, ElementType, ForwardBuffers, Plan};
 
 use super::data::{Inputs, gaps};
 use super::device::Library;
@@ -13,14 +12,14 @@ pub(super) const POISON: u8 = 0xff;
 const GUARD: u64 = 272;
 
 /// A buffer with poison before and behind the bytes of its tensor.
-pub(super) struct Guarded {
+pub struct Guarded {
     buffer: wgpu::Buffer,
     bytes: u64,
 }
 
 impl Guarded {
     /// A buffer around `contents`.
-    pub(super) fn new(library: &Library, contents: &[u8]) -> Self {
+    pub fn new(library: &Library, contents: &[u8]) -> Self {
         // Bindings and copies are multiples of 4 bytes.
         let bytes = (contents.len() as u64).next_multiple_of(4);
         let mut all = vec![POISON; (GUARD + bytes + GUARD) as usize];
@@ -34,16 +33,16 @@ impl Guarded {
     }
 
     /// An output of `bytes` bytes, all poison.
-    pub(super) fn poisoned(library: &Library, bytes: u64) -> Self {
+    pub fn poisoned(library: &Library, bytes: u64) -> Self {
         Self::new(library, &vec![POISON; bytes as usize])
     }
 
-    pub(super) fn slice(&self) -> wgpu::BufferSlice<'_> {
+    pub fn slice(&self) -> wgpu::BufferSlice<'_> {
         self.buffer.slice(GUARD..GUARD + self.bytes)
     }
 
     /// The tensor's bytes, after a check that nothing around them was written.
-    pub(super) fn read(&self, library: &Library) -> Vec<u8> {
+    pub fn read(&self, library: &Library) -> Vec<u8> {
         let size = self.buffer.size();
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
@@ -165,7 +164,7 @@ impl Tensors {
 
     pub fn buffers(&self) -> ForwardBuffers<'_> {
         let (k, v) = self.k_and_v.as_ref().map_or((&self.q, &self.q), |(k, v)| (k, v));
-        ForwardBuffers { q: self.q.slice(), k: k.slice(), v: v.slice(), o: self.o.slice(), lse: self.lse.slice() }
+        ForwardBuffers::new(self.q.slice(), k.slice(), v.slice(), self.o.slice(), self.lse.slice())
     }
 
     /// Reads the outputs of a submitted call back, and checks that all that is not theirs still holds the poison.
@@ -203,6 +202,7 @@ pub(super) fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
         Element::Bf16 => {
             values.iter().flat_map(|value| <bf16 as ElementType>::from_f64(*value).to_le_bytes()).collect()
         }
+        other => panic!("{other:?}"),
     }
 }
 
@@ -212,5 +212,6 @@ pub(super) fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f64> {
         Element::F32 => bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap()).into()).collect(),
         Element::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f64()).collect(),
         Element::Bf16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f64()).collect(),
+        other => panic!("{other:?}"),
     }
 }

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use wgpu_flash_attention::plan::{Call, Dispatch, Kernel, Operand, Origins, Pass, Plan, Usage};
-use wgpu_flash_attention::shader::{Dialect, ShaderSource};
+use wgpu_flash_attention::unstable::{Dialect, Dispatch, Kernel, Origins, Pass, ShaderSource, Usage};
+use wgpu_flash_attention::{Call, Operand, Plan};
 
 use super::device::Library;
 use super::run::POISON;
@@ -40,7 +40,7 @@ impl<'a> Texts<'a> {
         let mut origins = Origins::default();
         let poison = outputs.iter().map(|&output| (output, vec![POISON; plan.required_bytes(output) as usize]));
         for (operand, bytes) in inputs.iter().cloned().chain(poison) {
-            origins[operand as usize] = Some(0);
+            origins = origins.with(operand, 0);
             buffers.insert(operand, self.buffer(&bytes));
         }
         for &(operand, bytes) in plan.scratch() {

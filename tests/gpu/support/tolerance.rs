@@ -54,8 +54,8 @@ impl Share {
 
 /// Solves the problem with both algorithms, holds both to their bounds, and returns the flash kernel's output.
 pub fn check(library: &Library, problem: &AttentionProblem, inputs: &Inputs) -> Output {
-    let flash = run(library, &problem.clone().algorithm(Algorithm::Flash), inputs);
-    let standard = run(library, &problem.clone().algorithm(Algorithm::Standard), inputs);
+    let flash = run(library, &problem.clone().with_algorithm(Algorithm::Flash), inputs);
+    let standard = run(library, &problem.clone().with_algorithm(Algorithm::Standard), inputs);
     check_answer(problem, inputs, &flash, &standard);
     flash
 }

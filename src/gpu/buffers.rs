@@ -1,0 +1,107 @@
+//! The caller's buffers of one call.
+
+use crate::operand::Operand;
+use std::marker::PhantomData;
+
+/// The slices that a caller gives, by `Operand as usize`. What an operation needs of each stands in its plan.
+pub(super) type Slices<'a> = [Option<wgpu::BufferSlice<'a>>; Operand::ALL.len()];
+
+/// The forward operation: Q, K and V to O and LSE.
+#[derive(Clone, Copy, Debug)]
+pub enum Forward {}
+
+/// The backward operation: the forward's tensors and the gradient of O to those of Q, K and V.
+#[derive(Clone, Copy, Debug)]
+pub enum Backward {}
+
+/// The merge of partial results to O and LSE.
+#[derive(Clone, Copy, Debug)]
+pub enum Merge {}
+
+/// The caller's buffers of one call of the operation `D`: [`ForwardBuffers`], [`BackwardBuffers`] or [`MergeBuffers`].
+///
+/// All need `BufferUsages::STORAGE`, and offsets that are multiples of 16 bytes. Inputs may share buffers; what is written
+/// needs a buffer of its own. A tensor without elements takes any buffer.
+/// [`Plan::required_bytes`](crate::Plan::required_bytes) says how many bytes each holds.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct Buffers<'a, D> {
+    pub(super) slices: Slices<'a>,
+    operation: PhantomData<D>,
+}
+
+/// The caller's buffers of one forward call.
+pub type ForwardBuffers<'a> = Buffers<'a, Forward>;
+
+/// The caller's buffers of one backward call.
+pub type BackwardBuffers<'a> = Buffers<'a, Backward>;
+
+/// The caller's buffers of one merge.
+pub type MergeBuffers<'a> = Buffers<'a, Merge>;
+
+impl<'a, D> Buffers<'a, D> {
+    fn of(slices: Slices<'a>, given: &[(Operand, wgpu::BufferSlice<'a>)]) -> Self {
+        let buffers = Self { slices, operation: PhantomData };
+        given.iter().fold(buffers, |buffers, (operand, slice)| buffers.with(*operand, *slice))
+    }
+
+    /// Gives a tensor that an operation may have, gives another buffer for one, or with `None` takes it back. Encoding
+    /// refuses a tensor that the operation has not.
+    ///
+    /// Backward calls take [`Operand::DLse`], the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`, where LSE was used
+    /// for more than this.
+    pub fn with(mut self, operand: Operand, slice: impl Into<Option<wgpu::BufferSlice<'a>>>) -> Self {
+        self.slices[operand as usize] = slice.into();
+        self
+    }
+
+    /// What was given for a tensor.
+    pub fn get(&self, operand: Operand) -> Option<wgpu::BufferSlice<'a>> {
+        self.slices[operand as usize]
+    }
+}
+
+impl<'a> ForwardBuffers<'a> {
+    /// Reads queries `q`, keys `k` and values `v`; writes the output `o` and `lse`, the log-sum-exp of each row, f32
+    /// `[batch, num_heads, seqlen_q]`. The others are in the problem's layout and element.
+    pub fn new(
+        q: wgpu::BufferSlice<'a>,
+        k: wgpu::BufferSlice<'a>,
+        v: wgpu::BufferSlice<'a>,
+        o: wgpu::BufferSlice<'a>,
+        lse: wgpu::BufferSlice<'a>,
+    ) -> Self {
+        let given = [(Operand::Q, q), (Operand::K, k), (Operand::V, v), (Operand::O, o), (Operand::Lse, lse)];
+        Self::of(Slices::default(), &given)
+    }
+}
+
+impl<'a> BackwardBuffers<'a> {
+    /// Reads what the forward call read and wrote, and `d_o`, the gradient of O in the problem's element; writes the
+    /// gradients `dq`, `dk` and `dv`, in the problem's gradient layout and element. dK and dV are summed over the query
+    /// heads that share them.
+    pub fn new(
+        forward: ForwardBuffers<'a>,
+        d_o: wgpu::BufferSlice<'a>,
+        dq: wgpu::BufferSlice<'a>,
+        dk: wgpu::BufferSlice<'a>,
+        dv: wgpu::BufferSlice<'a>,
+    ) -> Self {
+        let gradients = [(Operand::DO, d_o), (Operand::Dq, dq), (Operand::Dk, dk), (Operand::Dv, dv)];
+        Self::of(forward.slices, &gradients)
+    }
+}
+
+impl<'a> MergeBuffers<'a> {
+    /// Reads the parts of O and their log-sum-exp, f32, each part `[batch, num_heads, seqlen_q]`; writes the output `o` and
+    /// `lse`, the log-sum-exp of each row, f32 `[batch, num_heads, seqlen_q]`.
+    pub fn new(
+        o_parts: wgpu::BufferSlice<'a>,
+        lse_parts: wgpu::BufferSlice<'a>,
+        o: wgpu::BufferSlice<'a>,
+        lse: wgpu::BufferSlice<'a>,
+    ) -> Self {
+        let given = [(Operand::OParts, o_parts), (Operand::LseParts, lse_parts), (Operand::O, o), (Operand::Lse, lse)];
+        Self::of(Slices::default(), &given)
+    }
+}

@@ -1,0 +1,152 @@
+//! Prepared operations, and their encoding into the caller's command encoder.
+
+use super::attention::FlashAttention;
+use super::buffers::{Backward, Buffers, Forward, Merge};
+use super::operation::Operation;
+use crate::error::Error;
+use crate::plan::{Call, Direction, Origins, Plan};
+use crate::problem::{AttentionProblem, MergeProblem};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// An operation that is checked, planned and compiled: a [`PreparedForward`], [`PreparedBackward`] or [`PreparedMerge`].
+/// Encode it as often as you like: what a call shares with calls before it (uniforms, bind groups) is used again. Clones
+/// share pipelines, scratch memory and bind groups.
+#[derive(Clone, Debug)]
+pub struct Prepared<D> {
+    operation: Operation,
+    direction: PhantomData<D>,
+}
+
+/// A forward operation.
+pub type PreparedForward = Prepared<Forward>;
+
+/// A backward operation. Its calls take the seed, offset and lengths of the forward call whose gradients they compute.
+pub type PreparedBackward = Prepared<Backward>;
+
+/// A merge of partial results. Its calls have no seed and no keys.
+pub type PreparedMerge = Prepared<Merge>;
+
+impl FlashAttention {
+    /// Checks a problem, plans it, compiles its pipelines and allocates its scratch memory. Every refusal of the
+    /// problem comes from here.
+    ///
+    /// # Errors
+    /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::Shader`] and
+    /// [`Error::Gpu`] from the device.
+    pub async fn prepare_forward(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
+        self.prepare_forward_plan(self.plan_forward(problem).build()?).await
+    }
+
+    /// As [`prepare_forward`](FlashAttention::prepare_forward), for the gradients of a problem: what the forward call read
+    /// and wrote goes in with the gradient of O.
+    ///
+    /// # Errors
+    /// As `prepare_forward`.
+    pub async fn prepare_backward(&self, problem: &AttentionProblem) -> Result<PreparedBackward, Error> {
+        self.prepare_backward_plan(self.plan_backward(problem).build()?).await
+    }
+
+    /// As [`prepare_forward`](FlashAttention::prepare_forward), for a merge of partial results.
+    ///
+    /// # Errors
+    /// As `prepare_forward`.
+    pub async fn prepare_merge(&self, merge: &MergeProblem) -> Result<PreparedMerge, Error> {
+        self.prepare(self.plan_merge(merge).build()?, Direction::Merge).await
+    }
+
+    /// Compiles a forward plan that was made for this device's capabilities.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Shader`] and [`Error::Gpu`] from the device; [`Error::InvalidPlan`] for a plan
+    /// made for other capabilities or another direction.
+    pub async fn prepare_forward_plan(&self, plan: Plan) -> Result<PreparedForward, Error> {
+        self.prepare(plan, Direction::Forward).await
+    }
+
+    /// Compiles a backward plan that was made for this device's capabilities.
+    ///
+    /// # Errors
+    /// As [`FlashAttention::prepare_forward_plan`].
+    pub async fn prepare_backward_plan(&self, plan: Plan) -> Result<PreparedBackward, Error> {
+        self.prepare(plan, Direction::Backward).await
+    }
+
+    async fn prepare<D>(&self, plan: Plan, direction: Direction) -> Result<Prepared<D>, Error> {
+        let operation = Operation::new(self, self.own(plan, direction)?).await?;
+        Ok(Prepared { operation, direction: PhantomData })
+    }
+}
+
+impl<D> Prepared<D> {
+    /// Its plan: kernels, tiles, memory.
+    pub fn plan(&self) -> &Plan {
+        &self.operation.plan
+    }
+
+    /// Records the operation. Nothing is submitted and nothing waits.
+    ///
+    /// # Errors
+    /// [`Error::BufferTooSmall`], [`Error::BufferUsage`], [`Error::BufferAlignment`] or [`Error::BufferAliased`] for
+    /// buffers that don't fit; [`Error::BufferUnexpected`] for one that the operation has no tensor for;
+    /// [`Error::BufferDestroyed`] for those without memory; [`Error::OutOfMemory`] if the uniforms cannot be allocated;
+    /// [`Error::Gpu`] for buffers of another device. A refused call leaves the encoder as it was. That the encoder itself
+    /// is of another device wgpu does not tell before it is finished.
+    pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, buffers: &Buffers<D>) -> Result<(), Error> {
+        self.encode_call(encoder, buffers, &Call::default())
+    }
+
+    /// As [`encode`](Prepared::encode), with another seed or shorter lengths.
+    ///
+    /// # Errors
+    /// Those of `encode`, and [`Error::LengthExceedsPrepared`].
+    pub fn encode_call(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        buffers: &Buffers<D>,
+        call: &Call,
+    ) -> Result<(), Error> {
+        let dispatches = self.operation.dispatches(&buffers.slices, call)?;
+        self.operation.record(encoder, &buffers.slices, &dispatches)
+    }
+
+    /// As [`encode_call`](Prepared::encode_call), but only the given ones of its dispatches, to spread a long operation
+    /// over several submissions. They must run in order.
+    ///
+    /// # Errors
+    /// Those of `encode_call`, and [`Error::NoSuchDispatch`].
+    pub fn encode_dispatches(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        buffers: &Buffers<D>,
+        call: &Call,
+        range: Range<usize>,
+    ) -> Result<(), Error> {
+        let dispatches = self.operation.dispatches(&buffers.slices, call)?;
+        let (start, end, count) = (range.start, range.end, dispatches.len());
+        let dispatches = dispatches.get(range).ok_or(Error::NoSuchDispatch { start, end, count })?;
+        self.operation.record(encoder, &buffers.slices, dispatches)
+    }
+
+    /// How many dispatches a call makes: one for each pass of the plan, and more where limits or
+    /// [`with_bounded_work`](crate::AttentionProblem::with_bounded_work) cut it.
+    ///
+    /// # Errors
+    /// [`Error::LengthExceedsPrepared`].
+    pub fn num_dispatches(&self, call: &Call) -> Result<usize, Error> {
+        Ok(self.operation.plan.dispatches(call, &Origins::default())?.len())
+    }
+
+    /// Lets go of the caller's buffers. Buffers that came in two or more of the last calls are remembered, at most 128 sets
+    /// of them, so that their bind groups are not made again; that keeps their memory taken until others push them out,
+    /// the operation is dropped, or this is called. (`wgpu::Buffer::destroy` frees the memory in any case.)
+    pub fn release_buffers(&self) {
+        self.operation.release_buffers();
+    }
+
+    /// Frees the scratch memory at once; recording an operation that has any is [`Error::BufferDestroyed`] afterwards.
+    /// Dropping the last clone does as much, except in a browser, which frees what its garbage collector finds.
+    pub fn destroy(&self) {
+        self.operation.destroy();
+    }
+}

@@ -1,0 +1,109 @@
+//! What a caller asks of a plan: the one way to make one.
+
+use super::capabilities::Capabilities;
+use super::direction::Direction;
+use super::passes::Plan;
+use super::tiles::Tiles;
+use super::tuning::{self, Tuning};
+use crate::error::Error;
+use crate::problem::{AttentionProblem, MergeProblem};
+
+/// What is planned.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Question<'a> {
+    Forward(&'a AttentionProblem),
+    Backward(&'a AttentionProblem),
+    Merge(&'a MergeProblem),
+}
+
+impl Question<'_> {
+    pub fn direction(&self) -> Direction {
+        match self {
+            Question::Forward(_) => Direction::Forward,
+            Question::Backward(_) => Direction::Backward,
+            Question::Merge(_) => Direction::Merge,
+        }
+    }
+}
+
+/// A plan to be made. What is left out, the planner chooses.
+///
+/// ```
+/// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Capabilities, Plan, Tiles};
+///
+/// let problem = AttentionProblem::new(AttentionShape::new(1, 8, 1024, 64));
+/// let capabilities = Capabilities::webgpu_defaults();
+/// let plan = Plan::forward(&problem, &capabilities).with_tiles(&[Tiles::new(64, 16, 4, 4)]).with_splits(2).build()?;
+/// assert_eq!(plan.num_splits(), 2);
+/// # Ok::<(), wgpu_flash_attention::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "nothing is planned before `build`"]
+pub struct PlanBuilder<'a> {
+    pub(super) question: Question<'a>,
+    pub(super) capabilities: &'a Capabilities,
+    pub(super) tiles: Vec<Tiles>,
+    pub(super) num_splits: Option<u32>,
+    pub(super) tuning: Option<&'a Tuning>,
+}
+
+impl Plan {
+    /// Plans the forward pass of a problem.
+    pub fn forward<'a>(problem: &'a AttentionProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
+        PlanBuilder::new(Question::Forward(problem), capabilities)
+    }
+
+    /// Plans the gradients of a problem.
+    pub fn backward<'a>(problem: &'a AttentionProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
+        PlanBuilder::new(Question::Backward(problem), capabilities)
+    }
+
+    /// Plans a merge of partial results. It has no tiles and no splits to choose.
+    pub fn merge<'a>(merge: &'a MergeProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
+        PlanBuilder::new(Question::Merge(merge), capabilities)
+    }
+
+    /// The tiles worth measuring for a forward problem of flash attention on a device, the planner's own choice first; none
+    /// for a problem that is refused.
+    pub fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
+        tuning::candidates(problem, capabilities)
+    }
+}
+
+impl<'a> PlanBuilder<'a> {
+    fn new(question: Question<'a>, capabilities: &'a Capabilities) -> Self {
+        Self { question, capabilities, tiles: Vec::new(), num_splits: None, tuning: None }
+    }
+
+    /// Takes these tiles instead of the table's: one choice for all kernels, or, for gradients of flash attention, one for
+    /// dK and dV and one for dQ. An empty slice leaves the choice to the planner.
+    pub fn with_tiles(mut self, tiles: &[Tiles]) -> Self {
+        self.tiles = tiles.to_vec();
+        self
+    }
+
+    /// Puts the keys in `num_splits` splits (1 for none), whose partial results are merged. Forward flash attention alone
+    /// has more than 1.
+    pub fn with_splits(mut self, num_splits: u32) -> Self {
+        self.num_splits = Some(num_splits);
+        self
+    }
+
+    /// Takes what was measured on the device before the planner's own table. It concerns forward flash attention; other
+    /// plans stay as they are.
+    pub fn with_tuning(mut self, tuning: &'a Tuning) -> Self {
+        self.tuning = Some(tuning);
+        self
+    }
+
+    /// Checks the problem and the choices, and makes the plan.
+    ///
+    /// # Errors
+    /// [`Error::InvalidProblem`] if the problem contradicts itself, [`Error::InvalidPlan`] for tiles or splits that no
+    /// kernel has on any device, [`Error::TooLarge`] if a tensor passes a limit of the device and no cut helps,
+    /// [`Error::TooManyDispatches`] if it would be cut into too many parts, [`Error::Unsupported`] if no kernel, or none
+    /// with these tiles, fits the device.
+    pub fn build(self) -> Result<Plan, Error> {
+        Plan::of(&self)
+    }
+}

@@ -16,18 +16,21 @@
 //         dK_j = dK_j + dSᵀ Q_i                          on matrices
 //     dK_j = softmax_scale · dK_j
 //
-// f32 and bf16 pass in units of their rows, f32 in two parts, as in flash_forward_cooperative.wgsl.
+// f32 and bf16 have units, and f32 has two parts, as in flash_forward_cooperative.wgsl.
 //
-// Who owns what: a workgroup one KV tile of one KV head; a subgroup THREAD_ROWS of its keys, as fragments of K, V, dK
-// and dV in its registers; an invocation, between products, 8 neighbouring keys of one row. Workgroup memory holds the
-// Q and dO tiles in f16, and for each subgroup the scratch in which S, dP, P and dS change between fragments and plain
-// values.
+// Who owns what: a workgroup owns one KV tile of one KV head. A subgroup owns THREAD_ROWS of its keys, as fragments of
+// K, V, dK and dV in its registers. Between products, an invocation owns 8 neighbouring keys of one row. Workgroup
+// memory holds the Q and dO tiles in f16. It also holds a scratch for each subgroup, where S, dP, P and dS change
+// between fragments and plain values.
+//
+// Names of lists: OWNED_W are k and v, WALKED_W q and d_o, for the widths W = K and W = V. SCORE_W are the products s
+// and dp, GRADIENT_W the sums dk and dv, FACTOR_W their left factors ds and p.
 
 // Rows of the scratch of S and dP, in quads: stored column by column, matrices meet no bank conflicts at this distance.
 const S_STRIDE = MATRIX_QUADS + 1u;
 
-// Whether the row is empty to which the fetch with this index belongs: of the head whose LSE starts at `head_at`,
-// `lanes` of them to a row.
+// Whether the fetch with this index loads from an empty row. The LSE of the head starts at `head_at`; `lanes` fetches
+// share a row.
 fn is_empty(head_at: u32, first_row: u32, index: u32, lanes: u32) -> bool {
   return is_empty_row(head_at, min(first_row + index / lanes, params.seqlen_q - 1u));
 }
@@ -49,9 +52,8 @@ fn main(
   let tile = kv_tile_at(index);
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
 
-  // The subgroup's scratch, in which a row is one of the fragment's, or on the way in and out a key; and this
-  // invocation's two quads there. Neighbouring lanes take neighbouring rows: without bank conflicts, which the other
-  // order has.
+  // The subgroup's scratch, and this invocation's two quads there. A row of it is a row of the fragment; when K, V, dK
+  // and dV pass through, it is a key. Neighbouring lanes take neighbouring rows: the other order has bank conflicts.
   let row_in_fragment = subgroup_invocation_id % MATRIX_SIDE;
   let first_quad = subgroup_invocation_id / MATRIX_SIDE * 2u;
   let s_scratch = subgroup_id * MATRIX_SIDE * S_STRIDE;
@@ -101,8 +103,8 @@ fn main(
   for (var row = invocation; row < TILE_Q; row += INVOCATIONS) { atomicStore(&poisoned[row], 0u); }
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
-  // Those that all keys are seen by come first, so that their loop needs no mask; a tile that is not full of keys has
-  // none, and where rows of them are empty by their scores all are taken for partial.
+  // The tiles whose rows all see all keys come first, so their loop needs no mask. There are none where the KV tile is
+  // not full of keys, or where the scores of some row are all −∞.
   var visits = visits_of(row_range(tile.first_key, tile.last_key));
   if invocation == 0u { stats_tile[0] = vec2<f32>(0.0); }
   workgroupBarrier();
@@ -170,10 +172,10 @@ fn main(
       // }
       workgroupBarrier(); // the tile is in place
 
-      // A turn of the inner loop takes PASSING_FRAGMENTS fragments of rows. It is left early where some dS outgrows its
-      // scale, which is rare, so that dK stays untouched in it but for the products; after the outer loop has changed
-      // the scale, the turn is taken again. naga does not take `if` conditions for uniform where they are, by
-      // subgroupAny; hence the loops.
+      // A turn of the inner loop takes PASSING_FRAGMENTS fragments of rows. It ends early where some dS outgrows its
+      // scale, which is rare. Then the outer loop changes the scale, and the turn is taken again. So only products
+      // change dK in the inner loop. naga does not take the conditions of `if` for uniform, even by subgroupAny; hence
+      // the loops.
       var fragment = 0u;
       var p_largest = 0.0;
       var ds_largest = 0.0;

@@ -15,16 +15,17 @@
 //         dQ_i = dQ_i + dS K_j                           on matrices
 //     dQ_i = softmax_scale · dQ_i
 //
-// f32 and bf16 pass in units of their rows, f32 in two parts, as in flash_forward_cooperative.wgsl.
+// f32 and bf16 have units, and f32 has two parts, as in flash_forward_cooperative.wgsl.
 //
-// Who owns what: as in flash_backward_dkdv_cooperative.wgsl, with Q, dO and dQ of THREAD_ROWS rows in the registers of
-// a subgroup, and the K and V tiles in workgroup memory.
+// Who owns what: a workgroup owns one Q tile of one head. A subgroup owns THREAD_ROWS of its rows, as fragments of Q,
+// dO and dQ in its registers. Workgroup memory holds the K and V tiles, and the scratch of
+// flash_backward_dkdv_cooperative.wgsl, whose lists of names are here too: OWNED_W are q and d_o, WALKED_W k and v.
 
 // Rows of the scratch of S and dP, in quads: stored row by row, matrices meet no bank conflicts at this distance.
 const S_STRIDE = MATRIX_QUADS + 2u;
 
-// dS is in units of the row of dO, and all rows of a subgroup share one scale. So D counts where it is far larger than
-// dO, as where dO is 0 and LSE has a gradient: the row would outgrow all others.
+// dS is in units of its row of dO, and all rows of a subgroup share one scale. Where D is far larger than dO, the row
+// would outgrow all others (dO is 0, and LSE has a gradient). So D counts too.
 const D_SHARE = 0.000244140625; // 2⁻¹²
 fn largest_of_q(largest: f32, delta: f32) -> f32 { return largest; }
 fn largest_of_d_o(largest: f32, delta: f32) -> f32 { return max(largest, abs(delta) * D_SHARE); }

@@ -14,20 +14,21 @@
 //       O_i = O_i + dropout(P) V_j                       on matrices
 //     O_i = O_i / l_i,   LSE_i = m_i + ln l_i
 //
-// m_i may lag behind the true maximum by 2⁸: P then stays within f16, and the division at the end corrects O and LSE.
-// It saves nearly all rescaling of O.
+// m_i may lag behind the true maximum by 2⁸. P still fits f16, and the division at the end corrects O and LSE. This
+// saves nearly all rescaling of O.
 //
-// f32 and bf16 pass in units of their rows (slot row_units): S is multiplied with those of its rows of Q and K, P with
-// that of its row of V. f32 passes in two parts, half and rest (slot matrix_operand); a product of two such sums half ·
-// half, half · rest and rest · half. In f16 there are neither.
+// Rows of f32 and bf16 do not fit f16, so each row has a unit (slot row_units). S is multiplied by the units of its row
+// of Q and its row of K, P by the unit of its row of V. f32 passes in two parts, half and rest (slot matrix_operand).
+// The product of two such sums is half · half + half · rest + rest · half. f16 needs no units and no rest.
 //
-// Who owns what: a workgroup one Q tile of one head; a subgroup THREAD_ROWS of its rows, as fragments of Q, S, P and O
-// in its registers; an invocation, between products, 8 elements of one row of a chunk. A chunk is MATRIX_SIDE rows by
-// as many fragments side by side as give each invocation 8 elements. Workgroup memory holds the K and V tiles in f16,
-// and for each subgroup the scratch in which S, P and O change between fragments and plain values.
+// Who owns what: a workgroup owns one Q tile of one head. A subgroup owns THREAD_ROWS of its rows, as fragments of Q,
+// S, P and O in its registers. Between products, an invocation owns 8 elements of one row of a chunk. A chunk is
+// MATRIX_SIDE rows high, and so many fragments wide that each invocation has 8 elements of it. Workgroup memory holds
+// the K and V tiles in f16. It also holds a scratch for each subgroup, where S, P and O change between fragments and
+// plain values.
 //
-// Order: S of the next tile is computed while the softmax of this one runs, and the tiles after that are on their way
-// from memory. Tiles that all rows see whole come first, so that their loop needs no mask.
+// Order: the kernel computes S of the next tile while the softmax of this one runs, and loads the tiles after that. The
+// tiles that all rows see whole come first, so their loop needs no mask.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -122,7 +123,7 @@ fn main(
     loop {
       if next >= end_SEEN(visits) { break; }
 
-      // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i, and likewise for the
+      // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i; the same for the
       // gain of V
       // unroll N in ROW_FRAGMENTS {
         let m_new_N = select(m_N, s_max_N, s_max_N > m_N + MAX_GROWTH);

@@ -1,6 +1,6 @@
 // The tiles of flash attention on cooperative matrices, in f16, and Q, K and V on their way there. Head dimensions are
 // padded with 0 to whole chunks, and so are rows. As in flash_tiles.wgsl, loads are never under a branch. Elements that
-// f16 cannot hold pass as slots/row_units/ and slots/matrix_operand/ say: rows in units of their own, and what is left
+// f16 cannot hold pass as slots/row_units/ and slots/matrix_operand/ say: each row has a unit, and what is left
 // of f32 behind f16 as a second part, the rest.
 
 // Quads in a row of a fragment and of a chunk; lanes that share a row of a chunk, each with two quads of it.

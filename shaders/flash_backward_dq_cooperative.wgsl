@@ -1,6 +1,10 @@
 // FlashAttention, backward, dQ on cooperative matrices: the loop of flash_backward_dq.wgsl with its three products done
 // by the matrix units, f16 in and f32 accumulated.
 //
+// Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
+// V[batch, seqlen_kv, num_heads_kv, head_dim_v], dO[batch, seqlen_q, num_heads, head_dim_v],
+// LSE[batch, num_heads, seqlen_q], D of the same shape. Writes dQ of the shape of Q.
+//
 //   for each Q tile i:                                   one workgroup
 //     dQ_i = 0
 //     for each KV tile j that some row of i sees:
@@ -11,17 +15,20 @@
 //         dQ_i = dQ_i + dS K_j                           on matrices
 //     dQ_i = softmax_scale · dQ_i
 //
-// f32 and bf16 pass in units of their rows, f32 in two parts, as in flash_forward_cooperative.wgsl.
+// f32 and bf16 have units, and f32 has two parts, as in flash_forward_cooperative.wgsl.
 //
-// Who owns what: as in flash_backward_dkdv_cooperative.wgsl, with Q, dO and dQ of THREAD_ROWS rows in the registers of
-// a subgroup, and the K and V tiles in workgroup memory.
+// Who owns what: a workgroup owns one Q tile of one head. A subgroup owns THREAD_ROWS of its rows, as fragments of Q,
+// dO and dQ in its registers. Workgroup memory holds the K and V tiles, and the scratch of
+// flash_backward_dkdv_cooperative.wgsl, whose lists of names are here too: OWNED_W are q and d_o, WALKED_W k and v.
 
 // Rows of the scratch of S and dP, in quads: stored row by row, matrices meet no bank conflicts at this distance.
 const S_STRIDE = MATRIX_QUADS + 2u;
 
-// dS is in units of the row of dO, and all rows of a subgroup share one scale. So D counts where it is far larger than
-// dO, as where dO is 0 and LSE has a gradient: the row would outgrow all others.
+// dS is in units of its row of dO, and all rows of a subgroup share one scale. Where D is far larger than dO, the row
+// would outgrow all others (dO is 0, and LSE has a gradient). So D counts too.
 const D_SHARE = 0.000244140625; // 2⁻¹²
+fn largest_of_q(largest: f32, delta: f32) -> f32 { return largest; }
+fn largest_of_d_o(largest: f32, delta: f32) -> f32 { return max(largest, abs(delta) * D_SHARE); }
 
 // How far apart the two quads of an invocation are, and how many invocations share a row.
 const HIGH = MATRIX_QUADS / 2u;
@@ -50,57 +57,39 @@ fn main(
   let s_stride = S_STRIDE;
 
   // Q_i, dO_i, LSE_i, D_i; dQ_i = 0
-  let q_at = params.q_offset + tile.batch * params.q_stride_batch + tile.head * params.q_stride_head;
-  let d_o_at = params.d_o_offset + tile.batch * params.d_o_stride_batch + tile.head * params.d_o_stride_head;
+  // unroll W in WIDTHS, TENSOR in OWNED_W {
+    let TENSOR_at =
+      params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch + tile.head * params.TENSOR_stride_head;
+  // }
   let lse_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
   // unroll E in OWNED_FRAGMENTS {
     let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + row_in_fragment;
     let stats_E = row_stats(lse_at, row_E, params.row_count);
     let visible_E = visible_keys(params.row_first + row_E);
-    var q_largest_E = 0.0;
-    // unroll M in K_FRAGMENTS {
-      let q_0_E_M = score_operand(fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad));
-      let q_1_E_M = score_operand(fetch_q(q_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH));
-      q_largest_E = max(q_largest_E, max(largest_of_loaded(q_0_E_M), largest_of_loaded(q_1_E_M)));
+    // unroll W in WIDTHS, TENSOR in OWNED_W {
+      var TENSOR_largest_E = 0.0;
+      // unroll M in W_FRAGMENTS {
+        let TENSOR_quad_E_M = M * MATRIX_QUADS + quad;
+        let TENSOR_0_E_M = operand_W(fetch_TENSOR(TENSOR_at, row_E, params.row_count, TENSOR_quad_E_M));
+        let TENSOR_1_E_M = operand_W(fetch_TENSOR(TENSOR_at, row_E, params.row_count, TENSOR_quad_E_M + HIGH));
+        TENSOR_largest_E = max(TENSOR_largest_E, max(largest_of_loaded(TENSOR_0_E_M), largest_of_loaded(TENSOR_1_E_M)));
+      // }
+      let TENSOR_scale_E = row_scale(largest_of_TENSOR(TENSOR_largest_E, stats_E.y), 1u, HIGH);
+      let TENSOR_unit_E = inverse(TENSOR_scale_E);
+      // unroll M in W_FRAGMENTS {
+        // unroll PART in PARTS {
+          p_tile_PART[p_low] = to_PART(TENSOR_0_E_M, TENSOR_scale_E);
+          p_tile_PART[p_high] = to_PART(TENSOR_1_E_M, TENSOR_scale_E);
+        // }
+        scratch_barrier();
+        // unroll PART in PARTS {
+          let TENSOR_PART_E_M = coopLoadT<MatrixA>(&p_tile_PART[p_scratch], P_STRIDE);
+        // }
+        scratch_barrier();
+      // }
     // }
-    let q_scale_E = row_scale(q_largest_E, 1u, HIGH);
-    let q_unit_E = inverse(q_scale_E);
     // unroll M in K_FRAGMENTS {
-      p_tile[p_low] = to_half(q_0_E_M, q_scale_E);
-      p_tile[p_high] = to_half(q_1_E_M, q_scale_E);
-      // unroll REST in REST_PARTS {
-        p_tile_REST[p_low] = to_rest(q_0_E_M, q_scale_E);
-        p_tile_REST[p_high] = to_rest(q_1_E_M, q_scale_E);
-      // }
-      scratch_barrier();
-      let q_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
-      // unroll REST in REST_PARTS {
-        let q_REST_E_M = coopLoadT<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
-      // }
-      scratch_barrier();
       var dq_E_M = MatrixC();
-    // }
-    var d_o_largest_E = 0.0;
-    // unroll M in V_FRAGMENTS {
-      let d_o_0_E_M = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad);
-      let d_o_1_E_M = fetch_d_o(d_o_at, row_E, params.row_count, M * MATRIX_QUADS + quad + HIGH);
-      d_o_largest_E = max(d_o_largest_E, max(largest_of_loaded(d_o_0_E_M), largest_of_loaded(d_o_1_E_M)));
-    // }
-    let d_o_scale_E = row_scale(max(d_o_largest_E, abs(stats_E.y) * D_SHARE), 1u, HIGH);
-    let d_o_unit_E = inverse(d_o_scale_E);
-    // unroll M in V_FRAGMENTS {
-      p_tile[p_low] = to_half(d_o_0_E_M, d_o_scale_E);
-      p_tile[p_high] = to_half(d_o_1_E_M, d_o_scale_E);
-      // unroll REST in REST_PARTS {
-        p_tile_REST[p_low] = to_rest(d_o_0_E_M, d_o_scale_E);
-        p_tile_REST[p_high] = to_rest(d_o_1_E_M, d_o_scale_E);
-      // }
-      scratch_barrier();
-      let d_o_E_M = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
-      // unroll REST in REST_PARTS {
-        let d_o_REST_E_M = coopLoadT<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
-      // }
-      scratch_barrier();
     // }
   // }
   // unroll E in OWNED_FRAGMENTS {
@@ -113,19 +102,16 @@ fn main(
   // for each KV tile j that some row of i sees:
   // Those that all rows see whole come first, so that their loop needs no mask.
   let visits = visits_of(block_range(tile.first_row, tile.last_row));
-  let k_at = params.k_offset + tile.batch * params.k_stride_batch + tile.head_kv * params.k_stride_head;
-  let v_at = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head;
-  // The next tile is fetched into registers while the one before is computed with.
-  // unroll L in K_FETCHES, P in K_FETCH_PARTS {
-    var k_next_L_P = Loaded();
-    if visits.count > 0u {
-      k_next_L_P = fetch_k(k_at, tile_at(visits, 0u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
-    }
+  // unroll W in WIDTHS, TENSOR in WALKED_W {
+    let TENSOR_at =
+      params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch + tile.head_kv * params.TENSOR_stride_head;
   // }
-  // unroll L in V_FETCHES, P in V_FETCH_PARTS {
-    var v_next_L_P = Loaded();
+  // The next tile is fetched into registers while the one before is computed with.
+  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, P in W_FETCH_PARTS {
+    var TENSOR_next_L_P = Loaded();
     if visits.count > 0u {
-      v_next_L_P = fetch_v(v_at, tile_at(visits, 0u) * TILE_KV, params.seqlen_kv, invocation + L * INVOCATIONS, P);
+      let first_key = tile_at(visits, 0u) * TILE_KV;
+      TENSOR_next_L_P = fetch_TENSOR(TENSOR_at, first_key, params.seqlen_kv, invocation + L * INVOCATIONS, P);
     }
   // }
   var visit = 0u;
@@ -135,27 +121,17 @@ fn main(
       let next_key = tile_at(visits, visit + 1u) * TILE_KV;
       let masked = IS_MASKED_SEEN && visit >= visits.num_whole;
       workgroupBarrier(); // the last tile is read
-      // unroll L in K_FETCHES {
-        var k_largest_L = 0.0;
-        // unroll P in K_FETCH_PARTS {
-          k_next_L_P = score_operand(k_next_L_P);
-          k_largest_L = max(k_largest_L, largest_of_loaded(k_next_L_P));
+      // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
+        let TENSOR_index_L = invocation + L * INVOCATIONS;
+        var TENSOR_largest_L = 0.0;
+        // unroll P in W_FETCH_PARTS {
+          TENSOR_next_L_P = operand_W(TENSOR_next_L_P);
+          TENSOR_largest_L = max(TENSOR_largest_L, largest_of_loaded(TENSOR_next_L_P));
         // }
-        let k_scale_L = row_scale(k_largest_L, 1u, K_FETCH_LANES);
-        // unroll P in K_FETCH_PARTS {
-          place_k(invocation + L * INVOCATIONS, P, k_next_L_P, k_scale_L, HAS_WINDOW && masked, visit + 1u);
-          k_next_L_P = fetch_k(k_at, next_key, params.seqlen_kv, invocation + L * INVOCATIONS, P);
-        // }
-      // }
-      // unroll L in V_FETCHES {
-        var v_largest_L = 0.0;
-        // unroll P in V_FETCH_PARTS {
-          v_largest_L = max(v_largest_L, largest_of_loaded(v_next_L_P));
-        // }
-        let v_scale_L = row_scale(v_largest_L, 1u, V_FETCH_LANES);
-        // unroll P in V_FETCH_PARTS {
-          place_v(invocation + L * INVOCATIONS, P, v_next_L_P, v_scale_L, HAS_WINDOW && masked, visit + 1u);
-          v_next_L_P = fetch_v(v_at, next_key, params.seqlen_kv, invocation + L * INVOCATIONS, P);
+        let TENSOR_scale_L = row_scale(TENSOR_largest_L, 1u, W_FETCH_LANES);
+        // unroll P in W_FETCH_PARTS {
+          place_TENSOR(TENSOR_index_L, P, TENSOR_next_L_P, TENSOR_scale_L, HAS_WINDOW && masked, visit + 1u);
+          TENSOR_next_L_P = fetch_TENSOR(TENSOR_at, next_key, params.seqlen_kv, TENSOR_index_L, P);
         // }
       // }
       workgroupBarrier(); // the tile is in place
@@ -167,41 +143,25 @@ fn main(
         if fragment >= TILE_KV { break; }
         loop {
           // S = Q_i K_jᵀ, dP = dO_i V_jᵀ
-          // unroll R in PASSING_FRAGMENTS {
-            let k_fragment_R = (fragment + R * MATRIX_SIDE) * K_STRIDE;
-            let v_fragment_R = (fragment + R * MATRIX_SIDE) * V_STRIDE;
-            // unroll E in OWNED_FRAGMENTS {
-              var s_R_E = MatrixC();
-              var dp_R_E = MatrixC();
+          // unroll R in PASSING_FRAGMENTS, W in WIDTHS, TENSOR in WALKED_W, SCORE in SCORE_W {
+            let TENSOR_fragment_R = (fragment + R * MATRIX_SIDE) * W_STRIDE;
+            // unroll E in OWNED_FRAGMENTS, PART in PARTS {
+              var SCORE_PART_R_E = MatrixC();
+            // }
+          // }
+          // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
+            // unroll M in W_FRAGMENTS, R in PASSING_FRAGMENTS {
+              let TENSOR_at_R_M = TENSOR_fragment_R + M * MATRIX_QUADS;
+              let TENSOR_half_R_M = coopLoad<MatrixB>(&TENSOR_tile_half[TENSOR_at_R_M], W_STRIDE);
+              // unroll E in OWNED_FRAGMENTS {
+                SCORE_half_R_E = coopMultiplyAdd(MINE_half_E_M, TENSOR_half_R_M, SCORE_half_R_E);
+              // }
               // unroll REST in REST_PARTS {
-                var s_REST_R_E = MatrixC();
-                var dp_REST_R_E = MatrixC();
-              // }
-            // }
-          // }
-          // unroll M in K_FRAGMENTS, R in PASSING_FRAGMENTS {
-            let k_R_M = coopLoad<MatrixB>(&k_tile[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
-            // unroll E in OWNED_FRAGMENTS {
-              s_R_E = coopMultiplyAdd(q_E_M, k_R_M, s_R_E);
-            // }
-            // unroll REST in REST_PARTS {
-              let k_REST_R_M = coopLoad<MatrixB>(&k_tile_REST[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
-              // unroll E in OWNED_FRAGMENTS {
-                s_REST_R_E = coopMultiplyAdd(q_REST_E_M, k_R_M, s_REST_R_E);
-                s_REST_R_E = coopMultiplyAdd(q_E_M, k_REST_R_M, s_REST_R_E);
-              // }
-            // }
-          // }
-          // unroll M in V_FRAGMENTS, R in PASSING_FRAGMENTS {
-            let v_R_M = coopLoad<MatrixB>(&v_tile[v_fragment_R + M * MATRIX_QUADS], V_STRIDE);
-            // unroll E in OWNED_FRAGMENTS {
-              dp_R_E = coopMultiplyAdd(d_o_E_M, v_R_M, dp_R_E);
-            // }
-            // unroll REST in REST_PARTS {
-              let v_REST_R_M = coopLoad<MatrixB>(&v_tile_REST[v_fragment_R + M * MATRIX_QUADS], V_STRIDE);
-              // unroll E in OWNED_FRAGMENTS {
-                dp_REST_R_E = coopMultiplyAdd(d_o_REST_E_M, v_R_M, dp_REST_R_E);
-                dp_REST_R_E = coopMultiplyAdd(d_o_E_M, v_REST_R_M, dp_REST_R_E);
+                let TENSOR_REST_R_M = coopLoad<MatrixB>(&TENSOR_tile_REST[TENSOR_at_R_M], W_STRIDE);
+                // unroll E in OWNED_FRAGMENTS {
+                  SCORE_REST_R_E = coopMultiplyAdd(MINE_REST_E_M, TENSOR_half_R_M, SCORE_REST_R_E);
+                  SCORE_REST_R_E = coopMultiplyAdd(MINE_half_E_M, TENSOR_REST_R_M, SCORE_REST_R_E);
+                // }
               // }
             // }
           // }
@@ -214,17 +174,17 @@ fn main(
             let k_units_high_R = k_units(in_tile_R + HIGH * 4u);
             // unroll E in OWNED_FRAGMENTS {
               // unroll REST in REST_PARTS {
-                s_R_E = s_R_E + s_REST_R_E;
-                dp_R_E = dp_R_E + dp_REST_R_E;
+                s_half_R_E = s_half_R_E + s_REST_R_E;
+                dp_half_R_E = dp_half_R_E + dp_REST_R_E;
               // }
               // P = exp(softmax_scale · S − LSE_i)
-              coopStoreT(s_R_E, &s_tile[s_scratch], s_stride);
+              coopStoreT(s_half_R_E, &s_tile[s_scratch], s_stride);
               scratch_barrier();
               let p_low_R_E = exp2(fma(s_tile[s_low] * k_units_low_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
               let p_high_R_E = exp2(fma(s_tile[s_high] * k_units_high_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
               scratch_barrier();
               // dS = P ∘ (dropout(dP) − D_i), masked
-              coopStoreT(dp_R_E, &s_tile[s_scratch], s_stride);
+              coopStoreT(dp_half_R_E, &s_tile[s_scratch], s_stride);
               scratch_barrier();
               var ds_low_R_E = s_tile[s_low] * v_units(in_tile_R);
               var ds_high_R_E = s_tile[s_high] * v_units(in_tile_R + HIGH * 4u);
@@ -258,32 +218,30 @@ fn main(
           if subgroupAny(ds_largest * ds_gain > GAIN_MOST) { break; }
 
           // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
-            p_tile[p_low] = as_half(ds_low_R_E * ds_gain);
-            p_tile[p_high] = as_half(ds_high_R_E * ds_gain);
-            // unroll REST in REST_PARTS {
-              p_tile_REST[p_low] = rest_of(ds_low_R_E * ds_gain);
-              p_tile_REST[p_high] = rest_of(ds_high_R_E * ds_gain);
+            // unroll PART in PARTS {
+              p_tile_PART[p_low] = as_PART(ds_low_R_E * ds_gain);
+              p_tile_PART[p_high] = as_PART(ds_high_R_E * ds_gain);
             // }
             scratch_barrier();
-            let ds_R_E = coopLoadT<MatrixA>(&p_tile[p_scratch], P_STRIDE);
-            // unroll REST in REST_PARTS {
-              let ds_REST_R_E = coopLoadT<MatrixA>(&p_tile_REST[p_scratch], P_STRIDE);
+            // unroll PART in PARTS {
+              let ds_PART_R_E = coopLoadT<MatrixA>(&p_tile_PART[p_scratch], P_STRIDE);
             // }
             scratch_barrier();
           // }
 
           // dQ_i = dQ_i + dS K_j
           // unroll R in PASSING_FRAGMENTS, M in K_FRAGMENTS {
-            let k_rows_R_M = coopLoadT<MatrixB>(&k_tile[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+            let k_rows_at_R_M = k_fragment_R + M * MATRIX_QUADS;
+            let k_rows_R_M = coopLoadT<MatrixB>(&k_tile_half[k_rows_at_R_M], K_STRIDE);
             // unroll ONLY in ONLY_PARTS, E in OWNED_FRAGMENTS {
-              dq_E_M = coopMultiplyAdd(ds_R_E, k_rows_R_M, dq_E_M);
+              dq_E_M = coopMultiplyAdd(ds_half_R_E, k_rows_R_M, dq_E_M);
             // }
             // unroll REST in REST_PARTS {
-              let k_rows_REST_R_M = coopLoadT<MatrixB>(&k_tile_REST[k_fragment_R + M * MATRIX_QUADS], K_STRIDE);
+              let k_rows_REST_R_M = coopLoadT<MatrixB>(&k_tile_REST[k_rows_at_R_M], K_STRIDE);
               // unroll E in OWNED_FRAGMENTS {
-                var dq_rest_R_E_M = coopMultiplyAdd(ds_REST_R_E, k_rows_R_M, MatrixC());
-                dq_rest_R_E_M = coopMultiplyAdd(ds_R_E, k_rows_REST_R_M, dq_rest_R_E_M);
-                dq_E_M = dq_E_M + coopMultiplyAdd(ds_R_E, k_rows_R_M, dq_rest_R_E_M);
+                var dq_REST_R_E_M = coopMultiplyAdd(ds_REST_R_E, k_rows_R_M, MatrixC());
+                dq_REST_R_E_M = coopMultiplyAdd(ds_half_R_E, k_rows_REST_R_M, dq_REST_R_E_M);
+                dq_E_M = dq_E_M + coopMultiplyAdd(ds_half_R_E, k_rows_R_M, dq_REST_R_E_M);
               // }
             // }
           // }

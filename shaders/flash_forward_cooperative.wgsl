@@ -1,6 +1,10 @@
 // FlashAttention, forward, on cooperative matrices: the loop of flash_forward.wgsl with the products S = Q Kᵀ and P V
 // done by the matrix units, f16 in and f32 accumulated.
 //
+// Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
+// V[batch, seqlen_kv, num_heads_kv, head_dim_v]. Writes O[batch, seqlen_q, num_heads, head_dim_v],
+// LSE[batch, num_heads, seqlen_q]. With splits of the keys, O and LSE have one more index, the split, in front.
+//
 //   for each Q tile i, for each split of the keys:       one workgroup
 //     O_i = 0, l_i = 0, m_i = −∞
 //     for each KV tile j of the split that some row of i sees:
@@ -10,20 +14,21 @@
 //       O_i = O_i + dropout(P) V_j                       on matrices
 //     O_i = O_i / l_i,   LSE_i = m_i + ln l_i
 //
-// m_i may lag behind the true maximum by 2⁸: P then stays within f16, and the division at the end corrects O and LSE.
-// It saves nearly all rescaling of O.
+// m_i may lag behind the true maximum by 2⁸. P still fits f16, and the division at the end corrects O and LSE. This
+// saves nearly all rescaling of O.
 //
-// f32 and bf16 pass in units of their rows (slot row_units): S is multiplied with those of its rows of Q and K, P with
-// that of its row of V. f32 passes in two parts, half and rest (slot matrix_operand); a product of two such sums half ·
-// half, half · rest and rest · half. In f16 there are neither.
+// Rows of f32 and bf16 do not fit f16, so each row has a unit (slot row_units). S is multiplied by the units of its row
+// of Q and its row of K, P by the unit of its row of V. f32 passes in two parts, half and rest (slot matrix_operand).
+// The product of two such sums is half · half + half · rest + rest · half. f16 needs no units and no rest.
 //
-// Who owns what: a workgroup one Q tile of one head; a subgroup THREAD_ROWS of its rows, as fragments of Q, S, P and O
-// in its registers; an invocation, between products, 8 elements of one row of a chunk. A chunk is MATRIX_SIDE rows by
-// as many fragments side by side as give each invocation 8 elements. Workgroup memory holds the K and V tiles in f16,
-// and for each subgroup the scratch in which S, P and O change between fragments and plain values.
+// Who owns what: a workgroup owns one Q tile of one head. A subgroup owns THREAD_ROWS of its rows, as fragments of Q,
+// S, P and O in its registers. Between products, an invocation owns 8 elements of one row of a chunk. A chunk is
+// MATRIX_SIDE rows high, and so many fragments wide that each invocation has 8 elements of it. Workgroup memory holds
+// the K and V tiles in f16. It also holds a scratch for each subgroup, where S, P and O change between fragments and
+// plain values.
 //
-// Order: S of the next tile is computed while the softmax of this one runs, and the tiles after that are on their way
-// from memory. Tiles that all rows see whole come first, so that their loop needs no mask.
+// Order: the kernel computes S of the next tile while the softmax of this one runs, and loads the tiles after that. The
+// tiles that all rows see whole come first, so their loop needs no mask.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -57,25 +62,20 @@ fn main(
   // unroll N in ROW_FRAGMENTS {
     var q_largest_N = 0.0;
     // unroll M in K_CHUNKS {
-      let q_low_N_M = score_operand(fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad));
-      let q_high_N_M = score_operand(fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad + CHUNK_LANES));
+      let q_low_N_M = operand_K(fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad));
+      let q_high_N_M = operand_K(fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad + CHUNK_LANES));
       q_largest_N = max(q_largest_N, max(largest_of_loaded(q_low_N_M), largest_of_loaded(q_high_N_M)));
     // }
     let q_scale_N = row_scale(q_largest_N, 1u, CHUNK_LANES);
     let scale_N = scale * inverse(q_scale_N);
     // unroll M in K_CHUNKS {
-      p_tile[low] = signed(to_half(q_low_N_M, q_scale_N));
-      p_tile[high] = signed(to_half(q_high_N_M, q_scale_N));
-      // unroll REST in REST_PARTS {
-        p_tile_REST[low] = signed(to_rest(q_low_N_M, q_scale_N));
-        p_tile_REST[high] = signed(to_rest(q_high_N_M, q_scale_N));
+      // unroll PART in PARTS {
+        p_tile_PART[low] = signed(to_PART(q_low_N_M, q_scale_N));
+        p_tile_PART[high] = signed(to_PART(q_high_N_M, q_scale_N));
       // }
       scratch_barrier();
-      // unroll G in CHUNK_FRAGMENTS {
-        let q_N_M_G = coopLoadT<MatrixA>(&p_tile[scratch_G], CHUNK_STRIDE);
-        // unroll REST in REST_PARTS {
-          let q_REST_N_M_G = coopLoadT<MatrixA>(&p_tile_REST[scratch_G], CHUNK_STRIDE);
-        // }
+      // unroll G in CHUNK_FRAGMENTS, PART in PARTS {
+        let q_PART_N_M_G = coopLoadT<MatrixA>(&p_tile_PART[scratch_G], CHUNK_STRIDE);
       // }
       scratch_barrier();
     // }
@@ -123,7 +123,7 @@ fn main(
     loop {
       if next >= end_SEEN(visits) { break; }
 
-      // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i, and likewise for the
+      // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i; the same for the
       // gain of V
       // unroll N in ROW_FRAGMENTS {
         let m_new_N = select(m_N, s_max_N, s_max_N > m_N + MAX_GROWTH);
@@ -172,24 +172,20 @@ fn main(
       loop {
         // S = Q_i K_jᵀ of the next tile: dimensions outside, keys inside, so that several chains of products are in
         // flight. After the last tile it is computed once more for nothing.
-        // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS, G in CHUNK_FRAGMENTS {
-          var s_N_E_G = MatrixC();
-          var p_N_E_G = MatrixA();
-          // unroll REST in REST_PARTS {
-            var s_REST_N_E_G = MatrixC();
-            var p_REST_N_E_G = MatrixA();
-          // }
+        // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS, G in CHUNK_FRAGMENTS, PART in PARTS {
+          var s_PART_N_E_G = MatrixC();
+          var p_PART_N_E_G = MatrixA();
         // }
         // unroll M in K_CHUNKS, H in CHUNK_FRAGMENTS, E in KEY_CHUNKS, G in CHUNK_FRAGMENTS {
-          let k_M_H_E_G = coopLoad<MatrixB>(&k_tile[k_fragment(E, G, M, H)], K_STRIDE);
+          let k_M_H_E_G = coopLoad<MatrixB>(&k_tile_half[k_fragment(E, G, M, H)], K_STRIDE);
           // unroll N in ROW_FRAGMENTS {
-            s_N_E_G = coopMultiplyAdd(q_N_M_H, k_M_H_E_G, s_N_E_G);
+            s_half_N_E_G = coopMultiplyAdd(q_half_N_M_H, k_M_H_E_G, s_half_N_E_G);
           // }
           // unroll REST in REST_PARTS {
             let k_REST_M_H_E_G = coopLoad<MatrixB>(&k_tile_REST[k_fragment(E, G, M, H)], K_STRIDE);
             // unroll N in ROW_FRAGMENTS {
               s_REST_N_E_G = coopMultiplyAdd(q_REST_N_M_H, k_M_H_E_G, s_REST_N_E_G);
-              s_REST_N_E_G = coopMultiplyAdd(q_N_M_H, k_REST_M_H_E_G, s_REST_N_E_G);
+              s_REST_N_E_G = coopMultiplyAdd(q_half_N_M_H, k_REST_M_H_E_G, s_REST_N_E_G);
             // }
           // }
         // }
@@ -198,6 +194,8 @@ fn main(
           // P = exp(S − m_i), l_i = l_i + rowsum(P), dropout(P)
           let key_first = tile_at(visits, next - 1u) * TILE_KV;
           // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
+            let low_N_E = (E * CHUNK_QUADS + quad) * 4u;
+            let high_N_E = (E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u;
             var p_low_N_E = exp2(fma(s_low_N_E, vec4<f32>(scale_N), vec4<f32>(-m_N)));
             var p_high_N_E = exp2(fma(s_high_N_E, vec4<f32>(scale_N), vec4<f32>(-m_N)));
             if IS_MASKED_SEEN {
@@ -209,25 +207,20 @@ fn main(
             if HAS_DROPOUT {
               let batch = params.batch_first + tile.batch;
               let head = params.head_first + tile.head;
-              let key = key_first + (E * CHUNK_QUADS + quad) * 4u;
+              let key = key_first + low_N_E;
               p_low_N_E = dropout(p_low_N_E, batch, head, i_N, key);
               p_high_N_E = dropout(p_high_N_E, batch, head, i_N, key + CHUNK_LANES * 4u);
             }
             // in units of the rows of V, at most V_UNIT_MOST where the row sees them
-            p_low_N_E *= min(v_units((E * CHUNK_QUADS + quad) * 4u) * v_gain_N, vec4<f32>(V_UNIT_MOST));
-            p_high_N_E *= min(v_units((E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u) * v_gain_N, vec4<f32>(V_UNIT_MOST));
-            p_tile[low] = as_half(p_low_N_E);
-            p_tile[high] = as_half(p_high_N_E);
-            // unroll REST in REST_PARTS {
-              p_tile_REST[low] = rest_of(p_low_N_E);
-              p_tile_REST[high] = rest_of(p_high_N_E);
+            p_low_N_E *= min(v_units(low_N_E) * v_gain_N, vec4<f32>(V_UNIT_MOST));
+            p_high_N_E *= min(v_units(high_N_E) * v_gain_N, vec4<f32>(V_UNIT_MOST));
+            // unroll PART in PARTS {
+              p_tile_PART[low] = as_PART(p_low_N_E);
+              p_tile_PART[high] = as_PART(p_high_N_E);
             // }
             scratch_barrier();
-            // unroll G in CHUNK_FRAGMENTS {
-              p_N_E_G = coopLoadT<MatrixA>(&p_tile[scratch_G], CHUNK_STRIDE);
-              // unroll REST in REST_PARTS {
-                p_REST_N_E_G = coopLoadT<MatrixA>(&p_tile_REST[scratch_G], CHUNK_STRIDE);
-              // }
+            // unroll G in CHUNK_FRAGMENTS, PART in PARTS {
+              p_PART_N_E_G = coopLoadT<MatrixA>(&p_tile_PART[scratch_G], CHUNK_STRIDE);
             // }
             scratch_barrier();
           // }
@@ -241,16 +234,18 @@ fn main(
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
           // unroll G in CHUNK_FRAGMENTS {
             // unroll REST in REST_PARTS {
-              s_N_E_G = s_N_E_G + s_REST_N_E_G;
+              s_half_N_E_G = s_half_N_E_G + s_REST_N_E_G;
             // }
-            coopStoreT(s_N_E_G, &s_tile[scratch_G], s_stride);
+            coopStoreT(s_half_N_E_G, &s_tile[scratch_G], s_stride);
           // }
           scratch_barrier();
-          s_low_N_E = s_tile[low] * k_units((E * CHUNK_QUADS + quad) * 4u);
-          s_high_N_E = s_tile[high] * k_units((E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u);
+          let low_N_E = (E * CHUNK_QUADS + quad) * 4u;
+          let high_N_E = (E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u;
+          s_low_N_E = s_tile[low] * k_units(low_N_E);
+          s_high_N_E = s_tile[high] * k_units(high_N_E);
           scratch_barrier();
           if IS_MASKED_SEEN {
-            let key = next_key + (E * CHUNK_QUADS + quad) * 4u;
+            let key = next_key + low_N_E;
             s_low_N_E = select(vec4<f32>(MASKED), s_low_N_E, sees(visible_keys(i_N), key));
             s_high_N_E = select(vec4<f32>(MASKED), s_high_N_E, sees(visible_keys(i_N), key + CHUNK_LANES * 4u));
           }
@@ -274,16 +269,16 @@ fn main(
           loop {
             if HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite) { break; }
             // unroll E in KEY_CHUNKS, G in CHUNK_FRAGMENTS, M in V_CHUNKS, H in CHUNK_FRAGMENTS {
-              let v_E_G_M_H = coopLoadT<MatrixB>(&v_tile[v_fragment(E, G, M, H)], V_STRIDE);
+              let v_E_G_M_H = coopLoadT<MatrixB>(&v_tile_half[v_fragment(E, G, M, H)], V_STRIDE);
               // unroll ONLY in ONLY_PARTS, N in ROW_FRAGMENTS {
-                o_N_M_H = coopMultiplyAdd(p_N_E_G, v_E_G_M_H, o_N_M_H);
+                o_N_M_H = coopMultiplyAdd(p_half_N_E_G, v_E_G_M_H, o_N_M_H);
               // }
               // unroll REST in REST_PARTS {
                 let v_REST_E_G_M_H = coopLoadT<MatrixB>(&v_tile_REST[v_fragment(E, G, M, H)], V_STRIDE);
                 // unroll N in ROW_FRAGMENTS {
                   var o_REST_E_G_N_M_H = coopMultiplyAdd(p_REST_N_E_G, v_E_G_M_H, MatrixC());
-                  o_REST_E_G_N_M_H = coopMultiplyAdd(p_N_E_G, v_REST_E_G_M_H, o_REST_E_G_N_M_H);
-                  o_N_M_H = o_N_M_H + coopMultiplyAdd(p_N_E_G, v_E_G_M_H, o_REST_E_G_N_M_H);
+                  o_REST_E_G_N_M_H = coopMultiplyAdd(p_half_N_E_G, v_REST_E_G_M_H, o_REST_E_G_N_M_H);
+                  o_N_M_H = o_N_M_H + coopMultiplyAdd(p_half_N_E_G, v_E_G_M_H, o_REST_E_G_N_M_H);
                 // }
               // }
             // }
@@ -292,11 +287,8 @@ fn main(
           loop {
             if !(HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite)) { break; }
             // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS {
-              // unroll G in CHUNK_FRAGMENTS {
-                coopStoreT(p_N_E_G, &p_tile[scratch_G], s_stride);
-                // unroll REST in REST_PARTS {
-                  coopStoreT(p_REST_N_E_G, &p_tile_REST[scratch_G], s_stride);
-                // }
+              // unroll G in CHUNK_FRAGMENTS, PART in PARTS {
+                coopStoreT(p_PART_N_E_G, &p_tile_PART[scratch_G], s_stride);
               // }
               // unroll M in V_CHUNKS {
                 // unroll G in CHUNK_FRAGMENTS {
@@ -305,9 +297,9 @@ fn main(
                 scratch_barrier();
                 for (var key = 0u; key < CHUNK_QUADS * 4u; key++) {
                   let at = (E * CHUNK_QUADS * 4u + key) * V_STRIDE + M * CHUNK_QUADS + quad;
-                  var p = f32(p_tile[scratch_row + key / 4u][key % 4u]);
-                  var v_low = vec4<f32>(v_tile[at]);
-                  var v_high = vec4<f32>(v_tile[at + CHUNK_LANES]);
+                  var p = f32(p_tile_half[scratch_row + key / 4u][key % 4u]);
+                  var v_low = vec4<f32>(v_tile_half[at]);
+                  var v_high = vec4<f32>(v_tile_half[at + CHUNK_LANES]);
                   // unroll REST in REST_PARTS {
                     p += f32(p_tile_REST[scratch_row + key / 4u][key % 4u]);
                     v_low += vec4<f32>(v_tile_REST[at]);

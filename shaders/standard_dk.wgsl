@@ -1,5 +1,8 @@
 // Standard attention, backward: dK = softmax_scale · dSᵀ Q, with dS read from memory.
 //
+// Reads dS[batch, num_heads, seqlen_q, seqlen_kv], Q[batch, seqlen_q, num_heads, head_dim]. Writes
+// dK[batch, seqlen_kv, num_heads_kv, head_dim].
+//
 //   for each KV tile j of a KV head:                     one workgroup
 //     dK_j = softmax_scale · Σ_i dS_ijᵀ Q_i            i: the Q tiles with a row that sees some key of j,
 //                                                      of all query heads that share the KV head

@@ -1,5 +1,8 @@
 // Standard attention, backward: dP = dO Vᵀ, written to memory like S by standard_scores.wgsl.
 //
+// Reads dO[batch, seqlen_q, num_heads, head_dim_v], V[batch, seqlen_kv, num_heads_kv, head_dim_v]. Writes
+// dP[batch, num_heads, seqlen_q, seqlen_kv].
+//
 //   for each Q tile i, for each KV tile j that some row of i sees:      one workgroup
 //     dP_ij = dO_i V_jᵀ
 

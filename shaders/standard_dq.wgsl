@@ -1,5 +1,8 @@
 // Standard attention, backward: dQ = softmax_scale · dS K, with dS read from memory.
 //
+// Reads dS[batch, num_heads, seqlen_q, seqlen_kv], K[batch, seqlen_kv, num_heads_kv, head_dim]. Writes
+// dQ[batch, seqlen_q, num_heads, head_dim].
+//
 //   for each Q tile i:                                   one workgroup
 //     dQ_i = softmax_scale · Σ_j dS_ij K_j over the KV tiles j that some row of i sees
 

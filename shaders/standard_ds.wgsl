@@ -1,5 +1,8 @@
 // Standard attention, backward: from S and dP to dropout(P) and dS, in place.
 //
+// Reads S[batch, num_heads, seqlen_q, seqlen_kv], dP of the same shape, LSE[batch, num_heads, seqlen_q], D of the same
+// shape. Writes P and dS in their places.
+//
 //   for each row:                                        one workgroup
 //     P = exp(S − LSE)
 //     dS = P ∘ (dropout(dP) − D)

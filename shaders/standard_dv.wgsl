@@ -1,5 +1,8 @@
 // Standard attention, backward: dV = dropout(P)ᵀ dO, with dropout(P) read from memory.
 //
+// Reads P[batch, num_heads, seqlen_q, seqlen_kv], dO[batch, seqlen_q, num_heads, head_dim_v]. Writes
+// dV[batch, seqlen_kv, num_heads_kv, head_dim_v].
+//
 //   for each KV tile j of a KV head:                     one workgroup
 //     dV_j = Σ_i dropout(P_ij)ᵀ dO_i                   i: the Q tiles with a row that sees some key of j,
 //                                                      of all query heads that share the KV head

@@ -1,5 +1,8 @@
 // Standard attention, third kernel: O = P V, with P read from memory.
 //
+// Reads P[batch, num_heads, seqlen_q, seqlen_kv], V[batch, seqlen_kv, num_heads_kv, head_dim_v]. Writes
+// O[batch, seqlen_q, num_heads, head_dim_v].
+//
 //   for each Q tile i:                                   one workgroup
 //     O_i = Σ_j P_ij V_j over the KV tiles j that some row of i sees
 

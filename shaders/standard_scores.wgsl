@@ -1,5 +1,8 @@
 // Standard attention, first kernel: S = softmax_scale · Q Kᵀ, masked, written to memory.
 //
+// Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim]. Writes
+// S[batch, num_heads, seqlen_q, seqlen_kv].
+//
 //   for each Q tile i, for each KV tile j that some row of i sees:      one workgroup
 //     S_ij = softmax_scale · Q_i K_jᵀ, masked
 //

@@ -1,5 +1,7 @@
 // Standard attention, second kernel: P = dropout(softmax(S)) in place, and LSE.
 //
+// Reads S[batch, num_heads, seqlen_q, seqlen_kv]. Writes P in the place of S, LSE[batch, num_heads, seqlen_q].
+//
 //   for each row:                                        one workgroup
 //     m = rowmax(S), l = rowsum(exp(S − m))              one pass, each invocation online over its own part
 //     P = dropout(exp(S − m) / l), LSE = m + ln l        a second pass

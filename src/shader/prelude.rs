@@ -91,6 +91,10 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let has_rest = specialization.storage.matrix_parts() > 1;
     lists.names("REST_PARTS", if has_rest { vec!["rest"] } else { vec![] });
     lists.names("ONLY_PARTS", if has_rest { vec![] } else { vec!["only"] });
+    lists.names("PARTS", if has_rest { vec!["half", "rest"] } else { vec!["half"] });
+    // Tensors are as wide as K (Q, K and their gradients) or as V (V, O and theirs).
+    lists.names("WIDTHS", vec!["K", "V"]);
+    lists.names("V_THEN_K", vec!["V", "K"]);
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         Owns::Rows => vec!["k", "v"],

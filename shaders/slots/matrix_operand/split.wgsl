@@ -11,7 +11,7 @@ fn to_rest(loaded: Loaded, scale: f32) -> vec4<f16> {
 }
 
 fn as_half(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(rounded(value)); }
-fn rest_of(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value - rounded(value)); }
+fn as_rest(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value - rounded(value)); }
 
 // Rounded by its bits to the 11 of f16, since compilers take f32(f16(value)) for the value itself.
 fn rounded(value: vec4<f32>) -> vec4<f32> {
@@ -20,9 +20,10 @@ fn rounded(value: vec4<f32>) -> vec4<f32> {
 
 // An infinity in Q or K becomes the largest number instead: its product with what others leave as rest may be NaN. What
 // comes of it is far from every score of numbers, and a row that has no other sees nothing.
-fn score_operand(loaded: Loaded) -> Loaded {
+fn operand_K(loaded: Loaded) -> Loaded {
   let bits = bitcast<vec4<u32>>(loaded);
   let is_infinite = (bits & vec4<u32>(0x7fffffffu)) == vec4<u32>(0x7f800000u);
   return bitcast<vec4<f32>>(bits - select(vec4<u32>(0u), vec4<u32>(1u), is_infinite));
 }
+fn operand_V(loaded: Loaded) -> Loaded { return loaded; }
 fn stands_for_infinity(score: f32) -> bool { return score < -1e30; }

@@ -1,4 +1,4 @@
-// The range of f32 and bf16 does not fit f16: every row passes through matrices in a unit of its own, a power of two,
+// The range of f32 and bf16 does not fit f16: each row has a unit, a power of two,
 // in which its largest element is at least 2¹² and less than 2¹³. An element is then off by at most 2⁻³⁷ of the row's
 // largest (2⁻²² of itself) with its rest; bf16 needs none, and is exact down to 2⁻²⁶ of the largest.
 const HAS_UNITS = true;

@@ -18,12 +18,16 @@ lint:
 	$(CARGO) clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 
-# The other platforms' code type-checks; it runs where it runs.
+# The other platforms' code type-checks, and so does all of it with the oldest compiler that is promised; it runs where it
+# runs.
+RUST_VERSION = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 TARGETS = wasm32-unknown-unknown x86_64-pc-windows-gnu aarch64-apple-darwin
 cross:
 	rustup target add $(TARGETS)
 	for target in $(TARGETS); do $(CARGO) check --lib --target $$target || exit 1; done
 	$(CARGO) clippy --package wgpu-flash-attention-web --target wasm32-unknown-unknown -- -D warnings
+	rustup toolchain install $(RUST_VERSION) --profile minimal
+	rustup run $(RUST_VERSION) cargo check --lib --target-dir target/rust-version
 
 # The npm package, in web/pkg. Needs Node.js 20.19 or later.
 web: web/node_modules/.package-lock.json

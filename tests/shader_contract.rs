@@ -106,16 +106,18 @@ fn compile(variant: &Specialization) -> (Module, ModuleInfo, ShaderSource) {
     let source = ShaderSource::new(variant, Dialect::Naga).unwrap();
     let module = naga::front::wgsl::parse_str(source.text())
         .unwrap_or_else(|error| panic!("{variant:?}\n{}", error.emit_to_string(source.text())));
+    let info = validate(variant, &module, source.text());
+    (module, info, source)
+}
+
+fn validate(variant: &Specialization, module: &Module, text: &str) -> ModuleInfo {
     let mut validator = Validator::new(ValidationFlags::all(), claimed(variant));
     if claimed(variant).contains(NagaCapabilities::SUBGROUP) {
         validator
             .subgroup_stages(naga::valid::ShaderStages::COMPUTE)
             .subgroup_operations(naga::valid::SubgroupOperationSet::all());
     }
-    let info = validator
-        .validate(&module)
-        .unwrap_or_else(|error| panic!("{variant:?}\n{}", error.emit_to_string(source.text())));
-    (module, info, source)
+    validator.validate(module).unwrap_or_else(|error| panic!("{variant:?}\n{}", error.emit_to_string(text)))
 }
 
 #[test]
@@ -208,28 +210,52 @@ fn fnv(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
-/// One number for the text of all variants of each kernel, in both dialects, whatever their order.
-fn digests() -> BTreeMap<&'static str, (usize, u64)> {
+/// One number for all variants of each kernel, whatever their order, from one for each variant.
+fn print_digests(digest: impl Fn(&Specialization) -> u64 + Sync) {
+    let variants = variants();
+    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+    let digest = &digest;
     let mut digests = BTreeMap::new();
-    for variant in variants() {
-        let (count, sum) = digests.entry(variant.kernel.name()).or_insert((0, 0u64));
-        *count += 1;
-        for dialect in [Dialect::Naga, Dialect::Tint] {
-            *sum = sum.wrapping_add(fnv(ShaderSource::new(&variant, dialect).unwrap().text().bytes()));
+    std::thread::scope(|scope| {
+        let parts = variants.chunks(variants.len().div_ceil(threads));
+        let parts: Vec<_> = parts.map(|part| scope.spawn(move || part.iter().map(digest).collect())).collect();
+        let numbers: Vec<Vec<u64>> = parts.into_iter().map(|part| part.join().unwrap()).collect();
+        for (variant, number) in variants.iter().zip(numbers.iter().flatten()) {
+            let (count, sum) = digests.entry(variant.kernel.name()).or_insert((0, 0u64));
+            *count += 1;
+            *sum = sum.wrapping_add(*number);
         }
-    }
-    digests
-}
-
-/// Equal before and after a change that only moves things.
-#[test]
-#[ignore = "it tells numbers to compare and checks nothing; see CONTRIBUTING.md"]
-fn digests_of_all_shaders() {
-    let digests = digests();
+    });
     for (kernel, (count, sum)) in &digests {
         println!("{kernel}: {count} variants, {sum:016x}");
     }
     println!("all: {:016x}", fnv(digests.values().flat_map(|(_, sum)| sum.to_le_bytes())));
+}
+
+/// Equal before and after a change that only moves things. Both dialects.
+#[test]
+#[ignore = "it tells numbers to compare and checks nothing; see CONTRIBUTING.md"]
+fn digests_of_all_shaders() {
+    print_digests(|variant| {
+        let texts = [Dialect::Naga, Dialect::Tint].map(|dialect| ShaderSource::new(variant, dialect).unwrap());
+        texts.iter().fold(0u64, |sum, source| sum.wrapping_add(fnv(source.text().bytes())))
+    });
+}
+
+/// Equal before and after a change of names, white space, comments, or of what a shader does not use.
+#[test]
+#[ignore = "it tells numbers to compare and checks nothing; see CONTRIBUTING.md"]
+fn digests_of_all_spirv() {
+    print_digests(|variant| {
+        let (mut module, _, source) = compile(variant);
+        naga::compact::compact(&mut module, naga::compact::KeepUnused::No);
+        let info = validate(variant, &module, source.text());
+        let flags = naga::back::spv::WriterFlags::empty();
+        let options = naga::back::spv::Options { lang_version: (1, 3), flags, ..Default::default() };
+        let words = naga::back::spv::write_vec(&module, &info, &options, None)
+            .unwrap_or_else(|error| panic!("SPIR-V of {variant:?}: {error}"));
+        fnv(words.iter().flat_map(|word| word.to_le_bytes()))
+    });
 }
 
 /// Every variant that Tint and DXC must take too, as files for them: `make web-test` hands them over. A name begins with

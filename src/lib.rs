@@ -42,7 +42,7 @@ pub use operand::Operand;
 pub use plan::{Call, Capabilities, Plan};
 pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask,
-    MergeProblem, TensorLayout,
+    MergeProblem, ScoreMod, TensorLayout, alibi_slopes,
 };
 
 /// The README's programs, as documentation tests.

@@ -2,7 +2,7 @@
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
-use super::kernels::{Access, Kernel, RowReduce, Specialization, Storage};
+use super::kernels::{Access, Kernel, RowReduce, ScoreMods, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
@@ -74,7 +74,10 @@ pub(super) fn choose(
         let reason = "only flash attention has splits, and there must be at least one".into();
         return Err(Error::Unsupported { feature: "splits of the keys", reason });
     }
-    for &kernels in step.alternatives.iter().filter(|kernels| splits.is_none_or(|n| n == 1) || can_split(kernels)) {
+    // Kernels on matrices take scores as they are.
+    let can_modify = |kernels: &[Kernel]| problem.scores().is_empty() || !kernels[0].spec().on_matrices;
+    let can_run = |kernels: &[Kernel]| can_modify(kernels) && (splits.is_none_or(|n| n == 1) || can_split(kernels));
+    for &kernels in step.alternatives.iter().filter(|kernels| can_run(kernels)) {
         let candidates = (kernels[0].spec().candidates)(capabilities, problem);
         let fit = |tiles: &&Tiles| kernels.iter().all(|&kernel| fits(kernel, **tiles, problem, capabilities, tensors));
         if let Some(tiles) = given.as_ref().map_or(candidates, std::slice::from_ref).iter().find(fit) {
@@ -120,6 +123,7 @@ pub(super) fn specialize(
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some() || problem.mask.window_right.is_some(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
+        score_mods: ScoreMods::of(problem),
         parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element_in_force() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,

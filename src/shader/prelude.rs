@@ -27,6 +27,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     }
     constant(&mut text, "HAS_WINDOW", specialization.has_window);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
+    for (index, name) in specialization.score_mods.names().enumerate() {
+        constant(&mut text, &format!("TABLE_{name}"), format_args!("{index}u"));
+    }
 
     let mut lists = tensor_lists(specialization);
     counts.into_iter().for_each(|(name, count)| lists.count(name, count));
@@ -91,6 +94,12 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let has_rest = specialization.storage.matrix_parts() > 1;
     lists.names("REST_PARTS", if has_rest { vec!["rest"] } else { vec![] });
     lists.names("ONLY_PARTS", if has_rest { vec![] } else { vec!["only"] });
+    lists.names("SCORE_MODS", specialization.score_mods.names().collect());
+    lists.names("SCORE_MODS_BACK", specialization.score_mods.names().rev().collect());
+    // The same for scores that are modified, and for those that are not.
+    let is_modified = !specialization.score_mods.is_empty();
+    lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
+    lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         Owns::Rows => vec!["k", "v"],

@@ -1,7 +1,8 @@
 // Standard attention, backward: dK = softmax_scale · dSᵀ Q, with dS read from memory.
 //
 //   for each KV tile j of a KV head:                     one workgroup
-//     dK_j = softmax_scale · Σ_i dS_ijᵀ Q_i over the Q tiles i, of all query heads that share it, with a row that sees some key of j
+//     dK_j = softmax_scale · Σ_i dS_ijᵀ Q_i            i: the Q tiles with a row that sees some key of j,
+//                                                      of all query heads that share the KV head
 
 @group(0) @binding(BINDING_dp) var<storage, read> dp: array<vec4<f32>>;
 

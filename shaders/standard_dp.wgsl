@@ -22,10 +22,10 @@ fn main(
   // dP_ij = dO_i V_jᵀ
   let gradients = products(tile, j * TILE_KV, invocation, 1.0);
   // unroll N in THREAD_ROWS {
-  let row_N = invocation / LANES + N * ROW_LANES;
-  if tile.row + row_N < params.row_count {
-    let row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row + row_N;
-    dp[(row * params.s_stride_row + key) / 4u] = gradients[N];
-  }
+    let row_N = invocation / LANES + N * ROW_LANES;
+    if tile.row + row_N < params.row_count {
+      let row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row + row_N;
+      dp[(row * params.s_stride_row + key) / 4u] = gradients[N];
+    }
   // }
 }

@@ -29,7 +29,11 @@ fn main(
   let range = block_range(params.row_first + tile_row, params.row_first + last_row);
   let first = index * (params.s_stride_row / 4u);
 
-  for (var quad = range.first * (TILE_KV / 4u) + invocation; quad < range.end * (TILE_KV / 4u); quad += SOFTMAX_INVOCATIONS) {
+  for (
+    var quad = range.first * (TILE_KV / 4u) + invocation;
+    quad < range.end * (TILE_KV / 4u);
+    quad += SOFTMAX_INVOCATIONS
+  ) {
     let scores = s[first + quad];
     let masked = (scores == vec4<f32>(MASKED)) | vec4<bool>(stats.x == -MASKED);
     // P = exp(S − LSE)

@@ -1,7 +1,8 @@
 // Standard attention, backward: dV = dropout(P)ᵀ dO, with dropout(P) read from memory.
 //
 //   for each KV tile j of a KV head:                     one workgroup
-//     dV_j = Σ_i dropout(P_ij)ᵀ dO_i over the Q tiles i, of all query heads that share it, with a row that sees some key of j
+//     dV_j = Σ_i dropout(P_ij)ᵀ dO_i                   i: the Q tiles with a row that sees some key of j,
+//                                                      of all query heads that share the KV head
 
 @group(0) @binding(BINDING_s) var<storage, read> s: array<vec4<f32>>;
 

@@ -3,8 +3,8 @@
 //   for each Q tile i, for each KV tile j that some row of i sees:      one workgroup
 //     S_ij = softmax_scale · Q_i K_jᵀ, masked
 //
-// S is in units of log2(e) and rows are whole numbers of tiles; tiles that no row sees are not written. An invocation owns
-// THREAD_ROWS rows by four neighbouring keys.
+// S is in units of log2(e) and rows are whole numbers of tiles; tiles that no row sees are not written. An invocation
+// owns THREAD_ROWS rows by four neighbouring keys.
 
 @group(0) @binding(BINDING_s) var<storage, read_write> s: array<vec4<f32>>;
 
@@ -29,12 +29,12 @@ fn main(
   // masked
   let whole = is_whole(range, j);
   // unroll N in THREAD_ROWS {
-  let row_N = invocation / LANES + N * ROW_LANES;
-  var s_N = scores[N];
-  if !whole { s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(params.row_first + tile.row + row_N), key)); }
-  if tile.row + row_N < params.row_count {
-    let row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row + row_N;
-    s[(row * params.s_stride_row + key) / 4u] = s_N;
-  }
+    let row_N = invocation / LANES + N * ROW_LANES;
+    var s_N = scores[N];
+    if !whole { s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(params.row_first + tile.row + row_N), key)); }
+    if tile.row + row_N < params.row_count {
+      let row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row + row_N;
+      s[(row * params.s_stride_row + key) / 4u] = s_N;
+    }
   // }
 }

@@ -33,7 +33,11 @@ fn main(
   // m = rowmax(S), l = rowsum(exp(S − m))
   var m = MASKED;
   var l = 0.0;
-  for (var quad = range.first * (TILE_KV / 4u) + invocation; quad < range.end * (TILE_KV / 4u); quad += SOFTMAX_INVOCATIONS) {
+  for (
+    var quad = range.first * (TILE_KV / 4u) + invocation;
+    quad < range.end * (TILE_KV / 4u);
+    quad += SOFTMAX_INVOCATIONS
+  ) {
     // unroll PLAIN in PLAIN_SCORES {
     let scores = s[first + quad];
     // }
@@ -65,7 +69,11 @@ fn main(
   // P = dropout(exp(S − m) / l), LSE = m + ln l; a row that sees nothing, or only scores of −∞, gives 0 and −∞
   let empty = l == 0.0;
   let factor = select(params.dropout_scale / l, 0.0, empty);
-  for (var quad = range.first * (TILE_KV / 4u) + invocation; quad < range.end * (TILE_KV / 4u); quad += SOFTMAX_INVOCATIONS) {
+  for (
+    var quad = range.first * (TILE_KV / 4u) + invocation;
+    quad < range.end * (TILE_KV / 4u);
+    quad += SOFTMAX_INVOCATIONS
+  ) {
     // unroll PLAIN in PLAIN_SCORES {
     let scores = s[first + quad];
     // }

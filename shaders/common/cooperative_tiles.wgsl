@@ -1,15 +1,15 @@
 // The tiles of flash attention on cooperative matrices, in f16, and Q, K and V on their way there. Head dimensions are
-// padded with 0 to whole chunks, and so are rows. As in flash_tiles.wgsl, loads are never under a branch. Elements that f16
-// cannot hold pass as slots/row_units/ and slots/matrix_operand/ say: rows in units of their own, and what is left of f32
-// behind f16 as a second part, the rest.
+// padded with 0 to whole chunks, and so are rows. As in flash_tiles.wgsl, loads are never under a branch. Elements that
+// f16 cannot hold pass as slots/row_units/ and slots/matrix_operand/ say: rows in units of their own, and what is left
+// of f32 behind f16 as a second part, the rest.
 
 // Quads in a row of a fragment and of a chunk; lanes that share a row of a chunk, each with two quads of it.
 const MATRIX_QUADS = MATRIX_SIDE / 4u;
 const CHUNK_QUADS = CHUNK_FRAGMENTS * MATRIX_QUADS;
 const CHUNK_LANES = CHUNK_QUADS / 2u;
 
-// Rows in workgroup memory, in quads. 16 bytes of padding (32 in f32) spread them over the banks: without it matrices load
-// at less than half the speed. All are multiples of 16 bytes, which the widest loads of matrices need.
+// Rows in workgroup memory, in quads. 16 bytes of padding (32 in f32) spread them over the banks: without it matrices
+// load at less than half the speed. All are multiples of 16 bytes, which the widest loads of matrices need.
 const K_ROW_QUADS = K_CHUNKS * CHUNK_QUADS;
 const V_ROW_QUADS = V_CHUNKS * CHUNK_QUADS;
 const K_STRIDE = K_ROW_QUADS + 2u;
@@ -19,15 +19,15 @@ const CHUNK_STRIDE = CHUNK_QUADS + 2u;
 var<workgroup> k_tile: array<vec4<f16>, TILE_KV * K_STRIDE + 2u>;
 var<workgroup> v_tile: array<vec4<f16>, TILE_KV * V_STRIDE + 2u>;
 // unroll REST in REST_PARTS {
-var<workgroup> k_tile_REST: array<vec4<f16>, TILE_KV * K_STRIDE + 2u>;
-var<workgroup> v_tile_REST: array<vec4<f16>, TILE_KV * V_STRIDE + 2u>;
-var<workgroup> p_tile_REST: array<vec4<f16>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
+  var<workgroup> k_tile_REST: array<vec4<f16>, TILE_KV * K_STRIDE + 2u>;
+  var<workgroup> v_tile_REST: array<vec4<f16>, TILE_KV * V_STRIDE + 2u>;
+  var<workgroup> p_tile_REST: array<vec4<f16>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
 // }
 var<workgroup> s_tile: array<vec4<f32>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
 var<workgroup> p_tile: array<vec4<f16>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
 
-// In x: the last visit at whose tile a row's maximum had grown too far. Subgroups that write it write the same. As large as
-// 16 bytes because a driver (NVIDIA 580) loads matrices wrongly from arrays that smaller variables shift.
+// In x: the last visit at whose tile a row's maximum had grown too far. Subgroups that write it write the same. As
+// large as 16 bytes because a driver (NVIDIA 580) loads matrices wrongly from arrays that smaller variables shift.
 var<workgroup> grew_at: vec4<u32>;
 const NEVER = 0xffffffffu;
 
@@ -59,8 +59,8 @@ fn v_fragment(key_chunk: u32, key_place: u32, chunk: u32, place: u32) -> u32 {
   return key * V_STRIDE + chunk * CHUNK_QUADS + place * MATRIX_QUADS;
 }
 
-// P times the units of the rows of V passes through f16 in a unit that each row of P has for itself, its v_gain: with it the
-// largest unit of V that the row has seen is V_UNIT_GOAL, or has grown since up to V_UNIT_MOST. P is at most 2⁸.
+// P times the units of the rows of V passes through f16 in a unit that each row of P has for itself, its v_gain: with
+// it the largest unit of V that the row has seen is V_UNIT_GOAL, or has grown since up to V_UNIT_MOST. P is at most 2⁸.
 const V_UNIT_GOAL = 4.0;
 const V_UNIT_MOST = 128.0;
 const FIRST_V_GAIN = select(1.0, 8.507059173023462e37, HAS_UNITS); // 2¹²⁶
@@ -78,16 +78,16 @@ fn fetch_q(tile: QTile, row: u32, quad: u32) -> Loaded {
 // The scale is applied to S, in f32; only its sign is here, so that the greatest S stays the greatest.
 fn signed(half: vec4<f16>) -> vec4<f16> { return select(half, -half, params.softmax_scale_log2 < 0.0); }
 
-// Rows of a K tile, and of a V tile, that the invocations of a workgroup load at a time, a quad each: K_FETCH_LANES of them
-// share a row. Where they are no multiple of that, some load what others load too; where a row has fewer quads, some load
-// for nothing.
+// Rows of a K tile, and of a V tile, that the invocations of a workgroup load at a time, a quad each: K_FETCH_LANES of
+// them share a row. Where they are no multiple of that, some load what others load too; where a row has fewer quads,
+// some load for nothing.
 const K_FETCH_ROWS = INVOCATIONS / K_FETCH_LANES;
 const V_FETCH_ROWS = INVOCATIONS / V_FETCH_LANES;
 const K_FETCHES_ARE_EXACT = K_FETCHES * INVOCATIONS == TILE_KV * K_FETCH_LANES && K_FETCH_LANES == K_ROW_QUADS;
 const V_FETCHES_ARE_EXACT = V_FETCHES * INVOCATIONS == TILE_KV * V_FETCH_LANES && V_FETCH_LANES == V_ROW_QUADS;
 
-// An invocation's share of the K or of the V tiles: a quad of a row in the tile. All that stays the same from tile to tile
-// is computed once.
+// An invocation's share of the K or of the V tiles: a quad of a row in the tile. All that stays the same from tile to
+// tile is computed once.
 struct Share {
   row: u32,
   // Where the quad lies in workgroup memory, and where the row's unit; where there is none of them, behind the tile.
@@ -120,7 +120,8 @@ fn v_share(tile: QTile, invocation: u32) -> Share {
   let dim = min(quad * 4u, LAST_QUAD_V);
   let first = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head + dim;
   let last = first + (params.seqlen_kv - 1u) * params.v_stride_row;
-  return Share(row, place, unit_place, first + row * params.v_stride_row, last, HEAD_DIM_V - dim, quad * 4u < HEAD_DIM_V);
+  return Share(row, place, unit_place, first + row * params.v_stride_row, last, HEAD_DIM_V - dim,
+    quad * 4u < HEAD_DIM_V);
 }
 
 // Past the last key it is that key again (or, where indices wrap, another): what it gives is masked.
@@ -144,7 +145,7 @@ fn place_k(share: Share, fetch: u32, fetched: Loaded) {
   set_k_unit(min(share.unit_place + fetch * K_FETCH_ROWS, TILE_KV), inverse(scale));
   k_tile[exact_place] = select(vec4<f16>(), to_half(value, scale), is_inside);
   // unroll REST in REST_PARTS {
-  k_tile_REST[exact_place] = select(vec4<f16>(), to_rest(value, scale), is_inside);
+    k_tile_REST[exact_place] = select(vec4<f16>(), to_rest(value, scale), is_inside);
   // }
 }
 
@@ -158,7 +159,7 @@ fn place_v(share: Share, tile: u32, is_whole: bool, fetch: u32, value: Loaded) {
   set_v_unit(min(share.unit_place + fetch * V_FETCH_ROWS, TILE_KV), inverse(scale));
   v_tile[exact_place] = select(vec4<f16>(), to_half(value, scale), is_inside);
   // unroll REST in REST_PARTS {
-  v_tile_REST[exact_place] = select(vec4<f16>(), to_rest(value, scale), is_inside);
+    v_tile_REST[exact_place] = select(vec4<f16>(), to_rest(value, scale), is_inside);
   // }
 }
 
@@ -182,12 +183,16 @@ fn scratch_barrier() {
 // A row of a chunk lies in CHUNK_LANES neighbouring lanes.
 fn row_max(value: f32) -> f32 {
   var result = value;
-  for (var distance = 1u; distance < CHUNK_LANES; distance *= 2u) { result = max(result, subgroupShuffleXor(result, distance)); }
+  for (var distance = 1u; distance < CHUNK_LANES; distance *= 2u) {
+    result = max(result, subgroupShuffleXor(result, distance));
+  }
   return result;
 }
 
 fn row_sum(value: f32) -> f32 {
   var result = value;
-  for (var distance = 1u; distance < CHUNK_LANES; distance *= 2u) { result += subgroupShuffleXor(result, distance); }
+  for (var distance = 1u; distance < CHUNK_LANES; distance *= 2u) {
+    result += subgroupShuffleXor(result, distance);
+  }
   return result;
 }

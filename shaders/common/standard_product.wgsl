@@ -1,8 +1,8 @@
 // The product of rows with keys in standard attention: Q Kᵀ or dO Vᵀ, each a chunk of K_CHUNK_QUADS · 4 dimensions at a
 // time on its way to workgroup memory. LANES = TILE_KV / 4: an invocation owns four neighbouring keys. Rows are an odd
-// number of quads apart, so that neighbouring rows lie in different banks. Rows and dimensions outside the tensors are 0.
-// Loads are never under a branch, so that many are in flight at once: what lies outside loads its neighbour inside and
-// is replaced.
+// number of quads apart, so that neighbouring rows lie in different banks. Rows and dimensions outside the tensors are
+// 0. Loads are never under a branch, so that many are in flight at once: what lies outside loads its neighbour inside
+// and is replaced.
 
 const ROW_STRIDE = K_CHUNK_QUADS | 1u;
 
@@ -12,34 +12,32 @@ var<workgroup> key_tile: array<vec4<f32>, TILE_KV * ROW_STRIDE>;
 // The first dimension of the last quad.
 const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
 
-// unroll ROWS in ROWS {
-// unroll KEYS in KEY_TENSOR {
-// The tile of rows, times `factor`: cheaper here than on every product.
-fn stage_rows(tile: QTile, chunk: u32, invocation: u32, factor: f32) {
-  let first = params.ROWS_offset + tile.batch * params.ROWS_stride_batch + tile.head * params.ROWS_stride_head;
-  for (var index = invocation; index < TILE_Q * K_CHUNK_QUADS; index += INVOCATIONS) {
-    let row = index / K_CHUNK_QUADS;
-    let quad = index % K_CHUNK_QUADS;
-    let dim = (chunk * K_CHUNK_QUADS + quad) * 4u;
-    let inside_row = min(tile.row + row, params.row_count - 1u);
-    let inside_dim = min(dim, LAST_PRODUCT_QUAD);
-    let value = load_ROWS(first + inside_row * params.ROWS_stride_row + inside_dim, PRODUCT_DIM - inside_dim);
-    let inside = tile.row + row < params.row_count && dim < PRODUCT_DIM;
-    row_tile[row * ROW_STRIDE + quad] = select(vec4<f32>(0.0), decode(value) * factor, inside);
+// unroll ROWS in ROWS, KEYS in KEY_TENSOR {
+  // The tile of rows, times `factor`: cheaper here than on every product.
+  fn stage_rows(tile: QTile, chunk: u32, invocation: u32, factor: f32) {
+    let first = params.ROWS_offset + tile.batch * params.ROWS_stride_batch + tile.head * params.ROWS_stride_head;
+    for (var index = invocation; index < TILE_Q * K_CHUNK_QUADS; index += INVOCATIONS) {
+      let row = index / K_CHUNK_QUADS;
+      let quad = index % K_CHUNK_QUADS;
+      let dim = (chunk * K_CHUNK_QUADS + quad) * 4u;
+      let inside_row = min(tile.row + row, params.row_count - 1u);
+      let inside_dim = min(dim, LAST_PRODUCT_QUAD);
+      let value = load_ROWS(first + inside_row * params.ROWS_stride_row + inside_dim, PRODUCT_DIM - inside_dim);
+      let inside = tile.row + row < params.row_count && dim < PRODUCT_DIM;
+      row_tile[row * ROW_STRIDE + quad] = select(vec4<f32>(0.0), decode(value) * factor, inside);
+    }
   }
-}
 
-// A tile of keys passes through registers: quad `index` of the chunk of the tile from `key_first` on.
-fn fetch_keys(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
-  let first = params.KEYS_offset + tile.batch * params.KEYS_stride_batch + tile.head_kv * params.KEYS_stride_head;
-  let key = key_first + index / K_CHUNK_QUADS;
-  let dim = (chunk * K_CHUNK_QUADS + index % K_CHUNK_QUADS) * 4u;
-  let inside_dim = min(dim, LAST_PRODUCT_QUAD);
-  let at = first + min(key, params.seqlen_kv - 1u) * params.KEYS_stride_row + inside_dim;
-  let value = load_KEYS(at, PRODUCT_DIM - inside_dim);
-  return select(vec4<f32>(0.0), decode(value), key < params.seqlen_kv && dim < PRODUCT_DIM);
-}
-// }
+  // A tile of keys passes through registers: quad `index` of the chunk of the tile from `key_first` on.
+  fn fetch_keys(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
+    let first = params.KEYS_offset + tile.batch * params.KEYS_stride_batch + tile.head_kv * params.KEYS_stride_head;
+    let key = key_first + index / K_CHUNK_QUADS;
+    let dim = (chunk * K_CHUNK_QUADS + index % K_CHUNK_QUADS) * 4u;
+    let inside_dim = min(dim, LAST_PRODUCT_QUAD);
+    let at = first + min(key, params.seqlen_kv - 1u) * params.KEYS_stride_row + inside_dim;
+    let value = load_KEYS(at, PRODUCT_DIM - inside_dim);
+    return select(vec4<f32>(0.0), decode(value), key < params.seqlen_kv && dim < PRODUCT_DIM);
+  }
 // }
 
 // The four neighbouring keys of an invocation lie LANES rows apart, so that the invocations of a row of the score
@@ -55,13 +53,13 @@ fn products(tile: QTile, key_first: u32, invocation: u32, factor: f32) -> array<
   let lane = invocation % LANES;
   let row_lane = invocation / LANES;
   // unroll N in THREAD_ROWS {
-  var s_N = vec4<f32>(0.0);
+    var s_N = vec4<f32>(0.0);
   // }
   for (var chunk = 0u; chunk < K_CHUNKS; chunk++) {
     workgroupBarrier();
     stage_rows(tile, chunk, invocation, factor);
     // unroll L in K_FETCHES {
-    place_keys(invocation + L * INVOCATIONS, fetch_keys(tile, key_first, chunk, invocation + L * INVOCATIONS));
+      place_keys(invocation + L * INVOCATIONS, fetch_keys(tile, key_first, chunk, invocation + L * INVOCATIONS));
     // }
     workgroupBarrier();
     for (var d = 0u; d < K_CHUNK_QUADS; d++) {
@@ -70,14 +68,15 @@ fn products(tile: QTile, key_first: u32, invocation: u32, factor: f32) -> array<
       let k_2 = key_tile[(lane + 2u * LANES) * ROW_STRIDE + d];
       let k_3 = key_tile[(lane + 3u * LANES) * ROW_STRIDE + d];
       // unroll N in THREAD_ROWS {
-      let q_N = row_tile[(row_lane + N * ROW_LANES) * ROW_STRIDE + d];
-      s_N = vec4<f32>(dot_add(q_N, k_0, s_N.x), dot_add(q_N, k_1, s_N.y), dot_add(q_N, k_2, s_N.z), dot_add(q_N, k_3, s_N.w));
+        let q_N = row_tile[(row_lane + N * ROW_LANES) * ROW_STRIDE + d];
+        s_N = vec4<f32>(dot_add(q_N, k_0, s_N.x), dot_add(q_N, k_1, s_N.y), dot_add(q_N, k_2, s_N.z),
+          dot_add(q_N, k_3, s_N.w));
       // }
     }
   }
   var result = array<vec4<f32>, THREAD_ROWS>();
   // unroll N in THREAD_ROWS {
-  result[N] = s_N;
+    result[N] = s_N;
   // }
   return result;
 }

@@ -1,6 +1,6 @@
 // Sums over keys in standard attention: P V or dS K. A tile of the matrix in workgroup memory, and of V or K on its way
-// there, a chunk of CHUNK_QUADS · 4 head dimensions at a time, in which an invocation owns the quads lane, lane + LANES, …
-// What lies outside is 0, as in standard_product.wgsl.
+// there, a chunk of CHUNK_QUADS · 4 head dimensions at a time, in which an invocation owns the quads lane, lane +
+// LANES, … What lies outside is 0, as in standard_product.wgsl.
 
 const CHUNK_QUADS = THREAD_QUADS * LANES;
 const KEY_STRIDE = CHUNK_QUADS | 1u;
@@ -15,115 +15,106 @@ var<workgroup> p_tile: array<vec4<f32>, TILE_Q * P_STRIDE>;
 const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
 
 // unroll KEYS in KEY_TENSOR {
-fn fetch_keys(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
-  let first = params.KEYS_offset + tile.batch * params.KEYS_stride_batch + tile.head_kv * params.KEYS_stride_head;
-  let key = key_first + index / CHUNK_QUADS;
-  let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
-  let inside_dim = min(dim, LAST_PRODUCT_QUAD);
-  let at = first + min(key, params.seqlen_kv - 1u) * params.KEYS_stride_row + inside_dim;
-  let value = load_KEYS(at, PRODUCT_DIM - inside_dim);
-  return select(vec4<f32>(0.0), decode(value), key < params.seqlen_kv && dim < PRODUCT_DIM);
-}
+  fn fetch_keys(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
+    let first = params.KEYS_offset + tile.batch * params.KEYS_stride_batch + tile.head_kv * params.KEYS_stride_head;
+    let key = key_first + index / CHUNK_QUADS;
+    let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
+    let inside_dim = min(dim, LAST_PRODUCT_QUAD);
+    let at = first + min(key, params.seqlen_kv - 1u) * params.KEYS_stride_row + inside_dim;
+    let value = load_KEYS(at, PRODUCT_DIM - inside_dim);
+    return select(vec4<f32>(0.0), decode(value), key < params.seqlen_kv && dim < PRODUCT_DIM);
+  }
 // }
 
 fn place_keys(index: u32, value: vec4<f32>) {
   if index < TILE_KV * CHUNK_QUADS { key_tile[index / CHUNK_QUADS * KEY_STRIDE + index % CHUNK_QUADS] = value; }
 }
 
-// unroll MATRIX in MATRIX {
-// unroll KEYS in KEY_TENSOR {
-// unroll SUM in SUM {
-// The rows of a Q tile, times `factor`. An invocation owns THREAD_ROWS of them and every LANES-th quad.
-fn sum_over_keys(tile: QTile, invocation: u32, factor: f32) {
-  let lane = invocation % LANES;
-  let row_lane = invocation / LANES;
-  // unroll N in THREAD_ROWS {
-  let row_N = row_lane + N * ROW_LANES;
-  // unroll C in V_CHUNKS {
-  // unroll M in THREAD_QUADS {
-  var o_N_C_M = vec4<f32>(0.0);
-  var total_N_C_M = vec4<f32>(0.0);
-  // }
-  // }
-  // }
-  let s_row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row;
-
-  let range = block_range(tile.first_row, tile.last_row);
-  for (var j = range.first; j < range.end; j++) {
-    let key_first = j * TILE_KV;
-    let whole = is_whole(range, j);
-    // unroll C in V_CHUNKS {
-    workgroupBarrier(); // the last tile is read
-    if C == 0u {
-      for (var index = invocation; index < TILE_Q * LANES; index += INVOCATIONS) {
-        let row = index / LANES;
-        let quad = index % LANES;
-        var p = vec4<f32>(0.0);
-        if tile.row + row < params.row_count { p = MATRIX[((s_row + row) * params.s_stride_row + key_first) / 4u + quad]; }
-        p_tile[row * P_STRIDE + quad] = p;
-      }
-    }
-    // unroll L in V_FETCHES {
-    place_keys(invocation + L * INVOCATIONS, fetch_keys(tile, key_first, C, invocation + L * INVOCATIONS));
+// unroll MATRIX in MATRIX, KEYS in KEY_TENSOR, SUM in SUM {
+  // The rows of a Q tile, times `factor`. An invocation owns THREAD_ROWS of them and every LANES-th quad.
+  fn sum_over_keys(tile: QTile, invocation: u32, factor: f32) {
+    let lane = invocation % LANES;
+    let row_lane = invocation / LANES;
+    // unroll N in THREAD_ROWS {
+      let row_N = row_lane + N * ROW_LANES;
+      // unroll C in V_CHUNKS, M in THREAD_QUADS {
+        var o_N_C_M = vec4<f32>(0.0);
+        var total_N_C_M = vec4<f32>(0.0);
+      // }
     // }
-    workgroupBarrier();
+    let s_row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row;
 
-    for (var quad = 0u; quad < LANES; quad++) {
-      // unroll N in THREAD_ROWS {
-      let p_N = p_tile[row_N * P_STRIDE + quad];
-      // }
-      // unroll M in THREAD_QUADS {
-      let v_0_M = key_tile[quad * 4u * KEY_STRIDE + lane + M * LANES];
-      let v_1_M = key_tile[(quad * 4u + 1u) * KEY_STRIDE + lane + M * LANES];
-      let v_2_M = key_tile[(quad * 4u + 2u) * KEY_STRIDE + lane + M * LANES];
-      let v_3_M = key_tile[(quad * 4u + 3u) * KEY_STRIDE + lane + M * LANES];
-      // unroll N in THREAD_ROWS {
-      if HAS_WINDOW && !whole {
-        let seen = sees(visible_keys(params.row_first + tile.row + row_N), key_first + quad * 4u);
-        o_N_C_M = add_seen(seen.x, p_N.x, v_0_M, o_N_C_M);
-        o_N_C_M = add_seen(seen.y, p_N.y, v_1_M, o_N_C_M);
-        o_N_C_M = add_seen(seen.z, p_N.z, v_2_M, o_N_C_M);
-        o_N_C_M = add_seen(seen.w, p_N.w, v_3_M, o_N_C_M);
-      } else {
-        o_N_C_M = fma(vec4<f32>(p_N.x), v_0_M, o_N_C_M);
-        o_N_C_M = fma(vec4<f32>(p_N.y), v_1_M, o_N_C_M);
-        o_N_C_M = fma(vec4<f32>(p_N.z), v_2_M, o_N_C_M);
-        o_N_C_M = fma(vec4<f32>(p_N.w), v_3_M, o_N_C_M);
-      }
-      // }
-      // }
-    }
-    // }
-    // A long sum is a sum of sums: each has few terms, so none drifts.
-    if (j + 1u - range.first) % TILES_ADDED_AT_ONCE == 0u || j + 1u == range.end {
-      // unroll N in THREAD_ROWS {
+    let range = block_range(tile.first_row, tile.last_row);
+    for (var j = range.first; j < range.end; j++) {
+      let key_first = j * TILE_KV;
+      let whole = is_whole(range, j);
       // unroll C in V_CHUNKS {
-      // unroll M in THREAD_QUADS {
-      total_N_C_M += o_N_C_M;
-      o_N_C_M = vec4<f32>(0.0);
-      // }
-      // }
-      // }
-    }
-  }
+        workgroupBarrier(); // the last tile is read
+        if C == 0u {
+          for (var index = invocation; index < TILE_Q * LANES; index += INVOCATIONS) {
+            let row = index / LANES;
+            let quad = index % LANES;
+            var p = vec4<f32>(0.0);
+            if tile.row + row < params.row_count {
+              p = MATRIX[((s_row + row) * params.s_stride_row + key_first) / 4u + quad];
+            }
+            p_tile[row * P_STRIDE + quad] = p;
+          }
+        }
+        // unroll L in V_FETCHES {
+          place_keys(invocation + L * INVOCATIONS, fetch_keys(tile, key_first, C, invocation + L * INVOCATIONS));
+        // }
+        workgroupBarrier();
 
-  // A row that sees nothing, or only scores of −∞, gives 0 whatever the keys hold.
-  let lse_at = params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + tile.row;
-  // unroll N in THREAD_ROWS {
-  if tile.row + row_N < params.row_count {
-    let is_empty = lse[lse_at + row_N] <= MASKED;
-    let first = params.SUM_offset + tile.batch * params.SUM_stride_batch + tile.head * params.SUM_stride_head
-      + (tile.row + row_N) * params.SUM_stride_row;
-    // unroll C in V_CHUNKS {
-    // unroll M in THREAD_QUADS {
-    let dim_C_M = (C * CHUNK_QUADS + lane + M * LANES) * 4u;
-    let result_C_M = select(total_N_C_M * factor, vec4<f32>(0.0), is_empty);
-    if dim_C_M < PRODUCT_DIM { store_SUM(first + dim_C_M, PRODUCT_DIM - dim_C_M, result_C_M); }
-    // }
+        for (var quad = 0u; quad < LANES; quad++) {
+          // unroll N in THREAD_ROWS {
+            let p_N = p_tile[row_N * P_STRIDE + quad];
+          // }
+          // unroll M in THREAD_QUADS {
+            let v_0_M = key_tile[quad * 4u * KEY_STRIDE + lane + M * LANES];
+            let v_1_M = key_tile[(quad * 4u + 1u) * KEY_STRIDE + lane + M * LANES];
+            let v_2_M = key_tile[(quad * 4u + 2u) * KEY_STRIDE + lane + M * LANES];
+            let v_3_M = key_tile[(quad * 4u + 3u) * KEY_STRIDE + lane + M * LANES];
+            // unroll N in THREAD_ROWS {
+              if HAS_WINDOW && !whole {
+                let seen = sees(visible_keys(params.row_first + tile.row + row_N), key_first + quad * 4u);
+                o_N_C_M = add_seen(seen.x, p_N.x, v_0_M, o_N_C_M);
+                o_N_C_M = add_seen(seen.y, p_N.y, v_1_M, o_N_C_M);
+                o_N_C_M = add_seen(seen.z, p_N.z, v_2_M, o_N_C_M);
+                o_N_C_M = add_seen(seen.w, p_N.w, v_3_M, o_N_C_M);
+              } else {
+                o_N_C_M = fma(vec4<f32>(p_N.x), v_0_M, o_N_C_M);
+                o_N_C_M = fma(vec4<f32>(p_N.y), v_1_M, o_N_C_M);
+                o_N_C_M = fma(vec4<f32>(p_N.z), v_2_M, o_N_C_M);
+                o_N_C_M = fma(vec4<f32>(p_N.w), v_3_M, o_N_C_M);
+              }
+            // }
+          // }
+        }
+      // }
+      // A long sum is a sum of sums: each has few terms, so none drifts.
+      if (j + 1u - range.first) % TILES_ADDED_AT_ONCE == 0u || j + 1u == range.end {
+        // unroll N in THREAD_ROWS, C in V_CHUNKS, M in THREAD_QUADS {
+          total_N_C_M += o_N_C_M;
+          o_N_C_M = vec4<f32>(0.0);
+        // }
+      }
+    }
+
+    // A row that sees nothing, or only scores of −∞, gives 0 whatever the keys hold.
+    let lse_at =
+      params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + tile.row;
+    // unroll N in THREAD_ROWS {
+      if tile.row + row_N < params.row_count {
+        let is_empty = lse[lse_at + row_N] <= MASKED;
+        let first = params.SUM_offset + tile.batch * params.SUM_stride_batch + tile.head * params.SUM_stride_head
+          + (tile.row + row_N) * params.SUM_stride_row;
+        // unroll C in V_CHUNKS, M in THREAD_QUADS {
+          let dim_C_M = (C * CHUNK_QUADS + lane + M * LANES) * 4u;
+          let result_C_M = select(total_N_C_M * factor, vec4<f32>(0.0), is_empty);
+          if dim_C_M < PRODUCT_DIM { store_SUM(first + dim_C_M, PRODUCT_DIM - dim_C_M, result_C_M); }
+        // }
+      }
     // }
   }
-  // }
-}
-// }
-// }
 // }

@@ -1,6 +1,6 @@
-// Sums over rows in standard attention: dropout(P)ᵀ dO or dSᵀ Q, over all heads that share the keys. A tile of the matrix
-// in workgroup memory, and of dO or Q, a chunk of CHUNK_QUADS · 4 head dimensions at a time. What lies outside is 0, as in
-// standard_product.wgsl, and so are rows that see nothing, or only scores of −∞.
+// Sums over rows in standard attention: dropout(P)ᵀ dO or dSᵀ Q, over all heads that share the keys. A tile of the
+// matrix in workgroup memory, and of dO or Q, a chunk of CHUNK_QUADS · 4 head dimensions at a time. What lies outside
+// is 0, as in standard_product.wgsl, and so are rows that see nothing, or only scores of −∞.
 
 const CHUNK_QUADS = THREAD_QUADS * LANES;
 const ROW_STRIDE = CHUNK_QUADS | 1u;
@@ -15,111 +15,98 @@ var<workgroup> p_tile: array<vec4<f32>, TILE_Q * P_STRIDE>;
 // The first dimension of the last quad.
 const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
 
-// unroll MATRIX in MATRIX {
-// unroll ROWS in ROWS {
-// unroll SUM in SUM {
-fn fetch_rows(tile: KvTile, head: u32, first_row: u32, chunk: u32, index: u32) -> vec4<f32> {
-  let first = params.ROWS_offset + tile.batch * params.ROWS_stride_batch + head * params.ROWS_stride_head;
-  let row = first_row + index / CHUNK_QUADS;
-  let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
-  let inside_dim = min(dim, LAST_PRODUCT_QUAD);
-  let at = first + min(row, params.row_count - 1u) * params.ROWS_stride_row + inside_dim;
-  let value = load_ROWS(at, PRODUCT_DIM - inside_dim);
-  let lse_at = params.lse_offset + tile.batch * params.lse_stride_batch + head * params.lse_stride_head;
-  let is_live = (row < params.row_count) & !(lse[lse_at + min(row, params.row_count - 1u)] <= MASKED);
-  return select(vec4<f32>(0.0), decode(value), is_live && dim < PRODUCT_DIM);
-}
+// unroll MATRIX in MATRIX, ROWS in ROWS, SUM in SUM {
+  fn fetch_rows(tile: KvTile, head: u32, first_row: u32, chunk: u32, index: u32) -> vec4<f32> {
+    let first = params.ROWS_offset + tile.batch * params.ROWS_stride_batch + head * params.ROWS_stride_head;
+    let row = first_row + index / CHUNK_QUADS;
+    let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
+    let inside_dim = min(dim, LAST_PRODUCT_QUAD);
+    let at = first + min(row, params.row_count - 1u) * params.ROWS_stride_row + inside_dim;
+    let value = load_ROWS(at, PRODUCT_DIM - inside_dim);
+    let lse_at = params.lse_offset + tile.batch * params.lse_stride_batch + head * params.lse_stride_head;
+    let is_live = (row < params.row_count) & !(lse[lse_at + min(row, params.row_count - 1u)] <= MASKED);
+    return select(vec4<f32>(0.0), decode(value), is_live && dim < PRODUCT_DIM);
+  }
 
-fn place_rows(index: u32, value: vec4<f32>) {
-  if index < TILE_Q * CHUNK_QUADS { row_tile[index / CHUNK_QUADS * ROW_STRIDE + index % CHUNK_QUADS] = value; }
-}
+  fn place_rows(index: u32, value: vec4<f32>) {
+    if index < TILE_Q * CHUNK_QUADS { row_tile[index / CHUNK_QUADS * ROW_STRIDE + index % CHUNK_QUADS] = value; }
+  }
 
-// The keys of a KV tile, times `factor`. An invocation owns four neighbouring keys (THREAD_ROWS is 4) and every LANES-th
-// quad.
-fn sum_over_rows(tile: KvTile, invocation: u32, factor: f32) {
-  let lane = invocation % LANES;
-  let key_quad = invocation / LANES;
-  // unroll E in KEYS {
-  // unroll C in V_CHUNKS {
-  // unroll M in THREAD_QUADS {
-  var sum_E_C_M = vec4<f32>(0.0);
-  var total_E_C_M = vec4<f32>(0.0);
-  // }
-  // }
-  // }
-  var tiles_in_sum = 0u;
+  // The keys of a KV tile, times `factor`. An invocation owns four neighbouring keys (THREAD_ROWS is 4) and every
+  // LANES-th quad.
+  fn sum_over_rows(tile: KvTile, invocation: u32, factor: f32) {
+    let lane = invocation % LANES;
+    let key_quad = invocation / LANES;
+    // unroll E in KEYS, C in V_CHUNKS, M in THREAD_QUADS {
+      var sum_E_C_M = vec4<f32>(0.0);
+      var total_E_C_M = vec4<f32>(0.0);
+    // }
+    var tiles_in_sum = 0u;
 
-  let range = row_range(tile.first_key, tile.last_key);
-  for (var head = tile.head; head < tile.head + params.heads_per_kv; head++) {
-    let s_row = (tile.batch * params.head_count + head) * params.row_count;
-    for (var i = range.first; i < range.end; i++) {
-      let first_row = i * TILE_Q;
-      let whole = is_whole(range, i);
-      // unroll C in V_CHUNKS {
-      workgroupBarrier(); // the last tile is read
-      if C == 0u {
-        for (var index = invocation; index < TILE_Q * P_QUADS; index += INVOCATIONS) {
-          let row = index / P_QUADS;
-          let quad = index % P_QUADS;
-          var p = vec4<f32>(0.0);
-          if first_row + row < params.row_count {
-            p = MATRIX[((s_row + first_row + row) * params.s_stride_row + tile.key) / 4u + quad];
-            // A tile that no row sees was never written.
-            if !whole { p = select(vec4<f32>(0.0), p, sees(visible_keys(first_row + row), tile.key + quad * 4u)); }
-          }
-          p_tile[row * P_STRIDE + quad] = p;
-        }
-      }
-      // unroll L in V_FETCHES {
-      place_rows(invocation + L * INVOCATIONS, fetch_rows(tile, head, first_row, C, invocation + L * INVOCATIONS));
-      // }
-      workgroupBarrier();
-
-      for (var row = 0u; row < TILE_Q; row++) {
-        let p = p_tile[row * P_STRIDE + key_quad];
-        let seen = sees(visible_keys(first_row + row), tile.key + key_quad * 4u);
-        // unroll M in THREAD_QUADS {
-        let r_M = row_tile[row * ROW_STRIDE + lane + M * LANES];
-        // unroll E in KEYS {
-        if HAS_WINDOW && !whole {
-          sum_E_C_M = add_seen(seen[E], p[E], r_M, sum_E_C_M);
-        } else {
-          sum_E_C_M = fma(vec4<f32>(p[E]), r_M, sum_E_C_M);
-        }
-        // }
-        // }
-      }
-      // }
-      // A long sum is a sum of sums: each has few terms, so none drifts.
-      tiles_in_sum += 1u;
-      if tiles_in_sum == TILES_ADDED_AT_ONCE || i + 1u == range.end {
-        tiles_in_sum = 0u;
-        // unroll E in KEYS {
+    let range = row_range(tile.first_key, tile.last_key);
+    for (var head = tile.head; head < tile.head + params.heads_per_kv; head++) {
+      let s_row = (tile.batch * params.head_count + head) * params.row_count;
+      for (var i = range.first; i < range.end; i++) {
+        let first_row = i * TILE_Q;
+        let whole = is_whole(range, i);
         // unroll C in V_CHUNKS {
-        // unroll M in THREAD_QUADS {
-        total_E_C_M += sum_E_C_M;
-        sum_E_C_M = vec4<f32>(0.0);
+          workgroupBarrier(); // the last tile is read
+          if C == 0u {
+            for (var index = invocation; index < TILE_Q * P_QUADS; index += INVOCATIONS) {
+              let row = index / P_QUADS;
+              let quad = index % P_QUADS;
+              var p = vec4<f32>(0.0);
+              if first_row + row < params.row_count {
+                p = MATRIX[((s_row + first_row + row) * params.s_stride_row + tile.key) / 4u + quad];
+                // A tile that no row sees was never written.
+                if !whole { p = select(vec4<f32>(0.0), p, sees(visible_keys(first_row + row), tile.key + quad * 4u)); }
+              }
+              p_tile[row * P_STRIDE + quad] = p;
+            }
+          }
+          // unroll L in V_FETCHES {
+            place_rows(invocation + L * INVOCATIONS,
+              fetch_rows(tile, head, first_row, C, invocation + L * INVOCATIONS));
+          // }
+          workgroupBarrier();
+
+          for (var row = 0u; row < TILE_Q; row++) {
+            let p = p_tile[row * P_STRIDE + key_quad];
+            let seen = sees(visible_keys(first_row + row), tile.key + key_quad * 4u);
+            // unroll M in THREAD_QUADS {
+              let r_M = row_tile[row * ROW_STRIDE + lane + M * LANES];
+              // unroll E in KEYS {
+                if HAS_WINDOW && !whole {
+                  sum_E_C_M = add_seen(seen[E], p[E], r_M, sum_E_C_M);
+                } else {
+                  sum_E_C_M = fma(vec4<f32>(p[E]), r_M, sum_E_C_M);
+                }
+              // }
+            // }
+          }
         // }
-        // }
-        // }
+        // A long sum is a sum of sums: each has few terms, so none drifts.
+        tiles_in_sum += 1u;
+        if tiles_in_sum == TILES_ADDED_AT_ONCE || i + 1u == range.end {
+          tiles_in_sum = 0u;
+          // unroll E in KEYS, C in V_CHUNKS, M in THREAD_QUADS {
+            total_E_C_M += sum_E_C_M;
+            sum_E_C_M = vec4<f32>(0.0);
+          // }
+        }
       }
     }
-  }
 
-  // unroll E in KEYS {
-  let key_E = tile.key + key_quad * 4u + E;
-  if key_E < params.key_count {
-    let first = params.SUM_offset + tile.batch * params.SUM_stride_batch + tile.head_kv * params.SUM_stride_head
-      + key_E * params.SUM_stride_row;
-    // unroll C in V_CHUNKS {
-    // unroll M in THREAD_QUADS {
-    let dim_C_M = (C * CHUNK_QUADS + lane + M * LANES) * 4u;
-    if dim_C_M < PRODUCT_DIM { store_SUM(first + dim_C_M, PRODUCT_DIM - dim_C_M, total_E_C_M * factor); }
-    // }
+    // unroll E in KEYS {
+      let key_E = tile.key + key_quad * 4u + E;
+      if key_E < params.key_count {
+        let first = params.SUM_offset + tile.batch * params.SUM_stride_batch + tile.head_kv * params.SUM_stride_head
+          + key_E * params.SUM_stride_row;
+        // unroll C in V_CHUNKS, M in THREAD_QUADS {
+          let dim_C_M = (C * CHUNK_QUADS + lane + M * LANES) * 4u;
+          if dim_C_M < PRODUCT_DIM { store_SUM(first + dim_C_M, PRODUCT_DIM - dim_C_M, total_E_C_M * factor); }
+        // }
+      }
     // }
   }
-  // }
-}
-// }
-// }
 // }

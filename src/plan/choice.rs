@@ -74,10 +74,7 @@ pub(super) fn choose(
         let reason = "only flash attention has splits, and there must be at least one".into();
         return Err(Error::Unsupported { feature: "splits of the keys", reason });
     }
-    // Kernels on matrices take scores as they are.
-    let can_modify = |kernels: &[Kernel]| problem.scores().is_empty() || !kernels[0].spec().on_matrices;
-    let can_run = |kernels: &[Kernel]| can_modify(kernels) && (splits.is_none_or(|n| n == 1) || can_split(kernels));
-    for &kernels in step.alternatives.iter().filter(|kernels| can_run(kernels)) {
+    for &kernels in step.alternatives.iter().filter(|kernels| splits.is_none_or(|n| n == 1) || can_split(kernels)) {
         let candidates = (kernels[0].spec().candidates)(capabilities, problem);
         let fit = |tiles: &&Tiles| kernels.iter().all(|&kernel| fits(kernel, **tiles, problem, capabilities, tensors));
         if let Some(tiles) = given.as_ref().map_or(candidates, std::slice::from_ref).iter().find(fit) {

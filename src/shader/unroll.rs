@@ -2,8 +2,10 @@
 //!
 //! The lines between are repeated for each entry of the list, with the variable replaced in every identifier that has
 //! it as a whole part between underscores: with entry 2, `o_N` becomes `o_2`, and `N` alone becomes `2u`. Lists may
-//! hold names too: with entry `q`, `load_TENSOR` becomes `load_q`. It exists because WGSL cannot index registers: a
-//! private array walked by a loop runs 6.6 times slower in a checked module (f32 forward, NVIDIA H200).
+//! hold names too: with entry `q`, `load_TENSOR` becomes `load_q`. Several variables in one directive are nested loops,
+//! the first outermost: `// unroll N in ROWS, E in KEYS {`. The name of a list may hold a variable of a loop around it:
+//! `// unroll W in WIDTHS, TENSOR in TENSORS_W {`. It exists because WGSL cannot index registers: a private array walked
+//! by a loop runs 6.6 times slower in a checked module (f32 forward, NVIDIA H200).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -52,18 +54,27 @@ fn expand<'a>(lines: &[(u32, Cow<'a, str>)], lists: &Lists) -> Result<Lines<'a>,
     while at < lines.len() {
         let (number, line) = &lines[at];
         if let Some(directive) = line.trim().strip_prefix("// unroll ") {
-            let (variable, list) = parse(directive).ok_or_else(|| {
-                (*number, format!("'// unroll {directive}': expected '// unroll VARIABLE in LIST {{'"))
+            let (variable, list, inner) = parse(directive).ok_or_else(|| {
+                (
+                    *number,
+                    format!("'// unroll {directive}': expected '// unroll VARIABLE in LIST, VARIABLE in LIST {{'"),
+                )
             })?;
             let list =
                 lists.0.get(list).ok_or_else(|| (*number, format!("there is no list '{list}' to unroll over here")))?;
             let end = closing(lines, at).ok_or_else(|| (*number, "this unroll is never closed by '// }'".into()))?;
+            // The other variables are a loop inside.
+            let mut body: Lines = lines[at + 1..end].to_vec();
+            if let Some(inner) = inner {
+                body.insert(0, (*number, format!("// unroll {inner}").into()));
+                body.push((*number, "// }".into()));
+            }
             for (alone, part) in list.entries() {
-                let body: Lines = lines[at + 1..end]
+                let turn: Lines = body
                     .iter()
                     .map(|(number, line)| (*number, Cow::Owned(substitute(line, variable, &alone, &part))))
                     .collect();
-                result.extend(expand(&body, lists)?);
+                result.extend(expand(&turn, lists)?);
             }
             at = end + 1;
         } else if line.trim() == "// }" {
@@ -76,10 +87,15 @@ fn expand<'a>(lines: &[(u32, Cow<'a, str>)], lists: &Lists) -> Result<Lines<'a>,
     Ok(result)
 }
 
-fn parse(directive: &str) -> Option<(&str, &str)> {
-    let words: Vec<&str> = directive.split_whitespace().collect();
+/// The first variable of a directive and its list; the other variables, if there are any.
+fn parse(directive: &str) -> Option<(&str, &str, Option<&str>)> {
+    let (first, inner) = match directive.split_once(',') {
+        Some((first, inner)) => (first, Some(inner.trim())),
+        None => (directive.trim().strip_suffix('{')?, None),
+    };
+    let words: Vec<&str> = first.split_whitespace().collect();
     match words[..] {
-        [variable, "in", list, "{"] => Some((variable, list)),
+        [variable, "in", list] => Some((variable, list, inner)),
         _ => None,
     }
 }
@@ -101,9 +117,14 @@ fn closing(lines: &[(u32, Cow<str>)], open: usize) -> Option<usize> {
 }
 
 fn substitute(line: &str, variable: &str, alone: &str, part: &str) -> String {
-    // Directives inside keep their variables; they are substituted when they are expanded themselves.
-    if line.trim().starts_with("// unroll ") {
-        return line.into();
+    // Directives inside keep their variables, which are substituted when they are expanded themselves; the names of their
+    // lists may hold this one.
+    if let Some(directive) = line.trim().strip_prefix("// unroll ") {
+        let loops = directive.split(',').map(|inner| match inner.split_once(" in ") {
+            Some((name, list)) => format!("{name} in {}", substitute(list, variable, part, part)),
+            None => inner.into(),
+        });
+        return format!("// unroll {}", loops.collect::<Vec<_>>().join(","));
     }
     let mut result = String::with_capacity(line.len() + 8);
     let mut rest = line;
@@ -160,6 +181,35 @@ mod tests {
     }
 
     #[test]
+    fn several_variables_are_nested_loops_with_the_first_outermost() {
+        let nested = "// unroll TENSOR in INPUTS {\n// unroll N in ROWS {\nload_TENSOR(TENSOR_N, N);\n// }\n// }";
+        let joined = "// unroll TENSOR in INPUTS, N in ROWS {\n  load_TENSOR(TENSOR_N, N);\n// }";
+        assert_eq!(text(joined), "load_q(q_0, 0u);\nload_q(q_1, 1u);\nload_k(k_0, 0u);\nload_k(k_1, 1u);");
+        assert_eq!(text(joined), text(nested));
+        assert_eq!(text("a\n// unroll N in ROWS, M in NONE {\nb\n// }\nc"), "a\nc");
+        assert_eq!(
+            text("// unroll N in ROWS, M in ROWS {\n// unroll E in ROWS {\nN_M_E\n// }\n// }").lines().count(),
+            8
+        );
+    }
+
+    #[test]
+    fn names_of_lists_may_hold_variables_of_loops_around_them() {
+        let mut lists = lists();
+        lists.names("WIDTHS", vec!["K", "V"]);
+        lists.names("TENSORS_K", vec!["q"]);
+        lists.names("TENSORS_V", vec!["d_o"]);
+        let text = |source: &str| {
+            let lines = unroll(source, &lists).unwrap();
+            lines.iter().map(|(_, line)| line.trim()).collect::<Vec<_>>().join("\n")
+        };
+        let joined = "// unroll W in WIDTHS, TENSOR in TENSORS_W {\n  TENSOR_tile[W_STRIDE]\n// }";
+        assert_eq!(text(joined), "q_tile[K_STRIDE]\nd_o_tile[V_STRIDE]");
+        let nested = "// unroll W in WIDTHS {\n// unroll TENSOR in TENSORS_W {\nTENSOR_tile[W_STRIDE]\n// }\n// }";
+        assert_eq!(text(joined), text(nested));
+    }
+
+    #[test]
     fn other_identifiers_and_literals_are_left_alone() {
         assert_eq!(text("// unroll N in ROWS {\nNN nN 0xN\n// }"), "NN nN 0xN\nNN nN 0xN");
         assert_eq!(text("a\n// unroll N in NONE {\nb\n// }\nc"), "a\nc");
@@ -179,6 +229,10 @@ mod tests {
             ("// }", 1, "closes no unroll"),
             ("// unroll N in MISSING {\n// }", 1, "no list 'MISSING'"),
             ("// unroll N of ROWS {\n// }", 1, "expected"),
+            ("// unroll N in ROWS, {\n// }", 1, "expected"),
+            ("// unroll N in ROWS M in ROWS {\n// }", 1, "expected"),
+            ("// unroll N in ROWS\n// }", 1, "expected"),
+            ("// unroll N in ROWS, M in MISSING {\n// }", 1, "no list 'MISSING'"),
         ] {
             let (found, message) = unroll(source, &lists()).unwrap_err();
             assert_eq!(found, line);

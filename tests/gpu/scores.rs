@@ -7,7 +7,7 @@ use wgpu_flash_attention::{
 
 use crate::support::{
     Inputs, Library, Variant, check, check_gradients, gradient_inputs, inputs, library, limited, problem_of,
-    run_backward, run_calls,
+    run_backward, run_calls, with_matrices,
 };
 
 /// So low that normal scores reach where it bends.
@@ -94,6 +94,23 @@ fn decoding_and_splits() {
                 assert_eq!(is_decoding, seqlen_q < 40);
                 check(&library, &problem, &inputs(&problem, 7));
             }
+        }
+    }
+}
+
+/// On matrices S has a factor left, and the gradient of S passes in units of rows.
+#[test]
+fn every_modifier_on_matrices() {
+    let Some(library) = with_matrices() else { return };
+    let shape = AttentionShape::new(2, 4, 70, 16).num_heads_kv(2).seqlen_kv(45);
+    for element in Element::ALL {
+        let problem = AttentionProblem::new(shape).element(element);
+        for problem in modified(&problem.clone().causal().scale(-0.4)) {
+            check(library, &problem, &inputs(&problem, 13));
+        }
+        for problem in &modified(&problem.causal_top_left().window(Some(9), None).dropout(0.3, 5))[2..] {
+            check(library, problem, &inputs(problem, 14));
+            check_gradients(library, problem, &gradient_inputs(problem, 15));
         }
     }
 }

@@ -1,5 +1,5 @@
-// What was loaded is decoded, scaled, and split into what f16 holds of it and the rest: 11 bits each. Infinities and NaNs
-// have no rest.
+// What was loaded is decoded, scaled, and split into what f16 holds of it and the rest: 11 bits each. Infinities and
+// NaNs have no rest.
 fn to_half(loaded: Loaded, scale: f32) -> vec4<f16> {
   let value = decode(loaded) * scale;
   return vec4<f16>(select(value, rounded(value), are_finite(value)));
@@ -18,8 +18,8 @@ fn rounded(value: vec4<f32>) -> vec4<f32> {
   return bitcast<vec4<f32>>((bitcast<vec4<u32>>(value) + vec4<u32>(0x1000u)) & vec4<u32>(0xffffe000u));
 }
 
-// An infinity in Q or K becomes the largest number instead: its product with what others leave as rest may be NaN. What comes
-// of it is far from every score of numbers, and a row that has no other sees nothing.
+// An infinity in Q or K becomes the largest number instead: its product with what others leave as rest may be NaN. What
+// comes of it is far from every score of numbers, and a row that has no other sees nothing.
 fn score_operand(loaded: Loaded) -> Loaded {
   let bits = bitcast<vec4<u32>>(loaded);
   let is_infinite = (bits & vec4<u32>(0x7fffffffu)) == vec4<u32>(0x7f800000u);

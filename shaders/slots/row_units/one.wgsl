@@ -7,7 +7,7 @@ fn inverse(power: f32) -> f32 { return 1.0; }
 fn units_of_rows(unit: f32, first: u32) -> vec4<f32> { return vec4<f32>(1.0); }
 
 // unroll TENSOR in WALKED {
-fn set_TENSOR_unit(row: u32, unit: f32) {}
-fn TENSOR_unit(row: u32) -> f32 { return 1.0; }
-fn TENSOR_units(row: u32) -> vec4<f32> { return vec4<f32>(1.0); }
+  fn set_TENSOR_unit(row: u32, unit: f32) {}
+  fn TENSOR_unit(row: u32) -> f32 { return 1.0; }
+  fn TENSOR_units(row: u32) -> vec4<f32> { return vec4<f32>(1.0); }
 // }

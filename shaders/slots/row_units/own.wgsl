@@ -1,6 +1,6 @@
-// The range of f32 and bf16 does not fit f16: every row passes through matrices in a unit of its own, a power of two, in
-// which its largest element is at least 2¹² and less than 2¹³. An element is then off by at most 2⁻³⁷ of the row's largest
-// (2⁻²² of itself) with its rest; bf16 needs none, and is exact down to 2⁻²⁶ of the largest.
+// The range of f32 and bf16 does not fit f16: every row passes through matrices in a unit of its own, a power of two,
+// in which its largest element is at least 2¹² and less than 2¹³. An element is then off by at most 2⁻³⁷ of the row's
+// largest (2⁻²² of itself) with its rest; bf16 needs none, and is exact down to 2⁻²⁶ of the largest.
 const HAS_UNITS = true;
 const LARGEST_EXPONENT = 12;
 
@@ -35,11 +35,11 @@ fn units_of_rows(unit: f32, first: u32) -> vec4<f32> {
 
 // The units of the rows that pass through workgroup memory; of row TILE_ROWS anything.
 // unroll TENSOR in WALKED {
-var<workgroup> unit_of_TENSOR: array<f32, TILE_ROWS + 4u>;
+  var<workgroup> unit_of_TENSOR: array<f32, TILE_ROWS + 4u>;
 
-fn set_TENSOR_unit(row: u32, unit: f32) { unit_of_TENSOR[row] = unit; }
-fn TENSOR_unit(row: u32) -> f32 { return unit_of_TENSOR[row]; }
-fn TENSOR_units(row: u32) -> vec4<f32> {
-  return vec4<f32>(unit_of_TENSOR[row], unit_of_TENSOR[row + 1u], unit_of_TENSOR[row + 2u], unit_of_TENSOR[row + 3u]);
-}
+  fn set_TENSOR_unit(row: u32, unit: f32) { unit_of_TENSOR[row] = unit; }
+  fn TENSOR_unit(row: u32) -> f32 { return unit_of_TENSOR[row]; }
+  fn TENSOR_units(row: u32) -> vec4<f32> {
+    return vec4<f32>(unit_of_TENSOR[row], unit_of_TENSOR[row + 1u], unit_of_TENSOR[row + 2u], unit_of_TENSOR[row + 3u]);
+  }
 // }

@@ -58,6 +58,7 @@ pub(super) const DQ: KernelSpec = KernelSpec {
     on_matrices: true,
     masks: true,
     drops: true,
+    scores: true,
     masked_loop: true,
     names: &[("WALKED_K", "k"), ("WALKED_V", "v"), ("OWNED_K", "q"), ("OWNED_V", "d_o")],
     candidates: tile_table::dq_on_matrices,

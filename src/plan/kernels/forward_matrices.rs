@@ -30,6 +30,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     split: Some(Kernel::FlashForwardCooperativeSplit),
     masks: true,
     drops: true,
+    scores: true,
     candidates: tile_table::forward_on_matrices,
     sides_fit: |specialization, _| sides_fit(specialization),
     bytes,

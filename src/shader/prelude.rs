@@ -12,7 +12,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     let tiles = specialization.tiles;
     let counts = kernel.counts(specialization);
     let mut text = enables(specialization, dialect);
-    for operand in Operand::ALL {
+    // A name that nothing uses still changes the SPIR-V: that of tables is only where they are bound.
+    let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
+    for operand in Operand::ALL.iter().filter(|operand| has_tables || **operand != Operand::Tables) {
         constant(&mut text, &format!("BINDING_{}", operand.name()), format_args!("{}u", operand.binding()));
     }
     if let Some(sums) = kernel.row_sums {

@@ -104,14 +104,11 @@ fn every_modifier_on_matrices() {
     let Some(library) = with_matrices() else { return };
     let shape = AttentionShape::new(2, 4, 70, 16).num_heads_kv(2).seqlen_kv(45);
     for element in Element::ALL {
-        let problem = AttentionProblem::new(shape).element(element);
-        for problem in modified(&problem.clone().causal().scale(-0.4)) {
-            check(library, &problem, &inputs(&problem, 13));
-        }
-        for problem in &modified(&problem.causal_top_left().window(Some(9), None).dropout(0.3, 5))[2..] {
-            check(library, problem, &inputs(problem, 14));
-            check_gradients(library, problem, &gradient_inputs(problem, 15));
-        }
+        let problem = AttentionProblem::new(shape).element(element).causal_top_left().dropout(0.3, 5).scale(-0.4);
+        // A software driver compiles each for a minute.
+        let problem = &modified(&problem)[2];
+        check(library, problem, &inputs(problem, 14));
+        check_gradients(library, problem, &gradient_inputs(problem, 15));
     }
 }
 

@@ -88,7 +88,7 @@ pub fn json(value: &impl Serialize) -> String {
 
 fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
     let problem = AttentionProblem::new(inputs.shape).element(inputs.element).layout(options.layout.of(&inputs.shape));
-    let mut problem = options.causal.apply(problem);
+    let mut problem = options.scores.apply(options.causal.apply(problem));
     if let Some(window) = options.window {
         problem = problem.window(window.left, window.right);
     }

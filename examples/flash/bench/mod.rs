@@ -81,7 +81,7 @@ fn problems(options: &BenchOptions, gpu: &Gpu) -> Vec<AttentionProblem> {
                 .num_heads_kv(options.heads_kv.unwrap_or(heads))
                 .seqlen_kv(options.seqlen_kv.unwrap_or(seqlen));
             let problem = AttentionProblem::new(shape).element(options.element).layout(AttentionLayout::bhsd(&shape));
-            problems.push(options.causal.apply(problem));
+            problems.push(options.scores.apply(options.causal.apply(problem)));
         }
     }
     problems
@@ -113,6 +113,7 @@ fn conditions(options: &BenchOptions, problem: &AttentionProblem) -> String {
     if let Some(causal) = options.causal.causal {
         text += &format!(", causal {}", causal.name());
     }
+    problem.scores().iter().for_each(|modifier| text += &format!(", {}", modifier.name()));
     text
 }
 

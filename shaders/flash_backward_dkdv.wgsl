@@ -120,10 +120,20 @@ fn main(
       let stats = stats_tile[row];
       // unroll N in THREAD_ROWS {
       let sum_N = lane_sum(N, invocation, Partial(s_N, dp_N));
-      var p_N = exp2(sum_N.x - stats.x);
+      // unroll PLAIN in PLAIN_SCORES {
+      let score_N = sum_N.x;
+      // }
+      // unroll MODIFIED in MODIFIED_SCORES {
+      let cell_N = cell_at(tile.batch, head, i * TILE_Q + row, tile.first_key + key + N);
+      let score_N = scored_one(sum_N.x, cell_N);
+      // }
+      var p_N = exp2(score_N - stats.x);
       var gradient_N = sum_N.y;
       if HAS_DROPOUT { gradient_N = select(0.0, gradient_N * params.dropout_scale, keeps(row, key + N)); }
       var ds_N = p_N * (gradient_N - stats.y);
+      // unroll MODIFIED in MODIFIED_SCORES {
+      ds_N = score_gradient_one(ds_N, sum_N.x, cell_N);
+      // }
       if HAS_DROPOUT { p_N = select(0.0, p_N, keeps(row, key + N)); }
       // rows outside the tensors, and empty ones, give nothing, whatever the keys hold
       if IS_MASKED_SEEN {

@@ -225,8 +225,18 @@ fn main(
               // P = exp(softmax_scale · S − LSE_i), masked
               coopStore(s_half_R_E, &s_tile[s_scratch], s_stride);
               scratch_barrier();
-              var p_0_R_E = exp2(fma(s_tile[s_mine] * k_units_0_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
-              var p_1_R_E = exp2(fma(s_tile[s_mine + 1u] * k_units_1_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
+              // unroll PLAIN in PLAIN_SCORES {
+                var p_0_R_E = exp2(fma(s_tile[s_mine] * k_units_0_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
+                var p_1_R_E = exp2(fma(s_tile[s_mine + 1u] * k_units_1_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
+              // }
+              // unroll MODIFIED in MODIFIED_SCORES {
+                let cell_0_R_E = cell_at(tile.batch, head, i_row_R, key_E);
+                let cell_1_R_E = cell_at(tile.batch, head, i_row_R, key_E + 4u);
+                let raw_0_R_E = s_tile[s_mine] * k_units_0_E * s_factor_R;
+                let raw_1_R_E = s_tile[s_mine + 1u] * k_units_1_E * s_factor_R;
+                var p_0_R_E = exp2(scored(raw_0_R_E, cell_0_R_E) - vec4<f32>(stats_R.x));
+                var p_1_R_E = exp2(scored(raw_1_R_E, cell_1_R_E) - vec4<f32>(stats_R.x));
+              // }
               scratch_barrier();
               coopStore(dp_half_R_E, &s_tile[s_scratch], s_stride);
               if masked {
@@ -264,6 +274,10 @@ fn main(
               }
               ds_0_R_E = p_0_R_E * fma(ds_0_R_E, vec4<f32>(d_o_unit_R), vec4<f32>(-stats_R.y));
               ds_1_R_E = p_1_R_E * fma(ds_1_R_E, vec4<f32>(d_o_unit_R), vec4<f32>(-stats_R.y));
+              // unroll MODIFIED in MODIFIED_SCORES {
+                ds_0_R_E = score_gradient(ds_0_R_E, raw_0_R_E, cell_0_R_E);
+                ds_1_R_E = score_gradient(ds_1_R_E, raw_1_R_E, cell_1_R_E);
+              // }
               if masked {
                 // Not by P = 0: what is not seen may be infinite.
                 ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E, sees(visible_R, key_E));

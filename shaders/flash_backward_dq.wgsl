@@ -115,7 +115,14 @@ fn main(
       let sum_N = lane_sum(N, invocation, Partial(s_N, dp_N));
       var gradient_N = sum_N.y;
       if HAS_DROPOUT { gradient_N = select(0.0, gradient_N * params.dropout_scale, keeps(row_N, key)); }
+      // unroll PLAIN in PLAIN_SCORES {
       let ds_N = exp2(sum_N.x - stats_N.x) * (gradient_N - stats_N.y);
+      // }
+      // unroll MODIFIED in MODIFIED_SCORES {
+      let cell_N = cell_at(tile.batch, tile.head, tile.row + row_N, j * TILE_KV + key);
+      let p_N = exp2(scored_one(sum_N.x, cell_N) - stats_N.x);
+      let ds_N = score_gradient_one(p_N * (gradient_N - stats_N.y), sum_N.x, cell_N);
+      // }
       // }
 
       // dQ_i = dQ_i + dS K_j, where a key outside the tensors is like one that the row does not see

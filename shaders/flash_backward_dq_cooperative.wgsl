@@ -180,8 +180,18 @@ fn main(
               // P = exp(softmax_scale · S − LSE_i)
               coopStoreT(s_half_R_E, &s_tile[s_scratch], s_stride);
               scratch_barrier();
-              let p_low_R_E = exp2(fma(s_tile[s_low] * k_units_low_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
-              let p_high_R_E = exp2(fma(s_tile[s_high] * k_units_high_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
+              // unroll PLAIN in PLAIN_SCORES {
+                let p_low_R_E = exp2(fma(s_tile[s_low] * k_units_low_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
+                let p_high_R_E = exp2(fma(s_tile[s_high] * k_units_high_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
+              // }
+              // unroll MODIFIED in MODIFIED_SCORES {
+                let cell_low_R_E = cell_at(tile.batch, tile.head, row_E, key_R);
+                let cell_high_R_E = cell_at(tile.batch, tile.head, row_E, key_R + HIGH * 4u);
+                let raw_low_R_E = s_tile[s_low] * k_units_low_R * s_factor_E;
+                let raw_high_R_E = s_tile[s_high] * k_units_high_R * s_factor_E;
+                let p_low_R_E = exp2(scored(raw_low_R_E, cell_low_R_E) - vec4<f32>(stats_E.x));
+                let p_high_R_E = exp2(scored(raw_high_R_E, cell_high_R_E) - vec4<f32>(stats_E.x));
+              // }
               scratch_barrier();
               // dS = P ∘ (dropout(dP) − D_i), masked
               coopStoreT(dp_half_R_E, &s_tile[s_scratch], s_stride);
@@ -200,6 +210,10 @@ fn main(
               // in units of the row of dO
               ds_low_R_E = p_low_R_E * (ds_low_R_E - vec4<f32>(delta_E));
               ds_high_R_E = p_high_R_E * (ds_high_R_E - vec4<f32>(delta_E));
+              // unroll MODIFIED in MODIFIED_SCORES {
+                ds_low_R_E = score_gradient(ds_low_R_E, raw_low_R_E, cell_low_R_E);
+                ds_high_R_E = score_gradient(ds_high_R_E, raw_high_R_E, cell_high_R_E);
+              // }
               if masked {
                 if HAS_WINDOW {
                   let nan = vec4<f32>(not_a_number());

@@ -102,6 +102,14 @@ fn main(
     // }
     // }
 
+    // unroll MODIFIED in MODIFIED_SCORES {
+    // unroll N in THREAD_ROWS {
+    // unroll U in GROUP_QUADS {
+    s_N_U = scored(s_N_U, cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U));
+    // }
+    // }
+    // }
+
     // masked
     if !whole {
       // unroll N in THREAD_ROWS {

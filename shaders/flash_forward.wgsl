@@ -119,6 +119,14 @@ fn main(
       // }
       // }
 
+      // unroll MODIFIED in MODIFIED_SCORES {
+      // unroll N in THREAD_ROWS {
+      // unroll G in GROUP_QUADS {
+      s_N_G = scored(s_N_G, cell_at(tile.batch, tile.head, tile.row + row_N, first_key + key + G * 4u));
+      // }
+      // }
+      // }
+
       // masked
       if masked {
         // unroll N in THREAD_ROWS {

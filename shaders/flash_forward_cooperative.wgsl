@@ -68,6 +68,13 @@ fn main(
     // }
     let q_scale_N = row_scale(q_largest_N, 1u, CHUNK_LANES);
     let scale_N = scale * inverse(q_scale_N);
+    // What is left to multiply S with: modifiers take it as it is.
+    // unroll PLAIN in PLAIN_SCORES {
+      let s_factor_N = scale_N;
+    // }
+    // unroll MODIFIED in MODIFIED_SCORES {
+      let s_factor_N = 1.0;
+    // }
     // unroll M in K_CHUNKS {
       // unroll PART in PARTS {
         p_tile_PART[low] = signed(to_PART(q_low_N_M, q_scale_N));
@@ -196,8 +203,8 @@ fn main(
           // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
             let low_N_E = (E * CHUNK_QUADS + quad) * 4u;
             let high_N_E = (E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u;
-            var p_low_N_E = exp2(fma(s_low_N_E, vec4<f32>(scale_N), vec4<f32>(-m_N)));
-            var p_high_N_E = exp2(fma(s_high_N_E, vec4<f32>(scale_N), vec4<f32>(-m_N)));
+            var p_low_N_E = exp2(fma(s_low_N_E, vec4<f32>(s_factor_N), vec4<f32>(-m_N)));
+            var p_high_N_E = exp2(fma(s_high_N_E, vec4<f32>(s_factor_N), vec4<f32>(-m_N)));
             if IS_MASKED_SEEN {
               p_low_N_E = select(p_low_N_E, vec4<f32>(0.0), s_low_N_E == vec4<f32>(MASKED));
               p_high_N_E = select(p_high_N_E, vec4<f32>(0.0), s_high_N_E == vec4<f32>(MASKED));
@@ -244,6 +251,12 @@ fn main(
           s_low_N_E = s_tile[low] * k_units(low_N_E);
           s_high_N_E = s_tile[high] * k_units(high_N_E);
           scratch_barrier();
+          // unroll MODIFIED in MODIFIED_SCORES {
+            let row_N_E = first_row + N * MATRIX_SIDE;
+            let key_N_E = next_key + (E * CHUNK_QUADS + quad) * 4u;
+            s_low_N_E = scored(s_low_N_E * scale_N, cell_at(tile.batch, tile.head, row_N_E, key_N_E));
+            s_high_N_E = scored(s_high_N_E * scale_N, cell_at(tile.batch, tile.head, row_N_E, key_N_E + CHUNK_LANES * 4u));
+          // }
           if IS_MASKED_SEEN {
             let key = next_key + low_N_E;
             s_low_N_E = select(vec4<f32>(MASKED), s_low_N_E, sees(visible_keys(i_N), key));
@@ -254,7 +267,7 @@ fn main(
         // }
         var grew = false;
         // unroll N in ROW_FRAGMENTS {
-          s_max_N = row_max(s_max_N) * scale_N;
+          s_max_N = row_max(s_max_N) * s_factor_N;
           grew = grew || s_max_N > m_N + MAX_GROWTH;
         // }
         // A branch that a subgroup takes together or not at all: products need its lanes side by side.

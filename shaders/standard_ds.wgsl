@@ -40,7 +40,13 @@ fn main(
     let scores = s[first + quad];
     let masked = (scores == vec4<f32>(MASKED)) | vec4<bool>(stats.x == -MASKED);
     // P = exp(S − LSE)
+    // unroll PLAIN in PLAIN_SCORES {
     var p = exp2(scores - vec4<f32>(stats.x));
+    // }
+    // unroll MODIFIED in MODIFIED_SCORES {
+    let cell = cell_at(batch, head, row, quad * 4u);
+    var p = exp2(scored_if_seen(scores, cell) - vec4<f32>(stats.x));
+    // }
     var gradient = dp[first + quad];
     if HAS_DROPOUT {
       let keep = kept(params.batch_first + batch, params.head_first + head, i, quad * 4u);
@@ -51,6 +57,12 @@ fn main(
       s[first + quad] = select(p, vec4<f32>(0.0), masked);
     }
     // dS = P ∘ (dropout(dP) − D)
+    // unroll PLAIN in PLAIN_SCORES {
     dp[first + quad] = select(p * (gradient - vec4<f32>(stats.y)), vec4<f32>(0.0), masked);
+    // }
+    // unroll MODIFIED in MODIFIED_SCORES {
+    let ds = score_gradient(p * (gradient - vec4<f32>(stats.y)), scores, cell);
+    dp[first + quad] = select(ds, vec4<f32>(0.0), masked);
+    // }
   }
 }

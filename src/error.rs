@@ -235,6 +235,14 @@ pub enum InvalidProblem {
         /// The type that was asked for.
         found: Element,
     },
+    /// A modifier of the scores that cannot be one.
+    #[error("{name}: {reason}")]
+    ScoreMod {
+        /// Its name.
+        name: &'static str,
+        /// What was given, and what is allowed.
+        reason: String,
+    },
     /// A softmax_scale that is not finite.
     #[error("softmax_scale = {0}; it must be a finite f32")]
     SoftmaxScale(f64),

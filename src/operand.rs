@@ -39,6 +39,8 @@ pub enum Operand {
     OParts = 14,
     /// Their log-sum-exp.
     LseParts = 15,
+    /// Small data that is no tensor, such as the slopes of ALiBi. The library's own.
+    Tables = 16,
 }
 
 impl Operand {
@@ -60,6 +62,7 @@ impl Operand {
         Operand::Dp,
         Operand::OParts,
         Operand::LseParts,
+        Operand::Tables,
     ];
 
     /// Its number in the bind group.
@@ -86,6 +89,7 @@ impl Operand {
             Operand::Dp => "dp",
             Operand::OParts => "o_parts",
             Operand::LseParts => "lse_parts",
+            Operand::Tables => "tables",
         }
     }
 

@@ -1,7 +1,7 @@
 //! The oracle's gradients against central finite differences of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE in f64. No GPU.
 
 use wgpu_flash_attention::reference::{backward, backward_rounding_p, forward};
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, ScoreMod};
 
 /// Distinct, irregular values in [−1, 1].
 fn values(len: u64, first: usize) -> Vec<f64> {
@@ -77,6 +77,22 @@ fn gradients_are_those_of_finite_differences() {
     check(&problem.with_causal().with_dropout(0.2, 9).with_layout(AttentionLayout::bhsd(&shape)));
     // Rows that see nothing.
     check(&AttentionProblem::new(AttentionShape::new(1, 2, 7, 2).with_seqlen_kv(3)).with_causal());
+}
+
+#[test]
+fn gradients_go_back_through_modifiers() {
+    let shape = AttentionShape::new(2, 4, 5, 3).with_num_heads_kv(2).with_seqlen_kv(6).with_head_dim_v(2);
+    let slopes = ScoreMod::Alibi((0..8).map(|n| 0.1 * (n as f32 - 2.0)).collect());
+    let chains = [
+        vec![ScoreMod::Softcap(0.7)],
+        vec![ScoreMod::Softcap(0.7), slopes.clone()],
+        vec![slopes, ScoreMod::Softcap(0.7)],
+    ];
+    for chain in chains {
+        let problem = chain.into_iter().fold(AttentionProblem::new(shape), AttentionProblem::with_score);
+        check(&problem);
+        check(&problem.clone().with_causal_top_left().with_dropout(0.2, 9));
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use wgpu_flash_attention::unstable::{
 };
 use wgpu_flash_attention::{
     Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, MergeProblem,
-    Operand, Plan, TensorLayout,
+    Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -85,6 +85,49 @@ fn variants() -> Vec<Specialization> {
     variants
 }
 
+/// Every variant with modifiers of the scores that the planner emits for some devices and problems.
+fn variants_with_modifiers() -> Vec<Specialization> {
+    let modifiers = [vec![softcap()], vec![alibi()], vec![softcap(), alibi()], vec![alibi(), softcap()]];
+    let few = |device: &Capabilities| {
+        device.max_workgroup_storage != 32_768 && device.device_class != DeviceClass::Integrated
+    };
+    let mut variants = HashSet::new();
+    for mut device in devices().into_iter().filter(few) {
+        device.max_storage_buffers = 16;
+        for (element, head_dim) in [(Element::F32, 64), (Element::F16, 64), (Element::Bf16, 64), (Element::F32, 59)] {
+            for (algorithm, modifiers) in
+                modifiers.iter().flat_map(|list| [(Algorithm::Flash, list), (Algorithm::Standard, list)])
+            {
+                let shape =
+                    |seqlen_q| AttentionShape::new(2, 4, seqlen_q, head_dim).with_num_heads_kv(2).with_seqlen_kv(2000);
+                let mut shapes = vec![shape(1), shape(1000)];
+                shapes.extend((algorithm == Algorithm::Flash).then_some(shape(200).with_seqlen_kv(40_000)));
+                for shape in shapes {
+                    let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);
+                    let problem = modifiers.iter().cloned().fold(problem, AttentionProblem::with_score);
+                    for problem in [problem.clone(), problem.with_causal().with_dropout(0.1, 7)] {
+                        let forward =
+                            Plan::forward(&problem, &device).build().expect("every device runs every problem");
+                        let backward = Plan::backward(&problem, &device).build().expect("backward too");
+                        let passes = forward.passes().iter().chain(backward.passes());
+                        let specializations = passes.map(|pass| pass.specialization);
+                        variants.extend(specializations.filter(|variant| !variant.score_mods.is_empty()));
+                    }
+                }
+            }
+        }
+    }
+    variants.into_iter().collect()
+}
+
+fn softcap() -> ScoreMod {
+    ScoreMod::Softcap(30.0)
+}
+
+fn alibi() -> ScoreMod {
+    ScoreMod::Alibi(alibi_slopes(4))
+}
+
 /// The naga capabilities that a variant may use: what the planner checked the device for, and nothing else.
 fn claimed(variant: &Specialization) -> NagaCapabilities {
     let mut claimed = NagaCapabilities::empty();
@@ -132,6 +175,31 @@ fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
     for row_reduce in [RowReduce::Alone, RowReduce::Workgroup, RowReduce::Subgroup] {
         assert!(variants.iter().any(|variant| variant.row_reduce == row_reduce), "{row_reduce:?} is never planned");
     }
+    check_all(&variants);
+}
+
+#[test]
+fn every_variant_with_modifiers_does_so_too() {
+    let variants = variants_with_modifiers();
+    for kernel in Kernel::ALL {
+        let is_plain = [
+            Kernel::Combine,
+            Kernel::FlashBackwardPreprocess,
+            Kernel::StandardScores,
+            Kernel::StandardOutput,
+            Kernel::StandardDp,
+            Kernel::StandardDv,
+            Kernel::StandardDk,
+            Kernel::StandardDq,
+        ]
+        .contains(kernel);
+        let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
+        assert_eq!(is_planned, !is_plain, "{kernel:?}");
+    }
+    check_all(&variants);
+}
+
+fn check_all(variants: &[Specialization]) {
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
     std::thread::scope(|scope| {
         for part in variants.chunks(variants.len().div_ceil(threads)) {
@@ -328,11 +396,12 @@ fn bindings_match(variant: &Specialization, module: &Module) {
         })
         .collect();
     found.sort_by_key(|(_, binding, _)| *binding);
-    let operands = variant.kernel.operands();
+    let operands: Vec<_> = variant.operands().collect();
     let expected: Vec<_> = operands.iter().map(|(op, usage)| (op.name().to_string(), op.binding(), *usage)).collect();
     assert_eq!(found, expected, "{variant:?}");
     let storage = operands.iter().filter(|(_, usage)| *usage != Usage::Uniform).count();
-    assert!(storage <= 8, "WebGPU promises 8 storage buffers, {variant:?} has {storage}");
+    let has_tables = usize::from(!variant.score_mods.is_empty());
+    assert!(storage <= 8 + has_tables, "WebGPU promises 8 storage buffers, {variant:?} has {storage}");
 }
 
 #[test]
@@ -361,6 +430,7 @@ fn shader_files_are_plain() {
     }
     let used: HashSet<String> = variants()
         .iter()
+        .chain(&variants_with_modifiers())
         .flat_map(|variant| {
             let source = ShaderSource::new(variant, Dialect::Naga).unwrap();
             let lines = source.text().lines().count() as u32;

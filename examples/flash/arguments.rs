@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, Tiles, Workload};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, ScoreMod, Tiles, Workload, alibi_slopes};
 
 /// Exact attention on the GPU: compute, check, time.
 #[derive(Parser)]
@@ -56,6 +56,8 @@ pub struct RunOptions {
     pub layout: Layout,
     #[command(flatten)]
     pub causal: CausalOption,
+    #[command(flatten)]
+    pub scores: ScoreOptions,
     /// Keys before and after the diagonal that a row may see, both included; `inf` leaves a side unlimited. With
     /// --causal the right side is 0.
     #[arg(long, value_name = "LEFT,RIGHT", value_parser = parse_window, allow_hyphen_values = true)]
@@ -112,6 +114,8 @@ pub struct BenchOptions {
     pub heads_kv: Option<u32>,
     #[command(flatten)]
     pub causal: CausalOption,
+    #[command(flatten)]
+    pub scores: ScoreOptions,
     /// The type of Q, K, V and O.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements(), default_value = "f32")]
     pub element: Element,
@@ -180,6 +184,30 @@ impl CausalOption {
             Some(Causal::BottomRight) => problem.with_causal(),
             Some(Causal::TopLeft) => problem.with_causal_top_left(),
         }
+    }
+}
+
+/// What becomes of the scores before the mask. Softcap comes before ALiBi, as in FlashAttention, cuDNN and ONNX.
+#[derive(Args)]
+pub struct ScoreOptions {
+    /// Keeps scores between −X and X: each score s becomes X · tanh(s / X). 0 is off.
+    #[arg(long, value_name = "X", value_parser = parse_softcap, allow_hyphen_values = true)]
+    pub softcap: Option<f32>,
+    /// Adds ALiBi: a score falls with the distance of its key from the diagonal, by the usual slope of its head.
+    #[arg(long)]
+    pub alibi: bool,
+}
+
+impl ScoreOptions {
+    pub fn apply(&self, mut problem: AttentionProblem) -> AttentionProblem {
+        if let Some(softcap) = self.softcap.filter(|softcap| *softcap != 0.0) {
+            problem = problem.with_score(ScoreMod::Softcap(softcap));
+        }
+        if self.alibi {
+            let slopes = alibi_slopes(problem.shape.num_heads);
+            problem = problem.with_score(ScoreMod::Alibi(slopes));
+        }
+        problem
     }
 }
 
@@ -355,6 +383,13 @@ fn parse_scale(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(scale) if (scale as f32).is_finite() => Ok(scale),
         _ => Err("give a finite number within the range of f32".to_owned()),
+    }
+}
+
+fn parse_softcap(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(softcap) if softcap.is_finite() && softcap >= 0.0 => Ok(softcap),
+        _ => Err("give a finite number above 0, or 0 for none".to_owned()),
     }
 }
 

@@ -89,7 +89,7 @@ pub fn json(value: &impl Serialize) -> String {
 fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
     let problem =
         AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(options.layout.of(&inputs.shape));
-    let mut problem = options.causal.apply(problem);
+    let mut problem = options.scores.apply(options.causal.apply(problem));
     if let Some(window) = options.window {
         problem = problem.with_window(window.left, window.right);
     }

@@ -36,7 +36,7 @@ impl Operation {
         }
         let scope = ErrorScope::open(&attention.device, "allocating scratch memory");
         let buffer = |label, size| {
-            let usage = wgpu::BufferUsages::STORAGE;
+            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
             attention.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size,
@@ -44,7 +44,11 @@ impl Operation {
                 mapped_at_creation: false,
             })
         };
-        let scratch = plan.scratch().iter().map(|&(operand, bytes)| (operand, buffer(operand.name(), bytes))).collect();
+        let scratch: Vec<_> =
+            plan.scratch().iter().map(|&(operand, bytes)| (operand, buffer(operand.name(), bytes))).collect();
+        if let Some((_, tables)) = scratch.iter().find(|(operand, _)| *operand == Operand::Tables) {
+            attention.queue.write_buffer(tables, 0, bytemuck::cast_slice(&plan.tables()));
+        }
         let nothing = buffer("empty tensor", 16);
         scope.close().await?;
         let bind_groups = Arc::default();

@@ -2,7 +2,7 @@
 
 use super::scope::ErrorScope;
 use crate::error::Error;
-use crate::plan::{Kernel, Specialization, Usage};
+use crate::plan::{Specialization, Usage};
 use crate::shader::{Dialect, ShaderSource};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -57,7 +57,7 @@ async fn compile(
     }
 
     let scope = ErrorScope::open(device, "compiling a shader");
-    let layout = bind_group_layout(device, kernel);
+    let layout = bind_group_layout(device, specialization);
     let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
         label: Some(kernel.name()),
         bind_group_layouts: &[Some(&layout)],
@@ -99,11 +99,10 @@ async fn shader_error(module: &wgpu::ShaderModule, source: &ShaderSource, error:
     error
 }
 
-fn bind_group_layout(device: &wgpu::Device, kernel: Kernel) -> wgpu::BindGroupLayout {
-    let entries: Vec<_> = kernel
+fn bind_group_layout(device: &wgpu::Device, specialization: &Specialization) -> wgpu::BindGroupLayout {
+    let entries: Vec<_> = specialization
         .operands()
-        .iter()
-        .map(|&(operand, usage)| wgpu::BindGroupLayoutEntry {
+        .map(|(operand, usage)| wgpu::BindGroupLayoutEntry {
             binding: operand.binding(),
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer {
@@ -118,5 +117,6 @@ fn bind_group_layout(device: &wgpu::Device, kernel: Kernel) -> wgpu::BindGroupLa
             count: None,
         })
         .collect();
-    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel.name()), entries: &entries })
+    let label = Some(specialization.kernel.name());
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label, entries: &entries })
 }

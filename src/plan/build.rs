@@ -126,8 +126,8 @@ impl Plan {
     /// Whether the device lets every pass bind its tensors.
     fn check_bindings(&self) -> Result<(), Error> {
         let allowed = self.capabilities.max_storage_buffers;
-        for Pass { kernel, .. } in &self.passes {
-            let needed = kernel.operands().iter().filter(|(_, usage)| *usage != Usage::Uniform).count();
+        for Pass { kernel, specialization } in &self.passes {
+            let needed = specialization.operands().filter(|(_, usage)| *usage != Usage::Uniform).count();
             if needed > allowed as usize {
                 return Err(Error::Unsupported {
                     feature: "this many storage buffers",

@@ -42,6 +42,7 @@ pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<()
     if !(scale * std::f64::consts::LOG2_E).is_finite() || !((scale * std::f64::consts::LOG2_E) as f32).is_finite() {
         return Err(InvalidProblem::SoftmaxScale(scale).into());
     }
+    check_scores(problem)?;
     if problem.max_flops_per_dispatch == Some(0) {
         return Err(InvalidProblem::NoWorkAllowed.into());
     }
@@ -57,6 +58,18 @@ pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<()
     for tensor in tensors.iter().filter(|tensor| tensor.usage == Usage::Write) {
         if overlaps(&tensor.layout, &tensor.extent) {
             return Err(InvalidProblem::LayoutOverlaps(tensor.operand).into());
+        }
+    }
+    Ok(())
+}
+
+fn check_scores(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
+    for (index, modifier) in problem.scores().iter().enumerate() {
+        let name = modifier.name();
+        let is_second = problem.scores()[..index].iter().any(|other| other.name() == name);
+        let twice = is_second.then(|| "it is given twice; each modifier of the scores may be given once".into());
+        if let Some(reason) = twice.or_else(|| modifier.fault(&problem.shape)) {
+            return Err(InvalidProblem::ScoreMod { name, reason });
         }
     }
     Ok(())

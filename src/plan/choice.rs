@@ -2,7 +2,7 @@
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
-use super::kernels::{Access, Kernel, RowReduce, Specialization, Storage};
+use super::kernels::{Access, Kernel, RowReduce, ScoreMods, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
@@ -143,6 +143,7 @@ pub(super) fn specialize(
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some() || problem.mask.window_right.is_some(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
+        score_mods: ScoreMods::of(problem),
         parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,

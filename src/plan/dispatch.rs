@@ -152,8 +152,10 @@ impl Plan {
         let mut params = Params { grid_width: grid[0], ..self.params(call, lengths, &part) };
         let mut offsets = [0; Operand::ALL.len()];
         let mut windows = Vec::new();
-        for &(operand, _) in &self.passes[index].kernel.operands()[1..] {
-            let nothing = (Window { operand, offset: 0, size: 0 }, 0);
+        for (operand, _) in self.passes[index].specialization.operands().skip(1) {
+            // Tables are the same for all parts; an optional tensor may not be there.
+            let size = if operand == Operand::Tables { self.bytes_in_scratch(operand) } else { 0 };
+            let nothing = (Window { operand, offset: 0, size }, 0);
             let tensor = tensors.iter().find(|tensor| tensor.operand == operand);
             let (window, offset) = tensor.map_or(nothing, |tensor| self.window(tensor, &part, origins));
             offsets[operand as usize] = offset;
@@ -177,8 +179,7 @@ impl Plan {
     fn window(&self, tensor: &Tensor, part: &Part, origins: &Origins) -> (Window, u32) {
         let operand = tensor.operand;
         if tensor.follows == Follows::Scratch {
-            let size = self.scratch.iter().find(|(other, _)| *other == operand).map_or(0, |(_, size)| *size);
-            return (Window { operand, offset: 0, size }, 0);
+            return (Window { operand, offset: 0, size: self.bytes_in_scratch(operand) }, 0);
         }
         // `check` and `refusal` have seen that none of this overflows.
         let len = tensor.len_of(&tensor.extent_in(part)).unwrap_or(0);
@@ -192,6 +193,10 @@ impl Plan {
         let offset = start / self.binding_alignment() * self.binding_alignment();
         let window = Window { operand, offset, size: (end - offset).next_multiple_of(4) };
         (window, ((start - offset) / size) as u32)
+    }
+
+    fn bytes_in_scratch(&self, operand: Operand) -> u64 {
+        self.scratch.iter().find(|(other, _)| *other == operand).map_or(0, |(_, bytes)| *bytes)
     }
 
     /// The uniform of a dispatch, but for its grid and its tensors.

@@ -149,7 +149,7 @@ impl Params {
             }
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
-            Operand::Dp | Operand::Params => {}
+            Operand::Dp | Operand::Params | Operand::Tables => {}
         }
     }
 }

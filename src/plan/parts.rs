@@ -97,6 +97,13 @@ impl Plan {
                 }
             }
         }
+        let tables = size_of_val(&*self.tables()) as u64;
+        if tables > self.max_binding() {
+            let (operand, allowed) = (Operand::Tables, self.max_binding());
+            let limit = "max_storage_buffer_binding_size";
+            return Err(Error::TooLarge { operand, needed: tables, allowed, limit });
+        }
+        scratch.extend((tables > 0).then_some((Operand::Tables, tables)));
         Ok(scratch)
     }
 

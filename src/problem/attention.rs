@@ -2,6 +2,7 @@ use super::dropout::Dropout;
 use super::element::Element;
 use super::layout::AttentionLayout;
 use super::mask::{Alignment, Mask};
+use super::score::ScoreMod;
 use super::shape::AttentionShape;
 
 /// How the answer is computed. Both algorithms mean the same, to the last masked entry and dropout bit.
@@ -60,6 +61,8 @@ pub struct AttentionProblem {
     pub gradient_layout: Option<AttentionLayout>,
     /// Backward: the type that dQ, dK and dV are stored in, or `None` for that of Q, K and V.
     pub gradient_element: Option<Element>,
+    /// What becomes of the scores, in this order.
+    scores: Vec<ScoreMod>,
 }
 
 impl AttentionProblem {
@@ -76,6 +79,7 @@ impl AttentionProblem {
             max_flops_per_dispatch: None,
             gradient_layout: None,
             gradient_element: None,
+            scores: Vec::new(),
         }
     }
 
@@ -128,6 +132,23 @@ impl AttentionProblem {
         self
     }
 
+    /// Modifies the scores, softmax_scale · Q Kᵀ, before the mask and the softmax: after the modifiers that were given before.
+    /// Each may be given once. FlashAttention, cuDNN and ONNX have a softcap before ALiBi.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, ScoreMod, alibi_slopes};
+    ///
+    /// let problem = AttentionProblem::new(AttentionShape::new(1, 12, 512, 64))
+    ///     .causal()
+    ///     .with_score(ScoreMod::Softcap(50.0))
+    ///     .with_score(ScoreMod::Alibi(alibi_slopes(12)));
+    /// assert_eq!(problem.scores().len(), 2);
+    /// ```
+    pub fn with_score(mut self, modifier: ScoreMod) -> Self {
+        self.scores.push(modifier);
+        self
+    }
+
     /// Chooses the algorithm.
     pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = algorithm;
@@ -163,6 +184,11 @@ impl AttentionProblem {
     /// The type that dQ, dK and dV are stored in.
     pub fn gradient_element(&self) -> Element {
         self.gradient_element.unwrap_or(self.element)
+    }
+
+    /// What becomes of the scores before the mask, in order. None for most problems.
+    pub fn scores(&self) -> &[ScoreMod] {
+        &self.scores
     }
 
     /// The factor on Q Kᵀ that is in force.

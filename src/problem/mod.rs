@@ -6,6 +6,7 @@ mod element;
 mod layout;
 mod mask;
 mod merge;
+mod score;
 mod shape;
 
 pub use attention::{Algorithm, AttentionProblem};
@@ -14,4 +15,5 @@ pub use element::{Element, ElementType};
 pub use layout::{AttentionLayout, TensorLayout};
 pub use mask::{Alignment, Mask};
 pub use merge::MergeProblem;
+pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;

@@ -1,5 +1,6 @@
 use super::cores;
 use super::forward::{keeps, row_cost, slice};
+use super::modifiers::modified;
 use crate::problem::{AttentionProblem, TensorLayout};
 
 /// What the backward pass computes, in f64, in the problem's gradient layout. Elements between the tensors' own are 0.
@@ -163,28 +164,30 @@ fn of_kv_head(
             let flat = batch_and_head * shape.seqlen_q as usize + row as usize;
             let d_lse_row = given.d_lse.map_or(0.0, |d_lse| d_lse[flat]);
 
-            // Of each visible key: P, the factor that dropout puts on it, and the gradient of P.
-            let entries: Vec<(f64, f64, f64)> = keys
+            // Of each visible key: P, the factor that dropout puts on it, the gradient of P, and the derivative of S by
+            // softmax_scale · q · k.
+            let entries: Vec<(f64, f64, f64, f64)> = keys
                 .clone()
                 .map(|key| {
                     let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
                     let v_row = slice(v, &layout.v, batch, key, head_kv, shape.head_dim_v);
-                    let p = (scale * dot(q_row, k_row) - lse).exp();
+                    let s = modified(problem, scale * dot(q_row, k_row), (batch, head, row, key));
+                    let p = (s.value - lse).exp();
                     let factor = match problem.dropout {
                         Some(dropout) if keeps(problem, batch, head, row, key) => dropout.keep_scale(),
                         Some(_) => 0.0,
                         None => 1.0,
                     };
-                    (p, factor, factor * dot(d_o_row, v_row))
+                    (p, factor, factor * dot(d_o_row, v_row), s.slope)
                 })
                 .collect();
             let delta = match given.o {
                 Some(o) => dot(d_o_row, slice(o, &layout.o, batch, row, head, shape.head_dim_v)),
-                None => entries.iter().map(|(p, _, dp)| p * dp).sum(),
+                None => entries.iter().map(|(p, _, dp, _)| p * dp).sum(),
             };
             let dq_first = (member as usize * shape.seqlen_q as usize + row as usize) * dim;
-            for (key, (p, factor, dp)) in keys.zip(entries) {
-                let ds = round(p * (dp - delta + d_lse_row));
+            for (key, (p, factor, dp, slope)) in keys.zip(entries) {
+                let ds = round(p * (dp - delta + d_lse_row) * slope);
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
                 add(&mut group.dq[dq_first..dq_first + dim], scale * ds, k_row);
                 add(&mut group.dk[key as usize * dim..][..dim], scale * ds, q_row);

@@ -1,4 +1,5 @@
 use super::cores;
+use super::modifiers::modified;
 use super::philox::philox4x32_10;
 use crate::problem::{AttentionProblem, TensorLayout};
 
@@ -96,7 +97,8 @@ fn row_with(
         .clone()
         .map(|key| {
             let k_row = slice(k, &problem.layout.k, batch, key, head_kv, shape.head_dim);
-            scale * q_row.iter().zip(k_row).map(|(q, k)| q * k).sum::<f64>()
+            let s = scale * q_row.iter().zip(k_row).map(|(q, k)| q * k).sum::<f64>();
+            modified(problem, s, (batch, head, row, key)).value
         })
         .collect();
 

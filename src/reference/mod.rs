@@ -7,6 +7,7 @@ mod backward;
 mod bounds;
 mod cores;
 mod forward;
+mod modifiers;
 mod philox;
 
 pub use backward::{ReferenceGradients, backward, backward_for, backward_rounding_p};

@@ -15,8 +15,21 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Piece::Common(file) => Some(*file),
         Piece::OneOf(slot) => slot.file(specialization),
     }));
+    files.extend(score_files(specialization));
     files.push(kernel.file);
     files
+}
+
+/// What a kernel needs to modify scores, if it does.
+fn score_files(specialization: &Specialization) -> Vec<File> {
+    let chain = (!specialization.score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
+    chain.into_iter().chain(specialization.score_mods.names().filter_map(score_file)).collect()
+}
+
+/// The file of a modifier: that of the slot `score` with its name.
+fn score_file(name: &str) -> Option<File> {
+    const FILES: &[File] = &[wgsl!("slots/score/alibi.wgsl"), wgsl!("slots/score/softcap.wgsl")];
+    FILES.iter().find(|file| file.name.strip_prefix("slots/score/") == Some(&format!("{name}.wgsl"))).copied()
 }
 
 impl Slot {

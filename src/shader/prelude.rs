@@ -12,7 +12,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     let tiles = specialization.tiles;
     let counts = kernel.counts(specialization);
     let mut text = enables(specialization, dialect);
-    for operand in Operand::ALL {
+    // A name that nothing uses still changes the SPIR-V: that of tables is only where they are bound.
+    let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
+    for operand in Operand::ALL.iter().filter(|operand| has_tables || **operand != Operand::Tables) {
         constant(&mut text, &format!("BINDING_{}", operand.name()), format_args!("{}u", operand.binding()));
     }
     if let Some(sums) = kernel.row_sums {
@@ -27,6 +29,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     }
     constant(&mut text, "HAS_WINDOW", specialization.has_window);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
+    for (index, name) in specialization.score_mods.names().enumerate() {
+        constant(&mut text, &format!("TABLE_{name}"), format_args!("{index}u"));
+    }
 
     let mut lists = tensor_lists(specialization);
     counts.into_iter().for_each(|(name, count)| lists.count(name, count));
@@ -95,6 +100,12 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     // Tensors are as wide as K (Q, K and their gradients) or as V (V, O and theirs).
     lists.names("WIDTHS", vec!["K", "V"]);
     lists.names("V_THEN_K", vec!["V", "K"]);
+    lists.names("SCORE_MODS", specialization.score_mods.names().collect());
+    lists.names("SCORE_MODS_BACK", specialization.score_mods.names().rev().collect());
+    // The same for scores that are modified, and for those that are not.
+    let is_modified = !specialization.score_mods.is_empty();
+    lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
+    lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         Owns::Rows => vec!["k", "v"],

@@ -19,6 +19,7 @@ mod mutations;
 mod poison;
 mod property;
 mod refused_calls;
+mod scores;
 mod splits;
 mod suite;
 mod support;

@@ -82,7 +82,7 @@ fn problems(options: &BenchOptions, gpu: &Gpu) -> Vec<AttentionProblem> {
                 .with_seqlen_kv(options.seqlen_kv.unwrap_or(seqlen));
             let problem =
                 AttentionProblem::new(shape).with_element(options.element).with_layout(AttentionLayout::bhsd(&shape));
-            problems.push(options.causal.apply(problem));
+            problems.push(options.scores.apply(options.causal.apply(problem)));
         }
     }
     problems
@@ -114,6 +114,7 @@ fn conditions(options: &BenchOptions, problem: &AttentionProblem) -> String {
     if let Some(causal) = options.causal.causal {
         text += &format!(", causal {}", causal.name());
     }
+    problem.scores().iter().for_each(|modifier| text += &format!(", {}", modifier.name()));
     text
 }
 

@@ -1,6 +1,6 @@
 //! The grid of problems, without element and algorithm.
 
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, ScoreMod, alibi_slopes};
 
 /// One problem and the options it stands for.
 pub struct Case {
@@ -73,6 +73,14 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
     if !quick {
         add("dropout", new(shape(1, 2, 130, 141, 59)).with_dropout(0.0, 7));
         add("dropout", new(shape(1, 2, 130, 141, 59)).with_causal().with_dropout(0.9, u64::MAX));
+    }
+
+    add("softcap", new(shape(2, 2, 113, 203, 64)).with_score(ScoreMod::Softcap(2.0)));
+    let alibi = |heads| ScoreMod::Alibi(alibi_slopes(heads));
+    add("alibi", new(shape(2, 6, 113, 203, 64).with_num_heads_kv(2)).with_causal().with_score(alibi(6)));
+    if !quick {
+        let both = new(shape(1, 2, 130, 141, 59)).with_score(ScoreMod::Softcap(5.0)).with_score(alibi(2));
+        add("softcap and alibi", both.with_causal().with_dropout(0.2, 7));
     }
 
     for dim in if quick { &[64][..] } else { &[64, 59, 32] } {

@@ -51,6 +51,7 @@ pub(super) const DKDV: KernelSpec = KernelSpec {
     row_sums: Some(2),
     masks: true,
     drops: true,
+    scores: true,
     masked_loop: true,
     candidates: tile_table::dkdv,
     sides_fit: |specialization, _| {
@@ -90,6 +91,7 @@ pub(super) const DQ: KernelSpec = KernelSpec {
     row_sums: Some(2),
     masks: true,
     drops: true,
+    scores: true,
     masked_loop: true,
     candidates: tile_table::dq,
     bytes: |specialization| bytes(specialization, Owns::Rows),

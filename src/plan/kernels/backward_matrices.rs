@@ -69,6 +69,7 @@ pub(super) const DQ: KernelSpec = KernelSpec {
     on_matrices: true,
     masks: true,
     drops: true,
+    scores: true,
     masked_loop: true,
     names: &[
         ("OWNED_K", "q"),

@@ -31,6 +31,7 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
     split: Some(Kernel::FlashDecodeSplit),
     masks: true,
     drops: true,
+    scores: true,
     candidates: tile_table::decode,
     sides_fit: |specialization, _| {
         let tiles = specialization.tiles;

@@ -31,6 +31,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     split: Some(Kernel::FlashForwardSplit),
     masks: true,
     drops: true,
+    scores: true,
     masked_loop: true,
     candidates: tile_table::forward,
     sides_fit,

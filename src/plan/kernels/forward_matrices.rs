@@ -31,6 +31,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     masks: true,
     drops: true,
     names: &[("WALKED_K", "k"), ("WALKED_V", "v")],
+    scores: true,
     candidates: tile_table::forward_on_matrices,
     sides_fit: |specialization, _| sides_fit(specialization),
     bytes,

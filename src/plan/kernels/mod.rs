@@ -15,7 +15,7 @@ mod text;
 mod turns;
 
 pub use kernel::Kernel;
-pub use specialization::{Access, RowReduce, Specialization, Storage};
+pub use specialization::{Access, RowReduce, ScoreMods, Specialization, Storage};
 
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
@@ -63,7 +63,7 @@ impl Kernel {
         self.spec().file.name.trim_end_matches(".wgsl")
     }
 
-    /// What it binds.
+    /// What all its specializations bind, by number.
     pub const fn operands(self) -> &'static [(Operand, Usage)] {
         self.spec().operands
     }
@@ -79,6 +79,9 @@ impl Specialization {
         self.masked_loop &= kernel.masked_loop;
         self.has_window &= kernel.masks;
         self.has_dropout &= kernel.drops;
+        if !kernel.scores {
+            self.score_mods = ScoreMods::default();
+        }
         self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
         if kernel.row_sums.is_none() {
             self.row_reduce = RowReduce::Alone;
@@ -99,6 +102,12 @@ impl Specialization {
             self.access = Access::Quad;
         }
         self
+    }
+
+    /// What it binds, by number: what its kernel does, and the tables of its modifiers.
+    pub fn operands(&self) -> impl Iterator<Item = (Operand, Usage)> {
+        let tables = (!self.score_mods.is_empty()).then_some((Operand::Tables, Usage::Read));
+        self.kernel.operands().iter().copied().chain(tables)
     }
 
     /// Whether a kernel can be made of it, on some device. Those of plans always can.

@@ -41,6 +41,8 @@ pub(crate) struct KernelSpec {
     pub masks: bool,
     /// Whether it drops probabilities.
     pub drops: bool,
+    /// Whether scores become final in it, so that it modifies them.
+    pub scores: bool,
     /// Whether tiles that need a mask can have a loop of their own.
     pub masked_loop: bool,
     /// The tensors that the text which kernels have in common works on: lists of one name for `// unroll`.
@@ -121,6 +123,7 @@ impl KernelSpec {
         split: None,
         masks: false,
         drops: false,
+        scores: false,
         masked_loop: false,
         names: &[],
         candidates: |_, _| &[],

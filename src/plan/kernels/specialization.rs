@@ -3,7 +3,7 @@
 use super::kernel::Kernel;
 use crate::plan::capabilities::Capabilities;
 use crate::plan::tiles::Tiles;
-use crate::problem::Element;
+use crate::problem::{AttentionProblem, Element};
 
 /// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +75,31 @@ impl RowReduce {
     }
 }
 
+/// The names of the modifiers of the scores, in their order: files of the slot `shaders/slots/score/`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ScoreMods([Option<&'static str>; 4]);
+
+impl ScoreMods {
+    /// Those of a problem, which has each once.
+    pub(crate) fn of(problem: &AttentionProblem) -> Self {
+        let mut names = Self::default();
+        for (name, modifier) in names.0.iter_mut().zip(problem.scores()) {
+            *name = Some(modifier.name());
+        }
+        names
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl DoubleEndedIterator<Item = &'static str> {
+        self.0.into_iter().flatten()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// All that the text of a shader depends on. Two passes with equal specializations share one pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Specialization {
@@ -96,6 +121,8 @@ pub struct Specialization {
     pub has_window: bool,
     /// Whether probabilities are dropped.
     pub has_dropout: bool,
+    /// What becomes of the scores.
+    pub score_mods: ScoreMods,
     /// Whether gradients are stored in f32 though the element is another.
     pub f32_gradients: bool,
     /// Whether partial results are in f32, whatever the element. Only their merge asks.

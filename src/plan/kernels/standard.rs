@@ -70,6 +70,7 @@ pub(super) const SOFTMAX: KernelSpec = KernelSpec {
     grid: Grid::Rows,
     invocations: Some(SOFTMAX_INVOCATIONS),
     drops: true,
+    scores: true,
     bytes: |_| 8 * SOFTMAX_INVOCATIONS as u64,
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim),
     turns: |specialization, loops| {
@@ -90,6 +91,7 @@ pub(super) const DS: KernelSpec = KernelSpec {
     grid: Grid::Rows,
     invocations: Some(SOFTMAX_INVOCATIONS),
     drops: true,
+    scores: true,
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim),
     turns: |specialization, loops| a_loop(quads_of_a_row(specialization.tiles, loops), loops.philox),
     traffic: |bytes| 4 * bytes.s + 2 * bytes.lse,

@@ -5,6 +5,7 @@ use super::terms::{ErrorTerms, SMALLEST, Sum, U};
 use crate::problem::AttentionProblem;
 use crate::reference::cores;
 use crate::reference::forward::{row_cost, slice};
+use crate::reference::modifiers::Score;
 
 /// What bounds the errors of the backward pass, in the problem's gradient layout.
 #[derive(Clone, Debug, PartialEq)]
@@ -193,11 +194,16 @@ impl RowGradients {
             let v_row = slice(v, &layout.v, batch, entry.key, scores.head_kv, shape.head_dim_v);
             let dp = Sum::of(d_o_row.iter().zip(v_row).map(|(d_o, v)| entry.factor * d_o * v));
             let value = entry.p * (dp.total - delta.total);
+            // Of S, and then, back through the modifiers, of softmax_scale · q · k.
+            let plain = value.abs() * (entry.plain + 2.0) + entry.p * 2.0 * dp.total.abs();
+            let products = value.abs() * entry.products + entry.p * dp.rounding();
+            let flushed = SMALLEST * (1.0 + (dp.total - delta.total).abs());
+            let Score { slope, bend, slope_rounding, .. } = entry.score;
             Ds {
-                value,
-                plain: value.abs() * (entry.plain + 2.0) + entry.p * 2.0 * dp.total.abs(),
-                products: value.abs() * entry.products + entry.p * dp.rounding(),
-                flushed: SMALLEST * (1.0 + (dp.total - delta.total).abs()),
+                value: value * slope,
+                plain: plain * slope.abs() + value.abs() * (slope_rounding + bend.abs() * entry.product_plain),
+                products: products * slope.abs() + value.abs() * bend.abs() * entry.product,
+                flushed: flushed * slope.abs(),
             }
         };
         let ds = scores.entries.iter().map(of_entry).collect();
@@ -211,7 +217,7 @@ impl RowGradients {
 
     /// The plain error of a dS, with what it shares with its row.
     fn plain_error_of(&self, entry: &Entry, ds: &Ds) -> f64 {
-        ds.plain + entry.p * self.delta + self.of_lse() * ds.value.abs()
+        ds.plain + entry.p * entry.score.slope.abs() * self.delta + self.of_lse() * ds.value.abs()
     }
 
     /// How large each dS may be in a kernel: where dP − D cancels, what is left is rounding.
@@ -236,7 +242,7 @@ impl RowGradients {
                 dq.errors.plain += ds.plain * k.abs();
                 dq.errors.products += ds.products * k.abs();
                 dq.errors.flushed += ds.flushed * k.abs() + SMALLEST * ds.value.abs();
-                *weighed += entry.p * k;
+                *weighed += entry.p * entry.score.slope * k;
             }
             largest = largest.max(size * max_of(k_row));
         }

@@ -4,6 +4,7 @@ use super::terms::{ErrorTerms, SMALLEST, Sum};
 use crate::problem::AttentionProblem;
 use crate::reference::cores;
 use crate::reference::forward::{keeps, position, row_cost, slice};
+use crate::reference::modifiers::{Score, modified};
 
 /// What bounds the errors of the forward pass.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,6 +64,10 @@ pub(super) struct Entry {
     /// The relative error of P from plain roundings, and from the product that the score is.
     pub plain: f64,
     pub products: f64,
+    /// S as a function of softmax_scale · q · k, whose own errors are these.
+    pub score: Score,
+    pub product_plain: f64,
+    pub product: f64,
 }
 
 impl Row {
@@ -71,23 +76,28 @@ impl Row {
         let scale = problem.softmax_scale();
         let head_kv = head / (shape.num_heads / shape.num_heads_kv);
         let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
-        let scores: Vec<(u32, Sum)> = problem
+        let scores: Vec<(u32, Sum, Score)> = problem
             .visible_keys(row)
             .map(|key| {
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
-                (key, Sum::of(q_row.iter().zip(k_row).map(|(q, k)| scale * q * k)))
+                let sum = Sum::of(q_row.iter().zip(k_row).map(|(q, k)| scale * q * k));
+                (key, sum, modified(problem, sum.total, (batch, head, row, key)))
             })
             .collect();
-        let max = scores.iter().fold(f64::NEG_INFINITY, |max, (_, s)| max.max(s.total));
-        let lse = max + scores.iter().map(|(_, s)| (s.total - max).exp()).sum::<f64>().ln();
-        let is_empty = max == f64::NEG_INFINITY && scores.iter().all(|(_, s)| !s.total.is_nan());
+        let max = scores.iter().fold(f64::NEG_INFINITY, |max, (.., s)| max.max(s.value));
+        let lse = max + scores.iter().map(|(.., s)| (s.value - max).exp()).sum::<f64>().ln();
+        let is_empty = max == f64::NEG_INFINITY && scores.iter().all(|(.., s)| !s.value.is_nan());
         let lse = if is_empty { f64::NEG_INFINITY } else { lse };
-        let entry = |(key, s): &(u32, Sum)| {
-            let p = (s.total - lse).exp();
+        let entry = |(key, sum, score): &(u32, Sum, Score)| {
+            let p = (score.value - lse).exp();
             let kept = keeps(problem, batch, head, row, *key);
             let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
-            let plain = 4.0 + 2.0 * (s.total - lse).abs() + 2.0 * s.total.abs();
-            Entry { key: *key, p, factor, plain, products: s.rounding() }
+            let (product_plain, product) = (2.0 * sum.total.abs(), sum.rounding());
+            // What has no slope loses its error, be it infinite.
+            let of_product = |error: f64| if score.slope == 0.0 { 0.0 } else { score.slope.abs() * error };
+            let plain = 4.0 + 2.0 * (score.value - lse).abs() + of_product(product_plain) + score.rounding;
+            let products = of_product(product);
+            Entry { key: *key, p, factor, plain, products, score: *score, product_plain, product }
         };
         // A score of −∞ is exact, and so is its P.
         let entries: Vec<Entry> = scores.iter().map(entry).filter(|entry| entry.p != 0.0).collect();

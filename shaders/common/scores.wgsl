@@ -1,0 +1,52 @@
+// What becomes of a score between softmax_scale · Q Kᵀ and the mask: a chain of modifiers (slot score), in the order of the
+// list SCORE_MODS. Kernels whose list is empty are without this file, and pay nothing.
+
+// Four neighbouring scores of a row: sequence, query head, row and first key, all of the whole problem.
+struct Cell {
+  batch: u32,
+  head: u32,
+  i: u32,
+  key: u32,
+}
+
+// The cell of sequence, head and row counted from the first of this dispatch.
+fn cell_at(batch: u32, head: u32, row: u32, key: u32) -> Cell {
+  return Cell(params.batch_first + batch, params.head_first + head, params.row_first + row, key);
+}
+
+// Small data that is no tensor. Word n says where table n starts.
+@group(0) @binding(BINDING_tables) var<storage, read> tables: array<u32>;
+
+// S as the softmax takes it, from softmax_scale · Q Kᵀ. Both are in units of log2(e); modifiers see natural scores.
+fn scored(s: vec4<f32>, cell: Cell) -> vec4<f32> {
+  var score = s * LN_2;
+  // unroll MOD in SCORE_MODS {
+  score = score_MOD(score, cell);
+  // }
+  return score * LOG2_E;
+}
+
+// The same, where what the mask hides is in memory as MASKED.
+fn scored_if_seen(s: vec4<f32>, cell: Cell) -> vec4<f32> {
+  return select(scored(s, cell), vec4<f32>(MASKED), s == vec4<f32>(MASKED));
+}
+
+// The gradient of softmax_scale · Q Kᵀ, which is s, from that of S: back through the chain, past the score that each modifier
+// was given.
+fn score_gradient(ds: vec4<f32>, s: vec4<f32>, cell: Cell) -> vec4<f32> {
+  var score = s * LN_2;
+  // unroll MOD in SCORE_MODS {
+  let given_MOD = score;
+  score = score_MOD(score, cell);
+  // }
+  var gradient = ds;
+  // unroll MOD in SCORE_MODS_BACK {
+  gradient = score_MOD_gradient(gradient, given_MOD, cell);
+  // }
+  return gradient;
+}
+
+// The same for one score, the first of the cell.
+fn scored_one(s: f32, cell: Cell) -> f32 { return scored(vec4<f32>(s), cell).x; }
+
+fn score_gradient_one(ds: f32, s: f32, cell: Cell) -> f32 { return score_gradient(vec4<f32>(ds), vec4<f32>(s), cell).x; }

@@ -1,0 +1,84 @@
+use super::shape::AttentionShape;
+
+/// A modifier of the scores: what becomes of S between softmax_scale · Q Kᵀ and the mask. See
+/// [`AttentionProblem::with_score`](super::AttentionProblem::with_score).
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ScoreMod {
+    /// S becomes softcap · tanh(S / softcap), which stays between −softcap and softcap. It must be above 0 and finite.
+    Softcap(f32),
+    /// ALiBi: S becomes S − slope · |i + offset − j| for row i and key j, with the offset of the mask: seqlen_kv − seqlen_q, or
+    /// 0 with [`AttentionProblem::causal_top_left`](super::AttentionProblem::causal_top_left). One slope for each query head
+    /// (`[num_heads]`), or for each in each sequence (`[batch, num_heads]`); all must be finite. [`alibi_slopes`] gives the usual
+    /// ones.
+    Alibi(Vec<f32>),
+}
+
+impl ScoreMod {
+    /// The name used in WGSL and by the CLI.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            ScoreMod::Softcap(_) => "softcap",
+            ScoreMod::Alibi(_) => "alibi",
+        }
+    }
+
+    /// What makes it no modifier for a problem of this shape, if anything does.
+    pub(crate) fn fault(&self, shape: &AttentionShape) -> Option<String> {
+        match self {
+            ScoreMod::Softcap(softcap) if softcap.is_finite() && *softcap > 0.0 => None,
+            ScoreMod::Softcap(softcap) => Some(format!("{softcap} is given; it must be above 0 and finite")),
+            ScoreMod::Alibi(slopes) => {
+                let (heads, found) = (u64::from(shape.num_heads), slopes.len() as u64);
+                let all = heads * u64::from(shape.batch);
+                if found != heads && found != all {
+                    return Some(format!(
+                        "{found} slopes are given; there must be one for each head, {heads}, or for each head of each \
+                         sequence, {all}"
+                    ));
+                }
+                let slope = slopes.iter().find(|slope| !slope.is_finite())?;
+                Some(format!("a slope is {slope}; all must be finite"))
+            }
+        }
+    }
+
+    /// The words that its WGSL reads.
+    pub(crate) fn table(&self, shape: &AttentionShape) -> Vec<u32> {
+        match self {
+            ScoreMod::Softcap(softcap) => vec![softcap.to_bits()],
+            ScoreMod::Alibi(slopes) => {
+                let is_shared = slopes.len() as u64 == u64::from(shape.num_heads);
+                let stride_batch = if is_shared { 0 } else { shape.num_heads };
+                [stride_batch].into_iter().chain(slopes.iter().map(|slope| slope.to_bits())).collect()
+            }
+        }
+    }
+}
+
+/// The slopes of ALiBi (Press et al. 2022) for each of `num_heads` heads: 2^(−8/n), 2^(−16/n), … for n heads where n is a power
+/// of two. For other numbers those of the power of two below, and then every second one of the power of two above, as the
+/// authors' code has it.
+pub fn alibi_slopes(num_heads: u32) -> Vec<f32> {
+    let geometric = |n: u32, index: u32| (-8.0 * f64::from(index + 1) / f64::from(n)).exp2() as f32;
+    let below: u32 = num_heads.checked_ilog2().map_or(1, |log| 1 << log);
+    let between = |index: u32| geometric(below.saturating_mul(2), 2 * (index - below));
+    (0..num_heads).map(|head| if head < below { geometric(below, head) } else { between(head) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_are_those_of_the_authors_code() {
+        assert_eq!(alibi_slopes(0), []);
+        assert_eq!(alibi_slopes(1), [1.0 / 256.0]);
+        assert_eq!(alibi_slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        // get_slopes(6) = get_slopes(4) and every second one of get_slopes(8).
+        assert_eq!(alibi_slopes(6), [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]);
+        let twelve = alibi_slopes(12);
+        assert_eq!(twelve[..8], alibi_slopes(8));
+        assert_eq!(twelve[8], 0.5f32.sqrt());
+    }
+}

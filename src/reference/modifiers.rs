@@ -1,0 +1,76 @@
+//! What modifiers make of a score, and with what error.
+
+use crate::problem::{AttentionProblem, ScoreMod};
+
+/// A score, as a function of what it was before some modifiers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Score {
+    pub value: f64,
+    /// Its first and second derivative.
+    pub slope: f64,
+    pub bend: f64,
+    /// The rounding of the value and of the slope, in units of U.
+    pub rounding: f64,
+    pub slope_rounding: f64,
+}
+
+/// Where a score stands: sequence, query head, row and key.
+pub(super) type Cell = (u32, u32, u32, u32);
+
+/// What the problem's modifiers make of softmax_scale · q · k.
+pub(super) fn modified(problem: &AttentionProblem, s: f64, cell: Cell) -> Score {
+    let unmodified = Score { value: s, slope: 1.0, bend: 0.0, rounding: 0.0, slope_rounding: 0.0 };
+    let score = problem.scores().iter().fold(unmodified, |before, modifier| {
+        let after = match modifier {
+            ScoreMod::Softcap(softcap) => softcapped(before.value, f64::from(*softcap)),
+            ScoreMod::Alibi(slopes) => with_alibi(before.value, problem, slopes, cell),
+        };
+        after.of(before)
+    });
+    if problem.scores().is_empty() {
+        return score;
+    }
+    // To natural units and back: two roundings each.
+    let conversion = 2.0 * s.abs().min(f64::MAX) * score.slope.abs() + 2.0 * score.value.abs();
+    Score { rounding: score.rounding + conversion, ..score }
+}
+
+impl Score {
+    /// A modifier's score of what others have made.
+    fn of(self, inner: Self) -> Self {
+        Self {
+            value: self.value,
+            slope: self.slope * inner.slope,
+            bend: self.bend * inner.slope * inner.slope + self.slope * inner.bend,
+            rounding: self.slope.abs() * inner.rounding + self.rounding,
+            slope_rounding: self.slope.abs() * inner.slope_rounding
+                + (self.slope_rounding + self.bend.abs() * inner.rounding) * inner.slope.abs(),
+        }
+    }
+}
+
+/// softcap · tanh(s / softcap). The shader's tanh errs by 12 units or less, of its exponential and its division.
+fn softcapped(s: f64, softcap: f64) -> Score {
+    let share = (s / softcap).tanh();
+    let slope = 1.0 - share * share;
+    Score {
+        value: softcap * share,
+        slope,
+        bend: -2.0 * share * slope / softcap,
+        rounding: 5.0 * (softcap * (s / softcap).abs().min(20.0) * slope) + 14.0 * softcap * share.abs(),
+        slope_rounding: 26.0 * share.abs() + 2.0,
+    }
+}
+
+/// s − slope · |i + offset − j|.
+fn with_alibi(s: f64, problem: &AttentionProblem, slopes: &[f32], (batch, head, row, key): Cell) -> Score {
+    let shape = &problem.shape;
+    let is_shared = slopes.len() == shape.num_heads as usize;
+    let first = if is_shared { 0 } else { (batch * shape.num_heads) as usize };
+    let offset = problem.mask.offset(shape.seqlen_q, shape.seqlen_kv);
+    let distance = (i64::from(row) + offset - i64::from(key)).abs() as f64;
+    let subtracted = f64::from(slopes[first + head as usize]) * distance;
+    let value = s - subtracted;
+    let rounding = 2.0 * subtracted.abs() + value.abs();
+    Score { value, slope: 1.0, bend: 0.0, rounding, slope_rounding: 0.0 }
+}

@@ -8,7 +8,7 @@ pub enum ScoreMod {
     /// S becomes softcap · tanh(S / softcap), which stays between −softcap and softcap. It must be above 0 and finite.
     Softcap(f32),
     /// ALiBi: S becomes S − slope · |i + offset − j| for row i and key j, with the offset of the mask: seqlen_kv − seqlen_q, or
-    /// 0 with [`AttentionProblem::causal_top_left`](super::AttentionProblem::causal_top_left). One slope for each query head
+    /// 0 with [`AttentionProblem::with_causal_top_left`](super::AttentionProblem::with_causal_top_left). One slope for each query head
     /// (`[num_heads]`), or for each in each sequence (`[batch, num_heads]`); all must be finite. [`alibi_slopes`] gives the usual
     /// ones.
     Alibi(Vec<f32>),

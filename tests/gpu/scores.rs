@@ -148,8 +148,7 @@ fn parts_of_a_problem_see_whole_positions() {
 #[test]
 fn shorter_calls_measure_from_their_own_diagonal() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 2, 40, 16).with_seqlen_kv(60));
-    let mut call = Call::default();
-    (call.seqlen_q, call.seqlen_kv) = (Some(33), Some(41));
+    let call = Call::new().with_seqlen_q(33).with_seqlen_kv(41);
     for problem in modified(&problem) {
         let solved = problem_of(&problem, &call);
         let inputs = inputs(&problem, 10);

@@ -1,6 +1,9 @@
 // The merge of partial results: attention over parts of the keys is attention over all of them once the parts are
 // weighed by their softmax sums.
 //
+// Reads O_s[num_splits, batch, seqlen_q, num_heads, head_dim_v], LSE_s[num_splits, batch, num_heads, seqlen_q]. Writes
+// O[batch, seqlen_q, num_heads, head_dim_v], LSE[batch, num_heads, seqlen_q].
+//
 //   for each row, over its parts s:
 //     m   = max LSE_s
 //     l   = Σ exp(LSE_s − m)

@@ -227,7 +227,8 @@ fn main(
               scratch_barrier();
               // unroll PLAIN in PLAIN_SCORES {
                 var p_0_R_E = exp2(fma(s_tile[s_mine] * k_units_0_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
-                var p_1_R_E = exp2(fma(s_tile[s_mine + 1u] * k_units_1_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
+                var p_1_R_E = exp2(fma(s_tile[s_mine + 1u] * k_units_1_E, vec4<f32>(s_factor_R),
+                  vec4<f32>(-stats_R.x)));
               // }
               // unroll MODIFIED in MODIFIED_SCORES {
                 let cell_0_R_E = cell_at(tile.batch, head, i_row_R, key_E);

@@ -182,7 +182,8 @@ fn main(
               scratch_barrier();
               // unroll PLAIN in PLAIN_SCORES {
                 let p_low_R_E = exp2(fma(s_tile[s_low] * k_units_low_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
-                let p_high_R_E = exp2(fma(s_tile[s_high] * k_units_high_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
+                let p_high_R_E = exp2(fma(s_tile[s_high] * k_units_high_R, vec4<f32>(s_factor_E),
+                  vec4<f32>(-stats_E.x)));
               // }
               // unroll MODIFIED in MODIFIED_SCORES {
                 let cell_low_R_E = cell_at(tile.batch, tile.head, row_E, key_R);

@@ -1,5 +1,8 @@
 // FlashAttention, backward, first kernel: what the other two need of each row.
 //
+// Reads O[batch, seqlen_q, num_heads, head_dim_v], dO of the same shape, dLSE[batch, num_heads, seqlen_q]. Writes
+// D[batch, num_heads, seqlen_q].
+//
 //   for each row i:                                      LANES neighbouring invocations
 //     D_i = rowsum(dO_i ∘ O_i) − dLSE_i
 //
@@ -13,12 +16,12 @@
 fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,
   // unroll BUILTIN in INVOCATION_BUILTINS {
-  @builtin(BUILTIN) BUILTIN: u32,
+    @builtin(BUILTIN) BUILTIN: u32,
   // }
 ) {
   let invocation = invocation_index(
     // unroll BUILTIN in INVOCATION_BUILTINS {
-    BUILTIN,
+      BUILTIN,
     // }
   );
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;

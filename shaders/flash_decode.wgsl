@@ -1,6 +1,10 @@
 // FlashAttention, forward, for few rows and many keys: decoding. What counts is to read K and V once, as fast as memory
 // gives them.
 //
+// Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
+// V[batch, seqlen_kv, num_heads_kv, head_dim_v]. Writes O[batch, seqlen_q, num_heads, head_dim_v],
+// LSE[batch, num_heads, seqlen_q]. With splits of the keys, O and LSE have one more index, the split, in front.
+//
 //   for each tile i of rows that share a KV head, for each split of the keys:       one workgroup
 //     for each group g of lanes:
 //       O_g = 0, l_g = 0, m_g = −∞
@@ -18,20 +22,21 @@
 //
 // S, m and the exponents are in units of log2(e), as in flash_forward.wgsl.
 //
-// Who owns what: LANES neighbouring invocations are a group; of every KEY_LANES quads of keys one is its own. They share it, each with every LANES-th quad of the head
-// dimensions of Q, K, V and O of all rows in registers. S, P, m and l of the group are in the registers of all of them.
-// Workgroup memory holds what the groups tell each other at the end.
+// Who owns what: LANES neighbouring invocations are a group; of every KEY_LANES quads of keys one is its own. They
+// share it, each with every LANES-th quad of the head dimensions of Q, K, V and O of all rows in registers. S, P, m and
+// l of the group are in the registers of all of them. Workgroup memory holds what the groups tell each other at the
+// end.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,
   // unroll BUILTIN in INVOCATION_BUILTINS {
-  @builtin(BUILTIN) BUILTIN: u32,
+    @builtin(BUILTIN) BUILTIN: u32,
   // }
 ) {
   let invocation = invocation_index(
     // unroll BUILTIN in INVOCATION_BUILTINS {
-    BUILTIN,
+      BUILTIN,
     // }
   );
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
@@ -43,174 +48,151 @@ fn main(
 
   // Q_i; O_g = 0, l_g = 0, m_g = −∞
   // unroll N in THREAD_ROWS {
-  var l_N = 0.0;
-  var m_N = MASKED;
-  // unroll M in K_QUADS {
-  let q_N_M = fetch_q(tile, N, lane + M * LANES);
-  // }
-  // unroll M in V_QUADS {
-  var o_N_M = vec4<f32>(0.0);
-  // }
+    var l_N = 0.0;
+    var m_N = MASKED;
+    // unroll M in K_QUADS {
+      let q_N_M = fetch_q(tile, N, lane + M * LANES);
+    // }
+    // unroll M in V_QUADS {
+      var o_N_M = vec4<f32>(0.0);
+    // }
   // }
 
   // for each KV tile j of the split that some row of i sees:
   let range = keys_of(block_range(tile.first_row, tile.last_row), split);
   // The next K is fetched as soon as this one is used, and so is V: loads are always in flight.
   // unroll U in GROUP_QUADS {
-  let first_key_U = range.first * TILE_KV + (U * KEY_LANES + group) * 4u;
-  // unroll E in KEYS {
-  // unroll M in K_QUADS {
-  var k_U_E_M = Loaded();
-  if range.first < range.end { k_U_E_M = fetch_k(tile, first_key_U + E, lane + M * LANES); }
-  // }
-  // unroll M in V_QUADS {
-  var v_U_E_M = Loaded();
-  if range.first < range.end { v_U_E_M = fetch_v(tile, first_key_U + E, lane + M * LANES); }
-  // }
-  // }
+    let first_key_U = range.first * TILE_KV + (U * KEY_LANES + group) * 4u;
+    // unroll E in KEYS {
+      // unroll M in K_QUADS {
+        var k_U_E_M = Loaded();
+        if range.first < range.end { k_U_E_M = fetch_k(tile, first_key_U + E, lane + M * LANES); }
+      // }
+      // unroll M in V_QUADS {
+        var v_U_E_M = Loaded();
+        if range.first < range.end { v_U_E_M = fetch_v(tile, first_key_U + E, lane + M * LANES); }
+      // }
+    // }
   // }
   for (var j = range.first; j < range.end; j++) {
     let whole = is_whole(range, j);
 
     // S = softmax_scale · Q_i K_gᵀ, four keys at a time
     // unroll U in GROUP_QUADS {
-    let key_U = j * TILE_KV + (U * KEY_LANES + group) * 4u;
-    // unroll N in THREAD_ROWS {
-    // unroll E in KEYS {
-    var s_N_U_E = 0.0;
+      let key_U = j * TILE_KV + (U * KEY_LANES + group) * 4u;
+      // unroll N in THREAD_ROWS, E in KEYS {
+        var s_N_U_E = 0.0;
+      // }
+      // unroll E in KEYS, M in K_QUADS {
+        let k_now_U_E_M = decode(k_U_E_M);
+        k_U_E_M = fetch_k(tile, key_U + TILE_KV + E, lane + M * LANES);
+        // unroll N in THREAD_ROWS {
+          s_N_U_E = dot_add(q_N_M, k_now_U_E_M, s_N_U_E);
+        // }
+      // }
     // }
-    // }
-    // unroll E in KEYS {
-    // unroll M in K_QUADS {
-    let k_now_U_E_M = decode(k_U_E_M);
-    k_U_E_M = fetch_k(tile, key_U + TILE_KV + E, lane + M * LANES);
-    // unroll N in THREAD_ROWS {
-    s_N_U_E = dot_add(q_N_M, k_now_U_E_M, s_N_U_E);
-    // }
-    // }
-    // }
-    // }
-    // unroll N in THREAD_ROWS {
-    // unroll U in GROUP_QUADS {
-    lane_share(N * GROUP_QUADS + U, invocation, vec4<f32>(s_N_U_0, s_N_U_1, s_N_U_2, s_N_U_3));
-    // }
+    // unroll N in THREAD_ROWS, U in GROUP_QUADS {
+      lane_share(N * GROUP_QUADS + U, invocation, vec4<f32>(s_N_U_0, s_N_U_1, s_N_U_2, s_N_U_3));
     // }
     lane_barrier();
-    // unroll N in THREAD_ROWS {
-    // unroll U in GROUP_QUADS {
-    var s_N_U = lane_sum(N * GROUP_QUADS + U, invocation, vec4<f32>(s_N_U_0, s_N_U_1, s_N_U_2, s_N_U_3));
-    // }
+    // unroll N in THREAD_ROWS, U in GROUP_QUADS {
+      var s_N_U = lane_sum(N * GROUP_QUADS + U, invocation, vec4<f32>(s_N_U_0, s_N_U_1, s_N_U_2, s_N_U_3));
     // }
 
-    // unroll MODIFIED in MODIFIED_SCORES {
-    // unroll N in THREAD_ROWS {
-    // unroll U in GROUP_QUADS {
-    s_N_U = scored(s_N_U, cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U));
-    // }
-    // }
+    // unroll MODIFIED in MODIFIED_SCORES, N in THREAD_ROWS, U in GROUP_QUADS {
+      s_N_U = scored(s_N_U, cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U));
     // }
 
     // masked
     if !whole {
       // unroll N in THREAD_ROWS {
-      let visible_N = visible_keys(params.row_first + row_of(tile, N));
-      // unroll U in GROUP_QUADS {
-      s_N_U = select(vec4<f32>(MASKED), s_N_U, sees(visible_N, key_U));
-      // }
+        let visible_N = visible_keys(params.row_first + row_of(tile, N));
+        // unroll U in GROUP_QUADS {
+          s_N_U = select(vec4<f32>(MASKED), s_N_U, sees(visible_N, key_U));
+        // }
       // }
     }
 
     // unroll N in THREAD_ROWS {
-    // m_new = max(m_g, rowmax(S)), α = exp(m_g − m_new); l_g = α · l_g, O_g = α · O_g where there is something to do
-    var s_max_N = MASKED;
-    // unroll U in GROUP_QUADS {
-    s_max_N = max(s_max_N, largest_of_four(s_N_U));
-    // }
-    if s_max_N > m_N {
-      let alpha = exp2(m_N - s_max_N);
-      m_N = s_max_N;
-      l_N *= alpha;
-      // unroll M in V_QUADS {
-      o_N_M *= alpha;
+      // m_new = max(m_g, rowmax(S)), α = exp(m_g − m_new); l_g = α · l_g, O_g = α · O_g where there is something to do
+      var s_max_N = MASKED;
+      // unroll U in GROUP_QUADS {
+        s_max_N = max(s_max_N, largest_of_four(s_N_U));
       // }
-    }
-    // unroll U in GROUP_QUADS {
-    // P = exp(S − m_new); where a row has seen nothing yet, m_new is MASKED too and P must still be 0
-    var p_N_U = exp2(s_N_U - vec4<f32>(m_N));
-    if !whole { p_N_U = select(p_N_U, vec4<f32>(0.0), s_N_U == vec4<f32>(MASKED)); }
-    // l_g = l_g + rowsum(P)
-    l_N += (p_N_U.x + p_N_U.y) + (p_N_U.z + p_N_U.w);
-    // dropout(P)
-    if HAS_DROPOUT {
-      let i = params.row_first + row_of(tile, N);
-      p_N_U = dropout(p_N_U, params.batch_first + tile.batch, params.head_first + head_of(tile, N), i, key_U);
-    }
-    // }
+      if s_max_N > m_N {
+        let alpha = exp2(m_N - s_max_N);
+        m_N = s_max_N;
+        l_N *= alpha;
+        // unroll M in V_QUADS {
+          o_N_M *= alpha;
+        // }
+      }
+      // unroll U in GROUP_QUADS {
+        // P = exp(S − m_new); where a row has seen nothing yet, m_new is MASKED too and P must still be 0
+        var p_N_U = exp2(s_N_U - vec4<f32>(m_N));
+        if !whole { p_N_U = select(p_N_U, vec4<f32>(0.0), s_N_U == vec4<f32>(MASKED)); }
+        // l_g = l_g + rowsum(P)
+        l_N += (p_N_U.x + p_N_U.y) + (p_N_U.z + p_N_U.w);
+        // dropout(P)
+        if HAS_DROPOUT {
+          let i = params.row_first + row_of(tile, N);
+          p_N_U = dropout(p_N_U, params.batch_first + tile.batch, params.head_first + head_of(tile, N), i, key_U);
+        }
+      // }
     // }
 
     // O_g = O_g + dropout(P) V_g
     if !whole {
-      // unroll U in GROUP_QUADS {
-      // unroll E in KEYS {
-      // unroll M in V_QUADS {
-      let v_now_U_E_M = decode(v_U_E_M);
-      // unroll N in THREAD_ROWS {
-      o_N_M = add_visible(p_N_U[E], v_now_U_E_M, o_N_M);
-      // }
-      // }
-      // }
+      // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS {
+        let v_now_U_E_M = decode(v_U_E_M);
+        // unroll N in THREAD_ROWS {
+          o_N_M = add_visible(p_N_U[E], v_now_U_E_M, o_N_M);
+        // }
       // }
     } else {
-      // unroll U in GROUP_QUADS {
-      // unroll E in KEYS {
-      // unroll M in V_QUADS {
-      let v_now_U_E_M = decode(v_U_E_M);
-      // unroll N in THREAD_ROWS {
-      o_N_M = fma(vec4<f32>(p_N_U[E]), v_now_U_E_M, o_N_M);
-      // }
-      // }
-      // }
+      // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS {
+        let v_now_U_E_M = decode(v_U_E_M);
+        // unroll N in THREAD_ROWS {
+          o_N_M = fma(vec4<f32>(p_N_U[E]), v_now_U_E_M, o_N_M);
+        // }
       // }
     }
-    // unroll U in GROUP_QUADS {
-    // unroll E in KEYS {
-    // unroll M in V_QUADS {
-    v_U_E_M = fetch_v(tile, key_U + TILE_KV + E, lane + M * LANES);
-    // }
-    // }
+    // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS {
+      v_U_E_M = fetch_v(tile, key_U + TILE_KV + E, lane + M * LANES);
     // }
   }
 
   // unroll N in THREAD_ROWS {
-  // m = max m_g
-  workgroupBarrier(); // the last row is read
-  if lane == 0u { group_stats[group] = vec2<f32>(m_N, l_N); }
-  workgroupBarrier();
-  var m_all_N = MASKED;
-  for (var g = 0u; g < KEY_LANES; g++) { m_all_N = max(m_all_N, group_stats[g].x); }
-  // unroll M in V_QUADS {
-  group_o[group * V_STRIDE + lane + M * LANES] = o_N_M * exp2(m_N - m_all_N);
-  // }
-  workgroupBarrier();
-  // l = Σ exp(m_g − m) · l_g
-  var l_all_N = 0.0;
-  for (var g = 0u; g < KEY_LANES; g++) { l_all_N += exp2(group_stats[g].x - m_all_N) * group_stats[g].y; }
-  // O_i = Σ exp(m_g − m) · O_g / l, LSE_i = m + ln l; a row that sees nothing, or only scores of −∞, gives 0
-  // and −∞
-  if tile.packed + N < packed_rows() {
-    let head = head_of(tile, N);
-    let row = row_of(tile, N);
-    let empty = l_all_N == 0.0;
-    let factor = params.dropout_scale / l_all_N;
-    let first = o_row(split, tile.batch, head, row);
-    for (var quad = invocation; quad * 4u < HEAD_DIM_V; quad += INVOCATIONS) {
-      var o = vec4<f32>(0.0);
-      for (var g = 0u; g < KEY_LANES; g++) { o += group_o[g * V_STRIDE + quad]; }
-      write_o(first, quad * 4u, select(o * factor, vec4<f32>(0.0), empty));
+    // m = max m_g
+    workgroupBarrier(); // the last row is read
+    if lane == 0u { group_stats[group] = vec2<f32>(m_N, l_N); }
+    workgroupBarrier();
+    var m_all_N = MASKED;
+    for (var g = 0u; g < KEY_LANES; g++) { m_all_N = max(m_all_N, group_stats[g].x); }
+    // unroll M in V_QUADS {
+      group_o[group * V_STRIDE + lane + M * LANES] = o_N_M * exp2(m_N - m_all_N);
+    // }
+    workgroupBarrier();
+    // l = Σ exp(m_g − m) · l_g
+    var l_all_N = 0.0;
+    for (var g = 0u; g < KEY_LANES; g++) { l_all_N += exp2(group_stats[g].x - m_all_N) * group_stats[g].y; }
+    // O_i = Σ exp(m_g − m) · O_g / l, LSE_i = m + ln l; a row that sees nothing, or only scores of −∞, gives 0
+    // and −∞
+    if tile.packed + N < packed_rows() {
+      let head = head_of(tile, N);
+      let row = row_of(tile, N);
+      let empty = l_all_N == 0.0;
+      let factor = params.dropout_scale / l_all_N;
+      let first = o_row(split, tile.batch, head, row);
+      for (var quad = invocation; quad * 4u < HEAD_DIM_V; quad += INVOCATIONS) {
+        var o = vec4<f32>(0.0);
+        for (var g = 0u; g < KEY_LANES; g++) { o += group_o[g * V_STRIDE + quad]; }
+        write_o(first, quad * 4u, select(o * factor, vec4<f32>(0.0), empty));
+      }
+      if invocation == 0u {
+        write_lse(split, tile.batch, head, row,
+          select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty));
+      }
     }
-    if invocation == 0u {
-      write_lse(split, tile.batch, head, row, select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty));
-    }
-  }
   // }
 }

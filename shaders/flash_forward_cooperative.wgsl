@@ -255,7 +255,8 @@ fn main(
             let row_N_E = first_row + N * MATRIX_SIDE;
             let key_N_E = next_key + (E * CHUNK_QUADS + quad) * 4u;
             s_low_N_E = scored(s_low_N_E * scale_N, cell_at(tile.batch, tile.head, row_N_E, key_N_E));
-            s_high_N_E = scored(s_high_N_E * scale_N, cell_at(tile.batch, tile.head, row_N_E, key_N_E + CHUNK_LANES * 4u));
+            s_high_N_E = scored(s_high_N_E * scale_N,
+              cell_at(tile.batch, tile.head, row_N_E, key_N_E + CHUNK_LANES * 4u));
           // }
           if IS_MASKED_SEEN {
             let key = next_key + low_N_E;

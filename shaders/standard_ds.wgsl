@@ -41,11 +41,11 @@ fn main(
     let masked = (scores == vec4<f32>(MASKED)) | vec4<bool>(stats.x == -MASKED);
     // P = exp(S − LSE)
     // unroll PLAIN in PLAIN_SCORES {
-    var p = exp2(scores - vec4<f32>(stats.x));
+      var p = exp2(scores - vec4<f32>(stats.x));
     // }
     // unroll MODIFIED in MODIFIED_SCORES {
-    let cell = cell_at(batch, head, row, quad * 4u);
-    var p = exp2(scored_if_seen(scores, cell) - vec4<f32>(stats.x));
+      let cell = cell_at(batch, head, row, quad * 4u);
+      var p = exp2(scored_if_seen(scores, cell) - vec4<f32>(stats.x));
     // }
     var gradient = dp[first + quad];
     if HAS_DROPOUT {
@@ -58,11 +58,11 @@ fn main(
     }
     // dS = P ∘ (dropout(dP) − D)
     // unroll PLAIN in PLAIN_SCORES {
-    dp[first + quad] = select(p * (gradient - vec4<f32>(stats.y)), vec4<f32>(0.0), masked);
+      dp[first + quad] = select(p * (gradient - vec4<f32>(stats.y)), vec4<f32>(0.0), masked);
     // }
     // unroll MODIFIED in MODIFIED_SCORES {
-    let ds = score_gradient(p * (gradient - vec4<f32>(stats.y)), scores, cell);
-    dp[first + quad] = select(ds, vec4<f32>(0.0), masked);
+      let ds = score_gradient(p * (gradient - vec4<f32>(stats.y)), scores, cell);
+      dp[first + quad] = select(ds, vec4<f32>(0.0), masked);
     // }
   }
 }

@@ -41,10 +41,10 @@ fn main(
     quad += SOFTMAX_INVOCATIONS
   ) {
     // unroll PLAIN in PLAIN_SCORES {
-    let scores = s[first + quad];
+      let scores = s[first + quad];
     // }
     // unroll MODIFIED in MODIFIED_SCORES {
-    let scores = scored_if_seen(s[first + quad], cell_at(batch, head, row, quad * 4u));
+      let scores = scored_if_seen(s[first + quad], cell_at(batch, head, row, quad * 4u));
     // }
     let m_new = max(m, max(max(scores.x, scores.y), max(scores.z, scores.w)));
     let p = select(exp2(scores - vec4<f32>(m_new)), vec4<f32>(0.0), scores == vec4<f32>(MASKED));
@@ -77,10 +77,10 @@ fn main(
     quad += SOFTMAX_INVOCATIONS
   ) {
     // unroll PLAIN in PLAIN_SCORES {
-    let scores = s[first + quad];
+      let scores = s[first + quad];
     // }
     // unroll MODIFIED in MODIFIED_SCORES {
-    let scores = scored_if_seen(s[first + quad], cell_at(batch, head, row, quad * 4u));
+      let scores = scored_if_seen(s[first + quad], cell_at(batch, head, row, quad * 4u));
     // }
     var p = select(exp2(scores - vec4<f32>(m)) * factor, vec4<f32>(0.0), scores == vec4<f32>(MASKED));
     if HAS_DROPOUT { p = dropout(p, params.batch_first + batch, params.head_first + head, i, quad * 4u); }

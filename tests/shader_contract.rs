@@ -411,10 +411,8 @@ fn operands_have_distinct_numbers_and_names() {
     assert_eq!((numbers.len(), names.len()), (Operand::ALL.len(), Operand::ALL.len()));
 }
 
-/// A shader file holds plain WGSL: no directive but `// unroll`, no uninitialised `var` (Dawn does not zero variables
-/// again in loops), and every file is used.
-#[test]
-fn shader_files_are_plain() {
+/// Names, below `shaders/`, and texts of all shader files.
+fn shader_files() -> Vec<(String, String)> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
     let mut folders = vec![std::path::PathBuf::from(root)];
     let mut files = Vec::new();
@@ -424,10 +422,19 @@ fn shader_files_are_plain() {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "wgsl") {
-                files.push(path);
+                let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+                files.push((name, std::fs::read_to_string(&path).unwrap()));
             }
         }
     }
+    assert!(files.len() > 10);
+    files
+}
+
+/// A shader file holds plain WGSL: no directive but `// unroll`, no uninitialised `var` (Dawn does not zero variables
+/// again in loops), and every file is used.
+#[test]
+fn shader_files_are_plain() {
     let used: HashSet<String> = variants()
         .iter()
         .chain(&variants_with_modifiers())
@@ -437,15 +444,41 @@ fn shader_files_are_plain() {
             (1..=lines).map(|line| source.origin(line).unwrap().file.to_string()).collect::<HashSet<_>>()
         })
         .collect();
-    assert!(files.len() > 10);
-    for path in files {
-        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_string();
+    for (name, text) in shader_files() {
         assert!(used.contains(&name), "{name} is in no shader");
-        for (number, line) in (1..).zip(std::fs::read_to_string(&path).unwrap().lines()) {
+        for (number, line) in (1..).zip(text.lines()) {
             let code = line.trim();
             assert!(!code.starts_with('#'), "{name}:{number}: a preprocessor directive");
             let local = code.starts_with("var ");
             assert!(!local || code.contains('='), "{name}:{number}: a var without an initialiser");
+        }
+    }
+}
+
+/// Lines have at most 120 characters, the body of an `// unroll` stands two spaces further in, and its `// }` below the
+/// directive.
+#[test]
+fn shader_files_can_be_read() {
+    for (name, text) in shader_files() {
+        let mut directives = Vec::new();
+        let mut opens = false;
+        for (number, line) in (1..).zip(text.lines()) {
+            assert!(line.chars().count() <= 120, "{name}:{number}: more than 120 characters");
+            let code = line.trim_start();
+            let indent = line.len() - code.len();
+            if code == "// }" {
+                assert_eq!(Some(indent), directives.pop(), "{name}:{number}: '// }}' stands below its directive");
+            }
+            let least = directives.last().map_or(0, |directive| directive + 2);
+            let is_indented = if opens { indent == least } else { indent >= least };
+            assert!(
+                code.is_empty() || is_indented,
+                "{name}:{number}: the body of an unroll stands two spaces further in"
+            );
+            opens = code.starts_with("// unroll ");
+            if opens {
+                directives.push(indent);
+            }
         }
     }
 }

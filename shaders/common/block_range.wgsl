@@ -17,7 +17,8 @@ fn row_range(first_key: u32, last_key: u32) -> BlockRange {
   return tiles_between(seeing_rows(first_key), seeing_rows(last_key), TILE_Q);
 }
 
-// Tiles of a range whose first entry is seen from `top.x` to `top.y` and whose last entry from `bottom.x` to `bottom.y`.
+// Tiles of a range whose first entry is seen from `top.x` to `top.y` and whose last entry from `bottom.x` to
+// `bottom.y`.
 fn tiles_between(top: vec2<i32>, bottom: vec2<i32>, side: u32) -> BlockRange {
   // The first one's window starts and ends first.
   let end = max(bottom.y, 0);

@@ -42,7 +42,8 @@ fn fetch_v(tile: QTile, key_first: u32, index: u32) -> Loaded {
   let key = key_first + index / V_STRIDE;
   let dim = index % V_STRIDE * 4u;
   let inside_dim = min(dim, LAST_QUAD_V);
-  let value = load_v(first + min(key, params.seqlen_kv - 1u) * params.v_stride_row + inside_dim, HEAD_DIM_V - inside_dim);
+  let value = load_v(first + min(key, params.seqlen_kv - 1u) * params.v_stride_row + inside_dim,
+    HEAD_DIM_V - inside_dim);
   return select(Loaded(), value, key < params.seqlen_kv && dim < HEAD_DIM_V);
 }
 

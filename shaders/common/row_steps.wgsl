@@ -32,8 +32,8 @@ fn visible_keys_unless_empty(i: u32, stats: vec2<f32>) -> vec2<i32> {
   return select(visible_keys(i), vec2<i32>(0), stats.x == -MASKED);
 }
 
-// A quad of Q of a row that may be empty: all P and dS of such a row are 0, and 0 times an infinity must not make NaN of dK.
-// (Finite quads stay, so that a key of −∞ still gives a score of −∞.)
+// A quad of Q of a row that may be empty: all P and dS of such a row are 0, and 0 times an infinity must not make NaN
+// of dK. (Finite quads stay, so that a key of −∞ still gives a score of −∞.)
 fn live_q(value: Loaded, is_empty: bool) -> Loaded {
   return select(value, Loaded(), is_empty && !all(are_finite(decode(value))));
 }

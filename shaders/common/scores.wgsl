@@ -1,5 +1,5 @@
-// What becomes of a score between softmax_scale · Q Kᵀ and the mask: a chain of modifiers (slot score), in the order of the
-// list SCORE_MODS. Kernels whose list is empty are without this file, and pay nothing.
+// What becomes of a score between softmax_scale · Q Kᵀ and the mask: a chain of modifiers (slot score), in the order of
+// the list SCORE_MODS. Kernels whose list is empty are without this file, and pay nothing.
 
 // Four neighbouring scores of a row: sequence, query head, row and first key, all of the whole problem.
 struct Cell {
@@ -21,7 +21,7 @@ fn cell_at(batch: u32, head: u32, row: u32, key: u32) -> Cell {
 fn scored(s: vec4<f32>, cell: Cell) -> vec4<f32> {
   var score = s * LN_2;
   // unroll MOD in SCORE_MODS {
-  score = score_MOD(score, cell);
+    score = score_MOD(score, cell);
   // }
   return score * LOG2_E;
 }
@@ -31,17 +31,17 @@ fn scored_if_seen(s: vec4<f32>, cell: Cell) -> vec4<f32> {
   return select(scored(s, cell), vec4<f32>(MASKED), s == vec4<f32>(MASKED));
 }
 
-// The gradient of softmax_scale · Q Kᵀ, which is s, from that of S: back through the chain, past the score that each modifier
-// was given.
+// The gradient of softmax_scale · Q Kᵀ, which is s, from that of S: back through the chain, past the score that each
+// modifier was given.
 fn score_gradient(ds: vec4<f32>, s: vec4<f32>, cell: Cell) -> vec4<f32> {
   var score = s * LN_2;
   // unroll MOD in SCORE_MODS {
-  let given_MOD = score;
-  score = score_MOD(score, cell);
+    let given_MOD = score;
+    score = score_MOD(score, cell);
   // }
   var gradient = ds;
   // unroll MOD in SCORE_MODS_BACK {
-  gradient = score_MOD_gradient(gradient, given_MOD, cell);
+    gradient = score_MOD_gradient(gradient, given_MOD, cell);
   // }
   return gradient;
 }
@@ -49,4 +49,5 @@ fn score_gradient(ds: vec4<f32>, s: vec4<f32>, cell: Cell) -> vec4<f32> {
 // The same for one score, the first of the cell.
 fn scored_one(s: f32, cell: Cell) -> f32 { return scored(vec4<f32>(s), cell).x; }
 
-fn score_gradient_one(ds: f32, s: f32, cell: Cell) -> f32 { return score_gradient(vec4<f32>(ds), vec4<f32>(s), cell).x; }
+fn score_gradient_one(ds: f32, s: f32, cell: Cell) -> f32 { return score_gradient(vec4<f32>(ds), vec4<f32>(s),
+  cell).x; }

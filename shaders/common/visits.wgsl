@@ -1,5 +1,5 @@
-// The KV tiles in the order in which flash attention visits them: first those that every row sees whole, whose loop needs
-// no mask, then the others. An online softmax may take its tiles in any order.
+// The KV tiles in the order in which flash attention visits them: first those that every row sees whole, whose loop
+// needs no mask, then the others. An online softmax may take its tiles in any order.
 struct Visits {
   range: BlockRange,
   num_whole: u32,
@@ -22,8 +22,8 @@ fn visits_of(range: BlockRange) -> Visits {
   return Visits(clipped, clipped.whole_end - clipped.whole_first, range.end - range.first);
 }
 
-// The tile of a visit; past the last visit some tile that need not exist. Without a branch: in the middle of the loop over
-// tiles one costs a fifth of the speed on matrices, because compilers move nothing across it.
+// The tile of a visit; past the last visit some tile that need not exist. Without a branch: in the middle of the loop
+// over tiles one costs a fifth of the speed on matrices, because compilers move nothing across it.
 fn tile_at(visits: Visits, visit: u32) -> u32 {
   let range = visits.range;
   // Those before the whole ones come behind them.

@@ -6,13 +6,13 @@ alias Loaded = Quad;
 fn decode(loaded: Loaded) -> vec4<f32> { return decode_quad(loaded); }
 
 // unroll TENSOR in INPUTS {
-@group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<Quad>;
+  @group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<Quad>;
 
-fn load_TENSOR(index: u32, valid: u32) -> Loaded { return TENSOR[index / 4u]; }
+  fn load_TENSOR(index: u32, valid: u32) -> Loaded { return TENSOR[index / 4u]; }
 // }
 
 // unroll TENSOR in OUTPUTS {
-@group(0) @binding(BINDING_TENSOR) var<storage, read_write> TENSOR: array<Quad>;
+  @group(0) @binding(BINDING_TENSOR) var<storage, read_write> TENSOR: array<Quad>;
 
-fn store_TENSOR(index: u32, valid: u32, value: vec4<f32>) { TENSOR[index / 4u] = encode_quad(value); }
+  fn store_TENSOR(index: u32, valid: u32, value: vec4<f32>) { TENSOR[index / 4u] = encode_quad(value); }
 // }

@@ -15,7 +15,7 @@ fn lane_barrier() {}
 fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial {
   var sum = value;
   // unroll N in LANE_STEPS {
-  sum += subgroupShuffleXor(sum, 1u << N);
+    sum += subgroupShuffleXor(sum, 1u << N);
   // }
   return sum;
 }

@@ -17,7 +17,7 @@ fn lane_sum(row: u32, invocation: u32, value: Partial) -> Partial {
   let first = row * INVOCATIONS + invocation / LANES * LANES;
   var sum = Partial(0.0);
   // unroll N in LANES {
-  sum += lane_partials[first + N];
+    sum += lane_partials[first + N];
   // }
   return sum;
 }

@@ -2,7 +2,8 @@
 
 fn softcap() -> f32 { return bitcast<f32>(tables[tables[TABLE_softcap]]); }
 
-// tanh, right to a few units in the last place, 1 and −1 for infinities, NaN for NaN: WGSL promises none of that for its own.
+// tanh, right to a few units in the last place, 1 and −1 for infinities, NaN for NaN: WGSL promises none of that for
+// its own.
 fn tanh_of(x: vec4<f32>) -> vec4<f32> {
   let square = x * x;
   var series = fma(square, vec4<f32>(-0.00626912), vec4<f32>(0.02111096));

@@ -139,7 +139,7 @@ impl AttentionProblem {
     /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, ScoreMod, alibi_slopes};
     ///
     /// let problem = AttentionProblem::new(AttentionShape::new(1, 12, 512, 64))
-    ///     .causal()
+    ///     .with_causal()
     ///     .with_score(ScoreMod::Softcap(50.0))
     ///     .with_score(ScoreMod::Alibi(alibi_slopes(12)));
     /// assert_eq!(problem.scores().len(), 2);

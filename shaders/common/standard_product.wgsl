@@ -1,25 +1,23 @@
-// The product of rows with keys in standard attention: Q Kᵀ or dO Vᵀ, each a chunk of K_CHUNK_QUADS · 4 dimensions at a
+// The product of rows with keys in standard attention: Q Kᵀ or dO Vᵀ, each a chunk of CHUNK_QUADS · 4 dimensions at a
 // time on its way to workgroup memory. LANES = TILE_KV / 4: an invocation owns four neighbouring keys. Rows are an odd
 // number of quads apart, so that neighbouring rows lie in different banks. Rows and dimensions outside the tensors are
 // 0. Loads are never under a branch, so that many are in flight at once: what lies outside loads its neighbour inside
 // and is replaced.
 
-const ROW_STRIDE = K_CHUNK_QUADS | 1u;
+const CHUNK_QUADS = K_CHUNK_QUADS;
+const ROW_STRIDE = CHUNK_QUADS | 1u;
 
 var<workgroup> row_tile: array<vec4<f32>, TILE_Q * ROW_STRIDE>;
 var<workgroup> key_tile: array<vec4<f32>, TILE_KV * ROW_STRIDE>;
 
-// The first dimension of the last quad.
-const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
-
-// unroll ROWS in ROWS, KEYS in KEY_TENSOR {
+// unroll ROWS in ROWS {
   // The tile of rows, times `factor`: cheaper here than on every product.
   fn stage_rows(tile: QTile, chunk: u32, invocation: u32, factor: f32) {
     let first = params.ROWS_offset + tile.batch * params.ROWS_stride_batch + tile.head * params.ROWS_stride_head;
-    for (var index = invocation; index < TILE_Q * K_CHUNK_QUADS; index += INVOCATIONS) {
-      let row = index / K_CHUNK_QUADS;
-      let quad = index % K_CHUNK_QUADS;
-      let dim = (chunk * K_CHUNK_QUADS + quad) * 4u;
+    for (var index = invocation; index < TILE_Q * CHUNK_QUADS; index += INVOCATIONS) {
+      let row = index / CHUNK_QUADS;
+      let quad = index % CHUNK_QUADS;
+      let dim = (chunk * CHUNK_QUADS + quad) * 4u;
       let inside_row = min(tile.row + row, params.row_count - 1u);
       let inside_dim = min(dim, LAST_PRODUCT_QUAD);
       let value = load_ROWS(first + inside_row * params.ROWS_stride_row + inside_dim, PRODUCT_DIM - inside_dim);
@@ -27,25 +25,14 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
       row_tile[row * ROW_STRIDE + quad] = select(vec4<f32>(0.0), decode(value) * factor, inside);
     }
   }
-
-  // A tile of keys passes through registers: quad `index` of the chunk of the tile from `key_first` on.
-  fn fetch_keys(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
-    let first = params.KEYS_offset + tile.batch * params.KEYS_stride_batch + tile.head_kv * params.KEYS_stride_head;
-    let key = key_first + index / K_CHUNK_QUADS;
-    let dim = (chunk * K_CHUNK_QUADS + index % K_CHUNK_QUADS) * 4u;
-    let inside_dim = min(dim, LAST_PRODUCT_QUAD);
-    let at = first + min(key, params.seqlen_kv - 1u) * params.KEYS_stride_row + inside_dim;
-    let value = load_KEYS(at, PRODUCT_DIM - inside_dim);
-    return select(vec4<f32>(0.0), decode(value), key < params.seqlen_kv && dim < PRODUCT_DIM);
-  }
 // }
 
 // The four neighbouring keys of an invocation lie LANES rows apart, so that the invocations of a row of the score
 // tile read neighbouring rows.
 fn place_keys(index: u32, value: vec4<f32>) {
-  let key = index / K_CHUNK_QUADS;
+  let key = index / CHUNK_QUADS;
   let row = key % 4u * LANES + key / 4u;
-  if index < TILE_KV * K_CHUNK_QUADS { key_tile[row * ROW_STRIDE + index % K_CHUNK_QUADS] = value; }
+  if index < TILE_KV * CHUNK_QUADS { key_tile[row * ROW_STRIDE + index % CHUNK_QUADS] = value; }
 }
 
 // Of each of this invocation's rows, the products with its four keys.
@@ -62,7 +49,7 @@ fn products(tile: QTile, key_first: u32, invocation: u32, factor: f32) -> array<
       place_keys(invocation + L * INVOCATIONS, fetch_keys(tile, key_first, chunk, invocation + L * INVOCATIONS));
     // }
     workgroupBarrier();
-    for (var d = 0u; d < K_CHUNK_QUADS; d++) {
+    for (var d = 0u; d < CHUNK_QUADS; d++) {
       let k_0 = key_tile[lane * ROW_STRIDE + d];
       let k_1 = key_tile[(lane + LANES) * ROW_STRIDE + d];
       let k_2 = key_tile[(lane + 2u * LANES) * ROW_STRIDE + d];

@@ -1,6 +1,6 @@
 // Sums over keys in standard attention: P V or dS K. A tile of the matrix in workgroup memory, and of V or K on its way
 // there, a chunk of CHUNK_QUADS · 4 head dimensions at a time, in which an invocation owns the quads lane, lane +
-// LANES, … What lies outside is 0, as in standard_product.wgsl.
+// LANES, … What lies outside is 0, as in standard_keys.wgsl.
 
 const CHUNK_QUADS = THREAD_QUADS * LANES;
 const KEY_STRIDE = CHUNK_QUADS | 1u;
@@ -11,26 +11,11 @@ const P_STRIDE = LANES | 1u;
 var<workgroup> key_tile: array<vec4<f32>, TILE_KV * KEY_STRIDE>;
 var<workgroup> p_tile: array<vec4<f32>, TILE_Q * P_STRIDE>;
 
-// The first dimension of the last quad.
-const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
-
-// unroll KEYS in KEY_TENSOR {
-  fn fetch_keys(tile: QTile, key_first: u32, chunk: u32, index: u32) -> vec4<f32> {
-    let first = params.KEYS_offset + tile.batch * params.KEYS_stride_batch + tile.head_kv * params.KEYS_stride_head;
-    let key = key_first + index / CHUNK_QUADS;
-    let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
-    let inside_dim = min(dim, LAST_PRODUCT_QUAD);
-    let at = first + min(key, params.seqlen_kv - 1u) * params.KEYS_stride_row + inside_dim;
-    let value = load_KEYS(at, PRODUCT_DIM - inside_dim);
-    return select(vec4<f32>(0.0), decode(value), key < params.seqlen_kv && dim < PRODUCT_DIM);
-  }
-// }
-
 fn place_keys(index: u32, value: vec4<f32>) {
   if index < TILE_KV * CHUNK_QUADS { key_tile[index / CHUNK_QUADS * KEY_STRIDE + index % CHUNK_QUADS] = value; }
 }
 
-// unroll MATRIX in MATRIX, KEYS in KEY_TENSOR, SUM in SUM {
+// unroll MATRIX in MATRIX, SUM in SUM {
   // The rows of a Q tile, times `factor`. An invocation owns THREAD_ROWS of them and every LANES-th quad.
   fn sum_over_keys(tile: QTile, invocation: u32, factor: f32) {
     let lane = invocation % LANES;

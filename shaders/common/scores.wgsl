@@ -49,5 +49,6 @@ fn score_gradient(ds: vec4<f32>, s: vec4<f32>, cell: Cell) -> vec4<f32> {
 // The same for one score, the first of the cell.
 fn scored_one(s: f32, cell: Cell) -> f32 { return scored(vec4<f32>(s), cell).x; }
 
-fn score_gradient_one(ds: f32, s: f32, cell: Cell) -> f32 { return score_gradient(vec4<f32>(ds), vec4<f32>(s),
-  cell).x; }
+fn score_gradient_one(ds: f32, s: f32, cell: Cell) -> f32 {
+  return score_gradient(vec4<f32>(ds), vec4<f32>(s), cell).x;
+}

@@ -35,21 +35,22 @@ impl Operation {
             pipelines.push(pipeline.await?);
         }
         let scope = ErrorScope::open(&attention.device, "allocating scratch memory");
-        let buffer = |label, size| {
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let buffer = |operand: Option<Operand>, size| {
+            let is_filled = operand == Some(Operand::Tables);
+            let filled = if is_filled { wgpu::BufferUsages::COPY_DST } else { wgpu::BufferUsages::empty() };
             attention.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
+                label: Some(operand.map_or("empty tensor", Operand::name)),
                 size,
-                usage,
+                usage: wgpu::BufferUsages::STORAGE | filled,
                 mapped_at_creation: false,
             })
         };
         let scratch: Vec<_> =
-            plan.scratch().iter().map(|&(operand, bytes)| (operand, buffer(operand.name(), bytes))).collect();
+            plan.scratch().iter().map(|&(operand, bytes)| (operand, buffer(Some(operand), bytes))).collect();
         if let Some((_, tables)) = scratch.iter().find(|(operand, _)| *operand == Operand::Tables) {
             attention.queue.write_buffer(tables, 0, bytemuck::cast_slice(&plan.tables()));
         }
-        let nothing = buffer("empty tensor", 16);
+        let nothing = buffer(None, 16);
         scope.close().await?;
         let bind_groups = Arc::default();
         Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups })
@@ -65,30 +66,23 @@ impl Operation {
         }
         let mut origins = Origins::default();
         for tensor in tensors {
-            match slices[tensor.operand as usize] {
+            let (operand, needed) = (tensor.operand, tensor.required_bytes());
+            match slices[operand as usize] {
+                _ if needed == 0 => {}
                 None if tensor.optional => {}
-                None if tensor.bytes() == Some(0) => {}
-                None => {
-                    let needed = self.plan.required_bytes(tensor.operand);
-                    return Err(Error::BufferTooSmall { operand: tensor.operand, needed, found: 0 });
-                }
+                None => return Err(Error::BufferTooSmall { operand, needed, found: 0 }),
                 Some(slice) => {
-                    if self.check_slice(tensor, slice, slices)? {
-                        origins = origins.with(tensor.operand, slice.offset());
-                    }
+                    self.check_slice(tensor, slice, slices)?;
+                    origins = origins.with(operand, slice.offset());
                 }
             }
         }
         self.plan.dispatches(call, &origins)
     }
 
-    /// Whether the tensor has elements, and then its slice fits.
-    fn check_slice(&self, tensor: &Tensor, slice: wgpu::BufferSlice, slices: &Slices) -> Result<bool, Error> {
-        let operand = tensor.operand;
-        let needed = self.plan.required_bytes(operand);
-        if needed == 0 {
-            return Ok(false);
-        }
+    /// Whether the slice fits a tensor that has elements.
+    fn check_slice(&self, tensor: &Tensor, slice: wgpu::BufferSlice, slices: &Slices) -> Result<(), Error> {
+        let (operand, needed) = (tensor.operand, tensor.required_bytes());
         if !slice.buffer().usage().contains(wgpu::BufferUsages::STORAGE) {
             return Err(Error::BufferUsage { operand, needed: "STORAGE" });
         }
@@ -106,12 +100,12 @@ impl Operation {
         if tensor.usage == Usage::Write {
             for other in self.plan.tensors().iter().filter(|other| other.operand != operand) {
                 let is_shared = slices[other.operand as usize].is_some_and(|o| o.buffer() == slice.buffer());
-                if is_shared && self.plan.required_bytes(other.operand) > 0 {
+                if is_shared && other.required_bytes() > 0 {
                     return Err(Error::BufferAliased { output: operand, other: other.operand });
                 }
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Records dispatches as one compute pass. What can fail is made before the pass begins: a refused call leaves the

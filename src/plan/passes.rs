@@ -148,8 +148,7 @@ impl Plan {
 
     /// Bytes that the buffer of one of the caller's tensors must hold: whole 4-byte words.
     pub fn required_bytes(&self, operand: Operand) -> u64 {
-        // `check` has seen that it does not overflow.
-        self.tensor(operand).map_or(0, |tensor| tensor.bytes().unwrap_or(u64::MAX))
+        self.tensor(operand).map_or(0, Tensor::required_bytes)
     }
 
     /// Elements that the buffer of one of the caller's tensors must hold.

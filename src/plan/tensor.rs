@@ -55,6 +55,11 @@ impl Tensor {
         self.len()?.checked_mul(self.element.size())?.checked_next_multiple_of(4)
     }
 
+    /// As `bytes`, of a tensor that was checked not to pass 2⁶⁴.
+    pub fn required_bytes(&self) -> u64 {
+        self.bytes().unwrap_or(u64::MAX)
+    }
+
     /// As `len`, of as much of it as `extent` says.
     pub fn len_of(&self, extent: &Extent) -> Option<u64> {
         let Extent { batch, rows, heads, dim } = *extent;

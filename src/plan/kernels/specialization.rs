@@ -83,6 +83,7 @@ impl ScoreMods {
     /// Those of a problem, which has each once.
     pub(crate) fn of(problem: &AttentionProblem) -> Self {
         let mut names = Self::default();
+        debug_assert!(problem.scores().len() <= names.0.len(), "a name for each kind of modifier");
         for (name, modifier) in names.0.iter_mut().zip(problem.scores()) {
             *name = Some(modifier.name());
         }

@@ -217,6 +217,9 @@ fn main(
             let q_unit_R = q_unit(row_R);
             let d_o_unit_R = d_o_unit(row_R);
             let s_factor_R = q_unit_R * params.softmax_scale_log2;
+            // In units of a row, P and dS would be LARGEST_OF_ROW times smaller, and 0 where their products are not.
+            let q_size_R = q_unit_R * LARGEST_OF_ROW;
+            let d_o_size_R = d_o_unit_R * LARGEST_OF_ROW;
             // unroll E in OWNED_FRAGMENTS {
               // unroll REST in REST_PARTS {
                 s_half_R_E = s_half_R_E + s_REST_R_E;
@@ -244,9 +247,9 @@ fn main(
                 p_0_R_E = select(vec4<f32>(0.0), p_0_R_E, sees(visible_R, key_E));
                 p_1_R_E = select(vec4<f32>(0.0), p_1_R_E, sees(visible_R, key_E + 4u));
               }
-              // dropout(P)ᵀ
-              var dropped_0_R_E = p_0_R_E * d_o_unit_R;
-              var dropped_1_R_E = p_1_R_E * d_o_unit_R;
+              // dropout(P)ᵀ, in units of the rows of dO for their product
+              var dropped_0_R_E = p_0_R_E * d_o_size_R;
+              var dropped_1_R_E = p_1_R_E * d_o_size_R;
               if HAS_DROPOUT {
                 let batch = params.batch_first + tile.batch;
                 keep_0_E = kept(batch, params.head_first + head, i_row_R, key_E);
@@ -285,8 +288,8 @@ fn main(
                 ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E, sees(visible_R, key_E + 4u));
               }
               // in units of the rows of Q, for their product
-              ds_0_R_E *= q_unit_R;
-              ds_1_R_E *= q_unit_R;
+              ds_0_R_E *= q_size_R;
+              ds_1_R_E *= q_size_R;
               ds_largest = max(ds_largest, max(largest_of(ds_0_R_E), largest_of(ds_1_R_E)));
             // }
           // }
@@ -349,9 +352,9 @@ fn main(
   // }
 
   // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j
-  let dk_factor = params.softmax_scale_log2 * LN_2;
+  let dk_factor = params.softmax_scale_log2 * LN_2 / LARGEST_OF_ROW;
   let dk_per_gain = 1.0 / ds_gain;
-  let dv_factor = params.dropout_scale;
+  let dv_factor = params.dropout_scale / LARGEST_OF_ROW;
   let dv_per_gain = 1.0 / p_gain;
   // unroll E in OWNED_FRAGMENTS, W in WIDTHS, TENSOR in GRADIENT_W {
     let TENSOR_row_E = params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch

@@ -5,7 +5,9 @@ use std::cell::Cell;
 use std::collections::HashMap;
 
 use wgpu_flash_attention::unstable::Kernel;
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Direction, Element, Operand, Plan, Tiles};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, AttentionShape, Capabilities, Direction, Element, Operand, Plan, Tiles,
+};
 
 use crate::support::{
     Answer, GradientAnswer, GradientInputs, Gradients, Inputs, Library, Output, Texts, Variant, arithmetic_of,
@@ -78,9 +80,17 @@ impl Setup {
         }
     }
 
-    /// On tiles whose invocations have one row each, so that unrolled names end in 0.
     fn plan(self, library: &Library) -> Plan {
-        let (problem, capabilities) = (self.problem(), library.capabilities());
+        match self {
+            Setup::Matrices(_) => library.prepare(&self.problem()).expect("matrices").plan().clone(),
+            Setup::MatricesBackward(_) => library.prepare_gradients(&self.problem()).expect("matrices").plan().clone(),
+            _ => self.plan_on(library.capabilities()),
+        }
+    }
+
+    /// On tiles whose invocations have one row each, so that unrolled names end in 0.
+    fn plan_on(self, capabilities: &Capabilities) -> Plan {
+        let problem = self.problem();
         let rows = Tiles::new(16, 8, 1, 2);
         let standard = Tiles::new(16, 8, 4, 2);
         let plan = match self {
@@ -93,8 +103,14 @@ impl Setup {
                 Plan::backward(&problem, capabilities).with_tiles(&[Tiles::new(8, 16, 1, 2), rows]).build()
             }
             Setup::StandardBackward => Plan::backward(&problem, capabilities).with_tiles(&[standard]).build(),
-            Setup::Matrices(_) => return library.prepare(&problem).expect("matrices").plan().clone(),
-            Setup::MatricesBackward(_) => return library.prepare_gradients(&problem).expect("matrices").plan().clone(),
+            Setup::Matrices(_) => {
+                Plan::forward(&problem, capabilities).with_tiles(&[Tiles::cooperative(64, 16, 16, 32, 16)]).build()
+            }
+            Setup::MatricesBackward(_) => {
+                let [dkdv, dq] =
+                    [(32, 64, 16), (64, 32, 32)].map(|(q, kv, rows)| Tiles::cooperative(q, kv, rows, 32, 16));
+                Plan::backward(&problem, capabilities).with_tiles(&[dkdv, dq]).build()
+            }
             _ => Plan::forward(&problem, capabilities).with_tiles(&[rows]).with_splits(1).build(),
         };
         plan.expect("the tiles fit")
@@ -395,7 +411,7 @@ const MUTATIONS: &[Mutation] = &[
     fault(
         "the rest of K left out",
         FlashForwardCooperative,
-        "s_rest_0_0_0 = coopMultiplyAdd(q_0_0_0, k_rest_0_0_0_0, s_rest_0_0_0);",
+        "s_rest_0_0_0 = coopMultiplyAdd(q_half_0_0_0, k_rest_0_0_0_0, s_rest_0_0_0);",
         "",
         Setup::Matrices(Element::F32),
     ),
@@ -421,6 +437,23 @@ const MUTATIONS: &[Mutation] = &[
         Setup::MatricesBackward(Element::Bf16),
     ),
 ];
+
+/// Also where no device has matrices: a fault whose text is gone would be found by their owners alone.
+#[test]
+fn every_fault_has_its_text() {
+    let mut device = Capabilities::webgpu_defaults();
+    device.max_invocations = 1024;
+    device.max_workgroup_storage = 49_152;
+    device.shader_f16 = true;
+    device.subgroups = true;
+    (device.subgroup_min_size, device.subgroup_max_size) = (32, 32);
+    device.matrix_side = Some(16);
+    for Mutation { name, kernel, text, setup, .. } in MUTATIONS {
+        let plan = setup.plan_on(&device);
+        let mut passes = plan.passes().iter().filter(|pass| pass.kernel == *kernel);
+        assert!(passes.any(|pass| text_of(pass).contains(text)), "{name}: the text is not in {}", kernel.name());
+    }
+}
 
 #[test]
 fn every_fault_passes_a_bound() {

@@ -1,5 +1,6 @@
 // The elements are f16 and pass through matrices as they are: all units are 1.
 const HAS_UNITS = false;
+const LARGEST_OF_ROW = 1.0;
 
 fn largest_of_loaded(loaded: Loaded) -> f32 { return 0.0; }
 fn row_scale(largest: f32, first_distance: u32, end_distance: u32) -> f32 { return 1.0; }

@@ -3,6 +3,7 @@
 // largest (2⁻²² of itself) with its rest; bf16 needs none, and is exact down to 2⁻²⁶ of the largest.
 const HAS_UNITS = true;
 const LARGEST_EXPONENT = 12;
+const LARGEST_OF_ROW = 4096.0; // 2^LARGEST_EXPONENT: the largest element is at least that
 
 // Infinities and NaNs are no measure for the elements beside them.
 fn largest_of_loaded(loaded: Loaded) -> f32 {

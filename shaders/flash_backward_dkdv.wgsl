@@ -2,7 +2,7 @@
 //
 // Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
 // V[batch, seqlen_kv, num_heads_kv, head_dim_v], dO[batch, seqlen_q, num_heads, head_dim_v],
-// LSE[batch, num_heads, seqlen_q], D of the same shape. Writes dK of the shape of K, dV of the shape of V.
+// LSE and D [batch, num_heads, seqlen_q, 2]. Writes dK of the shape of K, dV of the shape of V.
 //
 //   for each KV tile j of a KV head:                     one workgroup
 //     dK_j = 0, dV_j = 0

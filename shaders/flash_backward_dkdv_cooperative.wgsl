@@ -3,7 +3,7 @@
 //
 // Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
 // V[batch, seqlen_kv, num_heads_kv, head_dim_v], dO[batch, seqlen_q, num_heads, head_dim_v],
-// LSE[batch, num_heads, seqlen_q], D of the same shape. Writes dK of the shape of K, dV of the shape of V.
+// LSE and D [batch, num_heads, seqlen_q, 2]. Writes dK of the shape of K, dV of the shape of V.
 //
 //   for each KV tile j of a KV head:                     one workgroup
 //     dK_j = 0, dV_j = 0
@@ -38,7 +38,8 @@ fn is_empty(head_at: u32, first_row: u32, index: u32, lanes: u32) -> bool {
 // A quad of dO of a row that may be empty.
 fn live_d_o(value: Loaded, is_empty: bool) -> Loaded { return select(value, Loaded(), is_empty); }
 
-// LSE in units of log2(e), and D.
+// LSE in units of log2(e), and D · LARGEST_OF_ROW: dO is in units of its rows times LARGEST_OF_ROW, so dP, dS and
+// dropout(P) · dO are that much larger. In units alone P and dS would be 0 where their products with Q and dO are not.
 var<workgroup> stats_tile: array<vec2<f32>, TILE_Q>;
 
 @compute @workgroup_size(INVOCATIONS)
@@ -133,7 +134,7 @@ fn main(
       // }
     // }
     // unroll L in STATS_FETCHES {
-      stats_next_L = row_stats(lse_at, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
+      stats_next_L = stats_of_row(lse_at, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
     // }
   }
   var step = 0u;
@@ -167,8 +168,10 @@ fn main(
         // }
       // }
       // unroll L in STATS_FETCHES {
-        if invocation + L * INVOCATIONS < TILE_Q { stats_tile[invocation + L * INVOCATIONS] = stats_next_L; }
-        stats_next_L = row_stats(lse_at, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
+        if invocation + L * INVOCATIONS < TILE_Q {
+          stats_tile[invocation + L * INVOCATIONS] = stats_next_L * vec2<f32>(1.0, LARGEST_OF_ROW);
+        }
+        stats_next_L = stats_of_row(lse_at, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
       // }
       workgroupBarrier(); // the tile is in place
 
@@ -215,11 +218,8 @@ fn main(
             if HAS_WINDOW && masked && atomicLoad(&poisoned[row_R]) == step + 1u { stats_R.x = not_a_number(); }
             let visible_R = visible_keys_unless_empty(i_row_R, stats_tile[row_R]);
             let q_unit_R = q_unit(row_R);
-            let d_o_unit_R = d_o_unit(row_R);
+            let d_o_unit_R = d_o_unit(row_R) * LARGEST_OF_ROW;
             let s_factor_R = q_unit_R * params.softmax_scale_log2;
-            // In units of a row, P and dS would be LARGEST_OF_ROW times smaller, and 0 where their products are not.
-            let q_size_R = q_unit_R * LARGEST_OF_ROW;
-            let d_o_size_R = d_o_unit_R * LARGEST_OF_ROW;
             // unroll E in OWNED_FRAGMENTS {
               // unroll REST in REST_PARTS {
                 s_half_R_E = s_half_R_E + s_REST_R_E;
@@ -248,8 +248,8 @@ fn main(
                 p_1_R_E = select(vec4<f32>(0.0), p_1_R_E, sees(visible_R, key_E + 4u));
               }
               // dropout(P)ᵀ, in units of the rows of dO for their product
-              var dropped_0_R_E = p_0_R_E * d_o_size_R;
-              var dropped_1_R_E = p_1_R_E * d_o_size_R;
+              var dropped_0_R_E = p_0_R_E * d_o_unit_R;
+              var dropped_1_R_E = p_1_R_E * d_o_unit_R;
               if HAS_DROPOUT {
                 let batch = params.batch_first + tile.batch;
                 keep_0_E = kept(batch, params.head_first + head, i_row_R, key_E);
@@ -288,8 +288,8 @@ fn main(
                 ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E, sees(visible_R, key_E + 4u));
               }
               // in units of the rows of Q, for their product
-              ds_0_R_E *= q_size_R;
-              ds_1_R_E *= q_size_R;
+              ds_0_R_E *= q_unit_R;
+              ds_1_R_E *= q_unit_R;
               ds_largest = max(ds_largest, max(largest_of(ds_0_R_E), largest_of(ds_1_R_E)));
             // }
           // }

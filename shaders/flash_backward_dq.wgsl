@@ -2,7 +2,7 @@
 //
 // Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
 // V[batch, seqlen_kv, num_heads_kv, head_dim_v], dO[batch, seqlen_q, num_heads, head_dim_v],
-// LSE[batch, num_heads, seqlen_q], D of the same shape. Writes dQ of the shape of Q.
+// LSE and D [batch, num_heads, seqlen_q, 2]. Writes dQ of the shape of Q.
 //
 //   for each Q tile i:                                   one workgroup
 //     dQ_i = 0
@@ -49,7 +49,7 @@ fn main(
   // Q_i, dO_i, LSE_i, D_i; dQ_i = 0
   // unroll N in THREAD_ROWS {
     let row_N = invocation / LANES + N * ROW_LANES;
-    let stats_N = row_stats(head_at, tile.row + row_N, params.row_count);
+    let stats_N = stats_of_row(head_at, tile.row + row_N, params.row_count);
     // unroll M in K_QUADS {
       let q_N_M = fetch_q(tile, row_N, lane + M * LANES);
       var dq_N_M = vec4<f32>(0.0);

@@ -3,7 +3,7 @@
 //
 // Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
 // V[batch, seqlen_kv, num_heads_kv, head_dim_v], dO[batch, seqlen_q, num_heads, head_dim_v],
-// LSE[batch, num_heads, seqlen_q], D of the same shape. Writes dQ of the shape of Q.
+// LSE and D [batch, num_heads, seqlen_q, 2]. Writes dQ of the shape of Q.
 //
 //   for each Q tile i:                                   one workgroup
 //     dQ_i = 0
@@ -64,7 +64,7 @@ fn main(
   let lse_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
   // unroll E in OWNED_FRAGMENTS {
     let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + row_in_fragment;
-    let stats_E = row_stats(lse_at, row_E, params.row_count);
+    let stats_E = stats_of_row(lse_at, row_E, params.row_count);
     let visible_E = visible_keys(params.row_first + row_E);
     // unroll W in WIDTHS, TENSOR in OWNED_W {
       var TENSOR_largest_E = 0.0;

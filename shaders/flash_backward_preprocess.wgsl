@@ -1,16 +1,18 @@
 // FlashAttention, backward, first kernel: what the other two need of each row.
 //
-// Reads O[batch, seqlen_q, num_heads, head_dim_v], dO of the same shape, dLSE[batch, num_heads, seqlen_q]. Writes
-// D[batch, num_heads, seqlen_q].
+// Reads O[batch, seqlen_q, num_heads, head_dim_v], dO of the same shape, LSE[batch, num_heads, seqlen_q], dLSE of the
+// same shape. Writes row_stats[batch, num_heads, seqlen_q, 2]: LSE in units of log2(e), and D.
 //
 //   for each row i:                                      LANES neighbouring invocations
 //     D_i = rowsum(dO_i ∘ O_i) − dLSE_i
 //
 // rowsum(dO ∘ O) = rowsum(P ∘ dP), with dropout too, so that dS = P ∘ (dP − D) needs no sum over keys. The gradient of
-// LSE, if there is one, adds dLSE_i · P_ij to dS_ij, so it rides on D.
+// LSE, if there is one, adds dLSE_i · P_ij to dS_ij, so it rides on D. A row that sees
+// nothing, or only scores of −∞, has no gradient: it gets an LSE at which every P is 0, and D = 0.
 
 @group(0) @binding(BINDING_d_lse) var<storage, read> d_lse: array<f32>;
-@group(0) @binding(BINDING_delta) var<storage, read_write> delta: array<f32>;
+@group(0) @binding(BINDING_lse) var<storage, read> lse: array<f32>;
+@group(0) @binding(BINDING_row_stats) var<storage, read_write> row_stats: array<vec2<f32>>;
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -49,6 +51,9 @@ fn main(
   if lane == 0u && row < params.row_count {
     let head_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + row;
     if params.has_d_lse != 0u { sum -= d_lse[params.d_lse_offset + head_at]; }
-    delta[params.delta_offset + head_at] = sum;
+    let lse_row = lse[params.lse_offset + head_at];
+    let is_live = !(lse_row <= MASKED);
+    let stats = select(vec2<f32>(-MASKED, 0.0), vec2<f32>(lse_row * LOG2_E, sum), is_live);
+    row_stats[params.row_stats_offset + head_at] = stats;
   }
 }

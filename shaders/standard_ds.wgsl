@@ -1,7 +1,7 @@
 // Standard attention, backward: from S and dP to dropout(P) and dS, in place.
 //
-// Reads S[batch, num_heads, seqlen_q, seqlen_kv], dP of the same shape, LSE[batch, num_heads, seqlen_q], D of the same
-// shape. Writes P and dS in their places.
+// Reads S[batch, num_heads, seqlen_q, seqlen_kv], dP of the same shape, LSE and D [batch, num_heads,
+// seqlen_q, 2]. Writes P and dS in their places.
 //
 //   for each row:                                        one workgroup
 //     P = exp(S − LSE)
@@ -24,7 +24,7 @@ fn main(
   let batch = index / params.row_count / params.head_count;
   if batch >= params.batch_count { return; }
   let i = params.row_first + row;
-  let stats = row_stats(batch * params.lse_stride_batch + head * params.lse_stride_head, row, params.row_count);
+  let stats = stats_of_row(batch * params.lse_stride_batch + head * params.lse_stride_head, row, params.row_count);
 
   // The keys that the other kernels visit for this row's Q tile.
   let tile_row = row / TILE_Q * TILE_Q;

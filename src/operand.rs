@@ -25,8 +25,8 @@ pub enum Operand {
     DO = 7,
     /// The gradient of LSE, where the caller has one.
     DLse = 8,
-    /// D = rowsum(dO ∘ O) − dLSE of each row.
-    Delta = 9,
+    /// What the gradients need of each row: LSE in units of log2(e), and D = rowsum(dO ∘ O) − dLSE.
+    RowStats = 9,
     /// The gradient of Q.
     Dq = 10,
     /// The gradient of K.
@@ -55,7 +55,7 @@ impl Operand {
         Operand::S,
         Operand::DO,
         Operand::DLse,
-        Operand::Delta,
+        Operand::RowStats,
         Operand::Dq,
         Operand::Dk,
         Operand::Dv,
@@ -82,7 +82,7 @@ impl Operand {
             Operand::S => "s",
             Operand::DO => "d_o",
             Operand::DLse => "d_lse",
-            Operand::Delta => "delta",
+            Operand::RowStats => "row_stats",
             Operand::Dq => "dq",
             Operand::Dk => "dk",
             Operand::Dv => "dv",

@@ -66,7 +66,7 @@ fn place_d_o(index: u32, value: Loaded) {
 
 fn fetch_stats(tile: KvTile, head: u32, first_row: u32, index: u32) -> vec2<f32> {
   let head_at = tile.batch * params.lse_stride_batch + head * params.lse_stride_head;
-  return row_stats(head_at, first_row + index, params.seqlen_q);
+  return stats_of_row(head_at, first_row + index, params.seqlen_q);
 }
 
 fn place_stats(index: u32, value: vec2<f32>) {

@@ -57,7 +57,7 @@ struct Params {
   // Backward. LSE, its gradient and D have the same strides.
   has_d_lse: u32,
   d_lse_offset: u32,
-  delta_offset: u32,
+  row_stats_offset: u32,
   d_o_offset: u32,
   d_o_stride_batch: u32,
   d_o_stride_row: u32,

@@ -64,7 +64,7 @@ uniform! {
         key_count: u32,
         has_d_lse: u32,
         d_lse_offset: u32,
-        delta_offset: u32,
+        row_stats_offset: u32,
         d_o_offset: u32,
         d_o_stride_batch: u32,
         d_o_stride_row: u32,
@@ -136,9 +136,9 @@ impl Params {
             Operand::Lse => {
                 (self.lse_offset, self.lse_stride_batch, self.lse_stride_head) = (offset, batch, head);
             }
-            // D and dLSE have the strides of LSE.
+            // dLSE has the strides of LSE, and so have the pairs that are the statistics of a row.
             Operand::DLse => (self.has_d_lse, self.d_lse_offset) = (1, offset),
-            Operand::Delta => self.delta_offset = offset,
+            Operand::RowStats => self.row_stats_offset = offset / 2,
             Operand::OParts => {
                 (self.o_parts_offset, self.o_parts_stride_split, self.o_parts_stride_batch) = (offset, split, batch);
                 (self.o_parts_stride_row, self.o_parts_stride_head) = (row, head);

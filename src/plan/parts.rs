@@ -114,7 +114,7 @@ impl Plan {
         let [s, dp] = [Operand::S, Operand::Dp].map(|operand| tensor::scores(operand, part, stride_row));
         let is_bound = |operand| self.passes.iter().any(|pass| pass.kernel.spec().binds(operand));
         let is_given = |operand| self.tensors.iter().any(|tensor| tensor.operand == operand);
-        let tensors = [s, tensor::delta(&self.problem), dp, o_parts, lse_parts].into_iter();
+        let tensors = [s, tensor::row_stats(&self.problem), dp, o_parts, lse_parts].into_iter();
         tensors.filter(move |tensor| is_bound(tensor.operand) && !is_given(tensor.operand))
     }
 

@@ -165,9 +165,10 @@ pub(super) fn parts_to_merge(merge: &MergeProblem) -> [Tensor; 2] {
     ]
 }
 
-/// Scratch memory for D, laid out as LSE.
-pub(super) fn delta(problem: &AttentionProblem) -> Tensor {
-    of_each_row(problem, Operand::Delta).written()
+/// Scratch memory for LSE and D, two f32 for each row: contiguous `[batch, num_heads, seqlen_q, 2]`.
+pub(super) fn row_stats(problem: &AttentionProblem) -> Tensor {
+    let layout = TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 2);
+    of_rows(problem, Operand::RowStats, layout, 2, Element::F32).written()
 }
 
 /// Scratch memory for a matrix of a part's rows and keys, in rows of `stride_row` f32.

@@ -124,10 +124,11 @@ fn a_nan_reaches_what_sees_it() {
 }
 
 #[test]
-fn memory_beyond_the_tensors_is_lse_and_d() {
+fn memory_beyond_the_tensors_is_three_numbers_a_row() {
     let problem = AttentionProblem::new(AttentionShape::new(2, 4, 1000, 64));
     let plan = Plan::backward(&problem, library(Variant::Full).capabilities()).build().unwrap();
-    assert_eq!(plan.extra_bytes(), 2 * 4 * problem.shape.lse_len());
+    // LSE, and the pair of LSE and D.
+    assert_eq!(plan.extra_bytes(), 3 * 4 * problem.shape.lse_len());
 }
 
 const SHAPE: AttentionShape = AttentionShape::new(2, 4, 10, 8).with_num_heads_kv(2);
@@ -242,7 +243,7 @@ fn gradients_that_share_a_buffer() {
     };
     assert_eq!(encode(good.with(Operand::Lse, None)), missing(Operand::Lse));
     assert_eq!(encode(good.with(Operand::DLse, None)), Ok(()));
-    for operand in [Operand::Delta, Operand::OParts, Operand::Params] {
+    for operand in [Operand::RowStats, Operand::OParts, Operand::Params] {
         assert_eq!(encode(good.with(operand, good.get(Operand::Lse))), Err(Error::BufferUnexpected { operand }));
     }
     // Inputs may share: O as its own gradient.

@@ -350,10 +350,10 @@ const MUTATIONS: &[Mutation] = &[
         "dk_0_0 * params.softmax_scale_log2",
         Setup::Backward,
     ),
-    fault("LSE taken in the wrong unit", FlashBackwardDkdv, "lse_row * LOG2_E", "lse_row", Setup::Backward),
+    fault("LSE in the wrong unit", FlashBackwardPreprocess, "lse_row * LOG2_E", "lse_row", Setup::Backward),
     fault(
         "five digits of log2(e)",
-        FlashBackwardDkdv,
+        FlashBackwardPreprocess,
         "const LOG2_E = 1.4426950408889634;",
         "const LOG2_E = 1.4427;",
         Setup::Backward,

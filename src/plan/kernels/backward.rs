@@ -5,28 +5,19 @@ use super::spec::{Counts, Grid, KernelSpec, Traffic, fetches, has_own_lanes, par
 use super::specialization::Specialization;
 use super::text::{Piece::OneOf, Slot, common, wgsl};
 use super::turns::{Loops, a_loop, shared, tile_loop};
-use crate::operand::Operand::{DO, Delta, Dk, Dq, Dv, K, Lse, Params, Q, V};
+use crate::operand::Operand::{DO, Dk, Dq, Dv, K, Params, Q, RowStats, V};
 use crate::operand::Usage::{Read, Uniform, Write};
 use crate::operand::{Operand, Usage};
 use crate::plan::tile_table;
 use crate::plan::tiles::{Owns, QUAD};
 
 /// What dK and dV bind, on matrices too.
-pub(super) const DKDV_OPERANDS: &[(Operand, Usage)] = &[
-    (Params, Uniform),
-    (Q, Read),
-    (K, Read),
-    (V, Read),
-    (Lse, Read),
-    (DO, Read),
-    (Delta, Read),
-    (Dk, Write),
-    (Dv, Write),
-];
+pub(super) const DKDV_OPERANDS: &[(Operand, Usage)] =
+    &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (DO, Read), (RowStats, Read), (Dk, Write), (Dv, Write)];
 
 /// What dQ binds.
 pub(super) const DQ_OPERANDS: &[(Operand, Usage)] =
-    &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (Lse, Read), (DO, Read), (Delta, Read), (Dq, Write)];
+    &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (DO, Read), (RowStats, Read), (Dq, Write)];
 
 pub(super) const DKDV: KernelSpec = KernelSpec {
     name: "flash_backward_dkdv",

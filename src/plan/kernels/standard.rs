@@ -4,7 +4,7 @@
 use super::spec::{Counts, Grid, KernelSpec, fetches, has_own_lanes, has_rows_alone};
 use super::text::{Piece::OneOf, Slot, common, wgsl};
 use super::turns::{Loops, a_loop, shared};
-use crate::operand::Operand::{self, DO, Delta, Dk, Dp, Dq, Dv, K, Lse, O, Params, Q, V};
+use crate::operand::Operand::{self, DO, Dk, Dp, Dq, Dv, K, Lse, O, Params, Q, RowStats, V};
 use crate::operand::Usage::{Read, Uniform, Write};
 use crate::plan::tile_table;
 use crate::plan::tiles::{Owns, QUAD, Tiles};
@@ -88,7 +88,7 @@ pub(super) const DS: KernelSpec = KernelSpec {
     name: "standard_ds",
     file: wgsl!("standard_ds.wgsl"),
     text: &[common!("philox"), common!("row_stats")],
-    operands: &[(Params, Uniform), (Lse, Read), (Operand::S, Write), (Delta, Read), (Dp, Write)],
+    operands: &[(Params, Uniform), (Operand::S, Write), (RowStats, Read), (Dp, Write)],
     grid: Grid::Rows,
     invocations: Some(SOFTMAX_INVOCATIONS),
     drops: true,

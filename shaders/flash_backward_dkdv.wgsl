@@ -150,8 +150,7 @@ fn main(
         if masked {
           let visible = visible_keys(i * TILE_Q + row);
           // unroll N in THREAD_ROWS {
-            let key_N = i32(tile.first_key + key + N);
-            let seen_N = key_N >= visible.x && key_N < visible.y;
+            let seen_N = sees(visible, cell_at(tile.batch, head, i * TILE_Q + row, tile.first_key + key + N)).x;
             p_N = select(0.0, p_N, seen_N);
             ds_N = select(0.0, ds_N, seen_N);
             // unroll M in V_QUADS {

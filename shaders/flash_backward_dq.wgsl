@@ -133,7 +133,8 @@ fn main(
         // dQ_i = dQ_i + dS K_j, where a key outside the tensors is like one that the row does not see
         if masked {
           // unroll N in THREAD_ROWS {
-            let seen_N = sees(visible_keys(tile.first_row + row_N), j * TILE_KV + key).x;
+            let masked_cell_N = cell_at(tile.batch, tile.head, tile.row + row_N, j * TILE_KV + key);
+            let seen_N = sees(visible_keys(tile.first_row + row_N), masked_cell_N).x;
             // unroll M in K_QUADS {
               dq_N_M = add_seen(seen_N, ds_N, k_M, dq_N_M);
             // }

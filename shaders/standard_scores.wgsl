@@ -34,7 +34,10 @@ fn main(
   // unroll N in THREAD_ROWS {
     let row_N = invocation / LANES + N * ROW_LANES;
     var s_N = scores[N];
-    if !whole { s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(params.row_first + tile.row + row_N), key)); }
+    if !whole {
+      let cell = cell_at(tile.batch, tile.head, tile.row + row_N, key);
+      s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(cell.i), cell));
+    }
     if tile.row + row_N < params.row_count {
       let row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row + row_N;
       s[(row * params.s_stride_row + key) / 4u] = s_N;

@@ -243,6 +243,14 @@ pub enum InvalidProblem {
         /// What was given, and what is allowed.
         reason: String,
     },
+    /// A mask that cannot be one.
+    #[error("{name} mask: {reason}")]
+    KeyMask {
+        /// Its name.
+        name: &'static str,
+        /// What was given, and what is allowed.
+        reason: String,
+    },
     /// A softmax_scale that is not finite.
     #[error("softmax_scale = {0}; it must be a finite f32")]
     SoftmaxScale(f64),

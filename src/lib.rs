@@ -45,8 +45,8 @@ pub use plan::{
     Workload,
 };
 pub use problem::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType, Mask,
-    MergeProblem, ScoreMod, TensorLayout, alibi_slopes,
+    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType,
+    EntryLayout, KeyMask, Mask, MergeProblem, ScoreMod, TensorLayout, alibi_slopes,
 };
 /// The versions whose types stand in this crate's interface.
 pub use {half, wgpu};
@@ -56,7 +56,7 @@ pub use {half, wgpu};
 pub mod unstable {
     pub use crate::operand::Usage;
     pub use crate::plan::{
-        Access, Dispatch, Kernel, Origins, Params, Pass, RowReduce, ScoreMods, Specialization, Storage, Window,
+        Access, Chain, Dispatch, Kernel, Origins, Params, Pass, RowReduce, Specialization, Storage, Window,
     };
     pub use crate::shader::{Dialect, Origin, ShaderSource};
 }

@@ -41,6 +41,10 @@ pub enum Operand {
     LseParts = 15,
     /// Small data that is no tensor, such as the slopes of ALiBi. The library's own.
     Tables = 16,
+    /// What is added to the scores.
+    Bias = 17,
+    /// Which keys a row may see, a bit for each.
+    KeyMask = 18,
 }
 
 impl Operand {
@@ -63,6 +67,8 @@ impl Operand {
         Operand::OParts,
         Operand::LseParts,
         Operand::Tables,
+        Operand::Bias,
+        Operand::KeyMask,
     ];
 
     /// Its number in the bind group.
@@ -90,6 +96,8 @@ impl Operand {
             Operand::OParts => "o_parts",
             Operand::LseParts => "lse_parts",
             Operand::Tables => "tables",
+            Operand::Bias => "bias",
+            Operand::KeyMask => "key_mask",
         }
     }
 

@@ -29,6 +29,8 @@ fn tiles_between(top: vec2<i32>, bottom: vec2<i32>, side: u32) -> BlockRange {
   range.end = u32((end + tile - 1) / tile);
   range.whole_first = u32((bottom.x + tile - 1) / tile);
   range.whole_end = u32(max(top.y, 0) / tile);
+  // Masks by entries may hide a key anywhere.
+  if HAS_KEY_MASKS { range.whole_end = 0u; }
   return range;
 }
 

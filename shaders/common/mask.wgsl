@@ -1,3 +1,16 @@
+// Four neighbouring scores of a row: sequence, query head, row and first key, all of the whole problem.
+struct Cell {
+  batch: u32,
+  head: u32,
+  i: u32,
+  key: u32,
+}
+
+// The cell of sequence, head and row counted from the first of this dispatch.
+fn cell_at(batch: u32, head: u32, row: u32, key: u32) -> Cell {
+  return Cell(params.batch_first + batch, params.head_first + head, params.row_first + row, key);
+}
+
 // The keys that row i (of the whole problem) sees, as first and end; nothing is seen where end ≤ first.
 fn visible_keys(i: u32) -> vec2<i32> {
   let diagonal = i32(i) + params.mask_offset;
@@ -5,10 +18,15 @@ fn visible_keys(i: u32) -> vec2<i32> {
   return vec2<i32>(first, min(diagonal + params.window_right + 1, i32(params.seqlen_kv)));
 }
 
-// Which of the four keys from `key` on the row with these visible keys sees.
-fn sees(visible: vec2<i32>, key: u32) -> vec4<bool> {
-  let keys = vec4<i32>(i32(key)) + vec4<i32>(0, 1, 2, 3);
-  return (keys >= vec4<i32>(visible.x)) & (keys < vec4<i32>(visible.y));
+// Which keys of a cell its row sees, where `visible` are its visible keys: also by every mask of the list KEY_MASKS (slot
+// mask).
+fn sees(visible: vec2<i32>, cell: Cell) -> vec4<bool> {
+  let keys = vec4<i32>(i32(cell.key)) + vec4<i32>(0, 1, 2, 3);
+  var seen = (keys >= vec4<i32>(visible.x)) & (keys < vec4<i32>(visible.y));
+  // unroll MASK in KEY_MASKS {
+    seen = seen & sees_MASK(cell);
+  // }
+  return seen;
 }
 
 // The rows that see key j (both of the whole problem), as first and end; none where end ≤ first.

@@ -85,6 +85,17 @@ struct Params {
   lse_parts_stride_split: u32,
   lse_parts_stride_batch: u32,
   lse_parts_stride_head: u32,
+  // Entries of a bias, in elements; of a mask in words, but for the keys of a row, which are bits.
+  bias_offset: u32,
+  bias_stride_batch: u32,
+  bias_stride_head: u32,
+  bias_stride_row: u32,
+  bias_stride_key: u32,
+  key_mask_offset: u32,
+  key_mask_stride_batch: u32,
+  key_mask_stride_head: u32,
+  key_mask_stride_row: u32,
+  key_mask_stride_key: u32,
 }
 
 @group(0) @binding(BINDING_params) var<uniform> params: Params;

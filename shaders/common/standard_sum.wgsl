@@ -62,7 +62,8 @@ fn place_keys(index: u32, value: vec4<f32>) {
             let v_3_M = key_tile[(quad * 4u + 3u) * KEY_STRIDE + lane + M * LANES];
             // unroll N in THREAD_ROWS {
               if HAS_WINDOW && !whole {
-                let seen = sees(visible_keys(params.row_first + tile.row + row_N), key_first + quad * 4u);
+                let cell = cell_at(tile.batch, tile.head, tile.row + row_N, key_first + quad * 4u);
+                let seen = sees(visible_keys(cell.i), cell);
                 o_N_C_M = add_seen(seen.x, p_N.x, v_0_M, o_N_C_M);
                 o_N_C_M = add_seen(seen.y, p_N.y, v_1_M, o_N_C_M);
                 o_N_C_M = add_seen(seen.z, p_N.z, v_2_M, o_N_C_M);

@@ -59,7 +59,10 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
               if first_row + row < params.row_count {
                 p = MATRIX[((s_row + first_row + row) * params.s_stride_row + tile.key) / 4u + quad];
                 // A tile that no row sees was never written.
-                if !whole { p = select(vec4<f32>(0.0), p, sees(visible_keys(first_row + row), tile.key + quad * 4u)); }
+                if !whole {
+                  let cell = cell_at(tile.batch, head, first_row + row, tile.key + quad * 4u);
+                  p = select(vec4<f32>(0.0), p, sees(visible_keys(cell.i), cell));
+                }
               }
               p_tile[row * P_STRIDE + quad] = p;
             }
@@ -72,7 +75,8 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
 
           for (var row = 0u; row < TILE_Q; row++) {
             let p = p_tile[row * P_STRIDE + key_quad];
-            let seen = sees(visible_keys(first_row + row), tile.key + key_quad * 4u);
+            let cell = cell_at(tile.batch, head, first_row + row, tile.key + key_quad * 4u);
+            let seen = sees(visible_keys(cell.i), cell);
             // unroll M in THREAD_QUADS {
               let r_M = row_tile[row * ROW_STRIDE + lane + M * LANES];
               // unroll E in KEYS {

@@ -42,7 +42,7 @@ pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<()
     if !(scale * std::f64::consts::LOG2_E).is_finite() || !((scale * std::f64::consts::LOG2_E) as f32).is_finite() {
         return Err(InvalidProblem::SoftmaxScale(scale).into());
     }
-    check_scores(problem)?;
+    check_modifiers(problem)?;
     if problem.max_flops_per_dispatch == Some(0) {
         return Err(InvalidProblem::NoWorkAllowed.into());
     }
@@ -63,13 +63,21 @@ pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<()
     Ok(())
 }
 
-fn check_scores(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
+fn check_modifiers(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
     for (index, modifier) in problem.scores().iter().enumerate() {
         let name = modifier.name();
         let is_second = problem.scores()[..index].iter().any(|other| other.name() == name);
         let twice = is_second.then(|| "it is given twice; each modifier of the scores may be given once".into());
-        if let Some(reason) = twice.or_else(|| modifier.fault(&problem.shape)) {
+        if let Some(reason) = twice.or_else(|| modifier.fault(&problem.shape, problem.element)) {
             return Err(InvalidProblem::ScoreMod { name, reason });
+        }
+    }
+    for (index, mask) in problem.key_masks().iter().enumerate() {
+        let name = mask.name();
+        let is_second = problem.key_masks()[..index].iter().any(|other| other.name() == name);
+        let twice = is_second.then(|| "it is given twice; each kind of mask may be given once".into());
+        if let Some(reason) = twice.or_else(|| mask.fault(&problem.shape)) {
+            return Err(InvalidProblem::KeyMask { name, reason });
         }
     }
     Ok(())

@@ -2,11 +2,11 @@
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
-use super::kernels::{Access, Kernel, RowReduce, ScoreMods, Specialization, Storage};
+use super::kernels::{Access, Chain, Kernel, RowReduce, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
-use crate::problem::{Algorithm, AttentionProblem, Element};
+use crate::problem::{Algorithm, AttentionProblem, Element, KeyMask, ScoreMod};
 
 /// Kernels that run one after another on the same tiles, or others in their place: of such alternatives the first that
 /// fits is taken.
@@ -141,9 +141,13 @@ pub(super) fn specialize(
         tiles,
         head_dim: shape.head_dim,
         head_dim_v: shape.head_dim_v,
-        has_window: problem.mask.window_left.is_some() || problem.mask.window_right.is_some(),
+        has_window: problem.mask.window_left.is_some()
+            || problem.mask.window_right.is_some()
+            || !problem.key_masks().is_empty(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
-        score_mods: ScoreMods::of(problem),
+        score_mods: Chain::of(problem.scores().iter().map(ScoreMod::name)),
+        key_masks: Chain::of(problem.key_masks().iter().map(KeyMask::name)),
+        bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),
         parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,

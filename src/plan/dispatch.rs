@@ -162,7 +162,7 @@ impl Plan {
             windows.push(window);
         }
         for tensor in &tensors {
-            params.place(tensor.operand, offsets[tensor.operand as usize], &tensor.layout, tensor.stride_split);
+            params.place(tensor, offsets[tensor.operand as usize]);
         }
         Dispatch { pass: index, grid, turns: self.turns(index, lengths), params, windows }
     }

@@ -1,3 +1,4 @@
+use super::tensor::Tensor;
 use crate::operand::Operand;
 use crate::problem::TensorLayout;
 
@@ -91,16 +92,27 @@ uniform! {
         lse_parts_stride_split: u32,
         lse_parts_stride_batch: u32,
         lse_parts_stride_head: u32,
+        bias_offset: u32,
+        bias_stride_batch: u32,
+        bias_stride_head: u32,
+        bias_stride_row: u32,
+        bias_stride_key: u32,
+        key_mask_offset: u32,
+        key_mask_stride_batch: u32,
+        key_mask_stride_head: u32,
+        key_mask_stride_row: u32,
+        key_mask_stride_key: u32,
     }
 }
 
 impl Params {
     /// Writes where a tensor lies in what is bound of it. Strides along a dimension of which a part holds one entry are
     /// never used and may pass 32 bits.
-    pub(super) fn place(&mut self, operand: Operand, offset: u32, layout: &TensorLayout, stride_split: u64) {
-        let [batch, row, head, split] =
-            [layout.stride_batch, layout.stride_row, layout.stride_head, stride_split].map(|stride| stride as u32);
-        match operand {
+    pub(super) fn place(&mut self, tensor: &Tensor, offset: u32) {
+        let TensorLayout { stride_batch, stride_row, stride_head, .. } = tensor.layout;
+        let [batch, row, head, split, dim] =
+            [stride_batch, stride_row, stride_head, tensor.stride_split, tensor.stride_dim].map(|stride| stride as u32);
+        match tensor.operand {
             Operand::Q => {
                 (self.q_offset, self.q_stride_batch, self.q_stride_row, self.q_stride_head) =
                     (offset, batch, row, head);
@@ -146,6 +158,14 @@ impl Params {
             Operand::LseParts => {
                 (self.lse_parts_offset, self.lse_parts_stride_split) = (offset, split);
                 (self.lse_parts_stride_batch, self.lse_parts_stride_head) = (batch, head);
+            }
+            Operand::Bias => {
+                (self.bias_offset, self.bias_stride_batch, self.bias_stride_head) = (offset, batch, head);
+                (self.bias_stride_row, self.bias_stride_key) = (row, dim);
+            }
+            Operand::KeyMask => {
+                (self.key_mask_offset, self.key_mask_stride_batch, self.key_mask_stride_head) = (offset, batch, head);
+                (self.key_mask_stride_row, self.key_mask_stride_key) = (row, dim);
             }
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,

@@ -3,7 +3,7 @@
 use super::direction::Direction;
 use super::part::Part;
 use crate::operand::{Operand, Usage};
-use crate::problem::{AttentionProblem, Element, MergeProblem, TensorLayout};
+use crate::problem::{AttentionProblem, Element, EntryLayout, KeyMask, MergeProblem, ScoreMod, TensorLayout};
 
 /// Counts along batch, rows, heads and the contiguous dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub(crate) enum Follows {
     Rows,
     /// The dispatch's keys, of the KV heads that its query heads share, so many to each.
     Keys { heads_per_kv: u32 },
+    /// All of it, whatever the dispatch: its entries are found by their place in the whole problem.
+    Whole,
     /// All of it: scratch memory, which is laid out anew for each dispatch.
     Scratch,
 }
@@ -42,6 +44,8 @@ pub(crate) struct Tensor {
     pub num_splits: u32,
     /// Elements from one of these to the next.
     pub stride_split: u64,
+    /// Elements from one entry of its last dimension to the next: 1, but for a bias or a mask.
+    pub stride_dim: u64,
 }
 
 impl Tensor {
@@ -63,7 +67,11 @@ impl Tensor {
     /// As `len`, of as much of it as `extent` says.
     pub fn len_of(&self, extent: &Extent) -> Option<u64> {
         let Extent { batch, rows, heads, dim } = *extent;
-        match (self.layout.required_len(batch, rows, heads, dim)?, self.num_splits) {
+        let span = match u64::from(dim) {
+            0 => 0,
+            dim => (dim - 1).checked_mul(self.stride_dim)?.checked_add(1)?,
+        };
+        match (self.layout.required_len(batch, rows, heads, u32::try_from(span).ok()?)?, self.num_splits) {
             (0, _) | (_, 0) => Some(0),
             (len, splits) => len.checked_add(self.stride_split.checked_mul(u64::from(splits - 1))?),
         }
@@ -77,7 +85,7 @@ impl Tensor {
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
                 Extent { heads: last - part.head_first / heads_per_kv + 1, ..at_most }
             }
-            Follows::Rows | Follows::Scratch => at_most,
+            Follows::Rows | Follows::Whole | Follows::Scratch => at_most,
         }
     }
 
@@ -90,7 +98,7 @@ impl Tensor {
                 let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
                 Extent { batch, rows: part.key_count, heads: heads.min(self.extent.heads), dim }
             }
-            Follows::Scratch => self.extent,
+            Follows::Whole | Follows::Scratch => self.extent,
         }
     }
 
@@ -101,6 +109,7 @@ impl Tensor {
             Follows::Keys { heads_per_kv } => {
                 self.layout.index(part.batch_first, part.key_first, part.head_first / heads_per_kv)
             }
+            Follows::Whole => self.layout.offset,
             Follows::Scratch => 0,
         }
     }
@@ -137,8 +146,9 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     let v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
     let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
+    let entries = tensors_of_entries(problem);
     match direction {
-        Direction::Forward => vec![q, k, v, o.written(), lse.written()],
+        Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
         Direction::Merge => vec![o.written(), lse.written()],
         Direction::Backward => {
             let layout = problem.gradient_layout();
@@ -148,9 +158,38 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
             let dq = of_rows(problem, Operand::Dq, layout.q, shape.head_dim, gradient_element);
             let dk = of_keys(problem, Operand::Dk, layout.k, shape.head_dim, gradient_element);
             let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_element);
-            vec![q, k, v, o, lse, d_o, d_lse, dq.written(), dk.written(), dv.written()]
+            let written = [dq, dk, dv].map(Tensor::written);
+            [q, k, v, o, lse, d_o, d_lse].into_iter().chain(written).chain(entries).collect()
         }
     }
+}
+
+/// Those of the modifiers and masks that read one.
+fn tensors_of_entries(problem: &AttentionProblem) -> impl Iterator<Item = Tensor> {
+    let biases = problem.scores().iter().filter_map(|modifier| match modifier {
+        ScoreMod::Bias { layout, element } => Some(of_entries(problem, Operand::Bias, layout, 1, *element)),
+        ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => None,
+    });
+    // Words, which no element is; they have the size of an f32.
+    let masks = problem.key_masks().iter().map(|mask| match mask {
+        KeyMask::Boolean(layout) => of_entries(problem, Operand::KeyMask, layout, 32, Element::F32),
+    });
+    biases.chain(masks)
+}
+
+/// A tensor with an entry for each sequence, query head, row and so many keys.
+fn of_entries(
+    problem: &AttentionProblem,
+    operand: Operand,
+    layout: &EntryLayout,
+    keys: u32,
+    element: Element,
+) -> Tensor {
+    let &EntryLayout { offset, stride_batch, stride_head, stride_row, stride_key } = layout;
+    let in_memory = TensorLayout { offset, stride_batch, stride_row, stride_head };
+    let entries = if stride_key == 0 { 1.min(problem.shape.seqlen_kv) } else { problem.shape.seqlen_kv.div_ceil(keys) };
+    let tensor = of_rows(problem, operand, in_memory, entries, element);
+    Tensor { follows: Follows::Whole, stride_dim: stride_key, ..tensor }
 }
 
 /// The partial results that the caller of a merge gives.
@@ -198,6 +237,7 @@ fn of_rows(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, d
         follows: Follows::Rows,
         num_splits: 1,
         stride_split: 0,
+        stride_dim: 1,
     }
 }
 
@@ -230,5 +270,6 @@ fn in_scratch(operand: Operand, part: &Part, dim: u32, num_splits: u32) -> Tenso
         follows: Follows::Scratch,
         num_splits,
         stride_split: (u64::from(batch) * u64::from(heads)).saturating_mul(rows.into()).saturating_mul(dim.into()),
+        stride_dim: 1,
     }
 }

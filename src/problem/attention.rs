@@ -1,5 +1,6 @@
 use super::dropout::Dropout;
 use super::element::Element;
+use super::key_mask::KeyMask;
 use super::layout::AttentionLayout;
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
@@ -63,6 +64,8 @@ pub struct AttentionProblem {
     pub gradient_element: Option<Element>,
     /// What becomes of the scores, in this order.
     scores: Vec<ScoreMod>,
+    /// What hides keys from rows, beside `mask`.
+    key_masks: Vec<KeyMask>,
 }
 
 impl AttentionProblem {
@@ -80,6 +83,7 @@ impl AttentionProblem {
             gradient_layout: None,
             gradient_element: None,
             scores: Vec::new(),
+            key_masks: Vec::new(),
         }
     }
 
@@ -149,6 +153,21 @@ impl AttentionProblem {
         self
     }
 
+    /// Hides keys from rows, beside what causal and window hide. Each kind of mask may be given once.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, EntryLayout, KeyMask};
+    ///
+    /// // One mask for all heads of a sequence.
+    /// let problem = AttentionProblem::new(AttentionShape::new(2, 12, 512, 64))
+    ///     .with_key_mask(KeyMask::Boolean(EntryLayout::packed_bits([2, 1, 512, 512])));
+    /// assert_eq!(problem.key_masks().len(), 1);
+    /// ```
+    pub fn with_key_mask(mut self, mask: KeyMask) -> Self {
+        self.key_masks.push(mask);
+        self
+    }
+
     /// Chooses the algorithm.
     pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = algorithm;
@@ -191,12 +210,17 @@ impl AttentionProblem {
         &self.scores
     }
 
+    /// What hides keys from rows, beside causal and window. None for most problems.
+    pub fn key_masks(&self) -> &[KeyMask] {
+        &self.key_masks
+    }
+
     /// The factor on Q Kᵀ that is in force.
     pub fn softmax_scale(&self) -> f64 {
         self.softmax_scale.unwrap_or_else(|| 1.0 / f64::from(self.shape.head_dim).sqrt())
     }
 
-    /// The keys row `i` sees, as a half-open range that may be empty.
+    /// The keys row `i` sees but for the [key masks](Self::key_masks), as a half-open range that may be empty.
     pub fn visible_keys(&self, i: u32) -> std::ops::Range<u32> {
         self.mask.visible_keys(i, self.shape.seqlen_q, self.shape.seqlen_kv)
     }

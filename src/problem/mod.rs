@@ -3,6 +3,8 @@
 mod attention;
 mod dropout;
 mod element;
+mod entries;
+mod key_mask;
 mod layout;
 mod mask;
 mod merge;
@@ -12,6 +14,8 @@ mod shape;
 pub use attention::{Algorithm, AttentionProblem};
 pub use dropout::Dropout;
 pub use element::{Element, ElementType};
+pub use entries::EntryLayout;
+pub use key_mask::KeyMask;
 pub use layout::{AttentionLayout, TensorLayout};
 pub use mask::{Alignment, Mask};
 pub use merge::MergeProblem;

@@ -1,3 +1,5 @@
+use super::element::Element;
+use super::entries::EntryLayout;
 use super::shape::AttentionShape;
 
 /// A modifier of the scores: what becomes of S between softmax_scale · Q Kᵀ and the mask. See
@@ -12,6 +14,15 @@ pub enum ScoreMod {
     /// (`[num_heads]`), or for each in each sequence (`[batch, num_heads]`); all must be finite. [`alibi_slopes`] gives the usual
     /// ones.
     Alibi(Vec<f32>),
+    /// S becomes S + bias, with an entry for each (sequence, query head, row, key) in the buffer of
+    /// [`Operand::Bias`](crate::Operand::Bias), f32 or the problem's element. An entry of −∞ gives a score of −∞, which is arithmetic: a
+    /// NaN of Q or K behind it stays NaN. [`KeyMask::Boolean`](super::KeyMask::Boolean) hides.
+    Bias {
+        /// Where each entry lies.
+        layout: EntryLayout,
+        /// The type that entries are stored in.
+        element: Element,
+    },
 }
 
 impl ScoreMod {
@@ -20,11 +31,20 @@ impl ScoreMod {
         match self {
             ScoreMod::Softcap(_) => "softcap",
             ScoreMod::Alibi(_) => "alibi",
+            ScoreMod::Bias { .. } => "bias",
+        }
+    }
+
+    /// The type of the entries that it adds.
+    pub(crate) const fn bias_element(&self) -> Option<Element> {
+        match self {
+            ScoreMod::Bias { element, .. } => Some(*element),
+            ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => None,
         }
     }
 
     /// What makes it no modifier for a problem of this shape, if anything does.
-    pub(crate) fn fault(&self, shape: &AttentionShape) -> Option<String> {
+    pub(crate) fn fault(&self, shape: &AttentionShape, of_problem: Element) -> Option<String> {
         match self {
             ScoreMod::Softcap(softcap) if softcap.is_finite() && *softcap > 0.0 => None,
             ScoreMod::Softcap(softcap) => Some(format!("{softcap} is given; it must be above 0 and finite")),
@@ -40,10 +60,14 @@ impl ScoreMod {
                 let slope = slopes.iter().find(|slope| !slope.is_finite())?;
                 Some(format!("a slope is {slope}; all must be finite"))
             }
+            ScoreMod::Bias { element, .. } if *element != Element::F32 && *element != of_problem => {
+                Some(format!("it is in {element:?}; it must be in F32 or, as the problem, in {of_problem:?}"))
+            }
+            ScoreMod::Bias { layout, .. } => layout.fault(shape),
         }
     }
 
-    /// The words that its WGSL reads.
+    /// The words that its WGSL reads from [`Operand::Tables`](crate::Operand::Tables).
     pub(crate) fn table(&self, shape: &AttentionShape) -> Vec<u32> {
         match self {
             ScoreMod::Softcap(softcap) => vec![softcap.to_bits()],
@@ -52,6 +76,8 @@ impl ScoreMod {
                 let stride_batch = if is_shared { 0 } else { shape.num_heads };
                 [stride_batch].into_iter().chain(slopes.iter().map(|slope| slope.to_bits())).collect()
             }
+            // A tensor of the caller's, whose strides are in the uniform.
+            ScoreMod::Bias { .. } => Vec::new(),
         }
     }
 }

@@ -1,7 +1,8 @@
+use super::case::Case;
 use super::cores;
 use super::forward::{keeps, row_cost, slice};
 use super::modifiers::modified;
-use crate::problem::{AttentionProblem, TensorLayout};
+use crate::problem::TensorLayout;
 
 /// What the backward pass computes, in f64, in the problem's gradient layout. Elements between the tensors' own are 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,15 +22,15 @@ pub struct ReferenceGradients {
 /// # Panics
 ///
 /// When a slice is shorter than its tensor, or the problem is one that [planning](crate::Plan) refuses.
-pub fn backward(
-    problem: &AttentionProblem,
+pub fn backward<'a>(
+    problem: impl Into<Case<'a>>,
     q: &[f64],
     k: &[f64],
     v: &[f64],
     d_o: &[f64],
     d_lse: Option<&[f64]>,
 ) -> ReferenceGradients {
-    backward_with(problem, [q, k, v, d_o], Given { o: None, d_lse }, |value| value)
+    backward_with(problem.into(), [q, k, v, d_o], Given { o: None, d_lse }, |value| value)
 }
 
 /// As [`backward`], but D = rowsum(dO ∘ O) − dLSE is that of the O given, in the problem's layout: rounded to its element, as
@@ -38,13 +39,13 @@ pub fn backward(
 /// # Panics
 ///
 /// As [`backward`].
-pub fn backward_for(
-    problem: &AttentionProblem,
+pub fn backward_for<'a>(
+    problem: impl Into<Case<'a>>,
     [q, k, v, o]: [&[f64]; 4],
     d_o: &[f64],
     d_lse: Option<&[f64]>,
 ) -> ReferenceGradients {
-    backward_with(problem, [q, k, v, d_o], Given { o: Some(o), d_lse }, |value| value)
+    backward_with(problem.into(), [q, k, v, d_o], Given { o: Some(o), d_lse }, |value| value)
 }
 
 /// As [`backward`], but P and dS are rounded to the 11 bits of an f16, whatever their size, before their products: what
@@ -54,15 +55,15 @@ pub fn backward_for(
 /// # Panics
 ///
 /// As [`backward`].
-pub fn backward_rounding_p(
-    problem: &AttentionProblem,
+pub fn backward_rounding_p<'a>(
+    problem: impl Into<Case<'a>>,
     q: &[f64],
     k: &[f64],
     v: &[f64],
     d_o: &[f64],
     d_lse: Option<&[f64]>,
 ) -> ReferenceGradients {
-    backward_with(problem, [q, k, v, d_o], Given { o: None, d_lse }, |value| {
+    backward_with(problem.into(), [q, k, v, d_o], Given { o: None, d_lse }, |value| {
         if value == 0.0 || !value.is_finite() {
             return value;
         }
@@ -79,7 +80,7 @@ struct Given<'a> {
 }
 
 fn backward_with(
-    problem: &AttentionProblem,
+    problem: Case<'_>,
     inputs: [&[f64]; 4],
     given: Given,
     round: impl Fn(f64) -> f64 + Copy + Send + Sync,
@@ -102,7 +103,7 @@ fn backward_with(
     let (heads_kv, rows) = (shape.num_heads_kv as usize, shape.seqlen_q as usize);
     let groups = shape.batch as usize * heads_kv;
     let rows_of_a_group = u64::from(shape.num_heads / shape.num_heads_kv) * u64::from(shape.seqlen_q);
-    let computed: Vec<Group> = cores::map(groups, rows_of_a_group * 3 * row_cost(problem), |group| {
+    let computed: Vec<Group> = cores::map(groups, rows_of_a_group * 3 * row_cost(&problem), |group| {
         let (batch, head_kv) = ((group / heads_kv) as u32, (group % heads_kv) as u32);
         of_kv_head(problem, inputs, given, (batch, head_kv), round)
     });
@@ -135,7 +136,7 @@ struct Group {
 }
 
 fn of_kv_head(
-    problem: &AttentionProblem,
+    problem: Case<'_>,
     [q, k, v, d_o]: [&[f64]; 4],
     given: Given,
     (batch, head_kv): (u32, u32),
@@ -157,7 +158,7 @@ fn of_kv_head(
             if lse == f64::NEG_INFINITY {
                 continue;
             }
-            let keys = problem.visible_keys(row);
+            let keys = problem.keys((batch, head, row));
             let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
             let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
             let batch_and_head = batch as usize * shape.num_heads as usize + head as usize;
@@ -174,7 +175,7 @@ fn of_kv_head(
                     let s = modified(problem, scale * dot(q_row, k_row), (batch, head, row, key));
                     let p = (s.value - lse).exp();
                     let factor = match problem.dropout {
-                        Some(dropout) if keeps(problem, batch, head, row, key) => dropout.keep_scale(),
+                        Some(dropout) if keeps(&problem, batch, head, row, key) => dropout.keep_scale(),
                         Some(_) => 0.0,
                         None => 1.0,
                     };

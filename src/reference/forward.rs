@@ -1,3 +1,4 @@
+use super::case::Case;
 use super::cores;
 use super::modifiers::modified;
 use super::philox::philox4x32_10;
@@ -19,8 +20,8 @@ pub struct ReferenceOutput {
 /// # Panics
 ///
 /// When a slice is shorter than its tensor, or the problem is one that [planning](crate::Plan) refuses.
-pub fn forward(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
-    forward_with(problem, q, k, v, |p| p)
+pub fn forward<'a>(problem: impl Into<Case<'a>>, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
+    forward_with(problem.into(), q, k, v, |p| p)
 }
 
 /// As [`forward`], but P is rounded to the problem's element type before its product with V, and so is O: what exact
@@ -30,7 +31,8 @@ pub fn forward(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> R
 /// # Panics
 ///
 /// As [`forward`].
-pub fn forward_rounding_p(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
+pub fn forward_rounding_p<'a>(problem: impl Into<Case<'a>>, q: &[f64], k: &[f64], v: &[f64]) -> ReferenceOutput {
+    let problem = problem.into();
     let round = |value| problem.element.round(value);
     let mut output = forward_with(problem, q, k, v, round);
     output.o.iter_mut().for_each(|o| *o = round(*o));
@@ -38,7 +40,7 @@ pub fn forward_rounding_p(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &
 }
 
 fn forward_with(
-    problem: &AttentionProblem,
+    problem: Case<'_>,
     q: &[f64],
     k: &[f64],
     v: &[f64],
@@ -49,12 +51,12 @@ fn forward_with(
     let mut o = vec![0.0; o_len.expect("O has an extent") as usize];
     let mut lse = vec![f64::NEG_INFINITY; shape.lse_len() as usize];
 
-    let computed = cores::map(lse.len(), row_cost(problem), |flat| {
-        let (batch, head, row) = position(problem, flat);
+    let computed = cores::map(lse.len(), row_cost(&problem), |flat| {
+        let (batch, head, row) = position(&problem, flat);
         row_with(problem, q, k, v, (batch, head, row), round_p)
     });
     for (flat, (o_row, lse_row)) in computed.into_iter().enumerate() {
-        let (batch, head, row) = position(problem, flat);
+        let (batch, head, row) = position(&problem, flat);
         let first = problem.layout.o.index(batch, row, head) as usize;
         o[first..first + o_row.len()].copy_from_slice(&o_row);
         lse[flat] = lse_row;
@@ -67,8 +69,8 @@ fn forward_with(
 /// # Panics
 ///
 /// As [`forward`].
-pub fn forward_row(
-    problem: &AttentionProblem,
+pub fn forward_row<'a>(
+    problem: impl Into<Case<'a>>,
     q: &[f64],
     k: &[f64],
     v: &[f64],
@@ -76,11 +78,11 @@ pub fn forward_row(
     head: u32,
     row: u32,
 ) -> (Vec<f64>, f64) {
-    row_with(problem, q, k, v, (batch, head, row), |p| p)
+    row_with(problem.into(), q, k, v, (batch, head, row), |p| p)
 }
 
 fn row_with(
-    problem: &AttentionProblem,
+    problem: Case<'_>,
     q: &[f64],
     k: &[f64],
     v: &[f64],
@@ -90,7 +92,7 @@ fn row_with(
     let shape = problem.shape;
     let scale = problem.softmax_scale();
     let head_kv = head / (shape.num_heads / shape.num_heads_kv);
-    let keys = problem.visible_keys(row);
+    let keys = problem.keys((batch, head, row));
 
     let q_row = slice(q, &problem.layout.q, batch, row, head, shape.head_dim);
     let s: Vec<f64> = keys
@@ -114,7 +116,7 @@ fn row_with(
     for (s, key) in s.iter().zip(keys) {
         let p = (s - max).exp() / sum;
         let p = match problem.dropout {
-            Some(dropout) if keeps(problem, batch, head, row, key) => p * dropout.keep_scale(),
+            Some(dropout) if keeps(&problem, batch, head, row, key) => p * dropout.keep_scale(),
             Some(_) => 0.0,
             None => p,
         };

@@ -5,6 +5,7 @@
 
 mod backward;
 mod bounds;
+mod case;
 mod cores;
 mod forward;
 mod modifiers;
@@ -14,5 +15,6 @@ pub use backward::{ReferenceGradients, backward, backward_for, backward_rounding
 pub use bounds::{
     Arithmetic, BackwardErrors, ErrorTerms, ForwardErrors, backward_errors, error_before_storing, forward_errors,
 };
+pub use case::Case;
 pub use forward::{ReferenceOutput, forward, forward_rounding_p, forward_row, keeps};
 pub use philox::philox4x32_10;

@@ -1,5 +1,6 @@
 //! What modifiers make of a score, and with what error.
 
+use super::case::{Case, Cell};
 use crate::problem::{AttentionProblem, ScoreMod};
 
 /// A score, as a function of what it was before some modifiers.
@@ -14,16 +15,14 @@ pub(super) struct Score {
     pub slope_rounding: f64,
 }
 
-/// Where a score stands: sequence, query head, row and key.
-pub(super) type Cell = (u32, u32, u32, u32);
-
 /// What the problem's modifiers make of softmax_scale · q · k.
-pub(super) fn modified(problem: &AttentionProblem, s: f64, cell: Cell) -> Score {
+pub(super) fn modified(problem: Case<'_>, s: f64, cell: Cell) -> Score {
     let unmodified = Score { value: s, slope: 1.0, bend: 0.0, rounding: 0.0, slope_rounding: 0.0 };
     let score = problem.scores().iter().fold(unmodified, |before, modifier| {
         let after = match modifier {
             ScoreMod::Softcap(softcap) => softcapped(before.value, f64::from(*softcap)),
-            ScoreMod::Alibi(slopes) => with_alibi(before.value, problem, slopes, cell),
+            ScoreMod::Alibi(slopes) => with_alibi(before.value, &problem, slopes, cell),
+            ScoreMod::Bias { layout, .. } => with_bias(before.value, problem.bias(layout, cell)),
         };
         after.of(before)
     });
@@ -31,7 +30,8 @@ pub(super) fn modified(problem: &AttentionProblem, s: f64, cell: Cell) -> Score 
         return score;
     }
     // To natural units and back: two roundings each.
-    let conversion = 2.0 * s.abs().min(f64::MAX) * score.slope.abs() + 2.0 * score.value.abs();
+    let finite = |value: f64| if value.is_finite() { value.abs() } else { 0.0 };
+    let conversion = 2.0 * finite(s) * score.slope.abs() + 2.0 * finite(score.value);
     Score { rounding: score.rounding + conversion, ..score }
 }
 
@@ -72,5 +72,13 @@ fn with_alibi(s: f64, problem: &AttentionProblem, slopes: &[f32], (batch, head, 
     let subtracted = f64::from(slopes[first + head as usize]) * distance;
     let value = s - subtracted;
     let rounding = 2.0 * subtracted.abs() + value.abs();
+    Score { value, slope: 1.0, bend: 0.0, rounding, slope_rounding: 0.0 }
+}
+
+/// s + bias.
+fn with_bias(s: f64, bias: f64) -> Score {
+    let value = s + bias;
+    // −∞ is exact.
+    let rounding = if value.is_finite() { value.abs() } else { 0.0 };
     Score { value, slope: 1.0, bend: 0.0, rounding, slope_rounding: 0.0 }
 }

@@ -2,9 +2,18 @@
 
 use crate::operand::Operand;
 use crate::plan::{Access, File, Piece, RowReduce, Slot, Specialization, Storage, matrix_wgsl, wgsl};
+use crate::problem::Element;
 
 /// What all kernels have.
 const OF_ALL: [File; 3] = [wgsl!("common/params.wgsl"), wgsl!("common/mask.wgsl"), wgsl!("common/block_range.wgsl")];
+
+/// The files of the slots `score` and `mask`, each by the name of what it does.
+const CHAINED: &[File] = &[
+    wgsl!("slots/mask/boolean.wgsl"),
+    wgsl!("slots/score/alibi.wgsl"),
+    wgsl!("slots/score/bias.wgsl"),
+    wgsl!("slots/score/softcap.wgsl"),
+];
 
 /// The files of a kernel, in their order: those of all kernels, what it has in common with some, what it has of slots, and
 /// its own.
@@ -15,21 +24,30 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
         Piece::Common(file) => Some(*file),
         Piece::OneOf(slot) => slot.file(specialization),
     }));
-    files.extend(score_files(specialization));
+    files.extend(chain_files(specialization));
     files.push(kernel.file);
     files
 }
 
-/// What a kernel needs to modify scores, if it does.
-fn score_files(specialization: &Specialization) -> Vec<File> {
-    let chain = (!specialization.score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
-    chain.into_iter().chain(specialization.score_mods.names().filter_map(score_file)).collect()
+/// What a kernel needs to modify scores and to hide keys, if it does.
+fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
+    let Specialization { score_mods, key_masks, bias_element, .. } = *specialization;
+    let scores = (!score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
+    let entries = bias_element.map(|element| match element {
+        Element::F32 => wgsl!("slots/bias_element/f32.wgsl"),
+        Element::F16 => wgsl!("slots/bias_element/f16.wgsl"),
+        Element::Bf16 => wgsl!("slots/bias_element/bf16.wgsl"),
+    });
+    let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
+    let tables = has_tables.then_some(wgsl!("common/tables.wgsl"));
+    let modifiers = score_mods.names().filter_map(|name| chained("score", name)).collect::<Vec<_>>();
+    let masks = key_masks.names().filter_map(|name| chained("mask", name)).collect::<Vec<_>>();
+    scores.into_iter().chain(tables).chain(entries).chain(modifiers).chain(masks)
 }
 
-/// The file of a modifier: that of the slot `score` with its name.
-fn score_file(name: &str) -> Option<File> {
-    const FILES: &[File] = &[wgsl!("slots/score/alibi.wgsl"), wgsl!("slots/score/softcap.wgsl")];
-    FILES.iter().find(|file| file.name.strip_prefix("slots/score/") == Some(&format!("{name}.wgsl"))).copied()
+/// The file of a slot with this name.
+fn chained(slot: &str, name: &str) -> Option<File> {
+    CHAINED.iter().find(|file| file.name == format!("slots/{slot}/{name}.wgsl")).copied()
 }
 
 impl Slot {

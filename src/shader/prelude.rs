@@ -12,9 +12,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     let tiles = specialization.tiles;
     let counts = kernel.counts(specialization);
     let mut text = enables(specialization, dialect);
-    // A name that nothing uses still changes the SPIR-V: that of tables is only where they are bound.
-    let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
-    for operand in Operand::ALL.iter().filter(|operand| has_tables || **operand != Operand::Tables) {
+    for operand in Operand::ALL {
         constant(&mut text, &format!("BINDING_{}", operand.name()), format_args!("{}u", operand.binding()));
     }
     if let Some(sums) = kernel.row_sums {
@@ -28,6 +26,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         constant(&mut text, name, format_args!("{count}u"));
     }
     constant(&mut text, "HAS_WINDOW", specialization.has_window);
+    constant(&mut text, "HAS_KEY_MASKS", !specialization.key_masks.is_empty());
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     for (index, name) in specialization.score_mods.names().enumerate() {
         constant(&mut text, &format!("TABLE_{name}"), format_args!("{index}u"));
@@ -101,6 +100,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("WIDTHS", vec!["K", "V"]);
     lists.names("V_THEN_K", vec!["V", "K"]);
     lists.names("SCORE_MODS", specialization.score_mods.names().collect());
+    lists.names("KEY_MASKS", specialization.key_masks.names().collect());
     lists.names("SCORE_MODS_BACK", specialization.score_mods.names().rev().collect());
     // The same for scores that are modified, and for those that are not.
     let is_modified = !specialization.score_mods.is_empty();

@@ -15,7 +15,7 @@ mod text;
 mod turns;
 
 pub use kernel::Kernel;
-pub use specialization::{Access, RowReduce, ScoreMods, Specialization, Storage};
+pub use specialization::{Access, Chain, RowReduce, Specialization, Storage};
 
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
@@ -80,7 +80,13 @@ impl Specialization {
         self.has_window &= kernel.masks;
         self.has_dropout &= kernel.drops;
         if !kernel.scores {
-            self.score_mods = ScoreMods::default();
+            self.score_mods = Chain::default();
+        }
+        if !kernel.masks {
+            self.key_masks = Chain::default();
+        }
+        if !self.score_mods.has("bias") {
+            self.bias_element = None;
         }
         self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
         if kernel.row_sums.is_none() {
@@ -104,10 +110,15 @@ impl Specialization {
         self
     }
 
-    /// What it binds, by number: what its kernel does, and the tables of its modifiers.
+    /// What it binds, by number: what its kernel does, and what its modifiers and masks read.
     pub fn operands(&self) -> impl Iterator<Item = (Operand, Usage)> {
-        let tables = (!self.score_mods.is_empty()).then_some((Operand::Tables, Usage::Read));
-        self.kernel.operands().iter().copied().chain(tables)
+        let more = [
+            (Operand::Tables, self.score_mods.has("softcap") || self.score_mods.has("alibi")),
+            (Operand::Bias, self.score_mods.has("bias")),
+            (Operand::KeyMask, self.key_masks.has("boolean")),
+        ];
+        let more = more.into_iter().filter(|(_, is_read)| *is_read).map(|(operand, _)| (operand, Usage::Read));
+        self.kernel.operands().iter().copied().chain(more)
     }
 
     /// Whether a kernel can be made of it, on some device. Those of plans always can.

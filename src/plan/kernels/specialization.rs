@@ -3,7 +3,7 @@
 use super::kernel::Kernel;
 use crate::plan::capabilities::Capabilities;
 use crate::plan::tiles::Tiles;
-use crate::problem::{AttentionProblem, Element};
+use crate::problem::Element;
 
 /// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,17 +75,18 @@ impl RowReduce {
     }
 }
 
-/// The names of the modifiers of the scores, in their order: files of the slot `shaders/slots/score/`.
+/// What is done one after another: the names of files of a slot, in their order. Modifiers of the scores are files of
+/// `shaders/slots/score/`, masks of `shaders/slots/mask/`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct ScoreMods([Option<&'static str>; 4]);
+pub struct Chain([Option<&'static str>; 4]);
 
-impl ScoreMods {
+impl Chain {
     /// Those of a problem, which has each once.
-    pub(crate) fn of(problem: &AttentionProblem) -> Self {
+    pub(crate) fn of(given: impl Iterator<Item = &'static str>) -> Self {
         let mut names = Self::default();
-        debug_assert!(problem.scores().len() <= names.0.len(), "a name for each kind of modifier");
-        for (name, modifier) in names.0.iter_mut().zip(problem.scores()) {
-            *name = Some(modifier.name());
+        for (index, name) in given.enumerate() {
+            debug_assert!(index < names.0.len(), "a name for each kind");
+            names.0[index] = Some(name);
         }
         names
     }
@@ -98,6 +99,11 @@ impl ScoreMods {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Whether one of them is this.
+    pub fn has(&self, name: &str) -> bool {
+        self.names().any(|other| other == name)
     }
 }
 
@@ -118,12 +124,16 @@ pub struct Specialization {
     pub head_dim: u32,
     /// Width of V and O.
     pub head_dim_v: u32,
-    /// Whether a row may be unable to see a key that exists: causal or window.
+    /// Whether a row may be unable to see a key that exists: causal, window or another mask.
     pub has_window: bool,
     /// Whether probabilities are dropped.
     pub has_dropout: bool,
     /// What becomes of the scores.
-    pub score_mods: ScoreMods,
+    pub score_mods: Chain,
+    /// What hides keys from rows, beside causal and window.
+    pub key_masks: Chain,
+    /// The type of what is added to the scores, if something is.
+    pub bias_element: Option<Element>,
     /// Whether gradients are stored in f32 though the element is another.
     pub f32_gradients: bool,
     /// Whether partial results are in f32, whatever the element. Only their merge asks.

@@ -3,6 +3,7 @@
 use super::forward::{Entry, Row};
 use super::terms::{ErrorTerms, SMALLEST, Sum, U};
 use crate::problem::AttentionProblem;
+use crate::reference::case::Case;
 use crate::reference::cores;
 use crate::reference::forward::{row_cost, slice};
 use crate::reference::modifiers::Score;
@@ -25,12 +26,13 @@ pub struct BackwardErrors {
 /// # Panics
 ///
 /// As `backward_for`.
-pub fn backward_errors(
-    problem: &AttentionProblem,
+pub fn backward_errors<'a>(
+    problem: impl Into<Case<'a>>,
     [q, k, v, o]: [&[f64]; 4],
     d_o: &[f64],
     d_lse: Option<&[f64]>,
 ) -> BackwardErrors {
+    let problem = problem.into();
     let shape = problem.shape;
     let layout = problem.gradient_layout();
     let [dq, dk, dv] = [
@@ -48,7 +50,7 @@ pub fn backward_errors(
     }
     let given = Given { problem, inputs: [q, k, v, o, d_o], d_lse };
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
-    let cost = 8 * u64::from(heads_per_kv * shape.seqlen_q) * row_cost(problem);
+    let cost = 8 * u64::from(heads_per_kv * shape.seqlen_q) * row_cost(&problem);
     let groups = cores::map((shape.batch * shape.num_heads_kv) as usize, cost, |group| {
         of_kv_head(&given, (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv))
     });
@@ -72,7 +74,7 @@ pub fn backward_errors(
 }
 
 struct Given<'a> {
-    problem: &'a AttentionProblem,
+    problem: Case<'a>,
     /// Q, K, V, O and dO.
     inputs: [&'a [f64]; 5],
     d_lse: Option<&'a [f64]>,
@@ -137,7 +139,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
         let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
         gradients.add_to_dk(&mut dk, q_row);
         gradients.add_to_dv(&mut dv, d_o_row);
-        let (of_row, largest_of_row) = gradients.dq(problem, k);
+        let (of_row, largest_of_row) = gradients.dq(&problem, k);
         dq.extend(of_row.into_iter().map(|gathered| gathered.finish(scale)));
         let largest_ds = gradients.sizes_of_ds().fold(0.0, f64::max);
         largest[0] = largest[0].max(largest_of_row);

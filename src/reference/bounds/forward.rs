@@ -2,6 +2,7 @@
 
 use super::terms::{ErrorTerms, SMALLEST, Sum};
 use crate::problem::AttentionProblem;
+use crate::reference::case::Case;
 use crate::reference::cores;
 use crate::reference::forward::{keeps, position, row_cost, slice};
 use crate::reference::modifiers::{Score, modified};
@@ -21,20 +22,21 @@ pub struct ForwardErrors {
 /// # Panics
 ///
 /// As `forward`.
-pub fn forward_errors(problem: &AttentionProblem, q: &[f64], k: &[f64], v: &[f64]) -> ForwardErrors {
+pub fn forward_errors<'a>(problem: impl Into<Case<'a>>, q: &[f64], k: &[f64], v: &[f64]) -> ForwardErrors {
+    let problem = problem.into();
     let shape = problem.shape;
     let o_len = problem.layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v);
     let mut errors = ForwardErrors {
         o: vec![ErrorTerms::default(); o_len.expect("O has an extent") as usize],
         lse: vec![ErrorTerms::default(); shape.lse_len() as usize],
     };
-    let rows = cores::map(errors.lse.len(), 3 * row_cost(problem), |flat| {
-        let row = Row::new(problem, [q, k], position(problem, flat));
-        if row.lse == f64::NEG_INFINITY { None } else { Some((of_o(problem, &row, v), of_lse(&row))) }
+    let rows = cores::map(errors.lse.len(), 3 * row_cost(&problem), |flat| {
+        let row = Row::new(problem, [q, k], position(&problem, flat));
+        if row.lse == f64::NEG_INFINITY { None } else { Some((of_o(&problem, &row, v), of_lse(&row))) }
     });
     for (flat, row) in rows.into_iter().enumerate() {
         let Some((o, lse)) = row else { continue };
-        let (batch, head, row) = position(problem, flat);
+        let (batch, head, row) = position(&problem, flat);
         let first = problem.layout.o.index(batch, row, head) as usize;
         errors.o[first..first + o.len()].copy_from_slice(&o);
         errors.lse[flat] = lse;
@@ -71,13 +73,13 @@ pub(super) struct Entry {
 }
 
 impl Row {
-    pub fn new(problem: &AttentionProblem, [q, k]: [&[f64]; 2], (batch, head, row): (u32, u32, u32)) -> Self {
+    pub fn new(problem: Case<'_>, [q, k]: [&[f64]; 2], (batch, head, row): (u32, u32, u32)) -> Self {
         let (shape, layout) = (problem.shape, &problem.layout);
         let scale = problem.softmax_scale();
         let head_kv = head / (shape.num_heads / shape.num_heads_kv);
         let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
         let scores: Vec<(u32, Sum, Score)> = problem
-            .visible_keys(row)
+            .keys((batch, head, row))
             .map(|key| {
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
                 let sum = Sum::of(q_row.iter().zip(k_row).map(|(q, k)| scale * q * k));
@@ -90,7 +92,7 @@ impl Row {
         let lse = if is_empty { f64::NEG_INFINITY } else { lse };
         let entry = |(key, sum, score): &(u32, Sum, Score)| {
             let p = (score.value - lse).exp();
-            let kept = keeps(problem, batch, head, row, *key);
+            let kept = keeps(&problem, batch, head, row, *key);
             let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
             let (product_plain, product) = (2.0 * sum.total.abs(), sum.rounding());
             // What has no slope loses its error, be it infinite.

@@ -1,0 +1,64 @@
+//! A problem and the host values of what its modifiers and masks read.
+
+use crate::problem::{AttentionProblem, EntryLayout, KeyMask};
+use std::ops::Deref;
+
+/// A problem, and the values of its bias and of its mask, where it has one. A problem without them is one by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Case<'a> {
+    problem: &'a AttentionProblem,
+    bias: &'a [f64],
+    key_mask: &'a [u32],
+}
+
+impl<'a> Case<'a> {
+    /// The problem, whose bias has these entries and whose mask these words, in their layouts. Empty where it has none.
+    pub fn new(problem: &'a AttentionProblem, bias: &'a [f64], key_mask: &'a [u32]) -> Self {
+        Self { problem, bias, key_mask }
+    }
+
+    /// The keys that a row of a sequence and head sees.
+    pub(super) fn keys(&self, (batch, head, row): (u32, u32, u32)) -> impl Iterator<Item = u32> + Clone {
+        self.problem.visible_keys(row).filter(move |key| self.sees((batch, head, row, *key)))
+    }
+
+    fn sees(&self, cell: Cell) -> bool {
+        self.problem.key_masks().iter().all(|mask| match mask {
+            KeyMask::Boolean(layout) => {
+                let bit = cell.3 * (layout.stride_key as u32);
+                let word = entry(&EntryLayout { stride_key: 0, ..*layout }, cell) + bit as usize / 32;
+                self.key_mask[word] >> (bit % 32) & 1 == 1
+            }
+        })
+    }
+
+    /// The entry of the bias for a cell.
+    pub(super) fn bias(&self, layout: &EntryLayout, cell: Cell) -> f64 {
+        self.bias[entry(layout, cell)]
+    }
+}
+
+/// Where a score stands: sequence, query head, row and key.
+pub(super) type Cell = (u32, u32, u32, u32);
+
+/// The number of the entry of a cell.
+fn entry(layout: &EntryLayout, (batch, head, row, key): Cell) -> usize {
+    let steps =
+        [(batch, layout.stride_batch), (head, layout.stride_head), (row, layout.stride_row), (key, layout.stride_key)];
+    let distance: u64 = steps.iter().map(|(count, stride)| u64::from(*count) * stride).sum();
+    (layout.offset + distance) as usize
+}
+
+impl<'a> From<&'a AttentionProblem> for Case<'a> {
+    fn from(problem: &'a AttentionProblem) -> Self {
+        Self::new(problem, &[], &[])
+    }
+}
+
+impl Deref for Case<'_> {
+    type Target = AttentionProblem;
+
+    fn deref(&self) -> &AttentionProblem {
+        self.problem
+    }
+}

@@ -411,8 +411,8 @@ const MUTATIONS: &[Mutation] = &[
     fault(
         "the rest of K left out",
         FlashForwardCooperative,
-        "s_rest_0_0_0 = coopMultiplyAdd(q_half_0_0_0, k_rest_0_0_0_0, s_rest_0_0_0);",
-        "",
+        "return Sum(half, coopMultiplyAdd(a.half, b.rest, rest));",
+        "return Sum(half, rest);",
         Setup::Matrices(Element::F32),
     ),
     fault(

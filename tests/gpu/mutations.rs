@@ -432,8 +432,8 @@ const MUTATIONS: &[Mutation] = &[
     fault(
         "dS without D on matrices",
         FlashBackwardDkdvCooperative,
-        "vec4<f32>(-stats_0.y)",
-        "vec4<f32>(0.0)",
+        "d_o_unit_0, stats_0.y)",
+        "d_o_unit_0, 0.0)",
         Setup::MatricesBackward(Element::Bf16),
     ),
 ];

@@ -26,13 +26,22 @@
 // Names of lists: OWNED_W are k and v, WALKED_W q and d_o, for the widths W = K and W = V. SCORE_W are the products s
 // and dp, GRADIENT_W the sums dk and dv, FACTOR_W their left factors ds and p.
 
-// Rows of the scratch of S and dP, in quads: stored column by column, matrices meet no bank conflicts at this distance.
+// S and dP are stored column by column. At this distance, and with neighbouring quads, there are no bank conflicts.
+const HIGH = 4u;
 const S_STRIDE = MATRIX_QUADS + 1u;
+fn scale_of_row(largest: f32) -> f32 { return row_scale(largest, MATRIX_SIDE, LANES); }
 
 // Whether the fetch with this index loads from an empty row. The LSE of the head starts at `head_at`; `lanes` fetches
 // share a row.
 fn is_empty(head_at: u32, first_row: u32, index: u32, lanes: u32) -> bool {
   return is_empty_row(head_at, min(first_row + index / lanes, params.seqlen_q - 1u));
+}
+
+// S or dP, on their way out of fragments.
+fn store_by_columns(mine: Mine, sum: MatrixC) {
+  let at = mine.s_scratch;
+  let stride = S_STRIDE;
+  coopStore(sum, &s_tile[at], stride);
 }
 
 // A quad of dO of a row that may be empty.
@@ -53,48 +62,26 @@ fn main(
   let tile = kv_tile_at(index);
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
 
-  // The subgroup's scratch, and this invocation's two quads there. A row of it is a row of the fragment; when K, V, dK
-  // and dV pass through, it is a key. Neighbouring lanes take neighbouring rows: the other order has bank conflicts.
-  let row_in_fragment = subgroup_invocation_id % MATRIX_SIDE;
-  let first_quad = subgroup_invocation_id / MATRIX_SIDE * 2u;
-  let s_scratch = subgroup_id * MATRIX_SIDE * S_STRIDE;
-  let s_mine = s_scratch + row_in_fragment * S_STRIDE + first_quad;
-  let p_scratch = subgroup_id * MATRIX_SIDE * P_STRIDE;
-  let p_mine = p_scratch + row_in_fragment * P_STRIDE + first_quad;
-  let s_stride = S_STRIDE;
+  // A row of the scratch is a row of the fragment; when K, V, dK and dV pass through, it is a key. Neighbouring lanes
+  // take neighbouring rows: the other order has bank conflicts.
+  let mine = mine_at(subgroup_id, subgroup_invocation_id % MATRIX_SIDE, subgroup_invocation_id / MATRIX_SIDE * 2u);
 
   // K_j, V_j; dK_j = 0, dV_j = 0
   let subgroup_key = tile.key + subgroup_id * THREAD_ROWS;
   // unroll W in WIDTHS, TENSOR in OWNED_W {
-    let TENSOR_at =
-      params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch + tile.head_kv * params.TENSOR_stride_head;
+    let TENSOR_at = TENSOR_head(tile.batch, tile.head_kv);
+    var TENSOR = W_Owned();
   // }
   // unroll E in OWNED_FRAGMENTS {
-    let owned_E = subgroup_key + E * MATRIX_SIDE + row_in_fragment;
-    let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + first_quad * 4u;
-    var keep_0_E = vec4<bool>(true);
-    var keep_1_E = vec4<bool>(true);
+    let owned_E = subgroup_key + E * MATRIX_SIDE + mine.row;
+    let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + mine.quad * 4u;
+    var keep_E = every(true);
     // unroll W in WIDTHS, TENSOR in OWNED_W, GRADIENT in GRADIENT_W {
-      var TENSOR_largest_E = 0.0;
-      // unroll M in W_FRAGMENTS {
-        let TENSOR_quad_E_M = M * MATRIX_QUADS + first_quad;
-        let TENSOR_0_E_M = operand_W(fetch_TENSOR(TENSOR_at, owned_E, params.key_count, TENSOR_quad_E_M));
-        let TENSOR_1_E_M = operand_W(fetch_TENSOR(TENSOR_at, owned_E, params.key_count, TENSOR_quad_E_M + 1u));
-        TENSOR_largest_E = max(TENSOR_largest_E, max(largest_of_loaded(TENSOR_0_E_M), largest_of_loaded(TENSOR_1_E_M)));
-      // }
-      let TENSOR_scale_E = row_scale(TENSOR_largest_E, MATRIX_SIDE, LANES);
-      let TENSOR_units_0_E = units_of_rows(inverse(TENSOR_scale_E), first_quad * 4u);
-      let TENSOR_units_1_E = units_of_rows(inverse(TENSOR_scale_E), first_quad * 4u + 4u);
-      // unroll M in W_FRAGMENTS {
-        // unroll PART in PARTS {
-          p_tile_PART[p_mine] = to_PART(TENSOR_0_E_M, TENSOR_scale_E);
-          p_tile_PART[p_mine + 1u] = to_PART(TENSOR_1_E_M, TENSOR_scale_E);
-        // }
-        scratch_barrier();
-        // unroll PART in PARTS {
-          let TENSOR_PART_E_M = coopLoadT<MatrixA>(&p_tile_PART[p_scratch], P_STRIDE);
-        // }
-        scratch_barrier();
+      TENSOR[E] = TENSOR_rows(mine, TENSOR_at, owned_E, params.key_count, 0.0, false);
+      let TENSOR_unit_E = inverse(TENSOR[E].scale);
+      let TENSOR_low_E = units_of_rows(TENSOR_unit_E, mine.quad * 4u);
+      let TENSOR_units_E = Eight(TENSOR_low_E, units_of_rows(TENSOR_unit_E, mine.quad * 4u + HIGH));
+      // unroll M in W_CHUNKS {
         var GRADIENT_E_M = MatrixC();
       // }
     // }
@@ -113,9 +100,6 @@ fn main(
   let has_empty_row = workgroupUniformLoad(&stats_tile[0]).x != 0.0;
   visits.num_whole = select(0u, visits.num_whole, tile.key + TILE_KV <= params.key_count && !has_empty_row);
   let steps = visits.count * params.heads_per_kv;
-  // unroll W in WIDTHS, TENSOR in WALKED_W {
-    let TENSOR_batch_at = params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch;
-  // }
   let lse_batch_at = tile.batch * params.lse_stride_batch;
   // The next tile is fetched into registers while the one before is computed with.
   // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, P in W_FETCH_PARTS {
@@ -128,7 +112,7 @@ fn main(
     let next_row = step_at(visits, 0u).row_tile * TILE_Q;
     let lse_at = lse_batch_at + tile.head * params.lse_stride_head;
     // unroll W in WIDTHS, TENSOR in WALKED_W {
-      let TENSOR_at = TENSOR_batch_at + tile.head * params.TENSOR_stride_head;
+      let TENSOR_at = TENSOR_head(tile.batch, tile.head);
       // unroll L in W_FETCHES, P in W_FETCH_PARTS {
         TENSOR_next_L_P = fetch_TENSOR(TENSOR_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
       // }
@@ -151,7 +135,7 @@ fn main(
       let lse_at = lse_batch_at + next_head * params.lse_stride_head;
       workgroupBarrier(); // the last tile is read
       // unroll W in WIDTHS, TENSOR in WALKED_W {
-        let TENSOR_at = TENSOR_batch_at + next_head * params.TENSOR_stride_head;
+        let TENSOR_at = TENSOR_head(tile.batch, next_head);
         // unroll L in W_FETCHES {
           let TENSOR_index_L = invocation + L * INVOCATIONS;
           var TENSOR_largest_L = 0.0;
@@ -186,33 +170,13 @@ fn main(
         if fragment >= TILE_Q { break; }
         loop {
           // Sᵀ = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ
-          // unroll R in PASSING_FRAGMENTS, W in WIDTHS, TENSOR in WALKED_W, SCORE in SCORE_W {
-            let TENSOR_fragment_R = (fragment + R * MATRIX_SIDE) * W_STRIDE;
-            // unroll E in OWNED_FRAGMENTS, PART in PARTS {
-              var SCORE_PART_R_E = MatrixC();
-            // }
-          // }
-          // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
-            // unroll M in W_FRAGMENTS, R in PASSING_FRAGMENTS {
-              let TENSOR_at_R_M = TENSOR_fragment_R + M * MATRIX_QUADS;
-              let TENSOR_half_R_M = coopLoad<MatrixB>(&TENSOR_tile_half[TENSOR_at_R_M], W_STRIDE);
-              // unroll E in OWNED_FRAGMENTS {
-                SCORE_half_R_E = coopMultiplyAdd(MINE_half_E_M, TENSOR_half_R_M, SCORE_half_R_E);
-              // }
-              // unroll REST in REST_PARTS {
-                let TENSOR_REST_R_M = coopLoad<MatrixB>(&TENSOR_tile_REST[TENSOR_at_R_M], W_STRIDE);
-                // unroll E in OWNED_FRAGMENTS {
-                  SCORE_REST_R_E = coopMultiplyAdd(MINE_REST_E_M, TENSOR_half_R_M, SCORE_REST_R_E);
-                  SCORE_REST_R_E = coopMultiplyAdd(MINE_half_E_M, TENSOR_REST_R_M, SCORE_REST_R_E);
-                // }
-              // }
-            // }
-          // }
+          let s = s_of(k, fragment);
+          let dp = dp_of(v, fragment);
 
           p_largest = 0.0;
           ds_largest = 0.0;
           // unroll R in PASSING_FRAGMENTS {
-            let row_R = fragment + R * MATRIX_SIDE + row_in_fragment;
+            let row_R = fragment + R * MATRIX_SIDE + mine.row;
             let i_row_R = i * TILE_Q + row_R;
             var stats_R = stats_tile[row_R];
             if HAS_WINDOW && masked && atomicLoad(&poisoned[row_R]) == step + 1u { stats_R.x = not_a_number(); }
@@ -221,108 +185,53 @@ fn main(
             let d_o_unit_R = d_o_unit(row_R) * LARGEST_OF_ROW;
             let s_factor_R = q_unit_R * params.softmax_scale_log2;
             // unroll E in OWNED_FRAGMENTS {
-              // unroll REST in REST_PARTS {
-                s_half_R_E = s_half_R_E + s_REST_R_E;
-                dp_half_R_E = dp_half_R_E + dp_REST_R_E;
-              // }
               // P = exp(softmax_scale · S − LSE_i), masked
-              coopStore(s_half_R_E, &s_tile[s_scratch], s_stride);
+              store_by_columns(mine, total(s[R][E]));
               scratch_barrier();
-              // unroll PLAIN in PLAIN_SCORES {
-                var p_0_R_E = exp2(fma(s_tile[s_mine] * k_units_0_E, vec4<f32>(s_factor_R), vec4<f32>(-stats_R.x)));
-                var p_1_R_E = exp2(fma(s_tile[s_mine + 1u] * k_units_1_E, vec4<f32>(s_factor_R),
-                  vec4<f32>(-stats_R.x)));
-              // }
-              // unroll MODIFIED in MODIFIED_SCORES {
-                let cell_0_R_E = cell_at(tile.batch, head, i_row_R, key_E);
-                let cell_1_R_E = cell_at(tile.batch, head, i_row_R, key_E + 4u);
-                let raw_0_R_E = s_tile[s_mine] * k_units_0_E * s_factor_R;
-                let raw_1_R_E = s_tile[s_mine + 1u] * k_units_1_E * s_factor_R;
-                var p_0_R_E = exp2(scored(raw_0_R_E, cell_0_R_E) - vec4<f32>(stats_R.x));
-                var p_1_R_E = exp2(scored(raw_1_R_E, cell_1_R_E) - vec4<f32>(stats_R.x));
-              // }
+              let at_R_E = cells_at(tile.batch, head, i_row_R, key_E);
+              let s_R_E = times(stored(mine), k_units_E);
+              var p_R_E = p_of(s_R_E, s_factor_R, stats_R.x, at_R_E);
               scratch_barrier();
-              coopStore(dp_half_R_E, &s_tile[s_scratch], s_stride);
-              if masked {
-                p_0_R_E = select(vec4<f32>(0.0), p_0_R_E, sees(visible_R, key_E));
-                p_1_R_E = select(vec4<f32>(0.0), p_1_R_E, sees(visible_R, key_E + 4u));
-              }
+              store_by_columns(mine, total(dp[R][E]));
+              if masked { p_R_E = only(seen(visible_R, at_R_E), p_R_E, 0.0); }
               // dropout(P)ᵀ, in units of the rows of dO for their product
-              var dropped_0_R_E = p_0_R_E * d_o_unit_R;
-              var dropped_1_R_E = p_1_R_E * d_o_unit_R;
+              var dropped_R_E = scaled(p_R_E, d_o_unit_R);
               if HAS_DROPOUT {
-                let batch = params.batch_first + tile.batch;
-                keep_0_E = kept(batch, params.head_first + head, i_row_R, key_E);
-                keep_1_E = kept(batch, params.head_first + head, i_row_R, key_E + 4u);
-                dropped_0_R_E = select(vec4<f32>(0.0), dropped_0_R_E, keep_0_E);
-                dropped_1_R_E = select(vec4<f32>(0.0), dropped_1_R_E, keep_1_E);
+                keep_E = kept_of(at_R_E);
+                dropped_R_E = only(keep_E, dropped_R_E, 0.0);
               }
-              if HAS_UNITS { p_largest = max(p_largest, max(largest_of(dropped_0_R_E), largest_of(dropped_1_R_E))); }
-              dropped_0_R_E *= p_gain;
-              dropped_1_R_E *= p_gain;
-              // unroll PART in PARTS {
-                p_tile_PART[p_mine] = as_PART(dropped_0_R_E);
-                p_tile_PART[p_mine + 1u] = as_PART(dropped_1_R_E);
-              // }
+              if HAS_UNITS { p_largest = max(p_largest, largest_size(dropped_R_E)); }
+              place(mine, scaled(dropped_R_E, p_gain));
               scratch_barrier();
-              // unroll PART in PARTS {
-                let p_PART_R_E = coopLoad<MatrixA>(&p_tile_PART[p_scratch], P_STRIDE);
-              // }
+              let p_left_R_E = left_by_columns(mine.p_scratch);
               // dS = P ∘ (dropout(dP) − D_i)
-              var ds_0_R_E = s_tile[s_mine] * v_units_0_E;
-              var ds_1_R_E = s_tile[s_mine + 1u] * v_units_1_E;
+              var ds_R_E = times(stored(mine), v_units_E);
               scratch_barrier();
-              if HAS_DROPOUT {
-                ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E * params.dropout_scale, keep_0_E);
-                ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E * params.dropout_scale, keep_1_E);
-              }
-              ds_0_R_E = p_0_R_E * fma(ds_0_R_E, vec4<f32>(d_o_unit_R), vec4<f32>(-stats_R.y));
-              ds_1_R_E = p_1_R_E * fma(ds_1_R_E, vec4<f32>(d_o_unit_R), vec4<f32>(-stats_R.y));
-              // unroll MODIFIED in MODIFIED_SCORES {
-                ds_0_R_E = score_gradient(ds_0_R_E, raw_0_R_E, cell_0_R_E);
-                ds_1_R_E = score_gradient(ds_1_R_E, raw_1_R_E, cell_1_R_E);
-              // }
-              if masked {
-                // Not by P = 0: what is not seen may be infinite.
-                ds_0_R_E = select(vec4<f32>(0.0), ds_0_R_E, sees(visible_R, key_E));
-                ds_1_R_E = select(vec4<f32>(0.0), ds_1_R_E, sees(visible_R, key_E + 4u));
-              }
+              if HAS_DROPOUT { ds_R_E = only(keep_E, scaled(ds_R_E, params.dropout_scale), 0.0); }
+              ds_R_E = unmodified(ds_of(p_R_E, ds_R_E, d_o_unit_R, stats_R.y), s_R_E, s_factor_R, at_R_E);
+              // Not by P = 0: what is not seen may be infinite.
+              if masked { ds_R_E = only(seen(visible_R, at_R_E), ds_R_E, 0.0); }
               // in units of the rows of Q, for their product
-              ds_0_R_E *= q_unit_R;
-              ds_1_R_E *= q_unit_R;
-              ds_largest = max(ds_largest, max(largest_of(ds_0_R_E), largest_of(ds_1_R_E)));
+              ds_R_E = scaled(ds_R_E, q_unit_R);
+              ds_largest = max(ds_largest, largest_size(ds_R_E));
             // }
           // }
           if subgroupAny((ds_largest * ds_gain > GAIN_MOST) | (p_largest * p_gain > GAIN_MOST)) { break; }
 
           // dSᵀ
           // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
-            // unroll PART in PARTS {
-              p_tile_PART[p_mine] = as_PART(ds_0_R_E * ds_gain);
-              p_tile_PART[p_mine + 1u] = as_PART(ds_1_R_E * ds_gain);
-            // }
+            place(mine, scaled(ds_R_E, ds_gain));
             scratch_barrier();
-            // unroll PART in PARTS {
-              let ds_PART_R_E = coopLoad<MatrixA>(&p_tile_PART[p_scratch], P_STRIDE);
-            // }
+            let ds_left_R_E = left_by_columns(mine.p_scratch);
             scratch_barrier();
           // }
 
           // dV_j = dV_j + dropout(P)ᵀ dO_i, dK_j = dK_j + dSᵀ Q_i
           // unroll R in PASSING_FRAGMENTS, W in V_THEN_K, TENSOR in WALKED_W, FACTOR in FACTOR_W, SUM in GRADIENT_W {
-            // unroll M in W_FRAGMENTS {
-              let TENSOR_rows_at_R_M = TENSOR_fragment_R + M * MATRIX_QUADS;
-              let TENSOR_rows_R_M = coopLoadT<MatrixB>(&TENSOR_tile_half[TENSOR_rows_at_R_M], W_STRIDE);
-              // unroll ONLY in ONLY_PARTS, E in OWNED_FRAGMENTS {
-                SUM_E_M = coopMultiplyAdd(FACTOR_half_R_E, TENSOR_rows_R_M, SUM_E_M);
-              // }
-              // unroll REST in REST_PARTS {
-                let TENSOR_rows_REST_R_M = coopLoadT<MatrixB>(&TENSOR_tile_REST[TENSOR_rows_at_R_M], W_STRIDE);
-                // unroll E in OWNED_FRAGMENTS {
-                  var SUM_REST_R_E_M = coopMultiplyAdd(FACTOR_REST_R_E, TENSOR_rows_R_M, MatrixC());
-                  SUM_REST_R_E_M = coopMultiplyAdd(FACTOR_half_R_E, TENSOR_rows_REST_R_M, SUM_REST_R_E_M);
-                  SUM_E_M = SUM_E_M + coopMultiplyAdd(FACTOR_half_R_E, TENSOR_rows_R_M, SUM_REST_R_E_M);
-                // }
+            // unroll M in W_CHUNKS {
+              let TENSOR_columns_R_M = TENSOR_by_columns((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
+              // unroll E in OWNED_FRAGMENTS {
+                SUM_E_M = accumulate(FACTOR_left_R_E, TENSOR_columns_R_M, SUM_E_M);
               // }
             // }
           // }
@@ -334,14 +243,14 @@ fn main(
           let new_ds_gain = gain_for(subgroupMax(ds_largest), ds_gain);
           let ds_ratio = new_ds_gain / ds_gain;
           ds_gain = new_ds_gain;
-          // unroll E in OWNED_FRAGMENTS, M in K_FRAGMENTS {
+          // unroll E in OWNED_FRAGMENTS, M in K_CHUNKS {
             dk_E_M = dk_E_M * ds_ratio;
           // }
           if HAS_UNITS {
             let new_p_gain = gain_for(subgroupMax(p_largest), p_gain);
             let p_ratio = new_p_gain / p_gain;
             p_gain = new_p_gain;
-            // unroll E in OWNED_FRAGMENTS, M in V_FRAGMENTS {
+            // unroll E in OWNED_FRAGMENTS, M in V_CHUNKS {
               dv_E_M = dv_E_M * p_ratio;
             // }
           }
@@ -359,19 +268,9 @@ fn main(
   // unroll E in OWNED_FRAGMENTS, W in WIDTHS, TENSOR in GRADIENT_W {
     let TENSOR_row_E = params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch
       + tile.head_kv * params.TENSOR_stride_head + owned_E * params.TENSOR_stride_row;
-    // unroll M in W_FRAGMENTS {
-      let TENSOR_dim_E_M = (M * MATRIX_QUADS + first_quad) * 4u;
-      scratch_barrier();
-      coopStoreT(TENSOR_E_M, &s_tile[s_scratch], s_stride);
-      scratch_barrier();
-      let TENSOR_to_E_M = TENSOR_row_E + TENSOR_dim_E_M;
-      if owned_E < params.key_count && TENSOR_dim_E_M < HEAD_DIM_W {
-        store_TENSOR(TENSOR_to_E_M, HEAD_DIM_W - TENSOR_dim_E_M, s_tile[s_mine] * TENSOR_per_gain * TENSOR_factor);
-      }
-      if owned_E < params.key_count && TENSOR_dim_E_M + 4u < HEAD_DIM_W {
-        store_TENSOR(TENSOR_to_E_M + 4u, HEAD_DIM_W - TENSOR_dim_E_M - 4u,
-            s_tile[s_mine + 1u] * TENSOR_per_gain * TENSOR_factor);
-      }
+    // unroll M in W_CHUNKS {
+      let TENSOR_result_E_M = scaled(scaled(plain(mine, Sums(TENSOR_E_M)), TENSOR_per_gain), TENSOR_factor);
+      if owned_E < params.key_count { write_TENSOR(TENSOR_row_E, first_of(mine, M), TENSOR_result_E_M); }
     // }
   // }
 }

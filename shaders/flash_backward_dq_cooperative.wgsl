@@ -21,17 +21,14 @@
 // dO and dQ in its registers. Workgroup memory holds the K and V tiles, and the scratch of
 // flash_backward_dkdv_cooperative.wgsl, whose lists of names are here too: OWNED_W are q and d_o, WALKED_W k and v.
 
-// Rows of the scratch of S and dP, in quads: stored row by row, matrices meet no bank conflicts at this distance.
-const S_STRIDE = MATRIX_QUADS + 2u;
+// As in the forward kernel.
+const HIGH = CHUNK_LANES * 4u;
+const S_STRIDE = P_STRIDE;
+fn scale_of_row(largest: f32) -> f32 { return row_scale(largest, 1u, CHUNK_LANES); }
 
 // dS is in units of its row of dO, and all rows of a subgroup share one scale. Where D is far larger than dO, the row
 // would outgrow all others (dO is 0, and LSE has a gradient). So D counts too.
 const D_SHARE = 0.000244140625; // 2⁻¹²
-fn largest_of_q(largest: f32, delta: f32) -> f32 { return largest; }
-fn largest_of_d_o(largest: f32, delta: f32) -> f32 { return max(largest, abs(delta) * D_SHARE); }
-
-// How far apart the two quads of an invocation are, and how many invocations share a row.
-const HIGH = MATRIX_QUADS / 2u;
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -43,58 +40,25 @@ fn main(
   if index >= q_tile_count() { return; }
   let tile = q_tile_at(index);
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
-
-  // The subgroup's scratch, and this invocation's two quads in it: HIGH apart, so that the lanes of a subgroup read and
-  // write without bank conflicts.
-  let row_in_fragment = subgroup_invocation_id / HIGH;
-  let quad = subgroup_invocation_id % HIGH;
-  let s_scratch = subgroup_id * MATRIX_SIDE * S_STRIDE;
-  let s_low = s_scratch + row_in_fragment * S_STRIDE + quad;
-  let s_high = s_low + HIGH;
-  let p_scratch = subgroup_id * MATRIX_SIDE * P_STRIDE;
-  let p_low = p_scratch + row_in_fragment * P_STRIDE + quad;
-  let p_high = p_low + HIGH;
-  let s_stride = S_STRIDE;
+  let mine = mine_at(subgroup_id, subgroup_invocation_id / CHUNK_LANES, subgroup_invocation_id % CHUNK_LANES);
 
   // Q_i, dO_i, LSE_i, D_i; dQ_i = 0
-  // unroll W in WIDTHS, TENSOR in OWNED_W {
-    let TENSOR_at =
-      params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch + tile.head * params.TENSOR_stride_head;
-  // }
+  let q_at = q_head(tile.batch, tile.head);
+  let d_o_at = d_o_head(tile.batch, tile.head);
   let lse_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
+  var q = K_Owned();
+  var d_o = V_Owned();
   // unroll E in OWNED_FRAGMENTS {
-    let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + row_in_fragment;
+    let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + mine.row;
     let stats_E = stats_of_row(lse_at, row_E, params.row_count);
     let visible_E = visible_keys(params.row_first + row_E);
-    // unroll W in WIDTHS, TENSOR in OWNED_W {
-      var TENSOR_largest_E = 0.0;
-      // unroll M in W_FRAGMENTS {
-        let TENSOR_quad_E_M = M * MATRIX_QUADS + quad;
-        let TENSOR_0_E_M = operand_W(fetch_TENSOR(TENSOR_at, row_E, params.row_count, TENSOR_quad_E_M));
-        let TENSOR_1_E_M = operand_W(fetch_TENSOR(TENSOR_at, row_E, params.row_count, TENSOR_quad_E_M + HIGH));
-        TENSOR_largest_E = max(TENSOR_largest_E, max(largest_of_loaded(TENSOR_0_E_M), largest_of_loaded(TENSOR_1_E_M)));
-      // }
-      let TENSOR_scale_E = row_scale(largest_of_TENSOR(TENSOR_largest_E, stats_E.y), 1u, HIGH);
-      let TENSOR_unit_E = inverse(TENSOR_scale_E);
-      // unroll M in W_FRAGMENTS {
-        // unroll PART in PARTS {
-          p_tile_PART[p_low] = to_PART(TENSOR_0_E_M, TENSOR_scale_E);
-          p_tile_PART[p_high] = to_PART(TENSOR_1_E_M, TENSOR_scale_E);
-        // }
-        scratch_barrier();
-        // unroll PART in PARTS {
-          let TENSOR_PART_E_M = coopLoadT<MatrixA>(&p_tile_PART[p_scratch], P_STRIDE);
-        // }
-        scratch_barrier();
-      // }
-    // }
-    // unroll M in K_FRAGMENTS {
+    q[E] = q_rows(mine, q_at, row_E, params.row_count, 0.0, false);
+    d_o[E] = d_o_rows(mine, d_o_at, row_E, params.row_count, abs(stats_E.y) * D_SHARE, false);
+    // unroll M in K_CHUNKS {
       var dq_E_M = MatrixC();
     // }
-  // }
-  // unroll E in OWNED_FRAGMENTS {
-    let s_factor_E = q_unit_E * params.softmax_scale_log2;
-    let delta_E = stats_E.y * d_o_scale_E;
+    let s_factor_E = inverse(q[E].scale) * params.softmax_scale_log2;
+    let delta_E = stats_E.y * d_o[E].scale;
   // }
   var ds_gain = FIRST_GAIN;
   for (var key = invocation; key < TILE_KV; key += INVOCATIONS) { atomicStore(&poisoned[key], 0u); }
@@ -102,10 +66,8 @@ fn main(
   // for each KV tile j that some row of i sees:
   // Those that all rows see whole come first, so that their loop needs no mask.
   let visits = visits_of(block_range(tile.first_row, tile.last_row));
-  // unroll W in WIDTHS, TENSOR in WALKED_W {
-    let TENSOR_at =
-      params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch + tile.head_kv * params.TENSOR_stride_head;
-  // }
+  let k_at = k_head(tile.batch, tile.head_kv);
+  let v_at = v_head(tile.batch, tile.head_kv);
   // The next tile is fetched into registers while the one before is computed with.
   // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, P in W_FETCH_PARTS {
     var TENSOR_next_L_P = Loaded();
@@ -143,121 +105,47 @@ fn main(
         if fragment >= TILE_KV { break; }
         loop {
           // S = Q_i K_jᵀ, dP = dO_i V_jᵀ
-          // unroll R in PASSING_FRAGMENTS, W in WIDTHS, TENSOR in WALKED_W, SCORE in SCORE_W {
-            let TENSOR_fragment_R = (fragment + R * MATRIX_SIDE) * W_STRIDE;
-            // unroll E in OWNED_FRAGMENTS, PART in PARTS {
-              var SCORE_PART_R_E = MatrixC();
-            // }
-          // }
-          // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
-            // unroll M in W_FRAGMENTS, R in PASSING_FRAGMENTS {
-              let TENSOR_at_R_M = TENSOR_fragment_R + M * MATRIX_QUADS;
-              let TENSOR_half_R_M = coopLoad<MatrixB>(&TENSOR_tile_half[TENSOR_at_R_M], W_STRIDE);
-              // unroll E in OWNED_FRAGMENTS {
-                SCORE_half_R_E = coopMultiplyAdd(MINE_half_E_M, TENSOR_half_R_M, SCORE_half_R_E);
-              // }
-              // unroll REST in REST_PARTS {
-                let TENSOR_REST_R_M = coopLoad<MatrixB>(&TENSOR_tile_REST[TENSOR_at_R_M], W_STRIDE);
-                // unroll E in OWNED_FRAGMENTS {
-                  SCORE_REST_R_E = coopMultiplyAdd(MINE_REST_E_M, TENSOR_half_R_M, SCORE_REST_R_E);
-                  SCORE_REST_R_E = coopMultiplyAdd(MINE_half_E_M, TENSOR_REST_R_M, SCORE_REST_R_E);
-                // }
-              // }
-            // }
-          // }
+          let s = s_of(q, fragment);
+          let dp = dp_of(d_o, fragment);
 
           ds_largest = 0.0;
           // unroll R in PASSING_FRAGMENTS {
-            let in_tile_R = fragment + R * MATRIX_SIDE + quad * 4u;
-            let key_R = j * TILE_KV + in_tile_R;
-            let k_units_low_R = k_units(in_tile_R);
-            let k_units_high_R = k_units(in_tile_R + HIGH * 4u);
+            let key_R = fragment + R * MATRIX_SIDE + mine.quad * 4u;
+            let k_units_R = k_units_of(key_R);
             // unroll E in OWNED_FRAGMENTS {
-              // unroll REST in REST_PARTS {
-                s_half_R_E = s_half_R_E + s_REST_R_E;
-                dp_half_R_E = dp_half_R_E + dp_REST_R_E;
-              // }
+              let at_R_E = cells_at(tile.batch, tile.head, row_E, j * TILE_KV + key_R);
               // P = exp(softmax_scale · S − LSE_i)
-              coopStoreT(s_half_R_E, &s_tile[s_scratch], s_stride);
-              scratch_barrier();
-              // unroll PLAIN in PLAIN_SCORES {
-                let p_low_R_E = exp2(fma(s_tile[s_low] * k_units_low_R, vec4<f32>(s_factor_E), vec4<f32>(-stats_E.x)));
-                let p_high_R_E = exp2(fma(s_tile[s_high] * k_units_high_R, vec4<f32>(s_factor_E),
-                  vec4<f32>(-stats_E.x)));
-              // }
-              // unroll MODIFIED in MODIFIED_SCORES {
-                let cell_low_R_E = cell_at(tile.batch, tile.head, row_E, key_R);
-                let cell_high_R_E = cell_at(tile.batch, tile.head, row_E, key_R + HIGH * 4u);
-                let raw_low_R_E = s_tile[s_low] * k_units_low_R * s_factor_E;
-                let raw_high_R_E = s_tile[s_high] * k_units_high_R * s_factor_E;
-                let p_low_R_E = exp2(scored(raw_low_R_E, cell_low_R_E) - vec4<f32>(stats_E.x));
-                let p_high_R_E = exp2(scored(raw_high_R_E, cell_high_R_E) - vec4<f32>(stats_E.x));
-              // }
-              scratch_barrier();
+              let s_R_E = times(plain(mine, Sums(total(s[R][E]))), k_units_R);
+              let p_R_E = p_of(s_R_E, s_factor_E, stats_E.x, at_R_E);
               // dS = P ∘ (dropout(dP) − D_i), masked
-              coopStoreT(dp_half_R_E, &s_tile[s_scratch], s_stride);
-              scratch_barrier();
-              var ds_low_R_E = s_tile[s_low] * v_units(in_tile_R);
-              var ds_high_R_E = s_tile[s_high] * v_units(in_tile_R + HIGH * 4u);
-              scratch_barrier();
-              if HAS_DROPOUT {
-                let batch = params.batch_first + tile.batch;
-                let head = params.head_first + tile.head;
-                let keep_low = kept(batch, head, params.row_first + row_E, key_R);
-                let keep_high = kept(batch, head, params.row_first + row_E, key_R + HIGH * 4u);
-                ds_low_R_E = select(vec4<f32>(0.0), ds_low_R_E * params.dropout_scale, keep_low);
-                ds_high_R_E = select(vec4<f32>(0.0), ds_high_R_E * params.dropout_scale, keep_high);
-              }
+              var ds_R_E = times(plain(mine, Sums(total(dp[R][E]))), v_units_of(key_R));
+              if HAS_DROPOUT { ds_R_E = only(kept_of(at_R_E), scaled(ds_R_E, params.dropout_scale), 0.0); }
               // in units of the row of dO
-              ds_low_R_E = p_low_R_E * (ds_low_R_E - vec4<f32>(delta_E));
-              ds_high_R_E = p_high_R_E * (ds_high_R_E - vec4<f32>(delta_E));
-              // unroll MODIFIED in MODIFIED_SCORES {
-                ds_low_R_E = score_gradient(ds_low_R_E, raw_low_R_E, cell_low_R_E);
-                ds_high_R_E = score_gradient(ds_high_R_E, raw_high_R_E, cell_high_R_E);
-              // }
+              ds_R_E = unmodified(ds_of(p_R_E, ds_R_E, 1.0, delta_E), s_R_E, s_factor_E, at_R_E);
               if masked {
                 if HAS_WINDOW {
-                  let nan = vec4<f32>(not_a_number());
-                  ds_low_R_E = select(ds_low_R_E, nan, are_poisoned(in_tile_R, visit + 1u));
-                  ds_high_R_E = select(ds_high_R_E, nan, are_poisoned(in_tile_R + HIGH * 4u, visit + 1u));
+                  let sound_R_E = Which(are_sound(key_R, visit + 1u), are_sound(key_R + HIGH, visit + 1u));
+                  ds_R_E = only(sound_R_E, ds_R_E, not_a_number());
                 }
-                ds_low_R_E = select(vec4<f32>(0.0), ds_low_R_E, sees(visible_E, key_R));
-                ds_high_R_E = select(vec4<f32>(0.0), ds_high_R_E, sees(visible_E, key_R + HIGH * 4u));
+                ds_R_E = only(seen(visible_E, at_R_E), ds_R_E, 0.0);
               }
               // and of the rows of K, for their product
-              ds_low_R_E *= k_units_low_R;
-              ds_high_R_E *= k_units_high_R;
-              ds_largest = max(ds_largest, max(largest_of(ds_low_R_E), largest_of(ds_high_R_E)));
+              ds_R_E = times(ds_R_E, k_units_R);
+              ds_largest = max(ds_largest, largest_size(ds_R_E));
             // }
           // }
           if subgroupAny(ds_largest * ds_gain > GAIN_MOST) { break; }
 
           // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
-            // unroll PART in PARTS {
-              p_tile_PART[p_low] = as_PART(ds_low_R_E * ds_gain);
-              p_tile_PART[p_high] = as_PART(ds_high_R_E * ds_gain);
-            // }
-            scratch_barrier();
-            // unroll PART in PARTS {
-              let ds_PART_R_E = coopLoadT<MatrixA>(&p_tile_PART[p_scratch], P_STRIDE);
-            // }
-            scratch_barrier();
+            place(mine, scaled(ds_R_E, ds_gain));
+            let ds_left_R_E = lefts(mine)[0];
           // }
 
           // dQ_i = dQ_i + dS K_j
-          // unroll R in PASSING_FRAGMENTS, M in K_FRAGMENTS {
-            let k_rows_at_R_M = k_fragment_R + M * MATRIX_QUADS;
-            let k_rows_R_M = coopLoadT<MatrixB>(&k_tile_half[k_rows_at_R_M], K_STRIDE);
-            // unroll ONLY in ONLY_PARTS, E in OWNED_FRAGMENTS {
-              dq_E_M = coopMultiplyAdd(ds_half_R_E, k_rows_R_M, dq_E_M);
-            // }
-            // unroll REST in REST_PARTS {
-              let k_rows_REST_R_M = coopLoadT<MatrixB>(&k_tile_REST[k_rows_at_R_M], K_STRIDE);
-              // unroll E in OWNED_FRAGMENTS {
-                var dq_REST_R_E_M = coopMultiplyAdd(ds_REST_R_E, k_rows_R_M, MatrixC());
-                dq_REST_R_E_M = coopMultiplyAdd(ds_half_R_E, k_rows_REST_R_M, dq_REST_R_E_M);
-                dq_E_M = dq_E_M + coopMultiplyAdd(ds_half_R_E, k_rows_R_M, dq_REST_R_E_M);
-              // }
+          // unroll R in PASSING_FRAGMENTS, M in K_CHUNKS {
+            let k_columns_R_M = k_by_columns((fragment + R * MATRIX_SIDE) * K_STRIDE + M * MATRIX_QUADS);
+            // unroll E in OWNED_FRAGMENTS {
+              dq_E_M = accumulate(ds_left_R_E, k_columns_R_M, dq_E_M);
             // }
           // }
           fragment += PASSING_FRAGMENTS * MATRIX_SIDE;
@@ -268,7 +156,7 @@ fn main(
           let gain = gain_for(subgroupMax(ds_largest), ds_gain);
           let ratio = gain / ds_gain;
           ds_gain = gain;
-          // unroll E in OWNED_FRAGMENTS, M in K_FRAGMENTS {
+          // unroll E in OWNED_FRAGMENTS, M in K_CHUNKS {
             dq_E_M = dq_E_M * ratio;
           // }
           break;
@@ -281,23 +169,11 @@ fn main(
   let per_gain = 1.0 / ds_gain;
   let dq_at = params.dq_offset + tile.batch * params.dq_stride_batch + tile.head * params.dq_stride_head;
   // unroll E in OWNED_FRAGMENTS {
-    let inside_E = row_E < params.row_count;
-    let is_empty_E = stats_E.x == -MASKED;
-    let factor_E = params.softmax_scale_log2 * LN_2 * d_o_unit_E;
-    // unroll M in K_FRAGMENTS {
-      let low_E_M = (M * MATRIX_QUADS + quad) * 4u;
-      let high_E_M = low_E_M + HIGH * 4u;
-      scratch_barrier();
-      coopStoreT(dq_E_M, &s_tile[s_scratch], s_stride);
-      scratch_barrier();
-      if inside_E && low_E_M < HEAD_DIM {
-        let result = select(s_tile[s_low] * per_gain * factor_E, vec4<f32>(0.0), is_empty_E);
-        store_dq(dq_at + row_E * params.dq_stride_row + low_E_M, HEAD_DIM - low_E_M, result);
-      }
-      if inside_E && high_E_M < HEAD_DIM {
-        let result = select(s_tile[s_high] * per_gain * factor_E, vec4<f32>(0.0), is_empty_E);
-        store_dq(dq_at + row_E * params.dq_stride_row + high_E_M, HEAD_DIM - high_E_M, result);
-      }
+    let is_live_E = every(!(stats_E.x == -MASKED));
+    let factor_E = params.softmax_scale_log2 * LN_2 * inverse(d_o[E].scale);
+    // unroll M in K_CHUNKS {
+      let result_E_M = only(is_live_E, scaled(scaled(plain(mine, Sums(dq_E_M)), per_gain), factor_E), 0.0);
+      if row_E < params.row_count { write_dq(dq_at + row_E * params.dq_stride_row, first_of(mine, M), result_E_M); }
     // }
   // }
 }

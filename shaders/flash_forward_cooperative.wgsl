@@ -41,57 +41,33 @@ fn main(
   let tile = q_tile_at(index / num_splits());
   let split = index % num_splits();
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
-  let scale = abs(params.softmax_scale_log2);
-
-  // This invocation's row of a chunk, and its two quads there: CHUNK_LANES apart, so that the lanes of a subgroup read
-  // and write without bank conflicts.
-  let chunk_row = subgroup_invocation_id / CHUNK_LANES;
-  let quad = subgroup_invocation_id % CHUNK_LANES;
-  let first_row = tile.row + subgroup_id * THREAD_ROWS + chunk_row;
-  let scratch = subgroup_id * MATRIX_SIDE * CHUNK_STRIDE;
-  // unroll G in CHUNK_FRAGMENTS {
-    let scratch_G = scratch + G * MATRIX_QUADS;
-  // }
-  let scratch_row = scratch + chunk_row * CHUNK_STRIDE;
-  let low = scratch_row + quad;
-  let high = scratch_row + quad + CHUNK_LANES;
-  let s_stride = CHUNK_STRIDE;
+  let mine = mine_at(subgroup_id, subgroup_invocation_id / CHUNK_LANES, subgroup_invocation_id % CHUNK_LANES);
+  let first_row = tile.row + subgroup_id * THREAD_ROWS + mine.row;
   if invocation == 0u { grew_at.x = NEVER; }
 
   // Q_i; O_i = 0, l_i = 0 (this invocation's part of it), m_i = −∞
+  let q_at = q_head(tile.batch, tile.head);
   // unroll N in ROW_FRAGMENTS {
-    var q_largest_N = 0.0;
-    // unroll M in K_CHUNKS {
-      let q_low_N_M = operand_K(fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad));
-      let q_high_N_M = operand_K(fetch_q(tile, first_row + N * MATRIX_SIDE, M * CHUNK_QUADS + quad + CHUNK_LANES));
-      q_largest_N = max(q_largest_N, max(largest_of_loaded(q_low_N_M), largest_of_loaded(q_high_N_M)));
-    // }
-    let q_scale_N = row_scale(q_largest_N, 1u, CHUNK_LANES);
-    let scale_N = scale * inverse(q_scale_N);
+    let row_N = first_row + N * MATRIX_SIDE;
+    let i_N = params.row_first + row_N;
+    // The scale is applied to S, in f32; only its sign is here, so that the greatest S stays the greatest.
+    let q_N = q_rows(mine, q_at, row_N, params.row_count, 0.0, params.softmax_scale_log2 < 0.0);
+    let scale_N = abs(params.softmax_scale_log2) * inverse(q_N.scale);
     // What is left to multiply S with: modifiers take it as it is.
-    // unroll PLAIN in PLAIN_SCORES {
-      let s_factor_N = scale_N;
-    // }
+    var s_factor_N = scale_N;
     // unroll MODIFIED in MODIFIED_SCORES {
-      let s_factor_N = 1.0;
+      s_factor_N = 1.0;
     // }
-    // unroll M in K_CHUNKS {
-      // unroll PART in PARTS {
-        p_tile_PART[low] = signed(to_PART(q_low_N_M, q_scale_N));
-        p_tile_PART[high] = signed(to_PART(q_high_N_M, q_scale_N));
-      // }
-      scratch_barrier();
-      // unroll G in CHUNK_FRAGMENTS, PART in PARTS {
-        let q_PART_N_M_G = coopLoadT<MatrixA>(&p_tile_PART[scratch_G], CHUNK_STRIDE);
-      // }
-      scratch_barrier();
-    // }
-    // unroll M in V_CHUNKS, G in CHUNK_FRAGMENTS {
-      var o_N_M_G = MatrixC();
+    // unroll M in V_CHUNKS {
+      var o_N_M = Sums();
     // }
     var l_N = 0.0;
     var m_N = MASKED;
     var v_gain_N = FIRST_V_GAIN;
+    var s_max_N = MASKED;
+    // unroll E in KEY_CHUNKS {
+      var s_N_E = Eight(vec4<f32>(MASKED), vec4<f32>(MASKED));
+    // }
   // }
 
   // for each KV tile j of the split that some row of i sees. `next` counts visits: a turn of the inner loop computes S
@@ -109,7 +85,7 @@ fn main(
   // }
   if visits.count > 0u {
     // unroll L in K_FETCHES {
-      place_k(k_mine, L, fetch_k(k_mine, tile_at(visits, 0u), L));
+      place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L));
       k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
     // }
     // unroll L in V_FETCHES {
@@ -117,14 +93,6 @@ fn main(
     // }
   }
   workgroupBarrier(); // K of the first tile is in place
-  // unroll N in ROW_FRAGMENTS {
-    let i_N = params.row_first + first_row + N * MATRIX_SIDE;
-    var s_max_N = MASKED;
-    // unroll E in KEY_CHUNKS {
-      var s_low_N_E = vec4<f32>(MASKED);
-      var s_high_N_E = vec4<f32>(MASKED);
-    // }
-  // }
   var next = 0u;
   // unroll SEEN in FIRST_WHOLE_AND_PARTIAL {
     loop {
@@ -139,20 +107,8 @@ fn main(
         l_N *= alpha_N;
         var o_factor_N = alpha_N;
         if HAS_UNITS && next > 0u {
-          // The largest unit of V that the row sees.
-          let visible = visible_keys(i_N);
-          let seen_whole = vec4<bool>(next <= visits.num_whole);
-          var v_unit_N = 0.0;
-          // unroll E in KEY_CHUNKS {
-            let low_E = (E * CHUNK_QUADS + quad) * 4u;
-            let high_E = low_E + CHUNK_LANES * 4u;
-            let key_E = tile_at(visits, next - 1u) * TILE_KV + low_E;
-            let seen_low_E = seen_whole | sees(visible, key_E);
-            let seen_high_E = seen_whole | sees(visible, key_E + CHUNK_LANES * 4u);
-            v_unit_N = max(v_unit_N, largest_of_four(select(vec4<f32>(0.0), v_units(low_E), seen_low_E)));
-            v_unit_N = max(v_unit_N, largest_of_four(select(vec4<f32>(0.0), v_units(high_E), seen_high_E)));
-          // }
-          v_unit_N = row_max(v_unit_N);
+          let at_tile_N = cells_at(tile.batch, tile.head, row_N, tile_at(visits, next - 1u) * TILE_KV);
+          let v_unit_N = largest_v_unit(mine, visible_keys(i_N), at_tile_N, next <= visits.num_whole);
           let v_gain_new_N = select(v_gain_N, V_UNIT_GOAL * inverse(v_unit_N), v_unit_N * v_gain_N > V_UNIT_MOST);
           o_factor_N *= v_gain_new_N * inverse(v_gain_N);
           v_gain_N = v_gain_new_N;
@@ -160,17 +116,7 @@ fn main(
         loop {
           if next <= 1u || !subgroupAny(o_factor_N != 1.0) { break; } // O is still 0, or as it should be
           // unroll M in V_CHUNKS {
-            // unroll G in CHUNK_FRAGMENTS {
-              coopStoreT(o_N_M_G, &s_tile[scratch_G], s_stride);
-            // }
-            scratch_barrier();
-            s_tile[low] *= o_factor_N;
-            s_tile[high] *= o_factor_N;
-            scratch_barrier();
-            // unroll G in CHUNK_FRAGMENTS {
-              o_N_M_G = coopLoadT<MatrixC>(&s_tile[scratch_G], s_stride);
-            // }
-            scratch_barrier();
+            o_N_M = rescaled(mine, o_N_M, o_factor_N);
           // }
           break;
         }
@@ -179,21 +125,14 @@ fn main(
       loop {
         // S = Q_i K_jᵀ of the next tile: dimensions outside, keys inside, so that several chains of products are in
         // flight. After the last tile it is computed once more for nothing.
-        // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS, G in CHUNK_FRAGMENTS, PART in PARTS {
-          var s_PART_N_E_G = MatrixC();
-          var p_PART_N_E_G = MatrixA();
+        // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS {
+          var sum_N_E = Products();
+          var p_N_E = Lefts();
         // }
         // unroll M in K_CHUNKS, H in CHUNK_FRAGMENTS, E in KEY_CHUNKS, G in CHUNK_FRAGMENTS {
-          let k_M_H_E_G = coopLoad<MatrixB>(&k_tile_half[k_fragment(E, G, M, H)], K_STRIDE);
+          let k_M_H_E_G = k_by_rows(k_fragment(E, G, M, H));
           // unroll N in ROW_FRAGMENTS {
-            s_half_N_E_G = coopMultiplyAdd(q_half_N_M_H, k_M_H_E_G, s_half_N_E_G);
-          // }
-          // unroll REST in REST_PARTS {
-            let k_REST_M_H_E_G = coopLoad<MatrixB>(&k_tile_REST[k_fragment(E, G, M, H)], K_STRIDE);
-            // unroll N in ROW_FRAGMENTS {
-              s_REST_N_E_G = coopMultiplyAdd(q_REST_N_M_H, k_M_H_E_G, s_REST_N_E_G);
-              s_REST_N_E_G = coopMultiplyAdd(q_half_N_M_H, k_REST_M_H_E_G, s_REST_N_E_G);
-            // }
+            sum_N_E[G] = add_product(q_N.chunks[M][H], k_M_H_E_G, sum_N_E[G]);
           // }
         // }
 
@@ -201,35 +140,15 @@ fn main(
           // P = exp(S − m_i), l_i = l_i + rowsum(P), dropout(P)
           let key_first = tile_at(visits, next - 1u) * TILE_KV;
           // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
-            let low_N_E = (E * CHUNK_QUADS + quad) * 4u;
-            let high_N_E = (E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u;
-            var p_low_N_E = exp2(fma(s_low_N_E, vec4<f32>(s_factor_N), vec4<f32>(-m_N)));
-            var p_high_N_E = exp2(fma(s_high_N_E, vec4<f32>(s_factor_N), vec4<f32>(-m_N)));
-            if IS_MASKED_SEEN {
-              p_low_N_E = select(p_low_N_E, vec4<f32>(0.0), s_low_N_E == vec4<f32>(MASKED));
-              p_high_N_E = select(p_high_N_E, vec4<f32>(0.0), s_high_N_E == vec4<f32>(MASKED));
-            }
-            let p_sum_N_E = p_low_N_E + p_high_N_E;
-            l_N += (p_sum_N_E.x + p_sum_N_E.y) + (p_sum_N_E.z + p_sum_N_E.w);
+            var plain_N_E = probabilities(s_N_E, s_factor_N, m_N);
+            if IS_MASKED_SEEN { plain_N_E = without_masked(plain_N_E, s_N_E); }
+            l_N += sum_of(plain_N_E);
             if HAS_DROPOUT {
-              let batch = params.batch_first + tile.batch;
-              let head = params.head_first + tile.head;
-              let key = key_first + low_N_E;
-              p_low_N_E = dropout(p_low_N_E, batch, head, i_N, key);
-              p_high_N_E = dropout(p_high_N_E, batch, head, i_N, key + CHUNK_LANES * 4u);
+              let at = cells_at(tile.batch, tile.head, row_N, key_first + first_of(mine, E));
+              plain_N_E = only(kept_of(at), plain_N_E, 0.0);
             }
-            // in units of the rows of V, at most V_UNIT_MOST where the row sees them
-            p_low_N_E *= min(v_units(low_N_E) * v_gain_N, vec4<f32>(V_UNIT_MOST));
-            p_high_N_E *= min(v_units(high_N_E) * v_gain_N, vec4<f32>(V_UNIT_MOST));
-            // unroll PART in PARTS {
-              p_tile_PART[low] = as_PART(p_low_N_E);
-              p_tile_PART[high] = as_PART(p_high_N_E);
-            // }
-            scratch_barrier();
-            // unroll G in CHUNK_FRAGMENTS, PART in PARTS {
-              p_PART_N_E_G = coopLoadT<MatrixA>(&p_tile_PART[scratch_G], CHUNK_STRIDE);
-            // }
-            scratch_barrier();
+            place(mine, in_v_units(plain_N_E, first_of(mine, E), v_gain_N));
+            p_N_E = lefts(mine);
           // }
         }
 
@@ -239,32 +158,16 @@ fn main(
           s_max_N = MASKED;
         // }
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
-          // unroll G in CHUNK_FRAGMENTS {
-            // unroll REST in REST_PARTS {
-              s_half_N_E_G = s_half_N_E_G + s_REST_N_E_G;
-            // }
-            coopStoreT(s_half_N_E_G, &s_tile[scratch_G], s_stride);
-          // }
-          scratch_barrier();
-          let low_N_E = (E * CHUNK_QUADS + quad) * 4u;
-          let high_N_E = (E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u;
-          s_low_N_E = s_tile[low] * k_units(low_N_E);
-          s_high_N_E = s_tile[high] * k_units(high_N_E);
-          scratch_barrier();
+          s_N_E = times(plain(mine, totals(sum_N_E)), k_units_of(first_of(mine, E)));
+          let key_N_E = next_key + first_of(mine, E);
           // unroll MODIFIED in MODIFIED_SCORES {
-            let row_N_E = first_row + N * MATRIX_SIDE;
-            let key_N_E = next_key + (E * CHUNK_QUADS + quad) * 4u;
-            s_low_N_E = scored(s_low_N_E * scale_N, cell_at(tile.batch, tile.head, row_N_E, key_N_E));
-            s_high_N_E = scored(s_high_N_E * scale_N,
-              cell_at(tile.batch, tile.head, row_N_E, key_N_E + CHUNK_LANES * 4u));
+            s_N_E = scored_eight(scaled(s_N_E, scale_N), cells_at(tile.batch, tile.head, row_N, key_N_E));
           // }
           if IS_MASKED_SEEN {
-            let key = next_key + low_N_E;
-            s_low_N_E = select(vec4<f32>(MASKED), s_low_N_E, sees(visible_keys(i_N), key));
-            s_high_N_E = select(vec4<f32>(MASKED), s_high_N_E, sees(visible_keys(i_N), key + CHUNK_LANES * 4u));
+            let at_N_E = cells_at(tile.batch, tile.head, row_N, key_N_E);
+            s_N_E = only(seen(visible_keys(i_N), at_N_E), s_N_E, MASKED);
           }
-          let s_max_N_E = max(s_low_N_E, s_high_N_E);
-          s_max_N = max(s_max_N, largest_of_four(s_max_N_E));
+          s_max_N = max(s_max_N, largest_of_eight(s_N_E));
         // }
         var grew = false;
         // unroll N in ROW_FRAGMENTS {
@@ -283,17 +186,9 @@ fn main(
           loop {
             if HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite) { break; }
             // unroll E in KEY_CHUNKS, G in CHUNK_FRAGMENTS, M in V_CHUNKS, H in CHUNK_FRAGMENTS {
-              let v_E_G_M_H = coopLoadT<MatrixB>(&v_tile_half[v_fragment(E, G, M, H)], V_STRIDE);
-              // unroll ONLY in ONLY_PARTS, N in ROW_FRAGMENTS {
-                o_N_M_H = coopMultiplyAdd(p_half_N_E_G, v_E_G_M_H, o_N_M_H);
-              // }
-              // unroll REST in REST_PARTS {
-                let v_REST_E_G_M_H = coopLoadT<MatrixB>(&v_tile_REST[v_fragment(E, G, M, H)], V_STRIDE);
-                // unroll N in ROW_FRAGMENTS {
-                  var o_REST_E_G_N_M_H = coopMultiplyAdd(p_REST_N_E_G, v_E_G_M_H, MatrixC());
-                  o_REST_E_G_N_M_H = coopMultiplyAdd(p_half_N_E_G, v_REST_E_G_M_H, o_REST_E_G_N_M_H);
-                  o_N_M_H = o_N_M_H + coopMultiplyAdd(p_half_N_E_G, v_E_G_M_H, o_REST_E_G_N_M_H);
-                // }
+              let v_E_G_M_H = v_by_columns(v_fragment(E, G, M, H));
+              // unroll N in ROW_FRAGMENTS {
+                o_N_M[H] = accumulate(p_N_E[G], v_E_G_M_H, o_N_M[H]);
               // }
             // }
             break;
@@ -301,32 +196,11 @@ fn main(
           loop {
             if !(HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite)) { break; }
             // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS {
-              // unroll G in CHUNK_FRAGMENTS, PART in PARTS {
-                coopStoreT(p_PART_N_E_G, &p_tile_PART[scratch_G], s_stride);
+              // unroll G in CHUNK_FRAGMENTS {
+                store_left(p_N_E[G], mine.p_scratch + G * MATRIX_QUADS);
               // }
               // unroll M in V_CHUNKS {
-                // unroll G in CHUNK_FRAGMENTS {
-                  coopStoreT(o_N_M_G, &s_tile[scratch_G], s_stride);
-                // }
-                scratch_barrier();
-                for (var key = 0u; key < CHUNK_QUADS * 4u; key++) {
-                  let at = (E * CHUNK_QUADS * 4u + key) * V_STRIDE + M * CHUNK_QUADS + quad;
-                  var p = f32(p_tile_half[scratch_row + key / 4u][key % 4u]);
-                  var v_low = vec4<f32>(v_tile_half[at]);
-                  var v_high = vec4<f32>(v_tile_half[at + CHUNK_LANES]);
-                  // unroll REST in REST_PARTS {
-                    p += f32(p_tile_REST[scratch_row + key / 4u][key % 4u]);
-                    v_low += vec4<f32>(v_tile_REST[at]);
-                    v_high += vec4<f32>(v_tile_REST[at + CHUNK_LANES]);
-                  // }
-                  s_tile[low] = add_visible(p, v_low, s_tile[low]);
-                  s_tile[high] = add_visible(p, v_high, s_tile[high]);
-                }
-                scratch_barrier();
-                // unroll G in CHUNK_FRAGMENTS {
-                  o_N_M_G = coopLoadT<MatrixC>(&s_tile[scratch_G], s_stride);
-                // }
-                scratch_barrier();
+                o_N_M = add_visible_keys(mine, o_N_M, E, M);
               // }
             // }
             break;
@@ -336,7 +210,7 @@ fn main(
         workgroupBarrier(); // V, and K of the next tile, are read
         let has_grown = subgroupAny(grew_at.x == next);
         // unroll L in K_FETCHES {
-          place_k(k_mine, L, k_next_L);
+          place_k(k_mine, 0u, true, L, k_next_L);
           k_next_L = fetch_k(k_mine, tile_at(visits, next + 2u), L);
         // }
         // unroll L in V_FETCHES {
@@ -347,13 +221,7 @@ fn main(
         next++;
         // In whole tiles all rows see the same units of V.
         var v_unit = 0.0;
-        if HAS_UNITS && !IS_MASKED_SEEN {
-          // unroll E in KEY_CHUNKS {
-            v_unit = max(v_unit, largest_of_four(v_units((E * CHUNK_QUADS + quad) * 4u)));
-            v_unit = max(v_unit, largest_of_four(v_units((E * CHUNK_QUADS + quad + CHUNK_LANES) * 4u)));
-          // }
-          v_unit = row_max(v_unit);
-        }
+        if HAS_UNITS && !IS_MASKED_SEEN { v_unit = largest_v_unit(mine, vec2<i32>(0), Cells(0u, 0u, 0u, 0u), true); }
         let has_outgrown = subgroupAny(v_unit * v_gain_0 > V_UNIT_MOST);
         if next >= end_SEEN(visits) || has_grown || has_outgrown || (HAS_UNITS && IS_MASKED_SEEN) { break; }
       }
@@ -362,28 +230,18 @@ fn main(
 
   // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing, or only scores of −∞, gives 0 and −∞
   // unroll N in ROW_FRAGMENTS {
-    let row_N = first_row + N * MATRIX_SIDE;
     let l_row_N = row_sum(l_N);
     let empty_N = l_row_N == 0.0 || stands_for_infinity(m_N);
     let factor_N = params.dropout_scale / l_row_N * inverse(v_gain_N);
     let first_N = o_row(split, tile.batch, tile.head, row_N);
     let inside_N = row_N < params.row_count;
     // unroll M in V_CHUNKS {
-      // unroll G in CHUNK_FRAGMENTS {
-        coopStoreT(o_N_M_G, &s_tile[scratch_G], s_stride);
-      // }
-      scratch_barrier();
-      let dim_low_N_M = (M * CHUNK_QUADS + quad) * 4u;
-      let dim_high_N_M = dim_low_N_M + CHUNK_LANES * 4u;
-      if inside_N && dim_low_N_M < HEAD_DIM_V {
-        write_o(first_N, dim_low_N_M, select(s_tile[low] * factor_N, vec4<f32>(0.0), empty_N));
-      }
-      if inside_N && dim_high_N_M < HEAD_DIM_V {
-        write_o(first_N, dim_high_N_M, select(s_tile[high] * factor_N, vec4<f32>(0.0), empty_N));
-      }
-      scratch_barrier();
+      let o_plain_N_M = only(every(!empty_N), scaled(plain(mine, o_N_M), factor_N), 0.0);
+      let dim_N_M = first_of(mine, M);
+      if inside_N && dim_N_M < HEAD_DIM_V { write_o(first_N, dim_N_M, o_plain_N_M.low); }
+      if inside_N && dim_N_M + HIGH < HEAD_DIM_V { write_o(first_N, dim_N_M + HIGH, o_plain_N_M.high); }
     // }
-    if inside_N && quad == 0u {
+    if inside_N && mine.quad == 0u {
       let lse_row = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
       write_lse(split, tile.batch, tile.head, row_N, lse_row);
     }

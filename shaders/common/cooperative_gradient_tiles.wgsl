@@ -4,25 +4,6 @@
 // are never under a branch. Elements that f16 cannot hold pass as slots/matrix_operand/ says: rows in units of their
 // own, and what is left of f32 behind f16 as a second part, the rest.
 
-// Quads in a row of a fragment.
-const MATRIX_QUADS = MATRIX_SIDE / 4u;
-
-// Rows in workgroup memory, in quads: multiples of 16 bytes, which the widest loads of matrices need, and for matrices
-// of side 16 an odd number of them, which spreads rows over the banks.
-// unroll W in WIDTHS {
-  const W_ROW_QUADS = W_FRAGMENTS * MATRIX_QUADS;
-  const W_STRIDE = W_ROW_QUADS + 2u;
-  const LAST_QUAD_W = (HEAD_DIM_W - 1u) / 4u * 4u;
-// }
-const HEAD_DIM_K = HEAD_DIM;
-const P_STRIDE = MATRIX_QUADS + 2u;
-
-// For each subgroup, a fragment on its way between matrix and plain values: S and dP in f32, P and dS in f16.
-var<workgroup> s_tile: array<vec4<f32>, ROW_LANES * MATRIX_SIDE * S_STRIDE>;
-// unroll PART in PARTS {
-  var<workgroup> p_tile_PART: array<vec4<f16>, ROW_LANES * MATRIX_SIDE * P_STRIDE>;
-// }
-
 // Rows of the walked tile that hold an infinity or a NaN: the number of the tile, from 1, in which it was found.
 var<workgroup> poisoned: array<atomic<u32>, TILE_ROWS>;
 
@@ -43,26 +24,22 @@ fn gain_for(largest: f32, gain: f32) -> f32 {
 }
 
 // The largest absolute value, of those that are finite.
-fn largest_of(value: vec4<f32>) -> f32 {
-  let size = abs(value);
-  return largest_of_four(select(vec4<f32>(0.0), size, size < vec4<f32>(1e38)));
-}
-
-// Orders a subgroup's accesses to its scratch; see cooperative_tiles.wgsl.
-fn scratch_barrier() {
-  if !IN_LOCKSTEP { subgroupBarrier(); }
+fn largest_size(value: Eight) -> f32 {
+  let low = abs(value.low);
+  let high = abs(value.high);
+  return largest_of_eight(only(Which(low < vec4<f32>(1e38), high < vec4<f32>(1e38)), Eight(low, high), 0.0));
 }
 
 // Not a number: WGSL has no literal for it.
 fn not_a_number() -> f32 { return bitcast<f32>(select(0x7fc00000u, 0u, params.grid_width == 0u)); }
 
-// Which of four neighbouring rows of the walked tile are marked.
-fn are_poisoned(row: u32, number: u32) -> vec4<bool> {
+// Which of four neighbouring rows of the walked tile are not marked.
+fn are_sound(row: u32, number: u32) -> vec4<bool> {
   return vec4<bool>(
-    atomicLoad(&poisoned[row]) == number,
-    atomicLoad(&poisoned[row + 1u]) == number,
-    atomicLoad(&poisoned[row + 2u]) == number,
-    atomicLoad(&poisoned[row + 3u]) == number,
+    atomicLoad(&poisoned[row]) != number,
+    atomicLoad(&poisoned[row + 1u]) != number,
+    atomicLoad(&poisoned[row + 2u]) != number,
+    atomicLoad(&poisoned[row + 3u]) != number,
   );
 }
 
@@ -75,12 +52,8 @@ fn are_poisoned(row: u32, number: u32) -> vec4<bool> {
   // A quad of the tile that starts at `first_row` of the head at `head_at`, which has `count` rows: of every row,
   // W_FETCH_LANES invocations fetch W_FETCH_PARTS quads each. `index` counts them over the rows.
   fn fetch_TENSOR(head_at: u32, first_row: u32, count: u32, index: u32, part: u32) -> Loaded {
-    let row = first_row + index / W_FETCH_LANES;
     let dim = (index % W_FETCH_LANES + part * W_FETCH_LANES) * 4u;
-    let inside_dim = min(dim, LAST_QUAD_W);
-    let at = head_at + min(row, count - 1u) * params.TENSOR_stride_row + inside_dim;
-    let value = load_TENSOR(at, HEAD_DIM_W - inside_dim);
-    return select(Loaded(), value, row < count && dim < HEAD_DIM_W);
+    return TENSOR_quad(head_at, first_row + index / W_FETCH_LANES, count, dim, HEAD_DIM_W);
   }
 
   // In tiles where some rows see less than others (`guarded`), a product with 0 must not make NaN of what is not seen:
@@ -104,13 +77,49 @@ fn are_poisoned(row: u32, number: u32) -> vec4<bool> {
   }
 // }
 
-// The tensors that a workgroup owns rows of.
-// unroll W in WIDTHS, TENSOR in OWNED_W {
-  // Quad `quad` of a row of the head at `head_at`, which has `count` rows.
-  fn fetch_TENSOR(head_at: u32, row: u32, count: u32, quad: u32) -> Loaded {
-    let inside_dim = min(quad * 4u, LAST_QUAD_W);
-    let at = head_at + min(row, count - 1u) * params.TENSOR_stride_row + inside_dim;
-    let value = load_TENSOR(at, HEAD_DIM_W - inside_dim);
-    return select(Loaded(), value, quad * 4u < HEAD_DIM_W && row < count);
+// The products of the rows that a subgroup owns with PASSING_FRAGMENTS fragments of the tile, from its row `first` on.
+alias Products = array<array<Sum, OWNED_FRAGMENTS>, PASSING_FRAGMENTS>;
+// unroll W in WIDTHS, TENSOR in WALKED_W, SCORE in SCORE_W {
+  alias W_Owned = array<W_Rows, OWNED_FRAGMENTS>;
+
+  fn SCORE_of(owned: W_Owned, first: u32) -> Products {
+    var sums = Products();
+    // unroll M in W_CHUNKS, R in PASSING_FRAGMENTS {
+      let TENSOR_M_R = TENSOR_by_rows((first + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
+      // unroll E in OWNED_FRAGMENTS {
+        sums[R][E] = add_product(owned[E].chunks[M][0], TENSOR_M_R, sums[R][E]);
+      // }
+    // }
+    return sums;
   }
 // }
+
+// Quads of a row that starts at `row_at`, from `dim` on, to a gradient.
+// unroll W in WIDTHS, TENSOR in GRADIENT_W {
+  fn write_TENSOR(row_at: u32, dim: u32, value: Eight) {
+    if dim < HEAD_DIM_W { store_TENSOR(row_at + dim, HEAD_DIM_W - dim, value.low); }
+    if dim + HIGH < HEAD_DIM_W { store_TENSOR(row_at + dim + HIGH, HEAD_DIM_W - dim - HIGH, value.high); }
+  }
+// }
+
+// P = exp(factor · S − LSE), and the gradient of factor · S from that of the scores that modifiers make of it.
+// unroll PLAIN in PLAIN_SCORES {
+  fn p_of(s: Eight, factor: f32, lse: f32, at: Cells) -> Eight { return probabilities(s, factor, lse); }
+  fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cells) -> Eight { return ds; }
+// }
+// unroll MODIFIED in MODIFIED_SCORES {
+  fn p_of(s: Eight, factor: f32, lse: f32, at: Cells) -> Eight {
+    return probabilities(scored_eight(scaled(s, factor), at), 1.0, lse);
+  }
+
+  fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cells) -> Eight {
+    let low = score_gradient(ds.low, s.low * factor, cell_of(at, 0u));
+    return Eight(low, score_gradient(ds.high, s.high * factor, cell_of(at, HIGH)));
+  }
+// }
+
+// dS = P ∘ (unit · dP − D)
+fn ds_of(p: Eight, dp: Eight, unit: f32, delta: f32) -> Eight {
+  let u = vec4<f32>(unit);
+  return Eight(p.low * fma(dp.low, u, vec4<f32>(-delta)), p.high * fma(dp.high, u, vec4<f32>(-delta)));
+}

@@ -3,30 +3,14 @@
 // f16 cannot hold pass as slots/row_units/ and slots/matrix_operand/ say: each row has a unit, and what is left
 // of f32 behind f16 as a second part, the rest.
 
-// Quads in a row of a fragment and of a chunk; lanes that share a row of a chunk, each with two quads of it.
-const MATRIX_QUADS = MATRIX_SIDE / 4u;
-const CHUNK_QUADS = CHUNK_FRAGMENTS * MATRIX_QUADS;
-const CHUNK_LANES = CHUNK_QUADS / 2u;
-
-// Rows in workgroup memory, in quads. 16 bytes of padding (32 in f32) spread them over the banks: without it matrices
-// load at less than half the speed. All are multiples of 16 bytes, which the widest loads of matrices need.
-// unroll W in WIDTHS {
-  const W_ROW_QUADS = W_CHUNKS * CHUNK_QUADS;
-  const W_STRIDE = W_ROW_QUADS + 2u;
-  const LAST_QUAD_W = (HEAD_DIM_W - 1u) / 4u * 4u;
-// }
-const HEAD_DIM_K = HEAD_DIM;
-const CHUNK_STRIDE = CHUNK_QUADS + 2u;
+// Lanes beside each other have quads beside each other, so that a subgroup reads and writes without bank conflicts.
+const HIGH = CHUNK_LANES * 4u;
+const S_STRIDE = P_STRIDE;
+fn scale_of_row(largest: f32) -> f32 { return row_scale(largest, 1u, CHUNK_LANES); }
 
 // unroll PART in PARTS, W in WIDTHS, TENSOR in WALKED_W {
   var<workgroup> TENSOR_tile_PART: array<vec4<f16>, TILE_KV * W_STRIDE + 2u>;
 // }
-// unroll REST in REST_PARTS {
-  var<workgroup> p_tile_REST: array<vec4<f16>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
-// }
-var<workgroup> s_tile: array<vec4<f32>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
-var<workgroup> p_tile_half: array<vec4<f16>, ROW_LANES * MATRIX_SIDE * CHUNK_STRIDE>;
-
 // In x: the last visit at whose tile a row's maximum had grown too far. Subgroups that write it write the same. As
 // large as 16 bytes because a driver (NVIDIA 580) loads matrices wrongly from arrays that smaller variables shift.
 var<workgroup> grew_at: vec4<u32>;
@@ -47,19 +31,6 @@ fn end_partial(visits: Visits) -> u32 { return select(0u, visits.count + 1u, vis
 const V_UNIT_GOAL = 4.0;
 const V_UNIT_MOST = 128.0;
 const FIRST_V_GAIN = select(1.0, 8.507059173023462e37, HAS_UNITS); // 2¹²⁶
-
-// A quad of Q.
-fn fetch_q(tile: QTile, row: u32, quad: u32) -> Loaded {
-  let first = params.q_offset + tile.batch * params.q_stride_batch + tile.head * params.q_stride_head;
-  let inside_row = min(row, params.row_count - 1u);
-  let inside_dim = min(quad * 4u, LAST_QUAD_K);
-  let value = load_q(first + inside_row * params.q_stride_row + inside_dim, HEAD_DIM - inside_dim);
-  let inside = quad * 4u < HEAD_DIM && row < params.row_count;
-  return select(Loaded(), value, inside);
-}
-
-// The scale is applied to S, in f32; only its sign is here, so that the greatest S stays the greatest.
-fn signed(half: vec4<f16>) -> vec4<f16> { return select(half, -half, params.softmax_scale_log2 < 0.0); }
 
 // An invocation's share of the K or of the V tiles: a quad of a row in the tile. All that stays the same from tile to
 // tile is computed once.
@@ -97,9 +68,8 @@ struct Share {
     let quad = invocation % W_FETCH_LANES;
     let place = select(TILE_KV * W_STRIDE, row * W_STRIDE + quad, quad < W_ROW_QUADS);
     let unit_place = select(TILE_KV, row, quad == 0u);
-    let dim = min(quad * 4u, LAST_QUAD_W);
-    let head =
-      params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch + tile.head_kv * params.TENSOR_stride_head;
+    let dim = min(quad * 4u, (HEAD_DIM_W - 1u) / 4u * 4u);
+    let head = TENSOR_head(tile.batch, tile.head_kv);
     let last = head + dim + (params.seqlen_kv - 1u) * params.TENSOR_stride_row;
     let first = head + dim + row * params.TENSOR_stride_row;
     return Share(row, place, unit_place, first, last, HEAD_DIM_W - dim, quad * 4u < HEAD_DIM_W);
@@ -110,33 +80,22 @@ struct Share {
     let index = share.first + (tile * TILE_KV + fetch * W_FETCH_ROWS) * params.TENSOR_stride_row;
     return load_TENSOR(min(index, share.last), share.valid);
   }
+
+  // Without a branch, like everything in the loop over tiles: a row behind the tile goes to a place behind it. V is 0
+  // past the last key, since 0 (its P) times a number that is none would reach O.
+  fn place_TENSOR(share: Share, tile: u32, are_keys: bool, fetch: u32, fetched: Loaded) {
+    let value = operand_W(fetched);
+    let place = share.place + fetch * W_FETCH_ROWS * W_STRIDE;
+    let exact_place = select(min(place, TILE_KV * W_STRIDE), place, W_FETCHES_ARE_EXACT);
+    let is_key = are_keys || tile * TILE_KV + fetch * W_FETCH_ROWS + share.row < params.seqlen_kv;
+    let is_inside = is_key && (W_IS_WHOLE || share.is_inside);
+    let scale = row_scale(largest_of_loaded(value), 1u, W_FETCH_LANES);
+    set_TENSOR_unit(min(share.unit_place + fetch * W_FETCH_ROWS, TILE_KV), inverse(scale));
+    // unroll PART in PARTS {
+      TENSOR_tile_PART[exact_place] = select(vec4<f16>(), to_PART(value, scale), is_inside);
+    // }
+  }
 // }
-
-// Without a branch, like everything in the loop over tiles: a row behind the tile goes to a place behind it.
-fn place_k(share: Share, fetch: u32, fetched: Loaded) {
-  let value = operand_K(fetched);
-  let place = share.place + fetch * K_FETCH_ROWS * K_STRIDE;
-  let exact_place = select(min(place, TILE_KV * K_STRIDE), place, K_FETCHES_ARE_EXACT);
-  let is_inside = K_IS_WHOLE || share.is_inside;
-  let scale = row_scale(largest_of_loaded(value), 1u, K_FETCH_LANES);
-  set_k_unit(min(share.unit_place + fetch * K_FETCH_ROWS, TILE_KV), inverse(scale));
-  // unroll PART in PARTS {
-    k_tile_PART[exact_place] = select(vec4<f16>(), to_PART(value, scale), is_inside);
-  // }
-}
-
-// Past the last key V is 0, since 0 (its P) times a number that is none would reach O.
-fn place_v(share: Share, tile: u32, is_whole: bool, fetch: u32, value: Loaded) {
-  let place = share.place + fetch * V_FETCH_ROWS * V_STRIDE;
-  let exact_place = select(min(place, TILE_KV * V_STRIDE), place, V_FETCHES_ARE_EXACT);
-  let is_key = is_whole || tile * TILE_KV + fetch * V_FETCH_ROWS + share.row < params.seqlen_kv;
-  let is_inside = is_key && (V_IS_WHOLE || share.is_inside);
-  let scale = row_scale(largest_of_loaded(value), 1u, V_FETCH_LANES);
-  set_v_unit(min(share.unit_place + fetch * V_FETCH_ROWS, TILE_KV), inverse(scale));
-  // unroll PART in PARTS {
-    v_tile_PART[exact_place] = select(vec4<f16>(), to_PART(value, scale), is_inside);
-  // }
-}
 
 // Whether this invocation's part of the V tile is free of infinities and NaNs; the lanes of a subgroup see all of it.
 fn v_tile_is_finite(lane: u32) -> bool {
@@ -146,13 +105,6 @@ fn v_tile_is_finite(lane: u32) -> bool {
     is_finite = is_finite && all(are_finite(value));
   }
   return is_finite;
-}
-
-// Orders a subgroup's accesses to its scratch. Some of these stand under conditions that hold for one subgroup and not
-// for another. lavapipe (Mesa 26.1) takes any barrier for one of the whole workgroup and goes astray there; its
-// subgroups run in lockstep and need none.
-fn scratch_barrier() {
-  if !IN_LOCKSTEP { subgroupBarrier(); }
 }
 
 // A row of a chunk lies in CHUNK_LANES neighbouring lanes.
@@ -170,4 +122,83 @@ fn row_sum(value: f32) -> f32 {
     result += subgroupShuffleXor(result, distance);
   }
   return result;
+}
+
+// S of a chunk, before its parts are summed.
+alias Products = array<Sum, CHUNK_FRAGMENTS>;
+
+fn totals(chunk: Products) -> Sums {
+  var sums = Sums();
+  // unroll G in CHUNK_FRAGMENTS {
+    sums[G] = total(chunk[G]);
+  // }
+  return sums;
+}
+
+// What stands in the scratch for sums.
+fn sums_of(mine: Mine) -> Sums {
+  scratch_barrier();
+  var chunk = Sums();
+  // unroll G in CHUNK_FRAGMENTS {
+    chunk[G] = coopLoadT<MatrixC>(&s_tile[mine.s_scratch + G * MATRIX_QUADS], S_STRIDE);
+  // }
+  scratch_barrier();
+  return chunk;
+}
+
+fn rescaled(mine: Mine, o: Sums, factor: f32) -> Sums {
+  store_sums(mine, o);
+  s_tile[mine.s] *= factor;
+  s_tile[mine.s + CHUNK_LANES] *= factor;
+  return sums_of(mine);
+}
+
+// O + P V of a chunk of keys and one of dimensions, by plain arithmetic, which leaves out the keys that a row does not
+// see. P is in the scratch.
+fn add_visible_keys(mine: Mine, o: Sums, key_chunk: u32, chunk: u32) -> Sums {
+  store_sums(mine, o);
+  let p_row = mine.p - mine.quad;
+  for (var key = 0u; key < CHUNK_QUADS * 4u; key++) {
+    let at = (key_chunk * CHUNK_QUADS * 4u + key) * V_STRIDE + chunk * CHUNK_QUADS + mine.quad;
+    var p = f32(p_tile_half[p_row + key / 4u][key % 4u]);
+    var v = Eight(vec4<f32>(v_tile_half[at]), vec4<f32>(v_tile_half[at + CHUNK_LANES]));
+    // unroll REST in REST_PARTS {
+      p += f32(p_tile_REST[p_row + key / 4u][key % 4u]);
+      v.low += vec4<f32>(v_tile_REST[at]);
+      v.high += vec4<f32>(v_tile_REST[at + CHUNK_LANES]);
+    // }
+    s_tile[mine.s] = add_visible(p, v.low, s_tile[mine.s]);
+    s_tile[mine.s + CHUNK_LANES] = add_visible(p, v.high, s_tile[mine.s + CHUNK_LANES]);
+  }
+  return sums_of(mine);
+}
+
+fn sum_of(p: Eight) -> f32 {
+  let sum = p.low + p.high;
+  return (sum.x + sum.y) + (sum.z + sum.w);
+}
+
+// P, 0 where S is masked.
+fn without_masked(p: Eight, s: Eight) -> Eight {
+  let masked = vec4<f32>(MASKED);
+  let zero = vec4<f32>(0.0);
+  return Eight(select(p.low, zero, s.low == masked), select(p.high, zero, s.high == masked));
+}
+
+// P in units of the rows of V, at most V_UNIT_MOST where the row sees them.
+fn in_v_units(p: Eight, key: u32, v_gain: f32) -> Eight {
+  let units = scaled(v_units_of(key), v_gain);
+  return times(p, Eight(min(units.low, vec4<f32>(V_UNIT_MOST)), min(units.high, vec4<f32>(V_UNIT_MOST))));
+}
+
+// The largest unit of V that a row with these visible keys sees in the tile whose first cell in the row is `at`.
+fn largest_v_unit(mine: Mine, visible: vec2<i32>, at: Cells, is_seen_whole: bool) -> f32 {
+  let whole = every(is_seen_whole);
+  var largest = 0.0;
+  // unroll E in KEY_CHUNKS {
+    let seen_E = seen(visible, Cells(at.batch, at.head, at.i, at.key + first_of(mine, E)));
+    let which_E = Which(whole.low | seen_E.low, whole.high | seen_E.high);
+    largest = max(largest, largest_of_eight(only(which_E, v_units_of(first_of(mine, E)), 0.0)));
+  // }
+  return row_max(largest);
 }

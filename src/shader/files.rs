@@ -97,6 +97,10 @@ impl Slot {
                 (Storage::F32, _) => matrix_wgsl!("slots/matrix_operand/split.wgsl"),
                 _ => matrix_wgsl!("slots/matrix_operand/converted.wgsl"),
             },
+            Slot::MatrixParts => match storage.matrix_parts() {
+                1 => matrix_wgsl!("slots/matrix_parts/one.wgsl"),
+                _ => matrix_wgsl!("slots/matrix_parts/two.wgsl"),
+            },
             Slot::RowUnits => match storage.has_row_units() {
                 true => matrix_wgsl!("slots/row_units/own.wgsl"),
                 false => matrix_wgsl!("slots/row_units/one.wgsl"),

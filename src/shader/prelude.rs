@@ -88,6 +88,9 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("INPUTS", tensors(Usage::Read, false));
     lists.names("OUTPUTS", tensors(Usage::Write, false));
     lists.names("F32_OUTPUTS", tensors(Usage::Write, true));
+    // Empty for kernels that own a tensor of the other width alone.
+    lists.names("OWNED_V", vec![]);
+    lists.names("GRADIENT_V", vec![]);
     for &(list, name) in kernel.names {
         lists.names(list, vec![name]);
     }

@@ -411,8 +411,8 @@ const MUTATIONS: &[Mutation] = &[
     fault(
         "the rest of K left out",
         FlashForwardCooperative,
-        "s_rest_0_0_0 = coopMultiplyAdd(q_half_0_0_0, k_rest_0_0_0_0, s_rest_0_0_0);",
-        "",
+        "return Sum(half, coopMultiplyAdd(a.half, b.rest, rest));",
+        "return Sum(half, rest);",
         Setup::Matrices(Element::F32),
     ),
     fault(
@@ -432,8 +432,8 @@ const MUTATIONS: &[Mutation] = &[
     fault(
         "dS without D on matrices",
         FlashBackwardDkdvCooperative,
-        "vec4<f32>(-stats_0.y)",
-        "vec4<f32>(0.0)",
+        "d_o_unit_0, stats_0.y)",
+        "d_o_unit_0, 0.0)",
         Setup::MatricesBackward(Element::Bf16),
     ),
 ];

@@ -58,6 +58,7 @@ pub(crate) enum Slot {
     F32Store,
     Keep,
     MatrixOperand,
+    MatrixParts,
     Output,
     Parts,
     RowReduce,

@@ -108,7 +108,8 @@ fn main(
       // unroll N in THREAD_ROWS {
         let visible_N = visible_keys(params.row_first + row_of(tile, N));
         // unroll U in GROUP_QUADS {
-          s_N_U = select(vec4<f32>(MASKED), s_N_U, sees(visible_N, cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U)));
+          let cell_N_U = cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U);
+          s_N_U = select(vec4<f32>(MASKED), s_N_U, sees(visible_N, cell_N_U));
         // }
       // }
     }

@@ -116,8 +116,8 @@ fn main(
           // unroll N in THREAD_ROWS {
             let visible_N = visible_keys(params.row_first + tile.row + row_N);
             // unroll G in GROUP_QUADS {
-              s_N_G = select(vec4<f32>(MASKED), s_N_G, sees(visible_N,
-                cell_at(tile.batch, tile.head, tile.row + row_N, first_key + key + G * 4u)));
+              let cell_N_G = cell_at(tile.batch, tile.head, tile.row + row_N, first_key + key + G * 4u);
+              s_N_G = select(vec4<f32>(MASKED), s_N_G, sees(visible_N, cell_N_G));
             // }
           // }
         }

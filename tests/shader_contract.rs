@@ -7,8 +7,8 @@ use wgpu_flash_attention::unstable::{
     Dialect, Kernel, Params, RowReduce, ShaderSource, Specialization, Storage, Usage,
 };
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, MergeProblem,
-    Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, EntryLayout,
+    KeyMask, MergeProblem, Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -85,16 +85,28 @@ fn variants() -> Vec<Specialization> {
     variants
 }
 
-/// Every variant with modifiers of the scores that the planner emits for some devices and problems.
+/// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
-    let modifiers = [vec![softcap()], vec![alibi()], vec![softcap(), alibi()], vec![alibi(), softcap()]];
+    type Modified = fn(AttentionProblem) -> AttentionProblem;
+    let modifiers: [Modified; 7] = [
+        |problem| problem.with_score(softcap()),
+        |problem| problem.with_score(alibi()),
+        |problem| problem.with_score(softcap()).with_score(alibi()),
+        |problem| problem.with_score(alibi()).with_score(softcap()),
+        |problem| with_bias(problem, Element::F32),
+        |problem| {
+            let element = problem.element;
+            with_bias(problem, element)
+        },
+        with_boolean_mask,
+    ];
     let few = |device: &Capabilities| {
         device.max_workgroup_storage != 32_768 && device.device_class != DeviceClass::Integrated
     };
     let mut variants = HashSet::new();
     for device in devices().into_iter().filter(few) {
         for (element, head_dim) in [(Element::F32, 64), (Element::F16, 64), (Element::Bf16, 64), (Element::F32, 59)] {
-            for (algorithm, modifiers) in
+            for (algorithm, modified) in
                 modifiers.iter().flat_map(|list| [(Algorithm::Flash, list), (Algorithm::Standard, list)])
             {
                 let shape =
@@ -103,14 +115,17 @@ fn variants_with_modifiers() -> Vec<Specialization> {
                 shapes.extend((algorithm == Algorithm::Flash).then_some(shape(200).with_seqlen_kv(40_000)));
                 for shape in shapes {
                     let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);
-                    let problem = modifiers.iter().cloned().fold(problem, AttentionProblem::with_score);
+                    let problem = modified(problem);
                     for problem in [problem.clone(), problem.with_causal().with_dropout(0.1, 7)] {
                         let forward =
                             Plan::forward(&problem, &device).build().expect("every device runs every problem");
                         let backward = Plan::backward(&problem, &device).build().expect("backward too");
                         let passes = forward.passes().iter().chain(backward.passes());
                         let specializations = passes.map(|pass| pass.specialization);
-                        variants.extend(specializations.filter(|variant| !variant.score_mods.is_empty()));
+                        variants.extend(
+                            specializations
+                                .filter(|variant| !(variant.score_mods.is_empty() && variant.key_masks.is_empty())),
+                        );
                     }
                 }
             }
@@ -125,6 +140,16 @@ fn softcap() -> ScoreMod {
 
 fn alibi() -> ScoreMod {
     ScoreMod::Alibi(alibi_slopes(4))
+}
+
+fn with_bias(problem: AttentionProblem, element: Element) -> AttentionProblem {
+    let layout = EntryLayout::contiguous([1, 4, problem.shape.seqlen_q, problem.shape.seqlen_kv]);
+    problem.with_score(ScoreMod::Bias { layout, element })
+}
+
+fn with_boolean_mask(problem: AttentionProblem) -> AttentionProblem {
+    let layout = EntryLayout::packed_bits([2, 1, problem.shape.seqlen_q, problem.shape.seqlen_kv]);
+    problem.with_key_mask(KeyMask::Boolean(layout))
 }
 
 /// The naga capabilities that a variant may use: what the planner checked the device for, and nothing else.
@@ -181,17 +206,7 @@ fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
 fn every_variant_with_modifiers_does_so_too() {
     let variants = variants_with_modifiers();
     for kernel in Kernel::ALL {
-        let is_plain = [
-            Kernel::Combine,
-            Kernel::FlashBackwardPreprocess,
-            Kernel::StandardScores,
-            Kernel::StandardOutput,
-            Kernel::StandardDp,
-            Kernel::StandardDv,
-            Kernel::StandardDk,
-            Kernel::StandardDq,
-        ]
-        .contains(kernel);
+        let is_plain = matches!(kernel, Kernel::Combine | Kernel::FlashBackwardPreprocess | Kernel::StandardDp);
         let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
         assert_eq!(is_planned, !is_plain, "{kernel:?}");
     }

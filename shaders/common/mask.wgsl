@@ -18,8 +18,8 @@ fn visible_keys(i: u32) -> vec2<i32> {
   return vec2<i32>(first, min(diagonal + params.window_right + 1, i32(params.seqlen_kv)));
 }
 
-// Which keys of a cell its row sees, where `visible` are its visible keys: also by every mask of the list KEY_MASKS (slot
-// mask).
+// Which keys of a cell its row sees, where `visible` are its visible keys: also by every mask of the list KEY_MASKS
+// (slot mask).
 fn sees(visible: vec2<i32>, cell: Cell) -> vec4<bool> {
   let keys = vec4<i32>(i32(cell.key)) + vec4<i32>(0, 1, 2, 3);
   var seen = (keys >= vec4<i32>(visible.x)) & (keys < vec4<i32>(visible.y));

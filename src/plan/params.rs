@@ -102,6 +102,8 @@ uniform! {
         key_mask_stride_head: u32,
         key_mask_stride_row: u32,
         key_mask_stride_key: u32,
+        unused_0: u32,
+        unused_1: u32,
     }
 }
 

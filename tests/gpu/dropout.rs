@@ -23,7 +23,7 @@ fn kept_by_the_kernel(variant: Variant, problem: &AttentionProblem) -> Vec<bool>
             q: vec![0.0; rows * shape.head_dim as usize],
             k: vec![1.0; (shape.batch * shape.seqlen_kv * shape.num_heads_kv * shape.head_dim) as usize],
             v: v.collect(),
-            one_buffer: false,
+            ..Inputs::default()
         };
         let o = run(library(variant), problem, &inputs).o();
         for (row, o) in o.chunks(WIDTH as usize).enumerate() {

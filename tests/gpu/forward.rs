@@ -139,7 +139,7 @@ fn layouts_change_no_bit() {
         moved
     };
     let Inputs { q, k, v, .. } = inputs(&plain, 3);
-    let placed = Inputs { q: moved(&q, 21, 4), k: moved(&k, 21, 2), v: moved(&v, 21, 2), one_buffer: false };
+    let placed = Inputs { q: moved(&q, 21, 4), k: moved(&k, 21, 2), v: moved(&v, 21, 2), ..Inputs::default() };
     let output = run(library(Variant::Full), &bhsd, &placed);
     assert_eq!(output.lse(), expected.lse());
     assert_eq!(output.o(), moved(&expected.o(), 21, 4));

@@ -9,6 +9,7 @@ mod broadcast;
 mod determinism;
 mod dispatches;
 mod dropout;
+mod entries;
 mod errors;
 mod forward;
 mod infinities;

@@ -18,7 +18,7 @@ pub(super) const PREPROCESS: KernelSpec = KernelSpec {
         common!("arithmetic"),
         OneOf(Slot::RowReduce),
     ],
-    operands: &[(Params, Uniform), (O, Read), (DO, Read), (Lse, Read), (DLse, Read), (RowStats, Write)],
+    operands: &[(Params, Uniform), (O, Read), (Lse, Read), (DO, Read), (DLse, Read), (RowStats, Write)],
     row_sums: Some(2),
     candidates: tile_table::preprocess,
     bytes: |specialization| partials(specialization, Owns::Rows, 2),

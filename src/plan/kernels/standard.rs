@@ -44,6 +44,7 @@ pub(super) const SCORES: KernelSpec = KernelSpec {
     file: wgsl!("standard_scores.wgsl"),
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (Operand::S, Write)],
     names: &[("ROWS", "q"), ("KEY_TENSOR", "k")],
+    masks: true,
     bytes: |specialization| product_bytes(specialization.tiles, specialization.head_dim),
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim),
     turns: |specialization, _| product_turns(specialization.tiles, specialization.head_dim),

@@ -1,4 +1,9 @@
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, TensorLayout};
+use wgpu_flash_attention::reference::Case;
+use wgpu_flash_attention::{
+    AttentionLayout, AttentionProblem, AttentionShape, EntryLayout, KeyMask, Operand, ScoreMod, TensorLayout,
+};
+
+use super::run::to_bytes;
 
 /// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): the same numbers on every machine.
 pub struct Random(pub u64);
@@ -23,11 +28,14 @@ impl Random {
 }
 
 /// Host values of Q, K and V in the problem's layouts. Whatever lies between a tensor's elements is NaN.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Inputs {
     pub q: Vec<f64>,
     pub k: Vec<f64>,
     pub v: Vec<f64>,
+    /// The entries of the bias and the words of the mask, where the problem has them.
+    pub bias: Vec<f64>,
+    pub key_mask: Vec<u32>,
     /// All three are views of one buffer, and hold the same values.
     pub one_buffer: bool,
 }
@@ -61,7 +69,62 @@ pub fn inputs(problem: &AttentionProblem, seed: u64) -> Inputs {
         filled = [together.clone(), together.clone(), together];
     }
     let [q, k, v] = filled;
-    Inputs { q, k, v, one_buffer }
+    let (bias, key_mask) = entries(problem, random);
+    Inputs { q, k, v, bias, key_mask, one_buffer }
+}
+
+/// A bias like the scores, and a mask that hides a quarter of the keys, and more of every fifth row.
+fn entries(problem: &AttentionProblem, mut random: Random) -> (Vec<f64>, Vec<u32>) {
+    let AttentionShape { batch, num_heads, seqlen_q, seqlen_kv, .. } = problem.shape;
+    let last = |layout: &EntryLayout, keys: u32| {
+        let steps = [
+            (batch, layout.stride_batch),
+            (num_heads, layout.stride_head),
+            (seqlen_q, layout.stride_row),
+            (keys, layout.stride_key),
+        ];
+        let distance: u64 = steps.iter().map(|(count, stride)| u64::from(count.saturating_sub(1)) * stride).sum();
+        (layout.offset + distance) as usize
+    };
+    let bias = problem.scores().iter().find_map(|modifier| match modifier {
+        ScoreMod::Bias { layout, element } => {
+            Some((0..=last(layout, seqlen_kv)).map(|_| element.round(random.normal())).collect())
+        }
+        _ => None,
+    });
+    let key_mask = problem.key_masks().iter().find_map(|mask| match mask {
+        KeyMask::Boolean(layout) => {
+            let words = if layout.stride_key == 0 { 1 } else { seqlen_kv.div_ceil(32) };
+            let mut words = vec![0u32; last(&EntryLayout { stride_key: 1, ..*layout }, words) + 1];
+            words.iter_mut().for_each(|word| *word = (random.word() | random.word()) as u32);
+            for row in (0..seqlen_q).step_by(5) {
+                let first = (layout.offset + u64::from(row) * layout.stride_row) as usize;
+                words[first..first + seqlen_kv.div_ceil(32).min(1) as usize].fill(0);
+            }
+            Some(words)
+        }
+        _ => None,
+    });
+    (bias.unwrap_or_default(), key_mask.unwrap_or_default())
+}
+
+impl Inputs {
+    /// The problem with the values of its bias and mask, as the oracle takes it.
+    pub fn case<'a>(&'a self, problem: &'a AttentionProblem) -> Case<'a> {
+        Case::new(problem, &self.bias, &self.key_mask)
+    }
+
+    /// The bytes of bias and mask, where the problem has them.
+    pub fn entries(&self, problem: &AttentionProblem) -> Vec<(Operand, Vec<u8>)> {
+        let element = problem.scores().iter().find_map(|modifier| match modifier {
+            ScoreMod::Bias { element, .. } => Some(*element),
+            _ => None,
+        });
+        let bias = element.map(|element| (Operand::Bias, to_bytes(element, &self.bias)));
+        let words = || self.key_mask.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mask = (!problem.key_masks().is_empty()).then(|| (Operand::KeyMask, words()));
+        bias.into_iter().chain(mask).collect()
+    }
 }
 
 /// Every (batch, row, head) of a tensor.

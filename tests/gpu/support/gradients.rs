@@ -10,7 +10,7 @@ use wgpu_flash_attention::{
 
 use super::data::{Inputs, Random, gaps_of, inputs};
 use super::device::Library;
-use super::run::{Guarded, POISON, arithmetic_of, from_bytes, problem_of, to_bytes};
+use super::run::{Guarded, POISON, arithmetic_of, from_bytes, problem_of, to_bytes, upload_entries};
 use super::tolerance::Share;
 
 /// What a backward pass takes.
@@ -101,13 +101,13 @@ impl GradientInputs {
         let bytes = |element, tensors: Vec<(Operand, Vec<f64>)>| {
             tensors.into_iter().map(move |(operand, values)| (operand, to_bytes(element, &values)))
         };
-        bytes(problem.element, tensors).chain(bytes(Element::F32, in_f32)).collect()
+        bytes(problem.element, tensors).chain(bytes(Element::F32, in_f32)).chain(self.inputs.entries(problem)).collect()
     }
 }
 
 /// O, rounded to its element and with NaN in its gaps, and LSE, from the oracle.
 fn given_forward(problem: &AttentionProblem, inputs: &Inputs) -> (Vec<f64>, Vec<f64>) {
-    let forward = reference::forward(problem, &inputs.q, &inputs.k, &inputs.v);
+    let forward = reference::forward(inputs.case(problem), &inputs.q, &inputs.k, &inputs.v);
     let round = |(o, gap): (&f64, bool)| if gap { f64::NAN } else { problem.element.round(*o) };
     (forward.o.iter().zip(gaps(problem, Operand::O)).map(round).collect(), forward.lse)
 }
@@ -121,6 +121,8 @@ pub struct GradientTensors {
     lse: Guarded,
     d_o: Guarded,
     d_lse: Option<Guarded>,
+    /// Bias and mask.
+    entries: Vec<(Operand, Guarded)>,
     outputs: [Guarded; 3],
 }
 
@@ -141,6 +143,7 @@ impl GradientTensors {
             lse: upload_f32(&lse),
             d_o: upload(&given.d_o),
             d_lse: given.d_lse.as_deref().map(upload_f32),
+            entries: upload_entries(library, problem, inputs),
             outputs: OUTPUTS.map(|operand| Guarded::poisoned(library, gaps(problem, operand).len() as u64 * size)),
         }
     }
@@ -150,7 +153,8 @@ impl GradientTensors {
         let [q, k, v, o, lse, d_o] = [&self.q, k, v, &self.o, &self.lse, &self.d_o].map(Guarded::slice);
         let [dq, dk, dv] = self.outputs.each_ref().map(Guarded::slice);
         let buffers = BackwardBuffers::new(ForwardBuffers::new(q, k, v, o, lse), d_o, dq, dk, dv);
-        buffers.with(Operand::DLse, self.d_lse.as_ref().map(Guarded::slice))
+        let buffers = buffers.with(Operand::DLse, self.d_lse.as_ref().map(Guarded::slice));
+        self.entries.iter().fold(buffers, |buffers, (operand, tensor)| buffers.with(*operand, tensor.slice()))
     }
 
     /// Reads the gradients of a submitted call back, and checks that all that is not theirs still holds the poison.
@@ -251,8 +255,8 @@ impl<'a> GradientAnswer<'a> {
         let tensors = [&inputs.q[..], &inputs.k, &inputs.v, &o];
         Self {
             problem,
-            expected: reference::backward_for(problem, tensors, d_o, d_lse.as_deref()),
-            errors: reference::backward_errors(problem, tensors, d_o, d_lse.as_deref()),
+            expected: reference::backward_for(inputs.case(problem), tensors, d_o, d_lse.as_deref()),
+            errors: reference::backward_errors(inputs.case(problem), tensors, d_o, d_lse.as_deref()),
         }
     }
 

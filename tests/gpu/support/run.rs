@@ -1,6 +1,6 @@
 use half::{bf16, f16};
 use wgpu_flash_attention::reference::Arithmetic;
-use wgpu_flash_attention::{AttentionProblem, Call, Element, ElementType, ForwardBuffers, Plan};
+use wgpu_flash_attention::{AttentionProblem, Call, Element, ElementType, ForwardBuffers, Operand, Plan};
 
 use super::data::{Inputs, gaps};
 use super::device::Library;
@@ -147,6 +147,8 @@ pub struct Tensors {
     k_and_v: Option<(Guarded, Guarded)>,
     o: Guarded,
     lse: Guarded,
+    /// Bias and mask.
+    entries: Vec<(Operand, Guarded)>,
 }
 
 impl Tensors {
@@ -159,12 +161,14 @@ impl Tensors {
             k_and_v: (!inputs.one_buffer).then(|| (upload(&inputs.k), upload(&inputs.v))),
             o: Guarded::poisoned(library, o_len * problem.element.size()),
             lse: Guarded::poisoned(library, problem.shape.lse_len() * 4),
+            entries: upload_entries(library, problem, inputs),
         }
     }
 
     pub fn buffers(&self) -> ForwardBuffers<'_> {
         let (k, v) = self.k_and_v.as_ref().map_or((&self.q, &self.q), |(k, v)| (k, v));
-        ForwardBuffers::new(self.q.slice(), k.slice(), v.slice(), self.o.slice(), self.lse.slice())
+        let buffers = ForwardBuffers::new(self.q.slice(), k.slice(), v.slice(), self.o.slice(), self.lse.slice());
+        self.entries.iter().fold(buffers, |buffers, (operand, tensor)| buffers.with(*operand, tensor.slice()))
     }
 
     /// Reads the outputs of a submitted call back, and checks that all that is not theirs still holds the poison.
@@ -193,6 +197,16 @@ impl Tensors {
         let arithmetic = library.prepare(problem).map_or(Arithmetic::F32, |prepared| arithmetic_of(prepared.plan()));
         Output { element: problem.element, o, lse, arithmetic }
     }
+}
+
+/// Bias and mask, uploaded.
+pub(super) fn upload_entries(
+    library: &Library,
+    problem: &AttentionProblem,
+    inputs: &Inputs,
+) -> Vec<(Operand, Guarded)> {
+    let upload = |(operand, bytes): (Operand, Vec<u8>)| (operand, Guarded::new(library, &bytes));
+    inputs.entries(problem).into_iter().map(upload).collect()
 }
 
 pub(super) fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {

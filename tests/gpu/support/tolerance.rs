@@ -78,9 +78,10 @@ pub struct Answer<'a> {
 }
 
 impl<'a> Answer<'a> {
-    pub fn new(problem: &'a AttentionProblem, Inputs { q, k, v, .. }: &Inputs) -> Self {
-        let expected = reference::forward(problem, q, k, v);
-        Self { problem, expected, errors: reference::forward_errors(problem, q, k, v) }
+    pub fn new(problem: &'a AttentionProblem, inputs: &Inputs) -> Self {
+        let Inputs { q, k, v, .. } = inputs;
+        let expected = reference::forward(inputs.case(problem), q, k, v);
+        Self { problem, expected, errors: reference::forward_errors(inputs.case(problem), q, k, v) }
     }
 
     /// The largest shares of their bounds that the errors of O and LSE take up. What must be exact is checked on the way.

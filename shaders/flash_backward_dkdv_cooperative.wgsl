@@ -1,9 +1,5 @@
-// FlashAttention, backward, dK and dV on cooperative matrices: the loop of flash_backward_dkdv.wgsl with its four
-// products done by the matrix units, f16 in and f32 accumulated.
-//
-// Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
-// V[batch, seqlen_kv, num_heads_kv, head_dim_v], dO[batch, seqlen_q, num_heads, head_dim_v],
-// LSE and D [batch, num_heads, seqlen_q, 2]. Writes dK of the shape of K, dV of the shape of V.
+// FlashAttention, backward, dK and dV on cooperative matrices: flash_backward_dkdv.wgsl, which says what is read and
+// written, with its four products done by the matrix units, f16 in and f32 accumulated.
 //
 //   for each KV tile j of a KV head:                     one workgroup
 //     dK_j = 0, dV_j = 0
@@ -18,10 +14,8 @@
 //
 // f32 and bf16 have units, and f32 has two parts, as in flash_forward_cooperative.wgsl.
 //
-// Who owns what: a workgroup owns one KV tile of one KV head. A subgroup owns THREAD_ROWS of its keys, as fragments of
-// K, V, dK and dV in its registers. Between products, an invocation owns 8 neighbouring keys of one row. Workgroup
-// memory holds the Q and dO tiles in f16. It also holds a scratch for each subgroup, where S, dP, P and dS change
-// between fragments and plain values.
+// A workgroup owns one KV tile of one KV head, a subgroup THREAD_ROWS of its keys, as fragments of K, V, dK and dV. An
+// invocation has 8 neighbouring keys of one row. Workgroup memory holds the Q and dO tiles, and the scratch.
 //
 // Names of lists: OWNED_W are k and v, WALKED_W q and d_o, for the widths W = K and W = V. SCORE_W are the products s
 // and dp, GRADIENT_W the sums dk and dv, FACTOR_W their left factors ds and p.
@@ -31,21 +25,20 @@ const HIGH = 4u;
 const S_STRIDE = MATRIX_QUADS + 1u;
 fn scale_of_row(largest: f32) -> f32 { return row_scale(largest, MATRIX_SIDE, LANES); }
 
-// Whether the fetch with this index loads from an empty row. The LSE of the head starts at `head_at`; `lanes` fetches
-// share a row.
-fn is_empty(head_at: u32, first_row: u32, index: u32, lanes: u32) -> bool {
-  return is_empty_row(head_at, min(first_row + index / lanes, params.seqlen_q - 1u));
-}
+// dO of a row that may be empty.
+fn live_d_o(value: Loaded, is_empty: bool) -> Loaded { return select(value, Loaded(), is_empty); }
 
-// S or dP, on their way out of fragments.
 fn store_by_columns(mine: Mine, sum: MatrixC) {
   let at = mine.s_scratch;
   let stride = S_STRIDE;
   coopStore(sum, &s_tile[at], stride);
 }
 
-// A quad of dO of a row that may be empty.
-fn live_d_o(value: Loaded, is_empty: bool) -> Loaded { return select(value, Loaded(), is_empty); }
+// P ∘ (unit · dP − D)
+fn ds_of(p: Eight, dp: Eight, unit: f32, delta: f32) -> Eight {
+  let u = vec4<f32>(unit);
+  return Eight(p.low * fma(dp.low, u, vec4<f32>(-delta)), p.high * fma(dp.high, u, vec4<f32>(-delta)));
+}
 
 // LSE in units of log2(e), and D · LARGEST_OF_ROW: dO is in units of its rows times LARGEST_OF_ROW, so dP, dS and
 // dropout(P) · dO are that much larger. In units alone P and dS would be 0 where their products with Q and dO are not.
@@ -75,12 +68,11 @@ fn main(
   // unroll E in OWNED_FRAGMENTS {
     let owned_E = subgroup_key + E * MATRIX_SIDE + mine.row;
     let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + mine.quad * 4u;
-    var keep_E = every(true);
     // unroll W in WIDTHS, TENSOR in OWNED_W, GRADIENT in GRADIENT_W {
       TENSOR[E] = TENSOR_rows(mine, TENSOR_at, owned_E, params.key_count, 0.0, false);
       let TENSOR_unit_E = inverse(TENSOR[E].scale);
-      let TENSOR_low_E = units_of_rows(TENSOR_unit_E, mine.quad * 4u);
-      let TENSOR_units_E = Eight(TENSOR_low_E, units_of_rows(TENSOR_unit_E, mine.quad * 4u + HIGH));
+      let TENSOR_units_E = Eight(units_of_rows(TENSOR_unit_E, first_of(mine, 0u)),
+        units_of_rows(TENSOR_unit_E, first_of(mine, 0u) + HIGH));
       // unroll M in W_CHUNKS {
         var GRADIENT_E_M = MatrixC();
       // }
@@ -102,25 +94,21 @@ fn main(
   let steps = visits.count * params.heads_per_kv;
   let lse_batch_at = tile.batch * params.lse_stride_batch;
   // The next tile is fetched into registers while the one before is computed with.
-  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, P in W_FETCH_PARTS {
-    var TENSOR_next_L_P = Loaded();
+  let first_row = step_at(visits, 0u).row_tile * TILE_Q;
+  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
+    let TENSOR_index_L = invocation + L * INVOCATIONS;
+    var TENSOR_next_L = W_Fetched();
+    if steps > 0u {
+      TENSOR_next_L = fetch_TENSOR(TENSOR_head(tile.batch, tile.head), first_row, params.seqlen_q, TENSOR_index_L);
+    }
   // }
   // unroll L in STATS_FETCHES {
     var stats_next_L = vec2<f32>(0.0);
+    if steps > 0u {
+      let lse_at = lse_batch_at + tile.head * params.lse_stride_head;
+      stats_next_L = stats_of_row(lse_at, first_row + invocation + L * INVOCATIONS, params.seqlen_q);
+    }
   // }
-  if steps > 0u {
-    let next_row = step_at(visits, 0u).row_tile * TILE_Q;
-    let lse_at = lse_batch_at + tile.head * params.lse_stride_head;
-    // unroll W in WIDTHS, TENSOR in WALKED_W {
-      let TENSOR_at = TENSOR_head(tile.batch, tile.head);
-      // unroll L in W_FETCHES, P in W_FETCH_PARTS {
-        TENSOR_next_L_P = fetch_TENSOR(TENSOR_at, next_row, params.seqlen_q, invocation + L * INVOCATIONS, P);
-      // }
-    // }
-    // unroll L in STATS_FETCHES {
-      stats_next_L = stats_of_row(lse_at, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
-    // }
-  }
   var step = 0u;
   // unroll SEEN in SEEN_LOOPS {
     for (; step < until_SEEN(visits) * params.heads_per_kv; step++) {
@@ -134,22 +122,11 @@ fn main(
       let lse_now = lse_batch_at + head * params.lse_stride_head;
       let lse_at = lse_batch_at + next_head * params.lse_stride_head;
       workgroupBarrier(); // the last tile is read
-      // unroll W in WIDTHS, TENSOR in WALKED_W {
-        let TENSOR_at = TENSOR_head(tile.batch, next_head);
-        // unroll L in W_FETCHES {
-          let TENSOR_index_L = invocation + L * INVOCATIONS;
-          var TENSOR_largest_L = 0.0;
-          // unroll P in W_FETCH_PARTS {
-            let TENSOR_is_empty_L_P = masked && is_empty(lse_now, i * TILE_Q, TENSOR_index_L, W_FETCH_LANES);
-            TENSOR_next_L_P = live_TENSOR(operand_W(TENSOR_next_L_P), TENSOR_is_empty_L_P);
-            TENSOR_largest_L = max(TENSOR_largest_L, largest_of_loaded(TENSOR_next_L_P));
-          // }
-          let TENSOR_scale_L = row_scale(TENSOR_largest_L, 1u, W_FETCH_LANES);
-          // unroll P in W_FETCH_PARTS {
-            place_TENSOR(TENSOR_index_L, P, TENSOR_next_L_P, TENSOR_scale_L, HAS_WINDOW && masked, step + 1u);
-            TENSOR_next_L_P = fetch_TENSOR(TENSOR_at, next_row, params.seqlen_q, TENSOR_index_L, P);
-          // }
-        // }
+      // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
+        let TENSOR_row_L = min(i * TILE_Q + TENSOR_index_L / W_FETCH_LANES, params.seqlen_q - 1u);
+        let TENSOR_is_empty_L = masked && is_empty_row(lse_now, TENSOR_row_L);
+        place_TENSOR(TENSOR_index_L, TENSOR_next_L, TENSOR_is_empty_L, HAS_WINDOW && masked, step + 1u);
+        TENSOR_next_L = fetch_TENSOR(TENSOR_head(tile.batch, next_head), next_row, params.seqlen_q, TENSOR_index_L);
       // }
       // unroll L in STATS_FETCHES {
         if invocation + L * INVOCATIONS < TILE_Q {
@@ -159,10 +136,9 @@ fn main(
       // }
       workgroupBarrier(); // the tile is in place
 
-      // A turn of the inner loop takes PASSING_FRAGMENTS fragments of rows. It ends early where some dS outgrows its
-      // scale, which is rare. Then the outer loop changes the scale, and the turn is taken again. So only products
-      // change dK in the inner loop. naga does not take the conditions of `if` for uniform, even by subgroupAny; hence
-      // the loops.
+      // A turn of the inner loop takes PASSING_FRAGMENTS fragments of rows. It ends early, which is rare, where some dS
+      // outgrows its scale: the outer loop changes that, and the turn is taken again. So only products change dK in the
+      // inner loop. naga does not take the conditions of `if` for uniform, even by subgroupAny; hence the loops.
       var fragment = 0u;
       var p_largest = 0.0;
       var ds_largest = 0.0;
@@ -195,11 +171,9 @@ fn main(
               store_by_columns(mine, total(dp[R][E]));
               if masked { p_R_E = only(seen(visible_R, at_R_E), p_R_E, 0.0); }
               // dropout(P)ᵀ, in units of the rows of dO for their product
-              var dropped_R_E = scaled(p_R_E, d_o_unit_R);
-              if HAS_DROPOUT {
-                keep_E = kept_of(at_R_E);
-                dropped_R_E = only(keep_E, dropped_R_E, 0.0);
-              }
+              var keep_R_E = every(true);
+              if HAS_DROPOUT { keep_R_E = kept_of(at_R_E); }
+              let dropped_R_E = only(keep_R_E, scaled(p_R_E, d_o_unit_R), 0.0);
               if HAS_UNITS { p_largest = max(p_largest, largest_size(dropped_R_E)); }
               place(mine, scaled(dropped_R_E, p_gain));
               scratch_barrier();
@@ -207,7 +181,7 @@ fn main(
               // dS = P ∘ (dropout(dP) − D_i)
               var ds_R_E = times(stored(mine), v_units_E);
               scratch_barrier();
-              if HAS_DROPOUT { ds_R_E = only(keep_E, scaled(ds_R_E, params.dropout_scale), 0.0); }
+              if HAS_DROPOUT { ds_R_E = only(keep_R_E, scaled(ds_R_E, params.dropout_scale), 0.0); }
               ds_R_E = unmodified(ds_of(p_R_E, ds_R_E, d_o_unit_R, stats_R.y), s_R_E, s_factor_R, at_R_E);
               // Not by P = 0: what is not seen may be infinite.
               if masked { ds_R_E = only(seen(visible_R, at_R_E), ds_R_E, 0.0); }
@@ -240,20 +214,14 @@ fn main(
         }
         loop {
           if fragment >= TILE_Q { break; }
-          let new_ds_gain = gain_for(subgroupMax(ds_largest), ds_gain);
-          let ds_ratio = new_ds_gain / ds_gain;
-          ds_gain = new_ds_gain;
-          // unroll E in OWNED_FRAGMENTS, M in K_CHUNKS {
-            dk_E_M = dk_E_M * ds_ratio;
-          // }
-          if HAS_UNITS {
-            let new_p_gain = gain_for(subgroupMax(p_largest), p_gain);
-            let p_ratio = new_p_gain / p_gain;
-            p_gain = new_p_gain;
-            // unroll E in OWNED_FRAGMENTS, M in V_CHUNKS {
-              dv_E_M = dv_E_M * p_ratio;
+          // unroll W in WIDTHS, FACTOR in FACTOR_W, SUM in GRADIENT_W {
+            let FACTOR_new_gain = gain_for(subgroupMax(FACTOR_largest), FACTOR_gain);
+            let FACTOR_ratio = FACTOR_new_gain / FACTOR_gain;
+            FACTOR_gain = FACTOR_new_gain;
+            // unroll E in OWNED_FRAGMENTS, M in W_CHUNKS {
+              SUM_E_M = SUM_E_M * FACTOR_ratio;
             // }
-          }
+          // }
           break;
         }
       }
@@ -266,11 +234,11 @@ fn main(
   let dv_factor = params.dropout_scale / LARGEST_OF_ROW;
   let dv_per_gain = 1.0 / p_gain;
   // unroll E in OWNED_FRAGMENTS, W in WIDTHS, TENSOR in GRADIENT_W {
-    let TENSOR_row_E = params.TENSOR_offset + tile.batch * params.TENSOR_stride_batch
-      + tile.head_kv * params.TENSOR_stride_head + owned_E * params.TENSOR_stride_row;
     // unroll M in W_CHUNKS {
       let TENSOR_result_E_M = scaled(scaled(plain(mine, Sums(TENSOR_E_M)), TENSOR_per_gain), TENSOR_factor);
-      if owned_E < params.key_count { write_TENSOR(TENSOR_row_E, first_of(mine, M), TENSOR_result_E_M); }
+      if owned_E < params.key_count {
+        write_TENSOR(tile.batch, tile.head_kv, owned_E, first_of(mine, M), TENSOR_result_E_M);
+      }
     // }
   // }
 }

@@ -1,9 +1,5 @@
-// FlashAttention, backward, dQ on cooperative matrices: the loop of flash_backward_dq.wgsl with its three products done
-// by the matrix units, f16 in and f32 accumulated.
-//
-// Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
-// V[batch, seqlen_kv, num_heads_kv, head_dim_v], dO[batch, seqlen_q, num_heads, head_dim_v],
-// LSE and D [batch, num_heads, seqlen_q, 2]. Writes dQ of the shape of Q.
+// FlashAttention, backward, dQ on cooperative matrices: flash_backward_dq.wgsl, which says what is read and written,
+// with its three products done by the matrix units, f16 in and f32 accumulated.
 //
 //   for each Q tile i:                                   one workgroup
 //     dQ_i = 0
@@ -17,18 +13,23 @@
 //
 // f32 and bf16 have units, and f32 has two parts, as in flash_forward_cooperative.wgsl.
 //
-// Who owns what: a workgroup owns one Q tile of one head. A subgroup owns THREAD_ROWS of its rows, as fragments of Q,
-// dO and dQ in its registers. Workgroup memory holds the K and V tiles, and the scratch of
-// flash_backward_dkdv_cooperative.wgsl, whose lists of names are here too: OWNED_W are q and d_o, WALKED_W k and v.
+// A workgroup owns one Q tile of one head, a subgroup THREAD_ROWS of its rows, as fragments of Q, dO and dQ. Workgroup
+// memory holds the K and V tiles, and the scratch. Names of lists: OWNED_W are q and d_o, WALKED_W k and v, for the
+// widths W = K and W = V.
 
 // As in the forward kernel.
 const HIGH = CHUNK_LANES * 4u;
 const S_STRIDE = P_STRIDE;
 fn scale_of_row(largest: f32) -> f32 { return row_scale(largest, 1u, CHUNK_LANES); }
 
-// dS is in units of its row of dO, and all rows of a subgroup share one scale. Where D is far larger than dO, the row
-// would outgrow all others (dO is 0, and LSE has a gradient). So D counts too.
+// dS is in units of its row of dO, and all rows of a subgroup share one scale. Where D is far larger than dO (dO is 0,
+// and LSE has a gradient), the row would outgrow all others. So D counts too.
 const D_SHARE = 0.000244140625; // 2⁻¹²
+
+// Keys are never empty.
+// unroll TENSOR in WALKED {
+  fn live_TENSOR(value: Loaded, is_empty: bool) -> Loaded { return value; }
+// }
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -69,12 +70,11 @@ fn main(
   let k_at = k_head(tile.batch, tile.head_kv);
   let v_at = v_head(tile.batch, tile.head_kv);
   // The next tile is fetched into registers while the one before is computed with.
-  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, P in W_FETCH_PARTS {
-    var TENSOR_next_L_P = Loaded();
-    if visits.count > 0u {
-      let first_key = tile_at(visits, 0u) * TILE_KV;
-      TENSOR_next_L_P = fetch_TENSOR(TENSOR_at, first_key, params.seqlen_kv, invocation + L * INVOCATIONS, P);
-    }
+  let first_key = tile_at(visits, 0u) * TILE_KV;
+  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
+    let TENSOR_index_L = invocation + L * INVOCATIONS;
+    var TENSOR_next_L = W_Fetched();
+    if visits.count > 0u { TENSOR_next_L = fetch_TENSOR(TENSOR_at, first_key, params.seqlen_kv, TENSOR_index_L); }
   // }
   var visit = 0u;
   // unroll SEEN in SEEN_LOOPS {
@@ -84,17 +84,8 @@ fn main(
       let masked = IS_MASKED_SEEN && visit >= visits.num_whole;
       workgroupBarrier(); // the last tile is read
       // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
-        let TENSOR_index_L = invocation + L * INVOCATIONS;
-        var TENSOR_largest_L = 0.0;
-        // unroll P in W_FETCH_PARTS {
-          TENSOR_next_L_P = operand_W(TENSOR_next_L_P);
-          TENSOR_largest_L = max(TENSOR_largest_L, largest_of_loaded(TENSOR_next_L_P));
-        // }
-        let TENSOR_scale_L = row_scale(TENSOR_largest_L, 1u, W_FETCH_LANES);
-        // unroll P in W_FETCH_PARTS {
-          place_TENSOR(TENSOR_index_L, P, TENSOR_next_L_P, TENSOR_scale_L, HAS_WINDOW && masked, visit + 1u);
-          TENSOR_next_L_P = fetch_TENSOR(TENSOR_at, next_key, params.seqlen_kv, TENSOR_index_L, P);
-        // }
+        place_TENSOR(TENSOR_index_L, TENSOR_next_L, false, HAS_WINDOW && masked, visit + 1u);
+        TENSOR_next_L = fetch_TENSOR(TENSOR_at, next_key, params.seqlen_kv, TENSOR_index_L);
       // }
       workgroupBarrier(); // the tile is in place
 
@@ -121,7 +112,7 @@ fn main(
               var ds_R_E = times(plain(mine, Sums(total(dp[R][E]))), v_units_of(key_R));
               if HAS_DROPOUT { ds_R_E = only(kept_of(at_R_E), scaled(ds_R_E, params.dropout_scale), 0.0); }
               // in units of the row of dO
-              ds_R_E = unmodified(ds_of(p_R_E, ds_R_E, 1.0, delta_E), s_R_E, s_factor_E, at_R_E);
+              ds_R_E = unmodified(times(p_R_E, less(ds_R_E, delta_E)), s_R_E, s_factor_E, at_R_E);
               if masked {
                 if HAS_WINDOW {
                   let sound_R_E = Which(are_sound(key_R, visit + 1u), are_sound(key_R + HIGH, visit + 1u));
@@ -137,8 +128,7 @@ fn main(
           if subgroupAny(ds_largest * ds_gain > GAIN_MOST) { break; }
 
           // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
-            place(mine, scaled(ds_R_E, ds_gain));
-            let ds_left_R_E = lefts(mine)[0];
+            let ds_left_R_E = lefts_of(mine, scaled(ds_R_E, ds_gain))[0];
           // }
 
           // dQ_i = dQ_i + dS K_j
@@ -167,13 +157,12 @@ fn main(
 
   // dQ_i = softmax_scale · dQ_i; 0 for a row that sees nothing, or only scores of −∞
   let per_gain = 1.0 / ds_gain;
-  let dq_at = params.dq_offset + tile.batch * params.dq_stride_batch + tile.head * params.dq_stride_head;
   // unroll E in OWNED_FRAGMENTS {
     let is_live_E = every(!(stats_E.x == -MASKED));
     let factor_E = params.softmax_scale_log2 * LN_2 * inverse(d_o[E].scale);
     // unroll M in K_CHUNKS {
       let result_E_M = only(is_live_E, scaled(scaled(plain(mine, Sums(dq_E_M)), per_gain), factor_E), 0.0);
-      if row_E < params.row_count { write_dq(dq_at + row_E * params.dq_stride_row, first_of(mine, M), result_E_M); }
+      if row_E < params.row_count { write_dq(tile.batch, tile.head, row_E, first_of(mine, M), result_E_M); }
     // }
   // }
 }

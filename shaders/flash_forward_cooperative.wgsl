@@ -1,9 +1,5 @@
-// FlashAttention, forward, on cooperative matrices: the loop of flash_forward.wgsl with the products S = Q Kᵀ and P V
-// done by the matrix units, f16 in and f32 accumulated.
-//
-// Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
-// V[batch, seqlen_kv, num_heads_kv, head_dim_v]. Writes O[batch, seqlen_q, num_heads, head_dim_v],
-// LSE[batch, num_heads, seqlen_q]. With splits of the keys, O and LSE have one more index, the split, in front.
+// FlashAttention, forward, on cooperative matrices: flash_forward.wgsl, which says what is read and written, with the
+// products S = Q Kᵀ and P V done by the matrix units, f16 in and f32 accumulated.
 //
 //   for each Q tile i, for each split of the keys:       one workgroup
 //     O_i = 0, l_i = 0, m_i = −∞
@@ -17,18 +13,15 @@
 // m_i may lag behind the true maximum by 2⁸. P still fits f16, and the division at the end corrects O and LSE. This
 // saves nearly all rescaling of O.
 //
-// Rows of f32 and bf16 do not fit f16, so each row has a unit (slot row_units). S is multiplied by the units of its row
-// of Q and its row of K, P by the unit of its row of V. f32 passes in two parts, half and rest (slot matrix_operand).
-// The product of two such sums is half · half + half · rest + rest · half. f16 needs no units and no rest.
+// Rows of f32 and bf16 do not fit f16, so each row has a unit (slot row_units): S is multiplied by those of its rows of
+// Q and K, P by that of its row of V.
 //
-// Who owns what: a workgroup owns one Q tile of one head. A subgroup owns THREAD_ROWS of its rows, as fragments of Q,
-// S, P and O in its registers. Between products, an invocation owns 8 elements of one row of a chunk. A chunk is
-// MATRIX_SIDE rows high, and so many fragments wide that each invocation has 8 elements of it. Workgroup memory holds
-// the K and V tiles in f16. It also holds a scratch for each subgroup, where S, P and O change between fragments and
-// plain values.
+// A workgroup owns one Q tile of one head, a subgroup THREAD_ROWS of its rows, as fragments of Q, S, P and O in its
+// registers. Between products they are plain values of its invocations (common/fragments.wgsl). Workgroup memory holds
+// the K and V tiles, and the scratch in which one becomes the other.
 //
-// Order: the kernel computes S of the next tile while the softmax of this one runs, and loads the tiles after that. The
-// tiles that all rows see whole come first, so their loop needs no mask.
+// The kernel computes S of the next tile while the softmax of this one runs, and loads the tiles after that. The tiles
+// that all rows see whole come first, so their loop needs no mask.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -79,19 +72,15 @@ fn main(
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
     var k_next_L = Loaded();
+    if visits.count > 0u {
+      place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L));
+      k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
+    }
   // }
   // unroll L in V_FETCHES {
     var v_next_L = Loaded();
+    if visits.count > 0u { v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L); }
   // }
-  if visits.count > 0u {
-    // unroll L in K_FETCHES {
-      place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L));
-      k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
-    // }
-    // unroll L in V_FETCHES {
-      v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L);
-    // }
-  }
   workgroupBarrier(); // K of the first tile is in place
   var next = 0u;
   // unroll SEEN in FIRST_WHOLE_AND_PARTIAL {
@@ -102,10 +91,9 @@ fn main(
       // gain of V
       // unroll N in ROW_FRAGMENTS {
         let m_new_N = select(m_N, s_max_N, s_max_N > m_N + MAX_GROWTH);
-        let alpha_N = exp2(m_N - m_new_N);
+        var o_factor_N = exp2(m_N - m_new_N);
         m_N = m_new_N;
-        l_N *= alpha_N;
-        var o_factor_N = alpha_N;
+        l_N *= o_factor_N;
         if HAS_UNITS && next > 0u {
           let at_tile_N = cells_at(tile.batch, tile.head, row_N, tile_at(visits, next - 1u) * TILE_KV);
           let v_unit_N = largest_v_unit(mine, visible_keys(i_N), at_tile_N, next <= visits.num_whole);
@@ -147,8 +135,7 @@ fn main(
               let at = cells_at(tile.batch, tile.head, row_N, key_first + first_of(mine, E));
               plain_N_E = only(kept_of(at), plain_N_E, 0.0);
             }
-            place(mine, in_v_units(plain_N_E, first_of(mine, E), v_gain_N));
-            p_N_E = lefts(mine);
+            p_N_E = lefts_of(mine, in_v_units(plain_N_E, first_of(mine, E), v_gain_N));
           // }
         }
 

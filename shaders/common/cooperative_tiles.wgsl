@@ -1,7 +1,5 @@
-// The tiles of flash attention on cooperative matrices, in f16, and Q, K and V on their way there. Head dimensions are
-// padded with 0 to whole chunks, and so are rows. As in flash_tiles.wgsl, loads are never under a branch. Elements that
-// f16 cannot hold pass as slots/row_units/ and slots/matrix_operand/ say: each row has a unit, and what is left
-// of f32 behind f16 as a second part, the rest.
+// The tiles of flash attention on cooperative matrices, and K and V on their way there. Head dimensions are padded with
+// 0 to whole chunks, and so are rows. As in flash_tiles.wgsl, loads are never under a branch.
 
 // Lanes beside each other have quads beside each other, so that a subgroup reads and writes without bank conflicts.
 const HIGH = CHUNK_LANES * 4u;
@@ -11,6 +9,7 @@ fn scale_of_row(largest: f32) -> f32 { return row_scale(largest, 1u, CHUNK_LANES
 // unroll PART in PARTS, W in WIDTHS, TENSOR in WALKED_W {
   var<workgroup> TENSOR_tile_PART: array<vec4<f16>, TILE_KV * W_STRIDE + 2u>;
 // }
+
 // In x: the last visit at whose tile a row's maximum had grown too far. Subgroups that write it write the same. As
 // large as 16 bytes because a driver (NVIDIA 580) loads matrices wrongly from arrays that smaller variables shift.
 var<workgroup> grew_at: vec4<u32>;
@@ -26,34 +25,24 @@ fn end_first(visits: Visits) -> u32 { return min(visits.count, 1u); }
 fn end_whole(visits: Visits) -> u32 { return visits.num_whole; }
 fn end_partial(visits: Visits) -> u32 { return select(0u, visits.count + 1u, visits.count > 0u); }
 
-// P times the units of the rows of V passes through f16 in a unit that each row of P has for itself, its v_gain: with
-// it the largest unit of V that the row has seen is V_UNIT_GOAL, or has grown since up to V_UNIT_MOST. P is at most 2⁸.
+// P times the units of the rows of V passes through f16 in a unit of its row of P, v_gain: the largest unit of V that
+// the row has seen becomes V_UNIT_GOAL with it, and may then grow up to V_UNIT_MOST. P is at most 2⁸.
 const V_UNIT_GOAL = 4.0;
 const V_UNIT_MOST = 128.0;
 const FIRST_V_GAIN = select(1.0, 8.507059173023462e37, HAS_UNITS); // 2¹²⁶
 
-// An invocation's share of the K or of the V tiles: a quad of a row in the tile. All that stays the same from tile to
-// tile is computed once.
-struct Share {
-  row: u32,
-  // Where the quad lies in workgroup memory, and where the row's unit; where there is none of them, behind the tile.
-  place: u32,
-  unit_place: u32,
-  // Where it lies in the tensor in the tile of key 0, and in the row of the last key.
-  first: u32,
-  last: u32,
-  // Elements from the quad on that its row has, at least 1; whether the quad is in the row at all.
-  valid: u32,
-  is_inside: bool,
-}
+// An invocation's share of the K or of the V tiles, a quad of a row: what stays the same from tile to tile. `place` and
+// `unit_place` are the quad's in workgroup memory and that of its row's unit, behind the tile where there is none;
+// `first` is the quad's place in the tensor in the tile of key 0, `last` that in the row of the last key, where `valid`
+// elements of a row are left, at least 1.
+struct Share { row: u32, place: u32, unit_place: u32, first: u32, last: u32, valid: u32, is_inside: bool }
 
 // unroll W in WIDTHS, TENSOR in WALKED_W {
   // Whether rows are whole chunks, so that no dimension lies outside.
   const W_IS_WHOLE = HEAD_DIM_W == W_ROW_QUADS * 4u;
 
-  // Rows of a tile that the invocations of a workgroup load at a time, a quad each: W_FETCH_LANES of them share a row.
-  // Where they are no multiple of that, some load what others load too; where a row has fewer quads, some load for
-  // nothing.
+  // Rows of a tile that a workgroup loads at a time: W_FETCH_LANES invocations share a row, a quad each. Where that is
+  // not exact, some load what others load too, or for nothing.
   const W_FETCH_ROWS = INVOCATIONS / W_FETCH_LANES;
   const W_FETCHES_ARE_EXACT = W_FETCHES * INVOCATIONS == TILE_KV * W_FETCH_LANES && W_FETCH_LANES == W_ROW_QUADS;
 
@@ -110,29 +99,24 @@ fn v_tile_is_finite(lane: u32) -> bool {
 // A row of a chunk lies in CHUNK_LANES neighbouring lanes.
 fn row_max(value: f32) -> f32 {
   var result = value;
-  for (var distance = 1u; distance < CHUNK_LANES; distance *= 2u) {
-    result = max(result, subgroupShuffleXor(result, distance));
-  }
+  for (var step = 1u; step < CHUNK_LANES; step *= 2u) { result = max(result, subgroupShuffleXor(result, step)); }
   return result;
 }
 
 fn row_sum(value: f32) -> f32 {
   var result = value;
-  for (var distance = 1u; distance < CHUNK_LANES; distance *= 2u) {
-    result += subgroupShuffleXor(result, distance);
-  }
+  for (var step = 1u; step < CHUNK_LANES; step *= 2u) { result += subgroupShuffleXor(result, step); }
   return result;
 }
 
-// S of a chunk, before its parts are summed.
+// S of a chunk, and the same when its parts are summed.
 alias Products = array<Sum, CHUNK_FRAGMENTS>;
-
 fn totals(chunk: Products) -> Sums {
-  var sums = Sums();
-  // unroll G in CHUNK_FRAGMENTS {
-    sums[G] = total(chunk[G]);
-  // }
-  return sums;
+  return Sums(
+    // unroll G in CHUNK_FRAGMENTS {
+      total(chunk[G]),
+    // }
+  );
 }
 
 // What stands in the scratch for sums.
@@ -173,6 +157,7 @@ fn add_visible_keys(mine: Mine, o: Sums, key_chunk: u32, chunk: u32) -> Sums {
   return sums_of(mine);
 }
 
+// rowsum(P) of an invocation.
 fn sum_of(p: Eight) -> f32 {
   let sum = p.low + p.high;
   return (sum.x + sum.y) + (sum.z + sum.w);

@@ -27,14 +27,11 @@ var<workgroup> s_tile: array<vec4<f32>, ROW_LANES * MATRIX_SIDE * S_STRIDE>;
 // Orders a subgroup's accesses to its scratch. Some of these stand under conditions that hold for one subgroup and not
 // for another. lavapipe (Mesa 26.1) takes any barrier for one of the whole workgroup and goes astray there; its
 // subgroups run in lockstep and need none.
-fn scratch_barrier() {
-  if !IN_LOCKSTEP { subgroupBarrier(); }
-}
+fn scratch_barrier() { if !IN_LOCKSTEP { subgroupBarrier(); } }
 
 // An invocation's row in a chunk and its first quad there; where its subgroup's scratch for sums starts, and that quad
 // in it; the same for left factors.
 struct Mine { row: u32, quad: u32, s_scratch: u32, s: u32, p_scratch: u32, p: u32 }
-
 fn mine_at(subgroup: u32, row: u32, quad: u32) -> Mine {
   let s_scratch = subgroup * MATRIX_SIDE * S_STRIDE;
   let p_scratch = subgroup * MATRIX_SIDE * P_STRIDE;
@@ -48,7 +45,6 @@ fn first_of(mine: Mine, chunk: u32) -> u32 { return (chunk * CHUNK_QUADS + mine.
 // The eight elements of an invocation, and what holds for each.
 struct Eight { low: vec4<f32>, high: vec4<f32> }
 struct Which { low: vec4<bool>, high: vec4<bool> }
-
 fn times(a: Eight, b: Eight) -> Eight { return Eight(a.low * b.low, a.high * b.high); }
 fn scaled(a: Eight, factor: f32) -> Eight { return Eight(a.low * factor, a.high * factor); }
 fn largest_of_eight(a: Eight) -> f32 { return largest_of_four(max(a.low, a.high)); }
@@ -87,7 +83,6 @@ fn kept_of(at: Cells) -> Which {
 
 // The left factors of a chunk: their way into the scratch, and out of it.
 alias Lefts = array<Left, CHUNK_FRAGMENTS>;
-
 fn place(mine: Mine, value: Eight) {
   // unroll PART in PARTS {
     p_tile_PART[mine.p] = as_PART(value.low);
@@ -105,9 +100,13 @@ fn lefts(mine: Mine) -> Lefts {
   return chunk;
 }
 
+fn lefts_of(mine: Mine, value: Eight) -> Lefts {
+  place(mine, value);
+  return lefts(mine);
+}
+
 // The sums of a chunk: the way into the scratch, and out of it. naga wants names for what it stores.
 alias Sums = array<MatrixC, CHUNK_FRAGMENTS>;
-
 fn store_sums(mine: Mine, chunk: Sums) {
   let stride = S_STRIDE;
   // unroll G in CHUNK_FRAGMENTS {
@@ -132,7 +131,6 @@ fn plain(mine: Mine, chunk: Sums) -> Eight {
   fn TENSOR_head(batch: u32, head: u32) -> u32 {
     return params.TENSOR_offset + batch * params.TENSOR_stride_batch + head * params.TENSOR_stride_head;
   }
-
   fn TENSOR_quad(head_at: u32, row: u32, count: u32, dim: u32, head_dim: u32) -> Loaded {
     let inside_dim = min(dim, (head_dim - 1u) / 4u * 4u);
     let at = head_at + min(row, count - 1u) * params.TENSOR_stride_row + inside_dim;
@@ -144,7 +142,6 @@ fn plain(mine: Mine, chunk: Sums) -> Eight {
 // scale is that of a row whose largest element is at least `least`.
 // unroll W in WIDTHS, TENSOR in OWNED_W {
   struct W_Rows { scale: f32, chunks: array<Lefts, W_CHUNKS> }
-
   fn TENSOR_rows(mine: Mine, head_at: u32, row: u32, count: u32, least: f32, is_negative: bool) -> W_Rows {
     var largest = least;
     // unroll M in W_CHUNKS {
@@ -165,6 +162,8 @@ fn plain(mine: Mine, chunk: Sums) -> Eight {
   }
 // }
 fn signed(value: vec4<f16>, is_negative: bool) -> vec4<f16> { return select(value, -value, is_negative); }
+
+// The units of rows that pass by.
 // unroll TENSOR in WALKED {
   fn TENSOR_units_of(row: u32) -> Eight { return Eight(TENSOR_units(row), TENSOR_units(row + HIGH)); }
 // }

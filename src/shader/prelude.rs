@@ -94,10 +94,9 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     for &(list, name) in kernel.names {
         lists.names(list, vec![name]);
     }
-    // What f16 leaves of an element passes as a second part; the lists let a text speak of it, or of there being none.
+    // What f16 leaves of an element passes as a second part.
     let has_rest = specialization.storage.matrix_parts() > 1;
     lists.names("REST_PARTS", if has_rest { vec!["rest"] } else { vec![] });
-    lists.names("ONLY_PARTS", if has_rest { vec![] } else { vec!["only"] });
     lists.names("PARTS", if has_rest { vec!["half", "rest"] } else { vec!["half"] });
     // Tensors are as wide as K (Q, K and their gradients) or as V (V, O and theirs).
     lists.names("WIDTHS", vec!["K", "V"]);

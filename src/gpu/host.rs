@@ -1,4 +1,4 @@
-//! The form for people who only have slices: upload, run, read back.
+//! The slice form: upload, run, read back.
 
 use super::attention::FlashAttention;
 use super::buffers::Slices;
@@ -309,7 +309,7 @@ impl Readback {
     }
 }
 
-/// Makes callbacks arrive: a thread waits for the device, so that the caller's executor does not.
+/// Makes callbacks arrive. A thread waits for the device, so the caller's executor does not.
 #[cfg(not(target_arch = "wasm32"))]
 fn drive(device: &wgpu::Device) {
     let wait = {

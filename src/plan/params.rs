@@ -95,8 +95,8 @@ uniform! {
 }
 
 impl Params {
-    /// Writes where a tensor lies in what is bound of it. Strides along a dimension of which a part holds one entry are
-    /// never used and may pass 32 bits.
+    /// Writes where a tensor lies in its window. If a part has one entry along a dimension, its stride is never used and may
+    /// exceed 32 bits.
     pub(super) fn place(&mut self, operand: Operand, offset: u32, layout: &TensorLayout, stride_split: u64) {
         let [batch, row, head, split] =
             [layout.stride_batch, layout.stride_row, layout.stride_head, stride_split].map(|stride| stride as u32);

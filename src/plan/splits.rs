@@ -1,4 +1,4 @@
-//! The keys split over workgroups: into how many splits.
+//! Into how many splits the keys go, over workgroups.
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;

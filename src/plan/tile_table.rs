@@ -1,4 +1,4 @@
-//! Which tiles to try for a kernel on a device, the best first, with what was measured. The last of each list without
+//! Which tiles to try for a kernel on a device, the best first, with the measurements. The last of each list without
 //! matrices fits WebGPU's least limits.
 
 use super::capabilities::{Capabilities, DeviceClass};

@@ -1,4 +1,4 @@
-//! The turns of a kernel's loops in one call.
+//! How many turns the loops of a kernel take in one call.
 
 use super::kernels::{Loops, PHILOX, Specialization};
 use super::part::Lengths;

@@ -5,14 +5,15 @@ use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
 
-/// How the answer is computed. Both algorithms mean the same, to the last masked entry and dropout bit.
+/// How the answer is computed. Both algorithms have the same meaning, including masks and dropout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// Tiles in workgroup memory and an online softmax: no memory beyond O and LSE.
+    /// Tiles in workgroup memory and an online softmax. It never writes the score matrix. Beside O and LSE it needs memory
+    /// for D in the backward pass, and for partial results where keys are split.
     #[default]
     Flash,
-    /// The scores, the softmax and the output as three kernels that write the seqlen_q × seqlen_kv matrix to memory.
+    /// Separate kernels for scores, softmax and output, which write the seqlen_q × seqlen_kv matrix to memory.
     Standard,
 }
 
@@ -44,7 +45,8 @@ pub struct AttentionProblem {
     pub shape: AttentionShape,
     /// Where each tensor's elements lie in its buffer.
     pub layout: AttentionLayout,
-    /// The type that Q, K, V and O are stored in; all arithmetic is f32.
+    /// The type that Q, K, V and O are stored in. The softmax and all sums are in f32; on cooperative matrices, factors of
+    /// products are f16. See [`FlashAttention::with_matrices`](crate::FlashAttention::with_matrices).
     pub element: Element,
     /// The factor on Q Kᵀ, or `None` for 1/√head_dim.
     pub softmax_scale: Option<f64>,
@@ -61,7 +63,7 @@ pub struct AttentionProblem {
     pub gradient_layout: Option<AttentionLayout>,
     /// Backward: the type that dQ, dK and dV are stored in, or `None` for that of Q, K and V.
     pub gradient_element: Option<Element>,
-    /// What becomes of the scores, in this order.
+    /// Score modifiers, in this order.
     scores: Vec<ScoreMod>,
 }
 
@@ -132,8 +134,8 @@ impl AttentionProblem {
         self
     }
 
-    /// Modifies the scores, softmax_scale · Q Kᵀ, before the mask and the softmax: after the modifiers that were given before.
-    /// Each may be given once. FlashAttention, cuDNN and ONNX have a softcap before ALiBi.
+    /// Modifies the scores, softmax_scale · Q Kᵀ, before the mask and the softmax. Modifiers apply in the order of these calls.
+    /// Each may be given once. FlashAttention, cuDNN and ONNX apply softcap before ALiBi.
     ///
     /// ```
     /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, ScoreMod, alibi_slopes};
@@ -170,7 +172,7 @@ impl AttentionProblem {
         self
     }
 
-    /// Backward: stores dQ, dK and dV in f32, the type they are summed in, whatever the type of Q, K and V.
+    /// Backward: stores dQ, dK and dV in f32 for every type of Q, K and V. They are summed in f32 in any case.
     pub fn with_f32_gradients(mut self) -> Self {
         self.gradient_element = Some(Element::F32);
         self
@@ -186,12 +188,12 @@ impl AttentionProblem {
         self.gradient_element.unwrap_or(self.element)
     }
 
-    /// What becomes of the scores before the mask, in order. None for most problems.
+    /// The score modifiers, in their order. Most problems have none.
     pub fn scores(&self) -> &[ScoreMod] {
         &self.scores
     }
 
-    /// The factor on Q Kᵀ that is in force.
+    /// The factor on Q Kᵀ that is used.
     pub fn softmax_scale(&self) -> f64 {
         self.softmax_scale.unwrap_or_else(|| 1.0 / f64::from(self.shape.head_dim).sqrt())
     }
@@ -215,9 +217,9 @@ impl AttentionProblem {
         self.visible_pairs().saturating_mul(2 * dims)
     }
 
-    /// Floating-point operations of the backward pass, counted as the field does: five products for the forward's two,
-    /// three of width head_dim and two of width head_dim_v. (2.5 times the forward's where the two are equal.) What
-    /// recomputation costs on top is not counted.
+    /// Floating-point operations of the backward pass, counted as the field does: five products, three of width head_dim
+    /// and two of width head_dim_v. (The forward pass has two products, so it is 2.5 times as much where both widths are
+    /// equal.) Recomputation is not counted.
     pub fn backward_flops(&self) -> u64 {
         let dims = 3 * u64::from(self.shape.head_dim) + 2 * u64::from(self.shape.head_dim_v);
         self.visible_pairs().saturating_mul(2 * dims)

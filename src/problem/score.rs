@@ -1,6 +1,6 @@
 use super::shape::AttentionShape;
 
-/// A modifier of the scores: what becomes of S between softmax_scale · Q Kᵀ and the mask. See
+/// A score modifier: it changes S between softmax_scale · Q Kᵀ and the mask. See
 /// [`AttentionProblem::with_score`](super::AttentionProblem::with_score).
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -23,7 +23,7 @@ impl ScoreMod {
         }
     }
 
-    /// What makes it no modifier for a problem of this shape, if anything does.
+    /// What makes it invalid for a problem of this shape, if anything does.
     pub(crate) fn fault(&self, shape: &AttentionShape) -> Option<String> {
         match self {
             ScoreMod::Softcap(softcap) if softcap.is_finite() && *softcap > 0.0 => None,

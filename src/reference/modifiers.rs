@@ -1,4 +1,4 @@
-//! What modifiers make of a score, and with what error.
+//! What score modifiers make of a score, and how it errs.
 
 use crate::problem::{AttentionProblem, ScoreMod};
 
@@ -14,7 +14,7 @@ pub(super) struct Score {
     pub slope_rounding: f64,
 }
 
-/// Where a score stands: sequence, query head, row and key.
+/// The position of a score: sequence, query head, row and key.
 pub(super) type Cell = (u32, u32, u32, u32);
 
 /// What the problem's modifiers make of softmax_scale · q · k.

@@ -3,11 +3,11 @@
 use crate::operand::Operand;
 use crate::plan::{Access, File, Piece, RowReduce, Slot, Specialization, Storage, matrix_wgsl, wgsl};
 
-/// What all kernels have.
+/// The files of all kernels.
 const OF_ALL: [File; 3] = [wgsl!("common/params.wgsl"), wgsl!("common/mask.wgsl"), wgsl!("common/block_range.wgsl")];
 
-/// The files of a kernel, in their order: those of all kernels, what it has in common with some, what it has of slots, and
-/// its own.
+/// The files of a kernel, in their order: those of all kernels, shared files and files of slots, score modifiers, and the
+/// kernel's own file.
 pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     let kernel = specialization.kernel.spec();
     let mut files = OF_ALL.to_vec();
@@ -20,13 +20,13 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     files
 }
 
-/// What a kernel needs to modify scores, if it does.
+/// The files of the score modifiers, if there are any.
 fn score_files(specialization: &Specialization) -> Vec<File> {
     let chain = (!specialization.score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
     chain.into_iter().chain(specialization.score_mods.names().filter_map(score_file)).collect()
 }
 
-/// The file of a modifier: that of the slot `score` with its name.
+/// The file of a score modifier: the file of slot `score` with its name.
 fn score_file(name: &str) -> Option<File> {
     const FILES: &[File] = &[wgsl!("slots/score/alibi.wgsl"), wgsl!("slots/score/softcap.wgsl")];
     FILES.iter().find(|file| file.name.strip_prefix("slots/score/") == Some(&format!("{name}.wgsl"))).copied()

@@ -1,8 +1,8 @@
-//! How many turns the loops of a kernel take. Some software drivers end a shader after a number of them, without a word:
-//! see [`Capabilities::max_loop_turns`](crate::plan::Capabilities::max_loop_turns).
+//! How many turns the loops of a kernel take. Some software drivers end a shader after a number of turns and report
+//! nothing: see [`Capabilities::max_loop_turns`](crate::plan::Capabilities::max_loop_turns).
 //!
-//! A loop of n turns counts n + 1: the turn in which it is left is one too. Loops over what a window or the diagonal may
-//! hide are counted as if all of it were seen.
+//! A loop of n turns counts n + 1, because the turn in which it ends counts too. Loops over keys that a window or the
+//! diagonal may hide are counted as if all were seen.
 
 use super::specialization::Specialization;
 use crate::plan::tiles::Owns;

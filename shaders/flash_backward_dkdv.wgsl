@@ -15,12 +15,12 @@
 //         dK_j = dK_j + dSᵀ Q_i
 //     dK_j = softmax_scale · dK_j
 //
-// S and LSE are in units of log2(e). The sums run over heads and rows in order, so the bits never change.
+// S and LSE are in units of log2(e). The sums go over heads and rows in order, so the bits never change.
 //
-// Who owns what: a workgroup one KV tile of one KV head. LANES neighbouring invocations share THREAD_ROWS neighbouring
-// keys of it, each with every LANES-th quad of the head dimensions of K, V, dK and dV in registers; P and dS of their
-// keys are in the registers of all of them. Workgroup memory holds the Q and dO tiles; a row of them is read once and
-// used for all four products.
+// Who owns what: a workgroup owns one KV tile of one KV head. LANES neighbouring invocations share THREAD_ROWS
+// neighbouring keys of it. Each has every LANES-th quad of the head dimensions of K, V, dK and dV in its registers. P
+// and dS of their keys are in the registers of all of them. Workgroup memory holds the Q and dO tiles. An invocation
+// reads a row of them once and uses it for all four products.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(

@@ -1,5 +1,5 @@
-// What becomes of a score between softmax_scale · Q Kᵀ and the mask: a chain of modifiers (slot score), in the order of
-// the list SCORE_MODS. Kernels whose list is empty are without this file, and pay nothing.
+// Score modifiers: they change a score between softmax_scale · Q Kᵀ and the mask. They form a chain (slot score), in
+// the order of the list SCORE_MODS. If the list is empty, this file is left out and costs nothing.
 
 // Four neighbouring scores of a row: sequence, query head, row and first key, all of the whole problem.
 struct Cell {
@@ -14,7 +14,7 @@ fn cell_at(batch: u32, head: u32, row: u32, key: u32) -> Cell {
   return Cell(params.batch_first + batch, params.head_first + head, params.row_first + row, key);
 }
 
-// Small data that is no tensor. Word n says where table n starts.
+// Small data that is not a tensor. Word n says where table n starts.
 @group(0) @binding(BINDING_tables) var<storage, read> tables: array<u32>;
 
 // S as the softmax takes it, from softmax_scale · Q Kᵀ. Both are in units of log2(e); modifiers see natural scores.

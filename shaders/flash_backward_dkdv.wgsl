@@ -53,7 +53,7 @@ fn main(
   // }
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
-  // Those that all keys are seen by come first, so that their loop needs no mask.
+  // Tiles whose rows all see all keys come first, so their loop needs no mask.
   let visits = visits_of(row_range(tile.first_key, tile.last_key));
   let steps = visits.count * params.heads_per_kv;
   let first_row = step_at(visits, 0u).row_tile * TILE_Q;

@@ -188,7 +188,7 @@ pub enum Error {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidProblem {
-    /// The heads cannot be shared out evenly.
+    /// The query heads cannot be divided evenly among the KV heads.
     #[error("num_heads = {num_heads} is not a multiple of num_heads_kv = {num_heads_kv}")]
     HeadsMismatch {
         /// Heads of Q.

@@ -120,7 +120,7 @@ impl FlashAttention {
         self.gradients(problem, slices).await
     }
 
-    /// As [`FlashAttention::backward`], with gradients in f32, whatever the type of the other tensors.
+    /// As [`FlashAttention::backward`], with gradients in f32 for every type of the other tensors.
     ///
     /// # Errors
     /// As [`FlashAttention::backward`].
@@ -322,7 +322,7 @@ fn drive(device: &wgpu::Device) {
     }
 }
 
-/// A browser makes callbacks arrive by itself.
+/// A browser delivers callbacks without help.
 #[cfg(target_arch = "wasm32")]
 fn drive(_: &wgpu::Device) {}
 

@@ -144,7 +144,7 @@ impl Operation {
         let bound = dispatches.iter().map(|dispatch| self.bind(slices, dispatch, &mut making)).collect();
         match making.end() {
             Ok(groups) if memory::can_be_seen(self.attention.backend) => self.bind_groups.note(groups),
-            // Nothing would tell that the buffers of an old bind group were destroyed.
+            // Nothing would show that the buffers of an old bind group were destroyed.
             Ok(_) => {}
             Err(error) => {
                 // A uniform may not have been written, and must not be used again.

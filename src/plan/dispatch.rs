@@ -120,7 +120,7 @@ impl Plan {
             }
         }
         for operand in self.operands() {
-            // No tensor is larger than a buffer, which is quicker to ask.
+            // No tensor is larger than a buffer. This is quicker to check.
             let origin = origins.get(operand).unwrap_or(0);
             if origin.checked_add(self.capabilities.max_buffer).is_none()
                 && origin.checked_add(self.required_bytes(operand)).is_none()

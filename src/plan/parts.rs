@@ -134,7 +134,7 @@ impl Plan {
         lengths.seqlen_kv.next_multiple_of(self.tiles.tile_kv)
     }
 
-    /// Bindings start at multiples of so many bytes.
+    /// Bindings start at multiples of this many bytes.
     pub(super) fn binding_alignment(&self) -> u64 {
         self.capabilities.binding_alignment.max(1)
     }

@@ -34,7 +34,7 @@ impl fmt::Display for Tiles {
     }
 }
 
-/// Bytes of a quad in workgroup memory, which holds f32 whatever the storage.
+/// Bytes of a quad in workgroup memory, which always holds f32.
 pub(super) const QUAD: u64 = 16;
 
 /// What a workgroup owns one tile of. It goes over the tiles of the other.

@@ -5,7 +5,7 @@ use super::part::Lengths;
 use super::visible::{visible_keys_of_a_tile, visible_rows_of_a_tile};
 use crate::problem::AttentionProblem;
 
-/// Turns of all loops that an invocation takes at most, with the keys in so many splits.
+/// Turns of all loops that an invocation takes at most, with the keys in `num_splits` splits.
 pub(super) fn turns_of(
     specialization: &Specialization,
     problem: &AttentionProblem,

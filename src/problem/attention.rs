@@ -27,8 +27,8 @@ impl Algorithm {
     }
 }
 
-/// One attention operation: `O = dropout(softmax(mask(softmax_scale · Q Kᵀ))) V`, with
-/// `LSE = ln Σ exp(softmax_scale · Q Kᵀ)` over the keys that the mask shows.
+/// One attention operation: `O = dropout(softmax(mask(S))) V`, with `LSE = ln Σ exp(S)` over the keys that the mask shows.
+/// `S = softmax_scale · Q Kᵀ`, changed by the score modifiers if there are any.
 ///
 /// ```
 /// use wgpu_flash_attention::{AttentionProblem, AttentionShape};
@@ -128,7 +128,7 @@ impl AttentionProblem {
     }
 
     /// Drops each probability with chance `dropout_p` (0 ≤ dropout_p < 1) and scales the kept ones by
-    /// 1/(1 − dropout_p). The mask depends on the seed and the position (batch, head, row, key) alone.
+    /// 1/(1 − dropout_p). The dropout mask depends only on seed, offset and position (batch, head, row, key).
     pub fn with_dropout(mut self, dropout_p: f64, philox_seed: u64) -> Self {
         self.dropout = Some(Dropout::new(dropout_p, philox_seed));
         self
@@ -157,16 +157,16 @@ impl AttentionProblem {
         self
     }
 
-    /// Splits the operation into dispatches of at most `max_flops` floating-point operations each (one query tile at
-    /// least), so that the watchdogs of desktops and browsers, which reset a GPU that is busy for about two seconds,
-    /// leave it alone. A thousandth of what the GPU does in two seconds is a good value.
+    /// Divides the operation into dispatches of at most `max_flops` floating-point operations each, but at least one tile.
+    /// Watchdogs of desktops and browsers reset a GPU that is busy for about two seconds; short dispatches avoid this. A
+    /// good value is a thousandth of what the GPU does in two seconds.
     pub fn with_bounded_work(mut self, max_flops: u64) -> Self {
         self.max_flops_per_dispatch = Some(max_flops);
         self
     }
 
-    /// Backward: places dQ, dK, dV and dO as the entries `q`, `k`, `v` and `o` of `layout` say, instead of like the
-    /// tensors themselves. Gradients must not overlap, so inputs that broadcast need another layout here.
+    /// Backward: places dQ, dK, dV and dO as the entries `q`, `k`, `v` and `o` of `layout` say. Without it they lie as Q, K, V
+    /// and O do. Gradients must not overlap, so inputs that broadcast need another layout here.
     pub fn with_gradient_layout(mut self, layout: AttentionLayout) -> Self {
         self.gradient_layout = Some(layout);
         self

@@ -32,7 +32,7 @@ pub(super) fn a_loop(turns: u64, inside: u64) -> u64 {
     turns.saturating_mul(inside.saturating_add(1)).saturating_add(1)
 }
 
-/// A loop in which the invocations of a workgroup share out `count` things.
+/// A loop in which the invocations of a workgroup share `count` pieces of work.
 pub(super) fn shared(count: u32, invocations: u32, inside: u64) -> u64 {
     a_loop(count.div_ceil(invocations.max(1)).into(), inside)
 }

@@ -1,5 +1,5 @@
-// The merge of partial results: attention over parts of the keys is attention over all of them once the parts are
-// weighed by their softmax sums.
+// The merge of partial results: attention over parts of the keys becomes attention over all of them. Each part has the
+// weight of its softmax sum.
 //
 // Reads O_s[num_splits, batch, seqlen_q, num_heads, head_dim_v], LSE_s[num_splits, batch, num_heads, seqlen_q]. Writes
 // O[batch, seqlen_q, num_heads, head_dim_v], LSE[batch, num_heads, seqlen_q].
@@ -11,14 +11,14 @@
 //
 // A part that sees nothing of a row has LSE_s = −∞, and its O_s is not read.
 //
-// Who owns what: an invocation four dimensions of one row.
+// Who owns what: an invocation owns four dimensions of one row.
 
 @group(0) @binding(BINDING_lse_parts) var<storage, read> lse_parts: array<f32>;
 @group(0) @binding(BINDING_lse) var<storage, read_write> lse: array<f32>;
 
 const ROW_QUADS = (HEAD_DIM_V + 3u) / 4u;
 
-// LSE_s, with −∞ told by its bits: WGSL compilers may assume that there are no infinities.
+// LSE_s. Its bits show −∞, because WGSL compilers may assume that there are no infinities.
 fn load_lse(index: u32) -> f32 {
   let value = lse_parts[index];
   return select(value, MASKED, bitcast<u32>(value) == 0xff800000u);

@@ -15,12 +15,12 @@
 //         dK_j = dK_j + dSᵀ Q_i
 //     dK_j = softmax_scale · dK_j
 //
-// S and LSE are in units of log2(e). The sums run over heads and rows in order, so the bits never change.
+// S and LSE are in units of log2(e). The sums go over heads and rows in order, so the bits never change.
 //
-// Who owns what: a workgroup one KV tile of one KV head. LANES neighbouring invocations share THREAD_ROWS neighbouring
-// keys of it, each with every LANES-th quad of the head dimensions of K, V, dK and dV in registers; P and dS of their
-// keys are in the registers of all of them. Workgroup memory holds the Q and dO tiles; a row of them is read once and
-// used for all four products.
+// Who owns what: a workgroup owns one KV tile of one KV head. LANES neighbouring invocations share THREAD_ROWS
+// neighbouring keys of it. Each has every LANES-th quad of the head dimensions of K, V, dK and dV in its registers. P
+// and dS of their keys are in the registers of all of them. Workgroup memory holds the Q and dO tiles. An invocation
+// reads a row of them once and uses it for all four products.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -53,7 +53,7 @@ fn main(
   // }
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
-  // Those that all keys are seen by come first, so that their loop needs no mask.
+  // Tiles whose rows all see all keys come first, so their loop needs no mask.
   let visits = visits_of(row_range(tile.first_key, tile.last_key));
   let steps = visits.count * params.heads_per_kv;
   let first_row = step_at(visits, 0u).row_tile * TILE_Q;

@@ -60,7 +60,7 @@ fn main(
   // }
 
   // for each KV tile j that some row of i sees:
-  // Those that all rows see whole come first, so that their loop needs no mask.
+  // Tiles that all rows see whole come first, so their loop needs no mask.
   let visits = visits_of(block_range(tile.first_row, tile.last_row));
   let first_key = tile_at(visits, 0u) * TILE_KV;
   // The next tile is fetched into registers while the one before is computed with.

@@ -6,9 +6,10 @@
 //   for each row i:                                      LANES neighbouring invocations
 //     D_i = rowsum(dO_i ∘ O_i) − dLSE_i
 //
-// rowsum(dO ∘ O) = rowsum(P ∘ dP), with dropout too, so that dS = P ∘ (dP − D) needs no sum over keys. The gradient of
-// LSE, if there is one, adds dLSE_i · P_ij to dS_ij, so it rides on D. A row that sees
-// nothing, or only scores of −∞, has no gradient: it gets an LSE at which every P is 0, and D = 0.
+// rowsum(dO ∘ O) = rowsum(P ∘ dP), with dropout too. So dS = P ∘ (dP − D) needs no sum over keys. The gradient of LSE,
+// if there is one, adds dLSE_i · P_ij to dS_ij. So it is a part of D.
+// A row that sees nothing, or only scores of −∞, has no
+// gradient: it gets an LSE at which every P is 0, and D = 0.
 
 @group(0) @binding(BINDING_d_lse) var<storage, read> d_lse: array<f32>;
 @group(0) @binding(BINDING_lse) var<storage, read> lse: array<f32>;

@@ -1,4 +1,4 @@
-// FlashAttention, forward, for few rows and many keys: decoding. What counts is to read K and V once, as fast as memory
+// FlashAttention, forward, for few rows and many keys: decoding. The goal is to read K and V once, as fast as memory
 // gives them.
 //
 // Reads Q[batch, seqlen_q, num_heads, head_dim], K[batch, seqlen_kv, num_heads_kv, head_dim],
@@ -22,10 +22,10 @@
 //
 // S, m and the exponents are in units of log2(e), as in flash_forward.wgsl.
 //
-// Who owns what: LANES neighbouring invocations are a group; of every KEY_LANES quads of keys one is its own. They
-// share it, each with every LANES-th quad of the head dimensions of Q, K, V and O of all rows in registers. S, P, m and
-// l of the group are in the registers of all of them. Workgroup memory holds what the groups tell each other at the
-// end.
+// Who owns what: LANES neighbouring invocations are a group. A group owns one of every KEY_LANES quads of keys. Each
+// of its invocations has every LANES-th quad of the head dimensions of Q, K, V and O, of all rows, in its registers.
+// S, P, m and l of the group are in the registers of all of them. Workgroup memory holds what the groups exchange at
+// the end.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(

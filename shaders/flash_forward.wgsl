@@ -16,13 +16,16 @@
 //       m_i   = m_new
 //     O_i = O_i / l_i,   LSE_i = m_i + ln l_i
 //
-// S, m and the exponents are in units of log2(e): exp(x) = exp2(log2(e) · x), and the factor rides on softmax_scale.
+// S, m and the exponents are in units of log2(e): exp(x) = exp2(log2(e) · x). softmax_scale contains the factor.
 //
-// The keys are split only where there are too few Q tiles to keep the device busy; combine.wgsl then merges the parts.
+// Score modifiers, if there are any, change S before the mask (common/scores.wgsl).
 //
-// Who owns what: a workgroup one Q tile of one head, and one split of the keys. LANES neighbouring invocations share
-// THREAD_ROWS rows of it, each with every LANES-th quad of the head dimensions of Q and O in registers; S, P, m and l
-// of their rows are in the registers of all of them. Workgroup memory holds the K and V tiles.
+// The keys are split if there are too few Q tiles to keep the device busy, or if a sum or a loop would be too long.
+// combine.wgsl then merges the parts.
+//
+// Who owns what: a workgroup owns one Q tile of one head, and one split of the keys. LANES neighbouring invocations
+// share THREAD_ROWS rows of it. Each has every LANES-th quad of the head dimensions of Q and O in its registers. S, P,
+// m and l of their rows are in the registers of all of them. Workgroup memory holds the K and V tiles.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(

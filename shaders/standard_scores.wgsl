@@ -6,7 +6,7 @@
 //   for each Q tile i, for each KV tile j that some row of i sees:      one workgroup
 //     S_ij = softmax_scale · Q_i K_jᵀ, masked
 //
-// S is in units of log2(e) and rows are whole numbers of tiles; tiles that no row sees are not written. An invocation
+// S is in units of log2(e). Rows of S are whole numbers of tiles. Tiles that no row sees are not written. An invocation
 // owns THREAD_ROWS rows by four neighbouring keys.
 
 @group(0) @binding(BINDING_s) var<storage, read_write> s: array<vec4<f32>>;

@@ -3,7 +3,7 @@
 // Reads S[batch, num_heads, seqlen_q, seqlen_kv]. Writes P in the place of S, LSE[batch, num_heads, seqlen_q].
 //
 //   for each row:                                        one workgroup
-//     m = rowmax(S), l = rowsum(exp(S − m))              one pass, each invocation online over its own part
+//     m = rowmax(S), l = rowsum(exp(S − m))              one pass, online; each invocation has a part of the row
 //     P = dropout(exp(S − m) / l), LSE = m + ln l        a second pass
 //
 // S is in units of log2(e).

@@ -9,7 +9,7 @@ pub enum Error {
     #[error("invalid problem: {0}")]
     InvalidProblem(#[from] InvalidProblem),
 
-    /// A plan that no device can run, or that this call does not take: what was asked for beside the problem is wrong.
+    /// A plan that no device can run, or that this call does not take. The problem is sound; a choice beside it is wrong.
     #[error("invalid plan: {what}: {reason}")]
     InvalidPlan {
         /// What was asked for: `tiles`, `num_splits`, `capabilities`, `direction` or `specialization`.
@@ -76,15 +76,15 @@ pub enum Error {
         needed: &'static str,
     },
 
-    /// A buffer without memory: `destroy` was called on it, or the device had none when it was created. wgpu tells this
-    /// on Vulkan, Metal and DX12; a browser tells it when the commands are submitted.
+    /// A buffer without memory: `destroy` was called on it, or the device had no memory when it was created. wgpu shows
+    /// this on Vulkan, Metal and DX12. A browser reports it when the commands are submitted.
     #[error("the buffer for {operand} has no memory: it was destroyed, or its creation failed")]
     BufferDestroyed {
         /// The tensor, or the scratch memory of an operation that was destroyed.
         operand: Operand,
     },
 
-    /// A buffer for a tensor that the operation has not.
+    /// A buffer for a tensor that the operation does not have.
     #[error("a buffer for {operand} was given, but the operation has no such tensor")]
     BufferUnexpected {
         /// The tensor.
@@ -166,8 +166,8 @@ pub enum Error {
         message: String,
     },
 
-    /// wgpu refused what only wgpu can tell, such as a buffer of another device. (Anything else this library should have
-    /// refused first; please report it.)
+    /// wgpu refused what only wgpu can know, such as a buffer of another device. (This library should refuse everything
+    /// else itself. Please report it.)
     #[error("wgpu refused the operation: {0}")]
     Gpu(String),
 
@@ -188,7 +188,7 @@ pub enum Error {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidProblem {
-    /// The heads cannot be shared out evenly.
+    /// The query heads cannot be divided evenly among the KV heads.
     #[error("num_heads = {num_heads} is not a multiple of num_heads_kv = {num_heads_kv}")]
     HeadsMismatch {
         /// Heads of Q.
@@ -206,7 +206,7 @@ pub enum InvalidProblem {
         /// The largest size that a kernel exists for.
         max: u32,
     },
-    /// A length past what 32-bit positions can address.
+    /// A length that 32-bit positions cannot address.
     #[error("{name} = {found}; at most {max} is supported")]
     Length {
         /// The dimension.
@@ -216,7 +216,7 @@ pub enum InvalidProblem {
         /// The largest supported.
         max: u32,
     },
-    /// Two elements of an output tensor share one place.
+    /// Two elements of an output tensor have the same place.
     #[error("the layout of {0} places two of its elements at one address; outputs must not overlap themselves")]
     LayoutOverlaps(Operand),
     /// A tensor's extent passes 2⁶⁴ bytes.
@@ -235,7 +235,7 @@ pub enum InvalidProblem {
         /// The type that was asked for.
         found: Element,
     },
-    /// A modifier of the scores that cannot be one.
+    /// A score modifier that is not valid.
     #[error("{name}: {reason}")]
     ScoreMod {
         /// Its name.

@@ -1,7 +1,8 @@
 //! Exact FlashAttention for every GPU that wgpu reaches, written as WGSL compute shaders.
 //!
-//! `O = dropout(softmax(mask(softmax_scale · Q Kᵀ))) V`, tiled in workgroup memory with an online softmax: exact, and
-//! linear in memory. Vulkan, Metal, DX12, and WebGPU in the browser.
+//! `O = dropout(softmax(mask(softmax_scale · Q Kᵀ))) V`, tiled in workgroup memory with an online softmax. The result is
+//! exact, and memory grows with the sequence length, not with its square. It runs on Vulkan, Metal, DX12, and WebGPU in the
+//! browser.
 //!
 //! ```no_run
 //! use wgpu_flash_attention::{AttentionProblem, AttentionShape, FlashAttention};
@@ -17,11 +18,12 @@
 //! # }
 //! ```
 //!
-//! Programs that own a `wgpu::Device` call [`FlashAttention::new`], [`FlashAttention::prepare_forward`] once and
-//! [`PreparedForward::encode`] as often as they like, into their own command encoder and with their own buffers.
+//! Programs that own a `wgpu::Device` call [`FlashAttention::new`] and [`FlashAttention::prepare_forward`] once. Then they
+//! call [`PreparedForward::encode`] many times, with their own command encoder and buffers. Gradients go the same way:
+//! [`FlashAttention::prepare_backward`] and [`PreparedBackward::encode`].
 //!
-//! What a caller needs is exported here. [`mod@reference`] is the slow and obvious oracle that the tests compare with;
-//! [`unstable`] is what tools need that look inside, such as one that prints shaders.
+//! The root exports everything that a caller needs. [`mod@reference`] is the slow and obvious oracle that the tests compare
+//! with. [`unstable`] is for tools that look inside, for example to print shaders.
 
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
@@ -48,10 +50,10 @@ pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType,
     EntryLayout, KeyMask, Mask, MergeProblem, ScoreMod, TensorLayout, alibi_slopes,
 };
-/// The versions whose types stand in this crate's interface.
+/// The crates whose types are part of this crate's interface.
 pub use {half, wgpu};
 
-/// What a plan is made of: kernels, their text, and the dispatches of a call. For tools and tests that look inside. Any
+/// The parts of a plan: kernels, their text, and the dispatches of a call. It is for tools and tests that look inside. Any
 /// release may change it.
 pub mod unstable {
     pub use crate::operand::Usage;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A tensor or uniform that a kernel binds. One binding number for life, the same in every kernel.
+/// A tensor or uniform that a kernel binds. Its binding number is the same in every kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 #[non_exhaustive]
@@ -39,7 +39,7 @@ pub enum Operand {
     OParts = 14,
     /// Their log-sum-exp.
     LseParts = 15,
-    /// Small data that is no tensor, such as the slopes of ALiBi. The library's own.
+    /// Small data that is not a tensor, such as the slopes of ALiBi. The library makes it.
     Tables = 16,
     /// What is added to the scores.
     Bias = 17,
@@ -101,8 +101,8 @@ impl Operand {
         }
     }
 
-    /// Whether it holds elements in the problem's type and layout (gradients perhaps in others of their own). What does not
-    /// is f32 and contiguous, whatever the problem.
+    /// Whether it holds elements in the problem's type and layout. (Gradients may have another type and layout.) All other
+    /// tensors are f32 and contiguous in every problem.
     pub const fn holds_elements(self) -> bool {
         use Operand::{DO, Dk, Dq, Dv, K, O, Q, V};
         matches!(self, Q | K | V | O | DO | Dq | Dk | Dv)

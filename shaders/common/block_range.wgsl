@@ -1,6 +1,6 @@
-// The KV tiles that some row of a Q tile sees, as first and end, and the tiles in between that every row sees whole:
-// only the others need the mask. Rows are those of the whole problem. Tiles outside the range are never visited, which
-// is why a causal mask halves the time.
+// The KV tiles that some row of a Q tile sees, as first and end. Between them are the tiles that every row sees whole;
+// only the others need the mask. Rows are those of the whole problem. Tiles outside the range are never visited, so a
+// causal mask halves the time.
 struct BlockRange {
   first: u32,
   end: u32,
@@ -20,7 +20,7 @@ fn row_range(first_key: u32, last_key: u32) -> BlockRange {
 // Tiles of a range whose first entry is seen from `top.x` to `top.y` and whose last entry from `bottom.x` to
 // `bottom.y`.
 fn tiles_between(top: vec2<i32>, bottom: vec2<i32>, side: u32) -> BlockRange {
-  // The first one's window starts and ends first.
+  // From row to row, the range of keys never goes back: the first one starts and ends first.
   let end = max(bottom.y, 0);
   let first = min(top.x, end);
   let tile = i32(side);

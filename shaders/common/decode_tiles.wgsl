@@ -1,5 +1,5 @@
-// Q, K and V on their way into registers, where they stay: every element of K and V is used by one group of lanes
-// alone, so workgroup memory would not save a load. Loads are never under a branch, as in flash_tiles.wgsl.
+// Loads of Q, K and V into registers, where they stay. Only one group of lanes uses an element of K and V, so workgroup
+// memory would not save a load. Loads are never under a branch, as in flash_tiles.wgsl.
 
 const V_STRIDE = LANES * V_QUADS;
 

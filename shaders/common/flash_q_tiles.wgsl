@@ -1,5 +1,5 @@
-// The mirror of flash_tiles.wgsl for a workgroup that owns keys: Q and dO tiles in workgroup memory, LSE and D of their
-// rows beside them, and K and V on their way into registers.
+// The counterpart of flash_tiles.wgsl for a workgroup that owns keys: Q and dO tiles in workgroup memory with LSE and
+// D of their rows, and loads of K and V into registers.
 
 const Q_STRIDE = LANES * K_QUADS;
 const D_O_STRIDE = LANES * V_QUADS;

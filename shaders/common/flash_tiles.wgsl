@@ -1,6 +1,6 @@
-// The K and V tiles of flash attention in workgroup memory, and Q, K and V on their way into registers. Loads are never
-// under a branch, so that many are in flight at once: what lies outside a tensor loads its neighbour inside, and is
-// replaced by 0.
+// The K and V tiles of flash attention in workgroup memory, and loads of Q, K and V into registers. Loads are never
+// under a branch, so many are in flight at once. A load outside a tensor reads its neighbour inside, and 0 replaces
+// the value.
 
 // Rows of the tiles, in quads: whole numbers of quads for each lane.
 const K_STRIDE = LANES * K_QUADS;

@@ -1,5 +1,5 @@
-// Which rows of which KV head and sequence a workgroup owns when the query heads that share a KV head share the
-// workgroup: their rows are packed, row 0 of all heads first, so that K and V are loaded once for all of them.
+// Which rows of which KV head and sequence a workgroup owns, if the query heads that share a KV head share the
+// workgroup. Their rows are packed, row 0 of all heads first. So K and V are loaded once for all of them.
 struct GroupTile {
   // Sequence, KV head and first query head of the group, counted from the first of this dispatch.
   batch: u32,

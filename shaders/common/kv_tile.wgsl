@@ -4,7 +4,7 @@ struct KvTile {
   batch: u32,
   head_kv: u32,
   head: u32,
-  // The tile's first key, counted likewise, and its first and last key in the whole problem.
+  // The tile's first key, counted in the same way, and its first and last key in the whole problem.
   key: u32,
   first_key: u32,
   last_key: u32,

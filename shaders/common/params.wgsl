@@ -1,5 +1,6 @@
-// What changes from dispatch to dispatch. The host twin is `plan::Params`; a test compares names, offsets and size.
-// 4-byte scalars only, so that Rust, WGSL and every backend agree on the layout without padding rules.
+// What changes from dispatch to dispatch. The same struct in Rust is `plan::Params`. A test compares names, offsets
+// and size, which must be a multiple of 16 bytes. All fields are 4-byte scalars, so Rust, WGSL and every backend agree
+// on the layout without padding rules.
 struct Params {
   // Lengths of this call; heads of Q and O per head of K and V; heads of the whole problem.
   seqlen_q: u32,

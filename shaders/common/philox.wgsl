@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al. 2011): four random words from a counter and a key, without state, so that every kernel
-// draws the same dropout mask whatever its tiles.
+// Philox4x32-10 (Salmon et al. 2011): four random words from a counter and a key. It has no state, so every kernel
+// draws the same dropout mask with any tiles.
 
 // The upper word of a · b, from 16-bit halves: WGSL has no 64-bit product.
 fn multiply_high(a: u32, b: u32) -> u32 {

@@ -3,9 +3,9 @@ struct QTile {
   // Sequence and head, counted from the first of this dispatch.
   batch: u32,
   head: u32,
-  // The head of K and V, counted likewise.
+  // The head of K and V, counted in the same way.
   head_kv: u32,
-  // The tile's first row, counted likewise, and its first and last row in the whole problem.
+  // The tile's first row, counted in the same way, and its first and last row in the whole problem.
   row: u32,
   first_row: u32,
   last_row: u32,

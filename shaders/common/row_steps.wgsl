@@ -1,5 +1,5 @@
-// A step of a workgroup's walk: a visit of a Q tile of one of the query heads that share its KV head, counted from the
-// first of them. The whole tiles of all heads come first.
+// A step of a workgroup: it visits a Q tile of one of the query heads that share its KV head. Heads are counted from
+// the first of them. The whole tiles of all heads come first.
 struct Step {
   head: u32,
   visit: u32,

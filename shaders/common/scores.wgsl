@@ -1,5 +1,5 @@
-// What becomes of a score between softmax_scale · Q Kᵀ and the mask: a chain of modifiers (slot score), in the order of
-// the list SCORE_MODS. Kernels whose list is empty are without this file, and pay nothing.
+// Score modifiers: they change a score between softmax_scale · Q Kᵀ and the mask. They form a chain (slot score), in
+// the order of the list SCORE_MODS. If the list is empty, this file is left out and costs nothing.
 
 // S as the softmax takes it, from softmax_scale · Q Kᵀ. Both are in units of log2(e); modifiers see natural scores.
 fn scored(s: vec4<f32>, cell: Cell) -> vec4<f32> {

@@ -1,5 +1,5 @@
-// How K and V arrive in standard attention: a chunk of CHUNK_QUADS · 4 head dimensions of a tile at a time. Keys and
-// dimensions outside the tensors are 0.
+// How K and V arrive in standard attention: a chunk of head dimensions of a tile at a time. Keys and dimensions
+// outside the tensors are 0.
 
 // The first dimension of the last quad.
 const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;

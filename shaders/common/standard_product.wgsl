@@ -1,8 +1,8 @@
-// The product of rows with keys in standard attention: Q Kᵀ or dO Vᵀ, each a chunk of CHUNK_QUADS · 4 dimensions at a
-// time on its way to workgroup memory. LANES = TILE_KV / 4: an invocation owns four neighbouring keys. Rows are an odd
-// number of quads apart, so that neighbouring rows lie in different banks. Rows and dimensions outside the tensors are
-// 0. Loads are never under a branch, so that many are in flight at once: what lies outside loads its neighbour inside
-// and is replaced.
+// The product of rows with keys in standard attention: Q Kᵀ or dO Vᵀ. Both pass through workgroup memory, a chunk of
+// dimensions at a time. LANES = TILE_KV / 4: an invocation owns four neighbouring keys. Rows are an odd number of
+// quads apart, so neighbouring rows lie in different banks. Rows and dimensions outside the tensors are 0. Loads are
+// never under a branch, so many are in flight at once. A load outside reads its neighbour inside, and the value is
+// replaced.
 
 const CHUNK_QUADS = K_CHUNK_QUADS;
 const ROW_STRIDE = CHUNK_QUADS | 1u;

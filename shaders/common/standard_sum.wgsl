@@ -1,6 +1,6 @@
-// Sums over keys in standard attention: P V or dS K. A tile of the matrix in workgroup memory, and of V or K on its way
-// there, a chunk of CHUNK_QUADS · 4 head dimensions at a time, in which an invocation owns the quads lane, lane +
-// LANES, … What lies outside is 0, as in standard_keys.wgsl.
+// Sums over keys in standard attention: P V or dS K. Workgroup memory holds a tile of the matrix, and of V or K a
+// chunk of head dimensions at a time. In a chunk, an invocation owns the quads lane, lane + LANES, … What lies outside
+// is 0, as in standard_keys.wgsl.
 
 const CHUNK_QUADS = THREAD_QUADS * LANES;
 const KEY_STRIDE = CHUNK_QUADS | 1u;

@@ -1,6 +1,6 @@
-// Sums over rows in standard attention: dropout(P)ᵀ dO or dSᵀ Q, over all heads that share the keys. A tile of the
-// matrix in workgroup memory, and of dO or Q, a chunk of CHUNK_QUADS · 4 head dimensions at a time. What lies outside
-// is 0, as in standard_product.wgsl, and so are rows that see nothing, or only scores of −∞.
+// Sums over rows in standard attention: dropout(P)ᵀ dO or dSᵀ Q, over all heads that share the keys. Workgroup memory
+// holds a tile of the matrix, and of dO or Q a chunk of head dimensions at a time. What lies outside is 0, as in
+// standard_product.wgsl. Rows that see nothing, or only scores of −∞, are 0 too.
 
 const CHUNK_QUADS = THREAD_QUADS * LANES;
 const ROW_STRIDE = CHUNK_QUADS | 1u;

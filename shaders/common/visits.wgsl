@@ -1,5 +1,5 @@
-// The KV tiles in the order in which flash attention visits them: first those that every row sees whole, whose loop
-// needs no mask, then the others. An online softmax may take its tiles in any order.
+// The KV tiles in the order in which flash attention visits them. Tiles that every row sees whole come first; their
+// loop needs no mask. Then come the others. An online softmax may take its tiles in any order.
 struct Visits {
   range: BlockRange,
   num_whole: u32,

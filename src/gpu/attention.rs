@@ -1,4 +1,4 @@
-//! Attention on one device, from which operations are prepared.
+//! Attention on one device. It prepares operations.
 
 use super::bindings::Uniforms;
 use super::device;
@@ -8,8 +8,7 @@ use crate::plan::{Capabilities, Direction, Plan, PlanBuilder, Tuning};
 use crate::problem::{AttentionProblem, MergeProblem};
 use std::sync::Arc;
 
-/// Attention on one device: its capabilities, the pipelines compiled and the uniforms written so far. Clones share
-/// them.
+/// Attention on one device: its capabilities, and the pipelines and uniforms made so far. Clones share them.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct FlashAttention {
@@ -26,8 +25,8 @@ pub struct FlashAttention {
 }
 
 impl FlashAttention {
-    /// Attention on the caller's device. What the kernels may use is what the device was created with:
-    /// [`FlashAttention::device_descriptor`] asks for all that helps.
+    /// Attention on the caller's device. The kernels use the features and limits that the device was created with.
+    /// [`FlashAttention::device_descriptor`] asks for all that help.
     pub fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, queue: &wgpu::Queue) -> Self {
         let capabilities = device::capabilities(adapter, device);
         Self {
@@ -43,7 +42,7 @@ impl FlashAttention {
         }
     }
 
-    /// Attention on a device of its own, on the fastest adapter.
+    /// Attention on a new device, on the fastest adapter.
     ///
     /// # Errors
     /// [`Error::NoAdapter`] where nothing runs compute shaders; [`Error::Gpu`] if the adapter gives no device.
@@ -51,7 +50,7 @@ impl FlashAttention {
         Self::from_adapter(&device::request_adapter().await?).await
     }
 
-    /// Attention on a device of its own, on the given adapter.
+    /// Attention on a new device, on the given adapter.
     ///
     /// # Errors
     /// [`Error::Gpu`] if the adapter gives no device.
@@ -63,29 +62,31 @@ impl FlashAttention {
         Ok(Self::new(adapter, &device, &queue))
     }
 
-    /// The features and limits that let a device run everything this library has on this adapter, and nothing that the
-    /// adapter lacks. Merge it with your own wishes before you create a device.
+    /// The features and limits with which a device runs everything this library has on this adapter. It asks for nothing
+    /// that the adapter lacks. Add the features and limits that you need before you create a device.
     ///
-    /// Where the adapter lists cooperative matrices that the kernels can use, it asks for
-    /// `Features::EXPERIMENTAL_COOPERATIVE_MATRIX` and holds wgpu's permission for experimental features. wgpu gives that
-    /// by an unsafe function: such features may still have bugs that are undefined behaviour. The permission is for all of
-    /// them, also for those that you add. On other adapters it asks for none and holds none. To do without matrices, take
-    /// the feature out and put `ExperimentalFeatures::disabled()` in.
+    /// If the adapter lists cooperative matrices that the kernels can use, the descriptor asks for
+    /// `Features::EXPERIMENTAL_COOPERATIVE_MATRIX` and holds wgpu's permission for experimental features. wgpu gives this
+    /// permission by an unsafe function, because such features may have bugs that are undefined behaviour. The permission
+    /// is for all of them, including those that you add. On other adapters the descriptor asks for no experimental feature
+    /// and holds no permission. To exclude matrices, remove the feature and set `ExperimentalFeatures::disabled()`.
     pub fn device_descriptor(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
         device::descriptor(adapter)
     }
 
-    /// Plans as if the device had only this, for tests of what a smaller device would run. What the device lacks is not
-    /// added by it.
+    /// Plans as if the device had only these capabilities, to test what a smaller device would run. It adds nothing that the
+    /// device lacks.
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
         self.capabilities = Arc::new(capabilities.at_most(&self.capabilities));
         self
     }
 
-    /// Whether problems run on cooperative matrices (tensor cores), where the device has them: up to seven times as fast. In
-    /// f16 and bf16 P is then rounded to f16 before its product with V, as CUDA's flash attention has it; f32 passes in two
-    /// parts of f16, 23 bits together, and sums in f32. Where f32 would give an infinity in O, f32 on matrices may give NaN. On
-    /// by default.
+    /// Whether problems run on cooperative matrices (tensor cores), if the device has them. They are up to seven times as
+    /// fast. On by default.
+    ///
+    /// In f16 and bf16, P is then rounded to f16 before its product with V, as in CUDA's flash attention. f32 passes in two
+    /// parts of f16, 23 bits together, and is summed in f32. Where f32 would give an infinity in O, f32 on matrices may give
+    /// NaN.
     pub fn with_matrices(mut self, matrices: bool) -> Self {
         let mut capabilities = (*self.capabilities).clone();
         capabilities.matrix_side = self.matrix_side.filter(|_| matrices);
@@ -93,9 +94,9 @@ impl FlashAttention {
         self
     }
 
-    /// Tells that the caller's device was created with the browser's `subgroups` feature. wgpu 30 neither asks a browser
-    /// for it nor sees it, so JavaScript must have asked; on a device without it every kernel that uses subgroups is
-    /// refused by the browser.
+    /// Says that the caller's device was created with the browser's `subgroups` feature. wgpu 30 neither asks a browser for
+    /// it nor sees it, so JavaScript must have asked. On a device without it, the browser refuses every kernel that uses
+    /// subgroups.
     #[cfg(target_arch = "wasm32")]
     pub fn with_browser_subgroups(mut self) -> Self {
         let mut capabilities = (*self.capabilities).clone();
@@ -105,8 +106,8 @@ impl FlashAttention {
         self
     }
 
-    /// Whether wgpu adds bounds checks to every access. Off by default: all WGSL is this library's own and in bounds by
-    /// construction.
+    /// Whether wgpu adds bounds checks to every access. Off by default, because all WGSL comes from this library and is in
+    /// bounds by construction.
     pub fn with_checked_shaders(mut self, checked_shaders: bool) -> Self {
         if checked_shaders != self.checked_shaders {
             self.checked_shaders = checked_shaders;
@@ -115,7 +116,7 @@ impl FlashAttention {
         self
     }
 
-    /// Takes tiles that were measured on this adapter (`flash tune` does) instead of the table's.
+    /// Takes tiles that were measured on this adapter (by `flash tune`), not those of the table.
     pub fn with_tuning(mut self, tuning: Tuning) -> Self {
         self.tuning = Arc::new(tuning);
         self

@@ -1,4 +1,4 @@
-//! Uniforms and bind groups: made once, used again by every call that needs the same.
+//! Uniforms and bind groups. Each is made once, and every call that needs the same uses it again.
 
 use super::scope::ErrorScope;
 use crate::error::Error;
@@ -26,9 +26,9 @@ impl<'a> Binding<'a> {
     }
 }
 
-/// Uniform values on the device, shared by all operations. Each value has a place of its own, which is written once
-/// and never again: a call that is recorded, but not yet submitted, keeps its values whatever is recorded after it. When a
-/// buffer of places is full the next one is begun, and the old one lives as long as a bind group holds it.
+/// Uniform values on the device, shared by all operations. Each value has its own place, which is written once. So a call
+/// that is recorded but not yet submitted keeps its values when other calls are recorded. When a buffer of places is full,
+/// the next one is made. The old one lives as long as a bind group holds it.
 #[derive(Debug, Default)]
 pub(super) struct Uniforms(Mutex<Option<Places>>);
 
@@ -91,9 +91,8 @@ impl Uniforms {
 
 /// The bind groups of one operation.
 ///
-/// A bind group keeps its buffers alive, and they are the caller's: so one is kept only once the same buffers have come a
-/// second time, no more than [`BIND_GROUPS`] are, and the one unused for longest makes room for the next. Buffers that
-/// are used once are never held on to.
+/// A bind group keeps the caller's buffers alive. So it is kept only when the same buffers come a second time. At most
+/// [`BIND_GROUPS`] are kept; the one that was unused for longest is dropped first. Buffers that are used once are not held.
 #[derive(Debug, Default)]
 pub(super) struct BindGroups {
     hasher: RandomState,
@@ -108,7 +107,7 @@ struct Kept {
     uses: u64,
 }
 
-/// What one call had to make, and what wgpu says of it. Calls that make nothing ask nothing.
+/// What one call had to make, and what wgpu says about it. Calls that make nothing ask wgpu nothing.
 #[derive(Default)]
 pub(super) struct Making {
     scope: Option<ErrorScope>,
@@ -134,7 +133,7 @@ pub(super) struct Group {
     last_use: u64,
 }
 
-/// Sets of buffers that one operation remembers: as many as a model with one operation for all of its layers has layers.
+/// Sets of buffers that one operation remembers. It is enough for one operation that serves all layers of a model.
 pub(super) const BIND_GROUPS: usize = 128;
 
 impl BindGroups {

@@ -3,7 +3,7 @@
 use crate::operand::Operand;
 use std::marker::PhantomData;
 
-/// The slices that a caller gives, by `Operand as usize`. What an operation needs of each stands in its plan.
+/// The slices that a caller gives, by `Operand as usize`. The plan says what an operation needs of each.
 pub(super) type Slices<'a> = [Option<wgpu::BufferSlice<'a>>; Operand::ALL.len()];
 
 /// The forward operation: Q, K and V to O and LSE.
@@ -20,9 +20,9 @@ pub enum Merge {}
 
 /// The caller's buffers of one call of the operation `D`: [`ForwardBuffers`], [`BackwardBuffers`] or [`MergeBuffers`].
 ///
-/// All need `BufferUsages::STORAGE`, and offsets that are multiples of 16 bytes. Inputs may share buffers; what is written
-/// needs a buffer of its own. A tensor without elements takes any buffer.
-/// [`Plan::required_bytes`](crate::Plan::required_bytes) says how many bytes each holds.
+/// All need `BufferUsages::STORAGE` and offsets that are multiples of 16 bytes. Inputs may share a buffer. A tensor that is
+/// written may not share its buffer. A tensor without elements takes any buffer.
+/// [`Plan::required_bytes`](crate::Plan::required_bytes) says how many bytes each must hold.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct Buffers<'a, D> {
@@ -45,11 +45,9 @@ impl<'a, D> Buffers<'a, D> {
         given.iter().fold(buffers, |buffers, (operand, slice)| buffers.with(*operand, *slice))
     }
 
-    /// Gives a tensor that an operation may have, gives another buffer for one, or with `None` takes it back. Encoding
-    /// refuses a tensor that the operation has not.
+    /// Sets the buffer of a tensor; `None` removes it. Encoding refuses a tensor that the operation does not have.
     ///
-    /// Backward calls take [`Operand::DLse`], the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`, where LSE was used
-    /// for more than this.
+    /// Backward calls take [`Operand::DLse`], the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`, if the loss uses LSE.
     pub fn with(mut self, operand: Operand, slice: impl Into<Option<wgpu::BufferSlice<'a>>>) -> Self {
         self.slices[operand as usize] = slice.into();
         self

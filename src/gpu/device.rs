@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::plan::{Capabilities, DeviceClass};
 use wgpu::Features;
 
-/// What speeds kernels up, or times them, on any adapter that has it.
+/// What makes kernels faster, or times them, on any adapter that has it.
 const WANTED: Features = Features::SHADER_F16
     .union(Features::SUBGROUP)
     .union(Features::SUBGROUP_BARRIER)
@@ -19,7 +19,7 @@ const FOR_MATRICES: Features = Features::EXPERIMENTAL_COOPERATIVE_MATRIX
 
 pub(super) async fn request_adapter() -> Result<wgpu::Adapter, Error> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    // Validation layers are the caller's to switch on, on an instance of their own.
+    // Callers who want validation layers make their own instance.
     descriptor.flags = wgpu::InstanceFlags::empty();
     let options =
         wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
@@ -85,8 +85,8 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
     }
 }
 
-/// Mesa's software driver counted the turns of all loops of a shader down from 65,535 and then ended it: 22.3.6 does, 25.0.7
-/// and 26.1.6 do not. Versions in between are taken for such as well.
+/// Mesa's software driver counted the turns of all loops of a shader and ended it after 65,535: 22.3.6 does, 25.0.7 and
+/// 26.1.6 do not. Versions before 25 are treated as if they did.
 fn max_loop_turns(driver: &str, driver_info: &str) -> Option<u32> {
     let version = driver_info.split("Mesa ").nth(1)?;
     let major: u32 = version.split('.').next()?.parse().ok()?;

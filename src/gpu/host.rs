@@ -1,4 +1,4 @@
-//! The form for people who only have slices: upload, run, read back.
+//! The slice form: upload, run, read back.
 
 use super::attention::FlashAttention;
 use super::buffers::Slices;
@@ -120,7 +120,7 @@ impl FlashAttention {
         self.gradients(problem, slices).await
     }
 
-    /// As [`FlashAttention::backward`], with gradients in f32, whatever the type of the other tensors.
+    /// As [`FlashAttention::backward`], with gradients in f32 for every type of the other tensors.
     ///
     /// # Errors
     /// As [`FlashAttention::backward`].
@@ -309,7 +309,7 @@ impl Readback {
     }
 }
 
-/// Makes callbacks arrive: a thread waits for the device, so that the caller's executor does not.
+/// Makes callbacks arrive. A thread waits for the device, so the caller's executor does not.
 #[cfg(not(target_arch = "wasm32"))]
 fn drive(device: &wgpu::Device) {
     let wait = {
@@ -322,7 +322,7 @@ fn drive(device: &wgpu::Device) {
     }
 }
 
-/// A browser makes callbacks arrive by itself.
+/// A browser delivers callbacks without help.
 #[cfg(target_arch = "wasm32")]
 fn drive(_: &wgpu::Device) {}
 

@@ -1,8 +1,8 @@
-//! Whether a buffer still has its memory. wgpu answers no such question, but it shows the backend's own buffer, and none
-//! once that is destroyed. A bind group that was made before does not tell until the encoder is finished or submitted, and
-//! then all of its commands are lost.
+//! Whether a buffer still has its memory. wgpu does not answer this question, but it shows the backend's own buffer, and
+//! none if that was destroyed. With an older bind group, wgpu reports it only when the encoder is finished or submitted.
+//! Then all of its commands are lost.
 
-/// Whether this backend tells.
+/// Whether this backend shows it.
 pub(super) fn can_be_seen(backend: wgpu::Backend) -> bool {
     match backend {
         #[cfg(any(windows, target_os = "linux", target_os = "android", target_os = "freebsd"))]
@@ -17,7 +17,7 @@ pub(super) fn can_be_seen(backend: wgpu::Backend) -> bool {
     }
 }
 
-/// False for a buffer that was destroyed or never made; true where nothing tells.
+/// False for a buffer that was destroyed or never made. True on backends that do not show it.
 #[cfg_attr(
     any(windows, target_os = "linux", target_os = "android", target_os = "freebsd", target_vendor = "apple"),
     expect(unsafe_code, reason = "wgpu shows the backend's own buffer by unsafe functions alone")

@@ -108,8 +108,8 @@ impl Operation {
         Ok(())
     }
 
-    /// Records dispatches as one compute pass. What can fail is made before the pass begins: a refused call leaves the
-    /// encoder as it was.
+    /// Records dispatches as one compute pass. Everything that can fail comes before the pass begins, so a refused call
+    /// leaves the encoder as it was.
     pub(super) fn record(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -120,7 +120,7 @@ impl Operation {
             return Ok(());
         }
         let bound = self.bind_all(slices, dispatches)?;
-        // An encoder that the caller has left a pass open in raises an error here; it is broken already.
+        // If the caller left a pass open in the encoder, this raises an error; the encoder is broken already.
         let scope = ErrorScope::of_validation(&self.attention.device);
         let mut pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
@@ -144,7 +144,7 @@ impl Operation {
         let bound = dispatches.iter().map(|dispatch| self.bind(slices, dispatch, &mut making)).collect();
         match making.end() {
             Ok(groups) if memory::can_be_seen(self.attention.backend) => self.bind_groups.note(groups),
-            // Nothing would tell that the buffers of an old bind group were destroyed.
+            // Nothing would show that the buffers of an old bind group were destroyed.
             Ok(_) => {}
             Err(error) => {
                 // A uniform may not have been written, and must not be used again.

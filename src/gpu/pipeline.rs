@@ -87,7 +87,7 @@ fn unchecked_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescrip
     unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 
-/// The compiler's first error, told by file and line of its origin.
+/// The compiler's first error, with file and line of its origin.
 async fn shader_error(module: &wgpu::ShaderModule, source: &ShaderSource, error: Error) -> Error {
     let info = module.get_compilation_info().await;
     let errors = info.messages.into_iter().filter(|m| m.message_type == wgpu::CompilationMessageType::Error);

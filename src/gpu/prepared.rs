@@ -10,8 +10,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// An operation that is checked, planned and compiled: a [`PreparedForward`], [`PreparedBackward`] or [`PreparedMerge`].
-/// Encode it as often as you like: what a call shares with calls before it (uniforms, bind groups) is used again. Clones
-/// share pipelines, scratch memory and bind groups.
+/// Encode it as often as you like. Calls use uniforms and bind groups of earlier calls again. Clones share pipelines,
+/// scratch memory and bind groups.
 #[derive(Clone, Debug)]
 pub struct Prepared<D> {
     operation: Operation,
@@ -28,8 +28,8 @@ pub type PreparedBackward = Prepared<Backward>;
 pub type PreparedMerge = Prepared<Merge>;
 
 impl FlashAttention {
-    /// Checks a problem, plans it, compiles its pipelines and allocates its scratch memory. Every refusal of the
-    /// problem comes from here.
+    /// Checks a problem, plans it, compiles its pipelines and allocates its scratch memory. If the problem is refused, it is
+    /// refused here.
     ///
     /// # Errors
     /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::Shader`] and
@@ -38,8 +38,8 @@ impl FlashAttention {
         self.prepare_forward_plan(self.plan_forward(problem).build()?).await
     }
 
-    /// As [`prepare_forward`](FlashAttention::prepare_forward), for the gradients of a problem: what the forward call read
-    /// and wrote goes in with the gradient of O.
+    /// As [`prepare_forward`](FlashAttention::prepare_forward), for the gradients of a problem. Its calls read what the
+    /// forward call read and wrote, and the gradient of O.
     ///
     /// # Errors
     /// As `prepare_forward`.
@@ -88,10 +88,10 @@ impl<D> Prepared<D> {
     ///
     /// # Errors
     /// [`Error::BufferTooSmall`], [`Error::BufferUsage`], [`Error::BufferAlignment`] or [`Error::BufferAliased`] for
-    /// buffers that don't fit; [`Error::BufferUnexpected`] for one that the operation has no tensor for;
-    /// [`Error::BufferDestroyed`] for those without memory; [`Error::OutOfMemory`] if the uniforms cannot be allocated;
-    /// [`Error::Gpu`] for buffers of another device. A refused call leaves the encoder as it was. That the encoder itself
-    /// is of another device wgpu does not tell before it is finished.
+    /// buffers that don't fit; [`Error::BufferUnexpected`] for a tensor that the operation does not have;
+    /// [`Error::BufferDestroyed`] for buffers without memory; [`Error::OutOfMemory`] if the uniforms cannot be allocated;
+    /// [`Error::Gpu`] for buffers of another device. A refused call leaves the encoder as it was. If the encoder itself is
+    /// of another device, wgpu reports this only when it is finished.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, buffers: &Buffers<D>) -> Result<(), Error> {
         self.encode_call(encoder, buffers, &Call::default())
     }
@@ -110,8 +110,8 @@ impl<D> Prepared<D> {
         self.operation.record(encoder, &buffers.slices, &dispatches)
     }
 
-    /// As [`encode_call`](Prepared::encode_call), but only the given ones of its dispatches, to spread a long operation
-    /// over several submissions. They must run in order.
+    /// As [`encode_call`](Prepared::encode_call), but with only some of its dispatches. So a long operation can go in several
+    /// submissions. They must run in order.
     ///
     /// # Errors
     /// Those of `encode_call`, and [`Error::NoSuchDispatch`].
@@ -128,8 +128,8 @@ impl<D> Prepared<D> {
         self.operation.record(encoder, &buffers.slices, dispatches)
     }
 
-    /// How many dispatches a call makes: one for each pass of the plan, and more where limits or
-    /// [`with_bounded_work`](crate::AttentionProblem::with_bounded_work) cut it.
+    /// How many dispatches a call makes: one for each pass of the plan, or more if limits or
+    /// [`with_bounded_work`](crate::AttentionProblem::with_bounded_work) divide it.
     ///
     /// # Errors
     /// [`Error::LengthExceedsPrepared`].
@@ -137,15 +137,16 @@ impl<D> Prepared<D> {
         Ok(self.operation.plan.dispatches(call, &Origins::default())?.len())
     }
 
-    /// Lets go of the caller's buffers. Buffers that came in two or more of the last calls are remembered, at most 128 sets
-    /// of them, so that their bind groups are not made again; that keeps their memory taken until others push them out,
+    /// Drops the caller's buffers. The operation remembers buffers that came in two or more of the last calls, at most 128
+    /// sets, so that it does not make their bind groups again. This keeps their memory until other buffers replace them,
     /// the operation is dropped, or this is called. (`wgpu::Buffer::destroy` frees the memory in any case.)
     pub fn release_buffers(&self) {
         self.operation.release_buffers();
     }
 
-    /// Frees the scratch memory at once; recording an operation that has any is [`Error::BufferDestroyed`] afterwards.
-    /// Dropping the last clone does as much, except in a browser, which frees what its garbage collector finds.
+    /// Frees the scratch memory at once. After that, recording an operation that has scratch memory is
+    /// [`Error::BufferDestroyed`]. Dropping the last clone frees it too, except in a browser, where the garbage collector
+    /// does it later.
     pub fn destroy(&self) {
         self.operation.destroy();
     }

@@ -23,7 +23,7 @@ impl ErrorScope {
         Self { internal, memory, validation, task }
     }
 
-    /// For calls that make nothing, and so cannot run out of memory: they are many, and two thirds of a scope are saved.
+    /// For calls that make nothing and so cannot run out of memory. They are many, and this saves two thirds of a scope.
     pub(super) fn of_validation(device: &wgpu::Device) -> Self {
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
         Self { internal: None, memory: None, validation, task: "" }
@@ -46,8 +46,8 @@ impl ErrorScope {
         }
     }
 
-    /// Closes it and tells what is known now. Native backends always know; a browser answers later, and its late
-    /// answers go to the page's own error handler, not to a panic.
+    /// Closes it and returns what is known now. Native backends always know. A browser answers later; its late answers go to
+    /// the page's own error handler and do not panic.
     pub(super) fn close_now(self) -> Result<(), Error> {
         match pin!(self.close()).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(result) => result,

@@ -144,7 +144,7 @@ impl Plan {
 }
 
 impl PlanBuilder<'_> {
-    /// Whether the operation has the choices that were made, on whatever device.
+    /// Checks that the operation has the choices that were made, on any device.
     fn check_choices(&self, algorithm: Algorithm) -> Result<(), Error> {
         let direction = self.question.direction();
         let refuse = |what, reason: String| Err(Error::InvalidPlan { what, reason });

@@ -1,4 +1,4 @@
-//! What a caller asks of a plan: the one way to make one.
+//! What a caller asks of a plan. There is no other way to make one.
 
 use super::capabilities::Capabilities;
 use super::direction::Direction;
@@ -26,7 +26,7 @@ impl Question<'_> {
     }
 }
 
-/// A plan to be made. What is left out, the planner chooses.
+/// A plan to be made. The planner chooses what is left out.
 ///
 /// ```
 /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Capabilities, Plan, Tiles};
@@ -58,7 +58,7 @@ impl Plan {
         PlanBuilder::new(Question::Backward(problem), capabilities)
     }
 
-    /// Plans a merge of partial results. It has no tiles and no splits to choose.
+    /// Plans a merge of partial results. A merge has no choice of tiles or splits.
     pub fn merge<'a>(merge: &'a MergeProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
         PlanBuilder::new(Question::Merge(merge), capabilities)
     }
@@ -75,22 +75,21 @@ impl<'a> PlanBuilder<'a> {
         Self { question, capabilities, tiles: Vec::new(), num_splits: None, tuning: None }
     }
 
-    /// Takes these tiles instead of the table's: one choice for all kernels, or, for gradients of flash attention, one for
-    /// dK and dV and one for dQ. An empty slice leaves the choice to the planner.
+    /// Takes these tiles, not those of the table. One choice is for all kernels. Gradients of flash attention may have two:
+    /// one for dK and dV, one for dQ. An empty slice leaves the choice to the planner.
     pub fn with_tiles(mut self, tiles: &[Tiles]) -> Self {
         self.tiles = tiles.to_vec();
         self
     }
 
-    /// Puts the keys in `num_splits` splits (1 for none), whose partial results are merged. Forward flash attention alone
-    /// has more than 1.
+    /// Puts the keys in `num_splits` splits (1 for none), whose partial results are merged. Only forward flash attention can
+    /// have more than 1.
     pub fn with_splits(mut self, num_splits: u32) -> Self {
         self.num_splits = Some(num_splits);
         self
     }
 
-    /// Takes what was measured on the device before the planner's own table. It concerns forward flash attention; other
-    /// plans stay as they are.
+    /// Prefers tiles that were measured on the device to the planner's table. This changes only forward flash attention.
     pub fn with_tuning(mut self, tuning: &'a Tuning) -> Self {
         self.tuning = Some(tuning);
         self

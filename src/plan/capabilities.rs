@@ -1,4 +1,4 @@
-/// What kind of machine the adapter is: the tile table asks.
+/// What kind of machine the adapter is. The tile table uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeviceClass {
@@ -8,11 +8,11 @@ pub enum DeviceClass {
     Integrated,
     /// A software driver.
     Cpu,
-    /// Not said.
+    /// Unknown.
     Other,
 }
 
-/// What an adapter and device offer, read once: plain data, so that planning needs no GPU.
+/// What an adapter and device offer. It is read once. It is plain data, so planning needs no GPU.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -32,8 +32,8 @@ pub struct Capabilities {
     pub subgroup_min_size: u32,
     /// Largest subgroup a shader may run with.
     pub subgroup_max_size: u32,
-    /// The side of the square cooperative matrices with f16 factors and an f32 sum that problems
-    /// may run on; `None` where there are none, or they are switched off.
+    /// The side of the square cooperative matrices, with f16 factors and an f32 sum, that kernels may use. `None` if there
+    /// are none, or if they are switched off.
     pub matrix_side: Option<u32>,
     /// Whether the device has timestamps around encoder commands.
     pub timestamps: bool,
@@ -45,8 +45,8 @@ pub struct Capabilities {
     pub max_workgroups_per_dimension: u32,
     /// Storage buffers that one kernel binds.
     pub max_storage_buffers: u32,
-    /// Turns of all loops together after which the driver ends a shader without a word, or `None` for no such end. Mesa's
-    /// software driver ended shaders after 65,535 until some version between 22.3 and 25.0.
+    /// The number of turns of all loops together after which the driver ends a shader and reports nothing. `None` if it
+    /// does not. Mesa's software driver ended shaders after 65,535 turns until some version between 22.3 and 25.0.
     pub max_loop_turns: Option<u32>,
     /// Bytes of one storage binding.
     pub max_binding: u64,
@@ -57,7 +57,7 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// The least that WebGPU promises, on an adapter that says nothing of itself.
+    /// The least that WebGPU promises, on an unknown adapter.
     pub fn webgpu_defaults() -> Self {
         Self {
             adapter_name: "WebGPU defaults".into(),
@@ -81,7 +81,7 @@ impl Capabilities {
         }
     }
 
-    /// These, but nowhere more than `limits`.
+    /// The smaller of these and `limits`, in everything.
     pub(crate) fn at_most(mut self, limits: &Self) -> Self {
         self.shader_f16 &= limits.shader_f16;
         self.subgroups &= limits.subgroups;

@@ -1,4 +1,4 @@
-//! Is the problem sound? The one place that asks.
+//! Whether a problem is sound. Nothing else refuses a problem.
 
 use super::tensor::{Extent, Tensor};
 use crate::error::{Error, InvalidProblem};

@@ -8,8 +8,7 @@ use super::tiles::Tiles;
 use crate::error::Error;
 use crate::problem::{Algorithm, AttentionProblem, Element, KeyMask, ScoreMod};
 
-/// Kernels that run one after another on the same tiles, or others in their place: of such alternatives the first that
-/// fits is taken.
+/// Kernels that run one after another on the same tiles. If there are alternatives, the first that fits is taken.
 pub(super) struct Step {
     alternatives: &'static [&'static [Kernel]],
     /// Which of the caller's tiles are for it, if any.

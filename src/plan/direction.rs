@@ -1,4 +1,4 @@
-/// Whether an operation computes the answer, its gradients, or the answer from partial ones.
+/// What an operation computes: attention, its gradients, or a merge of partial results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Direction {

@@ -1,4 +1,4 @@
-//! How a call is cut into dispatches: part of the problem, grid, bindings and uniform of each.
+//! The dispatches of a call: part of the problem, grid, bindings and uniform of each.
 
 use super::params::Params;
 use super::part::{Lengths, Part};
@@ -8,7 +8,7 @@ use crate::error::{Error, InvalidProblem};
 use crate::operand::Operand;
 use std::f64::consts::LOG2_E;
 
-/// What may change from one call to the next without preparing again. `None` keeps what the problem says.
+/// What may change from one call to the next without a new preparation. `None` keeps the value of the problem.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[must_use]
 #[non_exhaustive]
@@ -24,7 +24,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// The call that the problem says.
+    /// A call that changes nothing.
     pub const fn new() -> Self {
         Self { philox_seed: None, philox_offset: None, seqlen_q: None, seqlen_kv: None }
     }
@@ -54,7 +54,7 @@ impl Call {
     }
 }
 
-/// Where each of the caller's tensors starts in its buffer.
+/// The byte at which each of the caller's tensors starts in its buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Origins([Option<u64>; Operand::ALL.len()]);
@@ -120,7 +120,7 @@ impl Plan {
             }
         }
         for operand in self.operands() {
-            // No tensor is larger than a buffer, which is quicker to ask.
+            // No tensor is larger than a buffer. This is quicker to check.
             let origin = origins.get(operand).unwrap_or(0);
             if origin.checked_add(self.capabilities.max_buffer).is_none()
                 && origin.checked_add(self.required_bytes(operand)).is_none()
@@ -199,7 +199,7 @@ impl Plan {
         self.scratch.iter().find(|(other, _)| *other == operand).map_or(0, |(_, bytes)| *bytes)
     }
 
-    /// The uniform of a dispatch, but for its grid and its tensors.
+    /// The uniform of a dispatch, without its grid and its tensors.
     fn params(&self, call: &Call, lengths: Lengths, part: &Part) -> Params {
         let problem = &self.problem;
         let dropout = problem.dropout;

@@ -1,4 +1,4 @@
-//! Which kernels with which tiles and grids answer a problem on a device: pure, tested without a GPU.
+//! Which kernels, tiles and grids answer a problem on a device. Pure: it is tested without a GPU.
 
 mod build;
 mod builder;

@@ -1,4 +1,4 @@
-//! How a problem too large for one dispatch is cut into parts.
+//! How a problem that is too large for one dispatch is divided into parts.
 
 use super::direction::Direction;
 use super::kernels::Grid;
@@ -134,7 +134,7 @@ impl Plan {
         lengths.seqlen_kv.next_multiple_of(self.tiles.tile_kv)
     }
 
-    /// Bindings start at multiples of so many bytes.
+    /// Bindings start at multiples of this many bytes.
     pub(super) fn binding_alignment(&self) -> u64 {
         self.capabilities.binding_alignment.max(1)
     }
@@ -144,8 +144,8 @@ impl Plan {
         self.capabilities.max_binding.min(u64::from(u32::MAX) - 3)
     }
 
-    /// How much of the problem one dispatch takes: all of it, halved over sequences, then heads, then rows or keys until
-    /// every limit holds. The bounds on work and on partial results are given up at one tile; the others are errors there.
+    /// How much of the problem one dispatch takes. It starts with all, and halves sequences, then heads, then rows or keys,
+    /// until every limit holds. At one tile, the bounds on work and on partial results are ignored; other limits are errors.
     pub(super) fn step(&self, stage: &Stage, lengths: Lengths) -> Result<Part, Error> {
         let shape = &self.problem.shape;
         let mut step = Part::whole(shape, lengths);
@@ -258,7 +258,7 @@ impl Plan {
             Cut::Keys => u64::from(part.key_count).saturating_mul(window.min(lengths.seqlen_q.into())),
         };
         let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
-        // Products of the largest dispatch: of the forward pass, of dQ with two recomputed, of dK and dV likewise.
+        // Products of the largest dispatch: of the forward pass; of dQ, and of dK and dV, each with two recomputed.
         let products = match (self.direction, cut) {
             (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,

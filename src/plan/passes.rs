@@ -74,7 +74,7 @@ impl Plan {
         &self.passes
     }
 
-    /// Splits of the keys, whose partial results are merged: 1 for none. (Of a merge, its parts.)
+    /// Splits of the keys, whose partial results are merged; 1 for none. For a merge, the number of its parts.
     pub fn num_splits(&self) -> u32 {
         self.num_splits
     }
@@ -89,7 +89,7 @@ impl Plan {
         self.tiles
     }
 
-    /// Why this kernel and these tiles, in a few words for people.
+    /// Why the plan has this kernel and these tiles, in a few words for people.
     pub fn reason(&self) -> String {
         let is_forward_flash = self.direction == Direction::Forward && self.problem.algorithm == Algorithm::Flash;
         let kernel = match self.passes.first().map(|pass| pass.kernel.spec()).filter(|_| is_forward_flash) {
@@ -112,8 +112,9 @@ impl Plan {
         [kernel.as_str(), tiles].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
     }
 
-    /// Scratch buffers and their bytes. Standard attention: the score matrix, or of as many heads and rows of it as one
-    /// storage binding holds. Backward: D. Split keys: the partial results.
+    /// Scratch buffers and their bytes. Standard attention has the score matrix, or as many of its heads and rows as one
+    /// storage binding holds; its backward pass also has that of dP. Backward passes have D. Split keys have partial
+    /// results. Score modifiers have their tables.
     pub fn scratch(&self) -> &[(Operand, u64)] {
         &self.scratch
     }
@@ -156,7 +157,7 @@ impl Plan {
         self.tensor(operand).map_or(0, |tensor| tensor.len().unwrap_or(u64::MAX))
     }
 
-    /// The type that one of the caller's tensors is stored in; `None` for what is none of them.
+    /// The type that one of the caller's tensors is stored in. `None` for other operands.
     pub fn element(&self, operand: Operand) -> Option<Element> {
         self.tensor(operand).map(|tensor| tensor.element)
     }

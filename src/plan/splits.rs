@@ -1,4 +1,4 @@
-//! The keys split over workgroups: into how many splits.
+//! Into how many splits the keys go, over workgroups.
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
@@ -11,7 +11,7 @@ use super::turns::turns_of;
 use super::visible::{visible_keys_of_a_tile, visible_tiles};
 use crate::problem::AttentionProblem;
 
-/// The most splits that the planner takes by itself.
+/// The most splits that the planner chooses without a request.
 const MAX_SPLITS: u64 = 128;
 
 /// KV tiles that make a split worth its merge.
@@ -29,7 +29,7 @@ const MOST_SUMS: u64 = 4096;
 /// Bytes of partial results that long sums take, as long as rows can be cut instead.
 const SCRATCH_OF_SUMS: u64 = 128 << 20;
 
-/// Workgroups that keep a device busy; wgpu does not tell how many cores it has.
+/// Workgroups that keep a device busy; wgpu does not say how many cores it has.
 const fn workgroups_wanted(class: DeviceClass) -> u64 {
     match class {
         // Four for each of the 132 cores of an H200.

@@ -1,4 +1,4 @@
-//! Small data that is no tensor, in one buffer.
+//! Small data that is not a tensor, in one buffer.
 
 use super::passes::Plan;
 use crate::operand::Operand;

@@ -1,4 +1,4 @@
-//! Where the tensors of an operation lie, and which part of each a dispatch needs. The one place that says so.
+//! Where the tensors of an operation lie, and which part of each a dispatch needs. No other file says this.
 
 use super::direction::Direction;
 use super::part::Part;
@@ -19,7 +19,7 @@ pub(crate) struct Extent {
 pub(crate) enum Follows {
     /// The dispatch's rows, of its query heads.
     Rows,
-    /// The dispatch's keys, of the KV heads that its query heads share, so many to each.
+    /// The dispatch's keys, of the KV heads that its query heads share: `heads_per_kv` query heads for each.
     Keys { heads_per_kv: u32 },
     /// All of it, whatever the dispatch: its entries are found by their place in the whole problem.
     Whole,
@@ -40,7 +40,7 @@ pub(crate) struct Tensor {
     /// The type that it is stored in.
     pub element: Element,
     pub follows: Follows,
-    /// How many of it there are, one for each split of the keys: 1 of all that is no partial result.
+    /// How many of it there are: one for each split of the keys if it is a partial result, otherwise 1.
     pub num_splits: u32,
     /// Elements from one of these to the next.
     pub stride_split: u64,
@@ -59,7 +59,7 @@ impl Tensor {
         self.len()?.checked_mul(self.element.size())?.checked_next_multiple_of(4)
     }
 
-    /// As `bytes`, of a tensor that was checked not to pass 2⁶⁴.
+    /// As `bytes`, for a tensor that is known to stay below 2⁶⁴.
     pub fn required_bytes(&self) -> u64 {
         self.bytes().unwrap_or(u64::MAX)
     }

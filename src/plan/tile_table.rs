@@ -1,4 +1,4 @@
-//! Which tiles to try for a kernel on a device, the best first, with what was measured. The last of each list without
+//! Which tiles to try for a kernel on a device, the best first, with the measurements. The last of each list without
 //! matrices fits WebGPU's least limits.
 
 use super::capabilities::{Capabilities, DeviceClass};
@@ -87,7 +87,7 @@ pub(super) fn standard(_: &Capabilities, _: &AttentionProblem) -> &'static [Tile
     const { &[Tiles::new(64, 32, 4, 8), Tiles::new(32, 16, 4, 4)] }
 }
 
-/// Fits WebGPU's least limits, whatever the problem.
+/// Fits WebGPU's least limits, for every problem.
 const LEAST: Tiles = Tiles::new(32, 4, 1, 1);
 
 /// Tiles for the forward pass without matrices.

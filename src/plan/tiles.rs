@@ -13,9 +13,10 @@ pub struct Tiles {
     /// Neighbouring invocations that share each row: its head dimensions in flash attention, its keys in standard
     /// attention. With matrices, the size of a subgroup.
     pub lanes: u32,
-    /// Groups of lanes that share out the keys of a tile, by fours; 1 in all kernels but decoding.
+    /// Groups of lanes that share the keys of a tile, four keys at a time. It is 1 except for decoding.
     pub key_lanes: u32,
-    /// Invocations of a subgroup that load K and V for each other and broadcast; 1 where each loads what it needs.
+    /// Invocations of a subgroup that load K and V for each other and broadcast them. It is 1 if each invocation loads what
+    /// it needs.
     pub broadcast: u32,
     /// The side of the cooperative matrices that compute the products, or `None` for plain arithmetic.
     pub matrix_side: Option<u32>,
@@ -33,10 +34,10 @@ impl fmt::Display for Tiles {
     }
 }
 
-/// Bytes of a quad in workgroup memory, which holds f32 whatever the storage.
+/// Bytes of a quad in workgroup memory, which always holds f32.
 pub(super) const QUAD: u64 = 16;
 
-/// What a workgroup owns a tile of. Tiles of the other pass by.
+/// What a workgroup owns one tile of. It goes over the tiles of the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owns {
     /// Rows of Q and O.
@@ -54,12 +55,13 @@ impl Tiles {
         Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, broadcast: 1, matrix_side: None }
     }
 
-    /// Tiles whose invocations own whole rows, and load K and V together: `broadcast` of them, as many as a subgroup has.
+    /// Tiles whose invocations own whole rows and load K and V together. `broadcast` is the size of a subgroup.
     pub const fn broadcasting(tile_q: u32, tile_kv: u32, thread_rows: u32, broadcast: u32) -> Self {
         Self { tile_q, tile_kv, thread_rows, lanes: 1, key_lanes: 1, broadcast, matrix_side: None }
     }
 
-    /// Tiles for decoding: `tile_q` rows in the registers of every one of `key_lanes` groups of `lanes` invocations.
+    /// Tiles for decoding. There are `key_lanes` groups of `lanes` invocations, and each group holds all `tile_q` rows in
+    /// registers.
     pub const fn decode(tile_q: u32, tile_kv: u32, lanes: u32, key_lanes: u32) -> Self {
         Self { tile_q, tile_kv, thread_rows: tile_q, lanes, key_lanes, broadcast: 1, matrix_side: None }
     }
@@ -81,7 +83,7 @@ impl Tiles {
         Self { tile_q, tile_kv, thread_rows, lanes, key_lanes: 1, broadcast: 1, matrix_side: Some(side) }
     }
 
-    /// Whether all sides are such that some kernel could have them. Plans have no others; the numbers below saturate.
+    /// Whether some kernel could have these sides. Plans have no others. The numbers below saturate.
     pub(crate) fn are_in_range(&self) -> bool {
         let Self { tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side } = *self;
         let mut sides = [tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast].into_iter();
@@ -106,7 +108,7 @@ impl Tiles {
         }
     }
 
-    /// Keys, or rows, of a tile that passes by.
+    /// Keys, or rows, of a tile that the workgroup goes over.
     pub(crate) const fn passing(&self, owns: Owns) -> u32 {
         match owns {
             Owns::Rows => self.tile_kv,

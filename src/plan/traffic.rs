@@ -5,8 +5,8 @@ use super::passes::{Pass, Plan};
 use super::visits::visits;
 
 impl Plan {
-    /// Bytes that the kernels read from and write to device memory, counted from the tiles: what one workgroup loads
-    /// and stores, with no reuse between workgroups. Caches make the true number smaller. 2⁶⁴ − 1 if there are more.
+    /// Bytes that the kernels read from and write to device memory. They are counted from the tiles: what each workgroup
+    /// loads and stores, without reuse between workgroups. Caches make the true number smaller. 2⁶⁴ − 1 if there are more.
     pub fn traffic_bytes(&self) -> u64 {
         let heads = u128::from(self.problem.shape.batch) * u128::from(self.problem.shape.num_heads);
         let of_one_head: u128 =

@@ -10,11 +10,11 @@ use super::tile_table;
 use super::tiles::Tiles;
 use crate::problem::{AttentionProblem, Element};
 
-/// What a problem asks of a device. Problems of one workload are best served by the same tiles.
+/// What a problem asks of a device. The same tiles are best for problems of one workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Workload {
-    /// So few rows that reading K and V is all that counts: at most 32 to a KV head.
+    /// At most 32 rows for each KV head: the time is that of reading K and V.
     Decode,
     /// Too few rows to fill a large GPU: at most 6144 over all heads and sequences.
     Small,
@@ -26,7 +26,7 @@ impl Workload {
     /// All workloads.
     pub const ALL: &[Workload] = &[Workload::Decode, Workload::Small, Workload::Large];
 
-    /// That of a problem.
+    /// The workload of a problem.
     pub fn of(problem: &AttentionProblem) -> Self {
         match &problem.shape {
             shape if tile_table::decodes(shape) => Workload::Decode,
@@ -45,7 +45,7 @@ impl Workload {
     }
 }
 
-/// Tiles that were the fastest for problems like one that was measured.
+/// Tiles that were the fastest for one kind of problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TunedTiles {
@@ -53,7 +53,7 @@ pub struct TunedTiles {
     pub workload: Workload,
     /// Its element.
     pub element: Element,
-    /// The larger of its head_dim and head_dim_v. The tiles serve narrower heads too, down to the next measured width.
+    /// The larger of its head_dim and head_dim_v. The tiles also serve narrower heads, down to the next measured width.
     pub head_dim: u32,
     /// The tiles.
     pub tiles: Tiles,
@@ -66,15 +66,15 @@ impl TunedTiles {
     }
 }
 
-/// What was measured on one device: it goes before the planner's own table, which decides where nothing was measured or
-/// nothing of it fits. `flash tune` makes one.
+/// What was measured on one device. The planner prefers it to its own table. The table decides where nothing was measured or
+/// no measured tiles fit. `flash tune` makes one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 #[non_exhaustive]
 pub struct Tuning {
     /// The fastest tiles of each kind of problem, the best first.
     pub tiles: Vec<TunedTiles>,
-    /// Workgroups that keep the device busy: with fewer, keys are split. `None` for the planner's guess.
+    /// Workgroups that keep the device busy. Keys are split if there are fewer. `None` is the planner's guess.
     pub workgroups: Option<u32>,
 }
 

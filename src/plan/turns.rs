@@ -1,11 +1,11 @@
-//! The turns of a kernel's loops in one call.
+//! How many turns the loops of a kernel take in one call.
 
 use super::kernels::{Loops, PHILOX, Specialization};
 use super::part::Lengths;
 use super::visible::{visible_keys_of_a_tile, visible_rows_of_a_tile};
 use crate::problem::AttentionProblem;
 
-/// Turns of all loops that an invocation takes at most, with the keys in so many splits.
+/// Turns of all loops that an invocation takes at most, with the keys in `num_splits` splits.
 pub(super) fn turns_of(
     specialization: &Specialization,
     problem: &AttentionProblem,

@@ -1,4 +1,4 @@
-//! How much of the keys and rows a mask shows at most.
+//! Upper bounds of the keys and rows that a mask shows.
 
 use super::tiles::Tiles;
 use crate::problem::AttentionProblem;

@@ -1,4 +1,4 @@
-//! How many pairs of tiles a mask lets through, without a walk over them: there may be 2²⁹ rows.
+//! How many pairs of tiles a mask lets through. It is counted without a loop over tiles, because there may be 2²⁹ rows.
 
 use super::tiles::Tiles;
 use crate::problem::AttentionProblem;

@@ -6,14 +6,15 @@ use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
 
-/// How the answer is computed. Both algorithms mean the same, to the last masked entry and dropout bit.
+/// How the answer is computed. Both algorithms have the same meaning, including masks and dropout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Algorithm {
-    /// Tiles in workgroup memory and an online softmax: no memory beyond O and LSE.
+    /// Tiles in workgroup memory and an online softmax. It never writes the score matrix. Beside O and LSE it needs memory
+    /// for D in the backward pass, and for partial results where keys are split.
     #[default]
     Flash,
-    /// The scores, the softmax and the output as three kernels that write the seqlen_q × seqlen_kv matrix to memory.
+    /// Separate kernels for scores, softmax and output, which write the seqlen_q × seqlen_kv matrix to memory.
     Standard,
 }
 
@@ -27,8 +28,8 @@ impl Algorithm {
     }
 }
 
-/// One attention operation: `O = dropout(softmax(mask(softmax_scale · Q Kᵀ))) V`, with
-/// `LSE = ln Σ exp(softmax_scale · Q Kᵀ)` over the keys that the mask shows.
+/// One attention operation: `O = dropout(softmax(mask(S))) V`, with `LSE = ln Σ exp(S)` over the keys that the mask shows.
+/// `S = softmax_scale · Q Kᵀ`, changed by the score modifiers if there are any.
 ///
 /// ```
 /// use wgpu_flash_attention::{AttentionProblem, AttentionShape};
@@ -45,7 +46,8 @@ pub struct AttentionProblem {
     pub shape: AttentionShape,
     /// Where each tensor's elements lie in its buffer.
     pub layout: AttentionLayout,
-    /// The type that Q, K, V and O are stored in; all arithmetic is f32.
+    /// The type that Q, K, V and O are stored in. The softmax and all sums are in f32; on cooperative matrices, factors of
+    /// products are f16. See [`FlashAttention::with_matrices`](crate::FlashAttention::with_matrices).
     pub element: Element,
     /// The factor on Q Kᵀ, or `None` for 1/√head_dim.
     pub softmax_scale: Option<f64>,
@@ -62,7 +64,7 @@ pub struct AttentionProblem {
     pub gradient_layout: Option<AttentionLayout>,
     /// Backward: the type that dQ, dK and dV are stored in, or `None` for that of Q, K and V.
     pub gradient_element: Option<Element>,
-    /// What becomes of the scores, in this order.
+    /// Score modifiers, in this order.
     scores: Vec<ScoreMod>,
     /// What hides keys from rows, beside `mask`.
     key_masks: Vec<KeyMask>,
@@ -130,14 +132,14 @@ impl AttentionProblem {
     }
 
     /// Drops each probability with chance `dropout_p` (0 ≤ dropout_p < 1) and scales the kept ones by
-    /// 1/(1 − dropout_p). The mask depends on the seed and the position (batch, head, row, key) alone.
+    /// 1/(1 − dropout_p). The dropout mask depends only on seed, offset and position (batch, head, row, key).
     pub fn with_dropout(mut self, dropout_p: f64, philox_seed: u64) -> Self {
         self.dropout = Some(Dropout::new(dropout_p, philox_seed));
         self
     }
 
-    /// Modifies the scores, softmax_scale · Q Kᵀ, before the mask and the softmax: after the modifiers that were given before.
-    /// Each may be given once. FlashAttention, cuDNN and ONNX have a softcap before ALiBi.
+    /// Modifies the scores, softmax_scale · Q Kᵀ, before the mask and the softmax. Modifiers apply in the order of these calls.
+    /// Each may be given once. FlashAttention, cuDNN and ONNX apply softcap before ALiBi.
     ///
     /// ```
     /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, ScoreMod, alibi_slopes};
@@ -174,22 +176,22 @@ impl AttentionProblem {
         self
     }
 
-    /// Splits the operation into dispatches of at most `max_flops` floating-point operations each (one query tile at
-    /// least), so that the watchdogs of desktops and browsers, which reset a GPU that is busy for about two seconds,
-    /// leave it alone. A thousandth of what the GPU does in two seconds is a good value.
+    /// Divides the operation into dispatches of at most `max_flops` floating-point operations each, but at least one tile.
+    /// Watchdogs of desktops and browsers reset a GPU that is busy for about two seconds; short dispatches avoid this. A
+    /// good value is a thousandth of what the GPU does in two seconds.
     pub fn with_bounded_work(mut self, max_flops: u64) -> Self {
         self.max_flops_per_dispatch = Some(max_flops);
         self
     }
 
-    /// Backward: places dQ, dK, dV and dO as the entries `q`, `k`, `v` and `o` of `layout` say, instead of like the
-    /// tensors themselves. Gradients must not overlap, so inputs that broadcast need another layout here.
+    /// Backward: places dQ, dK, dV and dO as the entries `q`, `k`, `v` and `o` of `layout` say. Without it they lie as Q, K, V
+    /// and O do. Gradients must not overlap, so inputs that broadcast need another layout here.
     pub fn with_gradient_layout(mut self, layout: AttentionLayout) -> Self {
         self.gradient_layout = Some(layout);
         self
     }
 
-    /// Backward: stores dQ, dK and dV in f32, the type they are summed in, whatever the type of Q, K and V.
+    /// Backward: stores dQ, dK and dV in f32 for every type of Q, K and V. They are summed in f32 in any case.
     pub fn with_f32_gradients(mut self) -> Self {
         self.gradient_element = Some(Element::F32);
         self
@@ -205,7 +207,7 @@ impl AttentionProblem {
         self.gradient_element.unwrap_or(self.element)
     }
 
-    /// What becomes of the scores before the mask, in order. None for most problems.
+    /// The score modifiers, in their order. Most problems have none.
     pub fn scores(&self) -> &[ScoreMod] {
         &self.scores
     }
@@ -215,7 +217,7 @@ impl AttentionProblem {
         &self.key_masks
     }
 
-    /// The factor on Q Kᵀ that is in force.
+    /// The factor on Q Kᵀ that is used.
     pub fn softmax_scale(&self) -> f64 {
         self.softmax_scale.unwrap_or_else(|| 1.0 / f64::from(self.shape.head_dim).sqrt())
     }
@@ -239,9 +241,9 @@ impl AttentionProblem {
         self.visible_pairs().saturating_mul(2 * dims)
     }
 
-    /// Floating-point operations of the backward pass, counted as the field does: five products for the forward's two,
-    /// three of width head_dim and two of width head_dim_v. (2.5 times the forward's where the two are equal.) What
-    /// recomputation costs on top is not counted.
+    /// Floating-point operations of the backward pass, counted as the field does: five products, three of width head_dim
+    /// and two of width head_dim_v. (The forward pass has two products, so it is 2.5 times as much where both widths are
+    /// equal.) Recomputation is not counted.
     pub fn backward_flops(&self) -> u64 {
         let dims = 3 * u64::from(self.shape.head_dim) + 2 * u64::from(self.shape.head_dim_v);
         self.visible_pairs().saturating_mul(2 * dims)

@@ -9,7 +9,7 @@ pub struct Dropout {
     pub dropout_p: f64,
     /// The 64-bit seed.
     pub philox_seed: u64,
-    /// Tells apart draws with one seed, such as the layers or steps of a training run.
+    /// Separates draws with one seed, such as the layers or steps of a training run.
     pub philox_offset: u32,
 }
 
@@ -25,7 +25,7 @@ impl Dropout {
         self
     }
 
-    /// A random word below this drops its entry.
+    /// An entry is dropped if its random word is below this.
     pub fn threshold(&self) -> u32 {
         // The cast saturates: a chance within 2⁻³³ of 1 still keeps the largest word.
         (self.dropout_p * 4_294_967_296.0).round() as u32

@@ -1,13 +1,13 @@
 use half::{bf16, f16};
 
-/// The type that Q, K, V and O are stored in. Every product accumulates in f32, whatever the storage.
+/// The type that Q, K, V and O are stored in. Every product is summed in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Element {
     /// 32-bit floats.
     #[default]
     F32,
-    /// IEEE half precision. Runs with and without the device's f16 feature.
+    /// IEEE half precision. It works with and without the device's f16 feature.
     F16,
     /// bfloat16, the upper half of an f32.
     Bf16,
@@ -58,9 +58,9 @@ pub trait ElementType: bytemuck::Pod + Send + Sync + sealed::Sealed {
     fn from_f64(value: f64) -> Self;
 }
 
-/// Rounded to odd: what is not an f32 becomes the one beside it whose last bit is set. Rounding that to fewer bits gives
-/// what rounding the value itself would. (half 2.7 drops the low 32 bits of an f64 before it rounds: values just above the
-/// middle of two neighbours become ties.)
+/// Rounds to odd: a value that is not an f32 becomes the neighbour whose last bit is set. Rounding this to fewer bits gives
+/// the same as rounding the value itself. (half 2.7 drops the low 32 bits of an f64 before it rounds, so values just above
+/// the middle of two neighbours become ties.)
 fn to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     if nearest.is_nan() || f64::from(nearest) == value || nearest.to_bits() & 1 == 1 {

@@ -29,7 +29,7 @@ impl TensorLayout {
         Self { offset: 0, stride_batch: heads.saturating_mul(rows * dim), stride_row: dim, stride_head: rows * dim }
     }
 
-    /// The element index of (batch, row, head, 0). Wraps silently on layouts that [planning](crate::Plan) would refuse.
+    /// The element index of (batch, row, head, 0). It wraps on layouts that [planning](crate::Plan) refuses.
     pub fn index(&self, batch: u32, row: u32, head: u32) -> u64 {
         self.offset
             .wrapping_add(u64::from(batch).wrapping_mul(self.stride_batch))
@@ -77,9 +77,9 @@ impl AttentionLayout {
     }
 
     /// Q, K and V as views of one buffer `[batch, rows, num_heads + 2 · num_heads_kv, dim]`, the output of a fused
-    /// projection: pass the same buffer three times. O is contiguous `bshd`. Needs seqlen_q = seqlen_kv and
-    /// head_dim = head_dim_v; with other shapes the views are still in bounds of a buffer that is long enough. Numbers
-    /// past 64 bits become 2⁶⁴ − 1, which planning refuses.
+    /// projection. Pass the same buffer three times. O is contiguous `bshd`. This needs seqlen_q = seqlen_kv and
+    /// head_dim = head_dim_v. With other shapes the views are still in bounds of a buffer that is long enough. Numbers
+    /// that do not fit 64 bits become 2⁶⁴ − 1, which planning refuses.
     pub fn packed_qkv(shape: &AttentionShape) -> Self {
         let heads = u64::from(shape.num_heads) + 2 * u64::from(shape.num_heads_kv);
         let dim = u64::from(shape.head_dim);

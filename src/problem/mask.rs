@@ -23,7 +23,7 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// Where the diagonal crosses row 0: the key that row i is aligned with is i + offset.
+    /// The key that row 0 is aligned with. Row i is aligned with key i + offset.
     pub fn offset(&self, seqlen_q: u32, seqlen_kv: u32) -> i64 {
         match self.alignment {
             Alignment::BottomRight => i64::from(seqlen_kv) - i64::from(seqlen_q),
@@ -40,7 +40,7 @@ impl Mask {
         first as u32..end.max(first) as u32
     }
 
-    /// How many (row, key) pairs of one head it shows, without walking over the rows.
+    /// How many (row, key) pairs of one head it shows, in constant time.
     pub fn visible_pairs(&self, seqlen_q: u32, seqlen_kv: u32) -> u64 {
         let offset = i128::from(self.offset(seqlen_q, seqlen_kv));
         let (rows, keys) = (i128::from(seqlen_q), i128::from(seqlen_kv));

@@ -18,7 +18,7 @@ use super::shape::AttentionShape;
 #[must_use]
 #[non_exhaustive]
 pub struct MergeProblem {
-    /// Lengths, heads and width of O; what it says of keys is not used.
+    /// Lengths, heads and width of O. What it says about keys is not used.
     pub shape: AttentionShape,
     /// How many parts there are. With none, O is 0 and LSE −∞.
     pub num_splits: u32,
@@ -26,7 +26,7 @@ pub struct MergeProblem {
     pub element: Element,
     /// The type that the parts are stored in: that of O, or f32.
     pub parts_element: Element,
-    /// Where O lies in its buffer, and each part from its own start.
+    /// Where O lies in its buffer. Each part has the same layout, counted from its own start.
     pub layout: TensorLayout,
     /// Elements from one part of O to the next.
     pub stride_split: u64,
@@ -36,7 +36,7 @@ pub struct MergeProblem {
 
 impl MergeProblem {
     /// Merges `num_splits` results of `part`, which lie one behind another, into one of the same type and layout.
-    /// Lengths that a buffer's alignment of 16 bytes asks for are met by [`MergeProblem::with_strides`].
+    /// [`MergeProblem::with_strides`] sets other distances, for example to align each part to 16 bytes.
     pub fn of(part: &AttentionProblem, num_splits: u32) -> Self {
         let shape = part.shape;
         let layout = part.layout.o;
@@ -52,14 +52,14 @@ impl MergeProblem {
         }
     }
 
-    /// Places each part so many elements of O, and entries of LSE, behind the one before.
+    /// Sets the distance from one part to the next, in elements of O and in entries of LSE.
     pub fn with_strides(mut self, stride_split: u64, lse_stride_split: u64) -> Self {
         self.stride_split = stride_split;
         self.lse_stride_split = lse_stride_split;
         self
     }
 
-    /// Takes parts in f32 whatever the type of O.
+    /// Takes parts in f32, for every type of O.
     pub fn with_parts_in_f32(mut self) -> Self {
         self.parts_element = Element::F32;
         self

@@ -1,4 +1,4 @@
-//! What is asked: plain data, no GPU. Everything here is built freely and checked once, by planning.
+//! What is asked: plain data, no GPU. Anybody may build any problem. Planning checks it once.
 
 mod attention;
 mod dropout;

@@ -2,7 +2,7 @@ use super::element::Element;
 use super::entries::EntryLayout;
 use super::shape::AttentionShape;
 
-/// A modifier of the scores: what becomes of S between softmax_scale · Q Kᵀ and the mask. See
+/// A score modifier: it changes S between softmax_scale · Q Kᵀ and the mask. See
 /// [`AttentionProblem::with_score`](super::AttentionProblem::with_score).
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

@@ -54,8 +54,8 @@ impl AttentionShape {
         self
     }
 
-    /// Query heads, as planning counts them. Where there are KV heads alone, each counts as one query head that has no
-    /// rows: its dK and dV are 0, and are written.
+    /// Query heads, as planning counts them. If there are only KV heads, each counts as one query head without rows: its dK
+    /// and dV are written as 0.
     pub(crate) fn query_heads(&self) -> u32 {
         if self.num_heads == 0 { self.num_heads_kv } else { self.num_heads }
     }

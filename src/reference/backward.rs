@@ -16,8 +16,8 @@ pub struct ReferenceGradients {
     pub dv: Vec<f64>,
 }
 
-/// The gradients of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE with respect to Q, K and V, the former three lying in the problem's layouts
-/// and dO in that of its gradients. O is computed here, not rounded.
+/// The gradients of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE with respect to Q, K and V. Q, K and V lie in the problem's layouts, dO in that
+/// of its gradients. O is computed here and not rounded.
 ///
 /// # Panics
 ///
@@ -33,8 +33,8 @@ pub fn backward<'a>(
     backward_with(problem.into(), [q, k, v, d_o], Given { o: None, d_lse }, |value| value)
 }
 
-/// As [`backward`], but D = rowsum(dO ∘ O) − dLSE is that of the O given, in the problem's layout: rounded to its element, as
-/// the kernels have it, or whatever the caller has. Gradients differ by D's difference, which cancels nowhere.
+/// As [`backward`], but D = rowsum(dO ∘ O) − dLSE is computed from the given O, in the problem's layout. This O may be rounded
+/// to the element, as the kernels have it. Gradients differ by the difference of D, which does not cancel.
 ///
 /// # Panics
 ///
@@ -48,9 +48,9 @@ pub fn backward_for<'a>(
     backward_with(problem.into(), [q, k, v, d_o], Given { o: Some(o), d_lse }, |value| value)
 }
 
-/// As [`backward`], but P and dS are rounded to the 11 bits of an f16, whatever their size, before their products: what
-/// exact standard attention gives that keeps them so. Kernels that do so too (see
-/// [`Plan::rounds_p`](crate::plan::Plan::rounds_p)) are held against its error.
+/// As [`backward`], but P and dS are rounded to the 11 bits of an f16, whatever their size, before their products. This is what
+/// exact standard attention gives if it keeps them so. Tests compare its error with that of kernels that round too (see
+/// [`Plan::rounds_p`](crate::plan::Plan::rounds_p)).
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! Work shared out over the cores.
+//! Work on all cores.
 
 use std::ops::Range;
 

@@ -14,8 +14,8 @@ pub struct ReferenceOutput {
     pub lse: Vec<f64>,
 }
 
-/// The whole forward pass. Q, K and V lie in the problem's layouts; they hold the values that the kernels see, that is
-/// already rounded to the problem's element type. Nothing here rounds.
+/// The whole forward pass. Q, K and V lie in the problem's layouts. They hold the values that the kernels see, already
+/// rounded to the problem's element type. Nothing here rounds.
 ///
 /// # Panics
 ///
@@ -24,9 +24,9 @@ pub fn forward<'a>(problem: impl Into<Case<'a>>, q: &[f64], k: &[f64], v: &[f64]
     forward_with(problem.into(), q, k, v, |p| p)
 }
 
-/// As [`forward`], but P is rounded to the problem's element type before its product with V, and so is O: what exact
-/// standard attention gives that keeps P in that type. A kernel that does so too (see
-/// [`Plan::rounds_p`](crate::plan::Plan::rounds_p)) is held against its error.
+/// As [`forward`], but P is rounded to the problem's element type before its product with V, and so is O. This is what exact
+/// standard attention gives if it keeps P in that type. Tests compare its error with that of kernels that round P too (see
+/// [`Plan::rounds_p`](crate::plan::Plan::rounds_p)).
 ///
 /// # Panics
 ///

@@ -1,7 +1,7 @@
 //! Attention in f64 with plain loops: the oracle that every kernel is compared with.
 //!
-//! It is slow and obvious on purpose, and shares no numeric code with the shaders: no tiles, no online softmax, no
-//! 32-bit arithmetic outside the dropout mask.
+//! It is slow and obvious on purpose. It shares no numeric code with the shaders: no tiles, no online softmax, and no 32-bit
+//! arithmetic except for the dropout mask.
 
 mod backward;
 mod bounds;

@@ -1,4 +1,4 @@
-//! What modifiers make of a score, and with what error.
+//! What score modifiers make of a score, and how it errs.
 
 use super::case::{Case, Cell};
 use crate::problem::{AttentionProblem, ScoreMod};

@@ -1,4 +1,4 @@
-/// Whose WGSL the text must be: they disagree on `enable subgroups`.
+/// The compiler that reads the WGSL. The two disagree on `enable subgroups`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// naga, the compiler inside wgpu (native, and Firefox).

@@ -4,7 +4,7 @@ use crate::operand::Operand;
 use crate::plan::{Access, File, Piece, RowReduce, Slot, Specialization, Storage, matrix_wgsl, wgsl};
 use crate::problem::Element;
 
-/// What all kernels have.
+/// The files of all kernels.
 const OF_ALL: [File; 3] = [wgsl!("common/params.wgsl"), wgsl!("common/mask.wgsl"), wgsl!("common/block_range.wgsl")];
 
 /// The files of the slots `score` and `mask`, each by the name of what it does.

@@ -1,8 +1,8 @@
 //! The WGSL text of a kernel: prelude, slots, common files and the kernel file, unrolled. Pure.
 //!
-//! Three rules decide where a difference goes. What differs per call is in the [`Params`](crate::plan::Params)
-//! uniform; what changes a size or switches plain arithmetic is a constant of the prelude, the only generated text;
-//! what needs another capability or other bindings is a slot: small files that define the same names.
+//! Three rules decide where a difference goes. What differs from call to call is in the [`Params`](crate::plan::Params)
+//! uniform. What changes a size or switches plain arithmetic is a constant of the prelude, the only generated text. What
+//! needs another capability or other bindings is a slot: small files that define the same names.
 
 mod dialect;
 mod files;

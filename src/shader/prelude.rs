@@ -75,7 +75,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
             .collect()
     };
     let mut lists = Lists::default();
-    // The lanes of a row meet in so many steps, each between lanes twice as far apart.
+    // The number of steps in which the lanes of a row sum. Each step is between lanes twice as far apart.
     lists.count("LANE_STEPS", specialization.tiles.lanes.trailing_zeros());
     // Parameters of the entry point, not members of a struct: naga 30 forgets these builtins there when it writes HLSL.
     lists.names(

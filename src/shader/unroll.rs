@@ -1,11 +1,13 @@
 //! The one text transform: `// unroll N in LIST {` … `// }`.
 //!
-//! The lines between are repeated for each entry of the list, with the variable replaced in every identifier that has
-//! it as a whole part between underscores: with entry 2, `o_N` becomes `o_2`, and `N` alone becomes `2u`. Lists may
-//! hold names too: with entry `q`, `load_TENSOR` becomes `load_q`. Several variables in one directive are nested loops,
-//! the first outermost: `// unroll N in ROWS, E in KEYS {`. The name of a list may hold a variable of a loop around it:
-//! `// unroll W in WIDTHS, TENSOR in TENSORS_W {`. It exists because WGSL cannot index registers: a private array walked
-//! by a loop runs 6.6 times slower in a checked module (f32 forward, NVIDIA H200).
+//! The lines between are repeated for each entry of the list. The variable is replaced in every identifier in which it is a
+//! whole part between underscores. With entry 2, `o_N` becomes `o_2`, and `N` alone becomes `2u`. Lists may hold names too:
+//! with entry `q`, `load_TENSOR` becomes `load_q`. Several variables in one directive are nested loops, the first
+//! outermost: `// unroll N in ROWS, E in KEYS {`. The name of a list may contain a variable of an outer loop:
+//! `// unroll W in WIDTHS, TENSOR in TENSORS_W {`.
+//!
+//! It exists because WGSL cannot index registers. A loop over a private array is 6.6 times slower in a checked module (f32
+//! forward, NVIDIA H200).
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -21,9 +21,9 @@ fn decode(loaded: Loaded) -> vec4<f32> { return loaded; }
   }
 // }
 
-// Where a row has an odd number of elements, a word holds the end of one row and the start of another, which another
-// workgroup may be writing. Clearing and setting one half by atomics leaves the other half alone; the halves are
-// disjoint, so the order of the writers does not matter and the result is the same in every run.
+// If a row has an odd number of elements, one word holds the end of this row and the start of another, which another
+// workgroup may write at the same time. Atomic operations clear and set one half and do not touch the other. The halves
+// are disjoint, so the order of the writers does not matter, and the result is the same in every run.
 
 // unroll TENSOR in OUTPUTS {
   @group(0) @binding(BINDING_TENSOR) var<storage, read_write> TENSOR: array<atomic<u32>>;

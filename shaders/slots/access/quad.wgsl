@@ -1,6 +1,6 @@
-// Tensors whose rows start on, and are whole numbers of, four elements: one vector load for four.
+// Tensors whose rows start at a multiple of four elements and are a multiple of four long: one vector load for four.
 
-// What a load leaves in registers until it is used: the stored form, which for 16-bit elements is half as large.
+// What a load keeps in registers until it is used: the stored form, which for 16-bit elements is half as large.
 alias Loaded = Quad;
 
 fn decode(loaded: Loaded) -> vec4<f32> { return decode_quad(loaded); }

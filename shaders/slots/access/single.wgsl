@@ -1,5 +1,5 @@
-// Tensors of any shape, element by element. `valid` (at least 1) says how many elements are left in the row: the
-// others belong to a neighbour, so they are neither read nor written, and load as 0.
+// Tensors of any shape, element by element. `valid` (at least 1) says how many elements are left in the row. The others
+// belong to a neighbour: they are neither read nor written, and load as 0.
 
 alias Loaded = vec4<f32>;
 

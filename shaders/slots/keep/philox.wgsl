@@ -1,5 +1,5 @@
-// The dropout of a Q tile and a KV tile in workgroup memory: one draw serves four keys of a row, and every invocation
-// that needs one of them. For each row and quad of keys, a bit for each key that is kept.
+// The dropout of a Q tile and a KV tile in workgroup memory. One draw serves four keys of a row, and every invocation
+// that needs one of them. Each row and quad of keys has a bit for each key that is kept.
 
 const KEY_QUADS = TILE_KV / 4u;
 

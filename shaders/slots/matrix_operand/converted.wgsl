@@ -1,5 +1,4 @@
-// What was loaded is decoded, scaled, and rounded to what matrices take; the scale of halves is 1, and they stay what
-// they were.
+// A loaded value is decoded, scaled, and rounded to f16. The scale of f16 elements is 1, so they do not change.
 fn to_half(loaded: Loaded, scale: f32) -> vec4<f16> { return vec4<f16>(decode(loaded) * scale); }
 
 fn as_half(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value); }

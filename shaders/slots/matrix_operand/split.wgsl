@@ -1,4 +1,4 @@
-// What was loaded is decoded, scaled, and split into what f16 holds of it and the rest: 11 bits each. Infinities and
+// A loaded value is decoded, scaled, and split into what f16 holds of it and the rest: 11 bits each. Infinities and
 // NaNs have no rest.
 fn to_half(loaded: Loaded, scale: f32) -> vec4<f16> {
   let value = decode(loaded) * scale;

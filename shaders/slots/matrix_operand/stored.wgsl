@@ -1,4 +1,4 @@
-// What was loaded is already what matrices take.
+// A loaded value is already f16.
 fn to_half(loaded: Loaded, scale: f32) -> vec4<f16> { return loaded; }
 
 fn as_half(value: vec4<f32>) -> vec4<f16> { return vec4<f16>(value); }

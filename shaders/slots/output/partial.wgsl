@@ -1,4 +1,4 @@
-// A workgroup visits one split of the keys that its rows see: what it has is a part, in f32, for combine.wgsl to merge.
+// A workgroup visits one split of the keys that its rows see. Its result is a part, in f32, which combine.wgsl merges.
 
 @group(0) @binding(BINDING_o_parts) var<storage, read_write> o_parts: array<vec4<f32>>;
 @group(0) @binding(BINDING_lse_parts) var<storage, read_write> lse_parts: array<f32>;

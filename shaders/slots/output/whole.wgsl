@@ -1,4 +1,4 @@
-// A workgroup visits all keys that its rows see: what it has is the answer.
+// A workgroup visits all keys that its rows see. Its result is the answer.
 
 @group(0) @binding(BINDING_lse) var<storage, read_write> lse: array<f32>;
 

@@ -1,4 +1,4 @@
-// Parts of O in f32, whatever the element. `valid` (at least 1) says how many dimensions are left in the row.
+// Parts of O in f32, for every element type. `valid` (at least 1) says how many dimensions are left in the row.
 
 @group(0) @binding(BINDING_o_parts) var<storage, read> o_parts: array<f32>;
 

@@ -1,4 +1,4 @@
-// One invocation to a row: nothing to reduce.
+// Each row has one invocation: there is nothing to reduce.
 
 fn invocation_index(local_invocation_index: u32) -> u32 { return local_invocation_index; }
 

@@ -1,8 +1,8 @@
-// Sums over the LANES invocations that share a row, by subgroup shuffles: no memory, no barrier. The planner chooses it
-// where every subgroup holds at least LANES invocations.
+// Sums over the LANES invocations that share a row, by subgroup shuffles: no memory, no barrier. The planner chooses
+// it if every subgroup holds at least LANES invocations.
 
-// WGSL does not say which invocations of a workgroup form a subgroup, so the index is made from the subgroup's own
-// numbering: invocations that share a row are then neighbours in one subgroup by construction.
+// WGSL does not say which invocations of a workgroup form a subgroup. So the index comes from the subgroup's numbering:
+// invocations that share a row are then neighbours in one subgroup.
 fn invocation_index(subgroup_id: u32, subgroup_size: u32, subgroup_invocation_id: u32) -> u32 {
   return subgroup_id * subgroup_size + subgroup_invocation_id;
 }

@@ -1,4 +1,4 @@
-// The elements are f16 and pass through matrices as they are: all units are 1.
+// The elements are f16 and go to matrices without change: all units are 1.
 const HAS_UNITS = false;
 const LARGEST_OF_ROW = 1.0;
 

@@ -1,6 +1,6 @@
-// The range of f32 and bf16 does not fit f16: each row has a unit, a power of two,
-// in which its largest element is at least 2¹² and less than 2¹³. An element is then off by at most 2⁻³⁷ of the row's
-// largest (2⁻²² of itself) with its rest; bf16 needs none, and is exact down to 2⁻²⁶ of the largest.
+// The range of f32 and bf16 does not fit f16. So each row has a unit, a power of two. In this unit its largest element
+// is at least 2¹² and less than 2¹³. With its rest, an f32 element is then off by at most 2⁻³⁷ of the row's largest
+// (2⁻²² of itself). bf16 needs no rest, and is exact down to 2⁻²⁶ of the largest.
 const HAS_UNITS = true;
 const LARGEST_EXPONENT = 12;
 const LARGEST_OF_ROW = 4096.0; // 2^LARGEST_EXPONENT: the largest element is at least that

@@ -1,5 +1,5 @@
-// ALiBi (Press et al. 2022): S → S − slope · |i + mask_offset − j|. Its table holds the distance from the slopes of one
-// sequence to those of the next, 0 where all have the same, and the slopes of the heads.
+// ALiBi (Press et al. 2022): S → S − slope · |i + mask_offset − j|. Its table holds first the distance from the slopes
+// of one sequence to those of the next (0 if all sequences have the same), and then the slopes of the heads.
 
 fn score_alibi(score: vec4<f32>, cell: Cell) -> vec4<f32> {
   let table = tables[TABLE_alibi];

@@ -1,5 +1,5 @@
 // Every invocation owns whole rows and needs all quads of K and V. The invocations of a subgroup load one quad each,
-// and each is then broadcast to all of them: for software drivers, which load element by element and invocation by
+// and each quad is then broadcast to all of them. This is for software drivers, which load element by element for each
 // invocation.
 
 fn place_of(invocation: u32, load: u32) -> u32 { return invocation % BROADCAST + load * BROADCAST; }

@@ -1,5 +1,5 @@
-//! The gradients: dK and dV, for which a workgroup owns a tile of keys that rows pass by, and dQ, for which it owns a tile of
-//! rows that keys pass by.
+//! The gradients. For dK and dV, a workgroup owns a tile of keys and goes over rows. For dQ, it owns a tile of rows and goes
+//! over keys.
 
 use super::spec::{Counts, Grid, KernelSpec, Traffic, fetches, has_own_lanes, partials};
 use super::specialization::Specialization;
@@ -103,7 +103,7 @@ fn bytes(specialization: &Specialization, owns: Owns) -> u64 {
     passing + passing_stats(specialization, owns) + keep + partials(specialization, owns, 2)
 }
 
-/// Bytes of the two f32 of each row that passes by; of rows that a workgroup owns they are in registers.
+/// Bytes of the two f32 of each row of a passing tile. Rows that a workgroup owns have them in registers.
 pub(super) fn passing_stats(specialization: &Specialization, owns: Owns) -> u64 {
     match owns {
         Owns::Keys => 8 * u64::from(specialization.tiles.tile_q),

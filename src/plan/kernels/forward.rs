@@ -1,4 +1,4 @@
-//! The forward pass: a workgroup owns a tile of rows, past which K and V go in workgroup memory.
+//! The forward pass: a workgroup owns a tile of rows and goes over K and V in workgroup memory.
 
 use super::kernel::Kernel;
 use super::spec::{Counts, Grid, KernelSpec, fetches, has_rows_alone, partials};

@@ -1,4 +1,4 @@
-//! The kernels by name. What each is stands in the files beside this one.
+//! The names of the kernels. The files beside this one say what each kernel is.
 
 /// A shader file in `shaders/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,4 +1,4 @@
-//! The kernels: what each is stands in its spec, in the file of its family.
+//! The kernels. Each has a spec that says what it is, in the file of its family.
 
 mod backward;
 mod backward_matrices;
@@ -70,7 +70,7 @@ impl Kernel {
 }
 
 impl Specialization {
-    /// The same with everything that this kernel does not depend on set to one value, so that it is a cache key.
+    /// The same, where everything that this kernel does not depend on has one fixed value. So it is a cache key.
     pub(crate) fn canonical(mut self) -> Self {
         use Operand::{DO, K, O, OParts, Q, V};
         let kernel = self.kernel.spec();

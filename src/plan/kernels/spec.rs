@@ -14,7 +14,7 @@ use crate::problem::AttentionProblem;
 /// Constants of the prelude, which `// unroll` can count to.
 pub(crate) type Counts = Vec<(&'static str, u32)>;
 
-/// What a kernel is. Each has one, in the file of its family.
+/// What a kernel is. Each kernel has one, in the file of its family.
 pub(crate) struct KernelSpec {
     pub name: &'static str,
     /// Its file in `shaders/`, the last piece of its text.
@@ -41,11 +41,11 @@ pub(crate) struct KernelSpec {
     pub masks: bool,
     /// Whether it drops probabilities.
     pub drops: bool,
-    /// Whether scores become final in it, so that it modifies them.
+    /// Whether scores become final in it. Then it applies score modifiers.
     pub scores: bool,
-    /// Whether tiles that need a mask can have a loop of their own.
+    /// Whether tiles that need a mask can have a separate loop.
     pub masked_loop: bool,
-    /// The tensors that the text which kernels have in common works on: lists of one name for `// unroll`.
+    /// The tensors that shared text works on: lists of one name for `// unroll`.
     pub names: &'static [(&'static str, &'static str)],
     /// Tiles to try, the best first.
     pub candidates: fn(&Capabilities, &AttentionProblem) -> &'static [Tiles],
@@ -108,7 +108,7 @@ pub(crate) struct Traffic {
 }
 
 impl KernelSpec {
-    /// A kernel that has nothing: others say what they have.
+    /// A kernel that has nothing. Others start from it.
     pub(super) const NONE: Self = Self {
         name: "",
         file: File { name: "", text: "" },
@@ -197,7 +197,7 @@ fn has_matrices(tiles: &Tiles, side: u32, capabilities: &Capabilities) -> bool {
         && tiles.thread_rows.is_multiple_of(side)
 }
 
-/// Whether each row has its lanes for itself: no groups of lanes share its keys, no subgroup loads for all.
+/// Whether no groups of lanes share the keys of a row, and no subgroup loads for all its invocations.
 pub(super) fn has_own_lanes(tiles: Tiles) -> bool {
     tiles.key_lanes == 1 && tiles.broadcast == 1
 }

@@ -10,9 +10,9 @@ use crate::problem::Element;
 pub enum Storage {
     /// f32
     F32,
-    /// f16, on devices that have it in shaders
+    /// f16, on devices with f16 in shaders
     F16,
-    /// f16 in pairs in a u32, on devices that have not
+    /// f16 in pairs in a u32, on other devices
     F16Packed,
     /// bf16 in pairs in a u32
     Bf16,
@@ -28,7 +28,7 @@ impl Storage {
         }
     }
 
-    /// On cooperative matrices: in how many parts of f16 an element passes.
+    /// On cooperative matrices: the number of f16 parts of an element.
     pub(crate) const fn matrix_parts(self) -> u32 {
         match self {
             Storage::F32 => 2,
@@ -36,7 +36,7 @@ impl Storage {
         }
     }
 
-    /// On cooperative matrices: whether each row passes in a unit of its own, for its range does not fit f16.
+    /// On cooperative matrices: whether each row is scaled by its own unit, because the range of the type does not fit f16.
     pub(crate) const fn has_row_units(self) -> bool {
         matches!(self, Storage::F32 | Storage::Bf16)
     }
@@ -54,7 +54,7 @@ pub enum Access {
 /// How the invocations of a row reduce: the slot `shaders/slots/row_reduce/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RowReduce {
-    /// Not at all: one invocation to a row.
+    /// Not at all: each row has one invocation.
     Alone,
     /// Through workgroup memory.
     Workgroup,
@@ -136,19 +136,19 @@ pub struct Specialization {
     pub bias_element: Option<Element>,
     /// Whether gradients are stored in f32 though the element is another.
     pub f32_gradients: bool,
-    /// Whether partial results are in f32, whatever the element. Only their merge asks.
+    /// Whether partial results are in f32, for every element. Only their merge uses this.
     pub parts_in_f32: bool,
-    /// Whether tiles that need a mask have a loop of their own, so that the loop over the others is free of it. Software
-    /// drivers, which compile slowly, do without. Only the kernels with such loops ask.
+    /// Whether tiles that need a mask have a separate loop, so that the loop over other tiles needs none. Software drivers
+    /// compile slowly and have one loop. Only the kernels with such loops use this.
     pub masked_loop: bool,
-    /// Whether the invocations of a subgroup run in lockstep, as they do on software drivers. Only the cooperative
-    /// kernel asks.
+    /// Whether the invocations of a subgroup run in lockstep, as on software drivers. Only kernels on cooperative matrices
+    /// use this.
     pub in_lockstep: bool,
 }
 
 impl Specialization {
-    /// On cooperative matrices: lanes that fetch a row of so many quads of the passing tile together. Where they find the
-    /// row's unit, they are a power of two.
+    /// On cooperative matrices: how many lanes fetch a row of so many quads together. If they compute the row's unit, it is
+    /// a power of two.
     pub(super) fn matrix_fetch_lanes(&self, quads: u32) -> u32 {
         match self.storage.has_row_units() {
             true => quads.next_power_of_two().min(self.tiles.lanes),

@@ -1,4 +1,4 @@
-//! What the text of a kernel is made of: files of `shaders/`.
+//! The pieces of a kernel's text: files of `shaders/`.
 
 /// A file.
 #[derive(Clone, Copy)]
@@ -8,7 +8,7 @@ pub(crate) struct File {
     pub text: &'static str,
 }
 
-/// The file of this name. One that does not exist does not compile.
+/// The file of this name. If it does not exist, this does not compile.
 macro_rules! wgsl {
     ($name:expr) => {
         $crate::plan::File { name: $name, text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name)) }
@@ -50,7 +50,7 @@ pub(crate) enum Piece {
     OneOf(Slot),
 }
 
-/// A folder of `shaders/slots/`. What a kernel needs of it depends on its specialization.
+/// A folder of `shaders/slots/`. The specialization decides which of its files a kernel needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Access,

@@ -1,8 +1,8 @@
-//! How many turns the loops of a kernel take. Some software drivers end a shader after a number of them, without a word:
-//! see [`Capabilities::max_loop_turns`](crate::plan::Capabilities::max_loop_turns).
+//! How many turns the loops of a kernel take. Some software drivers end a shader after a number of turns and report
+//! nothing: see [`Capabilities::max_loop_turns`](crate::plan::Capabilities::max_loop_turns).
 //!
-//! A loop of n turns counts n + 1: the turn in which it is left is one too. Loops over what a window or the diagonal may
-//! hide are counted as if all of it were seen.
+//! A loop of n turns counts n + 1, because the turn in which it ends counts too. Loops over keys that a window or the
+//! diagonal may hide are counted as if all were seen.
 
 use super::specialization::Specialization;
 use crate::plan::tiles::Owns;
@@ -32,7 +32,7 @@ pub(super) fn a_loop(turns: u64, inside: u64) -> u64 {
     turns.saturating_mul(inside.saturating_add(1)).saturating_add(1)
 }
 
-/// A loop in which the invocations of a workgroup share out `count` things.
+/// A loop in which the invocations of a workgroup share `count` pieces of work.
 pub(super) fn shared(count: u32, invocations: u32, inside: u64) -> u64 {
     a_loop(count.div_ceil(invocations.max(1)).into(), inside)
 }

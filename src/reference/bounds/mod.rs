@@ -1,8 +1,8 @@
 //! How far from the oracle an answer may be: for each element, the most that rounding in a kernel can do to it.
 //!
-//! A bound is made of what the oracle knows of an element: the terms of its sums, how far partial sums go, what cancels.
-//! Two rules make its constants. Roundings whose number is fixed count at their worst. Roundings whose number grows
-//! with a sum do not all go one way: n of them count as √n, times [`SPREAD`].
+//! The oracle computes a bound from what it knows of an element: the terms of its sums, the size of partial sums, and what
+//! cancels. Two rules make the constants. Roundings of fixed number count at their worst. Roundings whose number grows with
+//! a sum do not all go one way: n of them count as √n, times [`SPREAD`].
 //!
 //! With U = 2⁻²⁴, the unit roundoff of f32, and ε(Σ) the rounding of a sum ([`Sum::rounding`]), in units of U:
 //!
@@ -17,8 +17,9 @@
 //! | dQ_id | Σ_j scale · dS_ij's · \|K_jd\| + ε(Σ_j dS K) + 4 · \|dQ\|; what is common to a row, ε(D_i) and 3 · \|LSE_i\|, meets sums, not their sizes |
 //! | dK_jd | Σ_i scale · (dS_ij's + 3 · \|LSE_i dS_ij\|) · \|Q_id\| + ε(Σ_i dS Q) + 4 · \|dK\| |
 //!
-//! f is 0 for what dropout drops and its factor for what it keeps. [`Arithmetic`] says what kernels on cooperative matrices
-//! and kernels that merge parts add. Storing is no part of a bound: [`error_before_storing`] takes it off the error.
+//! f is 0 for what dropout drops, and its factor for what it keeps. [`Arithmetic`] says what kernels on cooperative matrices
+//! and kernels that merge parts add. The rounding of the stored value is not in a bound: [`error_before_storing`] subtracts
+//! it from the error.
 
 mod backward;
 mod forward;

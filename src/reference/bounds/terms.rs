@@ -46,7 +46,7 @@ impl Arithmetic {
     }
 }
 
-/// What bounds the error of one element, whatever the arithmetic.
+/// What bounds the error of one element, for every arithmetic.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ErrorTerms {
     /// From roundings in f32, in units of U.
@@ -65,7 +65,7 @@ pub struct ErrorTerms {
 
 impl ErrorTerms {
     /// The most by which a kernel with this arithmetic may miss the oracle's element before it stores its own. 0 for rows
-    /// that see nothing; NaN where the element itself is none.
+    /// that see nothing; NaN where the element itself is NaN.
     pub fn bound(&self, arithmetic: &Arithmetic) -> f64 {
         let Arithmetic { products, terms, merges } = *arithmetic;
         let of_matrices = if terms > 0.0 { terms * self.terms + self.underflow } else { 0.0 };

@@ -63,14 +63,13 @@ fn main(
   let subgroup_key = tile.key + subgroup_id * THREAD_ROWS;
   // unroll W in WIDTHS, TENSOR in OWNED_W {
     let TENSOR_at = TENSOR_head(tile.batch, tile.head_kv);
-    var TENSOR = W_Owned();
   // }
   // unroll E in OWNED_FRAGMENTS {
     let owned_E = subgroup_key + E * MATRIX_SIDE + mine.row;
     let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + mine.quad * 4u;
     // unroll W in WIDTHS, TENSOR in OWNED_W, GRADIENT in GRADIENT_W {
-      TENSOR[E] = TENSOR_rows(mine, TENSOR_at, owned_E, params.key_count, 0.0, false);
-      let TENSOR_unit_E = inverse(TENSOR[E].scale);
+      let TENSOR_E = TENSOR_rows(mine, TENSOR_at, owned_E, params.key_count, 0.0, false);
+      let TENSOR_unit_E = inverse(TENSOR_E.scale);
       let TENSOR_units_E = Eight(units_of_rows(TENSOR_unit_E, first_of(mine, 0u)),
         units_of_rows(TENSOR_unit_E, first_of(mine, 0u) + HIGH));
       // unroll M in W_CHUNKS {
@@ -146,8 +145,17 @@ fn main(
         if fragment >= TILE_Q { break; }
         loop {
           // Sᵀ = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ
-          let s = s_of(k, fragment);
-          let dp = dp_of(v, fragment);
+          // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
+            // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
+              var SCORE_sum_R_E = Sum();
+            // }
+            // unroll M in W_CHUNKS, R in PASSING_FRAGMENTS {
+              let TENSOR_M_R = TENSOR_by_rows((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
+              // unroll E in OWNED_FRAGMENTS {
+                SCORE_sum_R_E = add_product(MINE_E.chunks[M][0], TENSOR_M_R, SCORE_sum_R_E);
+              // }
+            // }
+          // }
 
           p_largest = 0.0;
           ds_largest = 0.0;
@@ -162,13 +170,13 @@ fn main(
             let s_factor_R = q_unit_R * params.softmax_scale_log2;
             // unroll E in OWNED_FRAGMENTS {
               // P = exp(softmax_scale · S − LSE_i), masked
-              store_by_columns(mine, total(s[R][E]));
+              store_by_columns(mine, total(s_sum_R_E));
               scratch_barrier();
               let at_R_E = cells_at(tile.batch, head, i_row_R, key_E);
               let s_R_E = times(stored(mine), k_units_E);
               var p_R_E = p_of(s_R_E, s_factor_R, stats_R.x, at_R_E);
               scratch_barrier();
-              store_by_columns(mine, total(dp[R][E]));
+              store_by_columns(mine, total(dp_sum_R_E));
               if masked { p_R_E = only(seen(visible_R, at_R_E), p_R_E, 0.0); }
               // dropout(P)ᵀ, in units of the rows of dO for their product
               var keep_R_E = every(true);

@@ -47,19 +47,17 @@ fn main(
   let q_at = q_head(tile.batch, tile.head);
   let d_o_at = d_o_head(tile.batch, tile.head);
   let lse_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
-  var q = K_Owned();
-  var d_o = V_Owned();
   // unroll E in OWNED_FRAGMENTS {
     let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + mine.row;
     let stats_E = stats_of_row(lse_at, row_E, params.row_count);
     let visible_E = visible_keys(params.row_first + row_E);
-    q[E] = q_rows(mine, q_at, row_E, params.row_count, 0.0, false);
-    d_o[E] = d_o_rows(mine, d_o_at, row_E, params.row_count, abs(stats_E.y) * D_SHARE, false);
+    let q_E = q_rows(mine, q_at, row_E, params.row_count, 0.0, false);
+    let d_o_E = d_o_rows(mine, d_o_at, row_E, params.row_count, abs(stats_E.y) * D_SHARE, false);
     // unroll M in K_CHUNKS {
       var dq_E_M = MatrixC();
     // }
-    let s_factor_E = inverse(q[E].scale) * params.softmax_scale_log2;
-    let delta_E = stats_E.y * d_o[E].scale;
+    let s_factor_E = inverse(q_E.scale) * params.softmax_scale_log2;
+    let delta_E = stats_E.y * d_o_E.scale;
   // }
   var ds_gain = FIRST_GAIN;
   for (var key = invocation; key < TILE_KV; key += INVOCATIONS) { atomicStore(&poisoned[key], 0u); }
@@ -96,8 +94,17 @@ fn main(
         if fragment >= TILE_KV { break; }
         loop {
           // S = Q_i K_jᵀ, dP = dO_i V_jᵀ
-          let s = s_of(q, fragment);
-          let dp = dp_of(d_o, fragment);
+          // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
+            // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
+              var SCORE_sum_R_E = Sum();
+            // }
+            // unroll M in W_CHUNKS, R in PASSING_FRAGMENTS {
+              let TENSOR_M_R = TENSOR_by_rows((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
+              // unroll E in OWNED_FRAGMENTS {
+                SCORE_sum_R_E = add_product(MINE_E.chunks[M][0], TENSOR_M_R, SCORE_sum_R_E);
+              // }
+            // }
+          // }
 
           ds_largest = 0.0;
           // unroll R in PASSING_FRAGMENTS {
@@ -106,10 +113,10 @@ fn main(
             // unroll E in OWNED_FRAGMENTS {
               let at_R_E = cells_at(tile.batch, tile.head, row_E, j * TILE_KV + key_R);
               // P = exp(softmax_scale · S − LSE_i)
-              let s_R_E = times(plain(mine, Sums(total(s[R][E]))), k_units_R);
+              let s_R_E = times(plain(mine, Sums(total(s_sum_R_E))), k_units_R);
               let p_R_E = p_of(s_R_E, s_factor_E, stats_E.x, at_R_E);
               // dS = P ∘ (dropout(dP) − D_i), masked
-              var ds_R_E = times(plain(mine, Sums(total(dp[R][E]))), v_units_of(key_R));
+              var ds_R_E = times(plain(mine, Sums(total(dp_sum_R_E))), v_units_of(key_R));
               if HAS_DROPOUT { ds_R_E = only(kept_of(at_R_E), scaled(ds_R_E, params.dropout_scale), 0.0); }
               // in units of the row of dO
               ds_R_E = unmodified(times(p_R_E, less(ds_R_E, delta_E)), s_R_E, s_factor_E, at_R_E);
@@ -159,7 +166,7 @@ fn main(
   let per_gain = 1.0 / ds_gain;
   // unroll E in OWNED_FRAGMENTS {
     let is_live_E = every(!(stats_E.x == -MASKED));
-    let factor_E = params.softmax_scale_log2 * LN_2 * inverse(d_o[E].scale);
+    let factor_E = params.softmax_scale_log2 * LN_2 * inverse(d_o_E.scale);
     // unroll M in K_CHUNKS {
       let result_E_M = only(is_live_E, scaled(scaled(plain(mine, Sums(dq_E_M)), per_gain), factor_E), 0.0);
       if row_E < params.row_count { write_dq(tile.batch, tile.head, row_E, first_of(mine, M), result_E_M); }

@@ -82,22 +82,6 @@ fn are_sound(row: u32, number: u32) -> vec4<bool> {
   }
 // }
 
-// The products of the rows that a subgroup owns with PASSING_FRAGMENTS fragments of the tile, from its row `first` on.
-alias Products = array<array<Sum, OWNED_FRAGMENTS>, PASSING_FRAGMENTS>;
-// unroll W in WIDTHS, TENSOR in WALKED_W, SCORE in SCORE_W {
-  alias W_Owned = array<W_Rows, OWNED_FRAGMENTS>;
-  fn SCORE_of(owned: W_Owned, first: u32) -> Products {
-    var sums = Products();
-    // unroll M in W_CHUNKS, R in PASSING_FRAGMENTS {
-      let TENSOR_M_R = TENSOR_by_rows((first + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
-      // unroll E in OWNED_FRAGMENTS {
-        sums[R][E] = add_product(owned[E].chunks[M][0], TENSOR_M_R, sums[R][E]);
-      // }
-    // }
-    return sums;
-  }
-// }
-
 // An invocation's elements of a row of a gradient, from `dim` on.
 // unroll W in WIDTHS, TENSOR in GRADIENT_W {
   fn write_TENSOR(batch: u32, head: u32, row: u32, dim: u32, value: Eight) {

@@ -114,13 +114,17 @@ fn main(
         // S = Q_i K_jᵀ of the next tile: dimensions outside, keys inside, so that several chains of products are in
         // flight. After the last tile it is computed once more for nothing.
         // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS {
-          var sum_N_E = Products();
+          // unroll G in CHUNK_FRAGMENTS {
+            var s_half_N_E_G = MatrixC();
+            var s_rest_N_E_G = MatrixC();
+          // }
           var p_N_E = Lefts();
         // }
         // unroll M in K_CHUNKS, H in CHUNK_FRAGMENTS, E in KEY_CHUNKS, G in CHUNK_FRAGMENTS {
           let k_M_H_E_G = k_by_rows(k_fragment(E, G, M, H));
           // unroll N in ROW_FRAGMENTS {
-            sum_N_E[G] = add_product(q_N.chunks[M][H], k_M_H_E_G, sum_N_E[G]);
+            s_half_N_E_G = add_half(q_N.chunks[M][H], k_M_H_E_G, s_half_N_E_G);
+            s_rest_N_E_G = add_rest(q_N.chunks[M][H], k_M_H_E_G, s_rest_N_E_G);
           // }
         // }
 
@@ -145,7 +149,11 @@ fn main(
           s_max_N = MASKED;
         // }
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
-          s_N_E = times(plain(mine, totals(sum_N_E)), k_units_of(first_of(mine, E)));
+          var s_sum_N_E = Sums();
+          // unroll G in CHUNK_FRAGMENTS {
+            s_sum_N_E[G] = total(s_half_N_E_G, s_rest_N_E_G);
+          // }
+          s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
           let key_N_E = next_key + first_of(mine, E);
           // unroll MODIFIED in MODIFIED_SCORES {
             s_N_E = scored_eight(scaled(s_N_E, scale_N), cells_at(tile.batch, tile.head, row_N, key_N_E));

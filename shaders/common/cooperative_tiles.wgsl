@@ -109,16 +109,6 @@ fn row_sum(value: f32) -> f32 {
   return result;
 }
 
-// S of a chunk, and the same when its parts are summed.
-alias Products = array<Sum, CHUNK_FRAGMENTS>;
-fn totals(chunk: Products) -> Sums {
-  return Sums(
-    // unroll G in CHUNK_FRAGMENTS {
-      total(chunk[G]),
-    // }
-  );
-}
-
 // What stands in the scratch for sums.
 fn sums_of(mine: Mine) -> Sums {
   scratch_barrier();

@@ -411,8 +411,8 @@ const MUTATIONS: &[Mutation] = &[
     fault(
         "the rest of K left out",
         FlashForwardCooperative,
-        "return Sum(half, coopMultiplyAdd(a.half, b.rest, rest));",
-        "return Sum(half, rest);",
+        "return coopMultiplyAdd(a.half, b.rest, coopMultiplyAdd(a.rest, b.half, rest));",
+        "return coopMultiplyAdd(a.rest, b.half, rest);",
         Setup::Matrices(Element::F32),
     ),
     fault(

@@ -1,10 +1,11 @@
 // Factors of products are one matrix of f16.
 alias Left = MatrixA;
 alias Right = MatrixB;
-alias Sum = MatrixC;
 
-fn add_product(a: Left, b: Right, sum: Sum) -> Sum { return coopMultiplyAdd(a, b, sum); }
-fn total(sum: Sum) -> MatrixC { return sum; }
+// A sum of products, and what its rests add to it. They are two variables: in one struct, compilers keep them in memory.
+fn add_half(a: Left, b: Right, half: MatrixC) -> MatrixC { return coopMultiplyAdd(a, b, half); }
+fn add_rest(a: Left, b: Right, rest: MatrixC) -> MatrixC { return rest; }
+fn total(half: MatrixC, rest: MatrixC) -> MatrixC { return half; }
 fn accumulate(a: Left, b: Right, o: MatrixC) -> MatrixC { return coopMultiplyAdd(a, b, o); }
 
 // Rows of a left factor are rows of the scratch, or its columns.

@@ -2,15 +2,13 @@
 // ones first: half · half + (half · rest + rest · half).
 struct Left { half: MatrixA, rest: MatrixA }
 struct Right { half: MatrixB, rest: MatrixB }
-struct Sum { half: MatrixC, rest: MatrixC }
 
-fn add_product(a: Left, b: Right, sum: Sum) -> Sum {
-  let half = coopMultiplyAdd(a.half, b.half, sum.half);
-  let rest = coopMultiplyAdd(a.rest, b.half, sum.rest);
-  return Sum(half, coopMultiplyAdd(a.half, b.rest, rest));
+fn add_half(a: Left, b: Right, half: MatrixC) -> MatrixC { return coopMultiplyAdd(a.half, b.half, half); }
+fn add_rest(a: Left, b: Right, rest: MatrixC) -> MatrixC {
+  return coopMultiplyAdd(a.half, b.rest, coopMultiplyAdd(a.rest, b.half, rest));
 }
 
-fn total(sum: Sum) -> MatrixC { return sum.half + sum.rest; }
+fn total(half: MatrixC, rest: MatrixC) -> MatrixC { return half + rest; }
 
 // Matrix units round sums toward 0: the product starts at 0 and is added to the long sum by plain arithmetic.
 fn accumulate(a: Left, b: Right, o: MatrixC) -> MatrixC {

@@ -147,15 +147,26 @@ fn main(
           // Sᵀ = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ
           // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
             // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
-              var SCORE_half_R_E = MatrixC();
-              var SCORE_rest_R_E = MatrixC();
+              // unroll PART in PARTS {
+                var SCORE_PART_R_E = MatrixC();
+              // }
             // }
             // unroll M in W_CHUNKS, R in PASSING_FRAGMENTS {
-              let TENSOR_M_R = TENSOR_by_rows((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
+              let TENSOR_at_M_R = (fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS;
+              let TENSOR_half_M_R = TENSOR_half_by_rows(TENSOR_at_M_R);
               // unroll E in OWNED_FRAGMENTS {
-                SCORE_half_R_E = add_half(MINE_E.chunks[M][0], TENSOR_M_R, SCORE_half_R_E);
-                SCORE_rest_R_E = add_rest(MINE_E.chunks[M][0], TENSOR_M_R, SCORE_rest_R_E);
+                SCORE_half_R_E = coopMultiplyAdd(half_of(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_half_R_E);
               // }
+              // unroll REST in REST_PARTS {
+                let TENSOR_REST_M_R = TENSOR_REST_by_rows(TENSOR_at_M_R);
+                // unroll E in OWNED_FRAGMENTS {
+                  SCORE_REST_R_E = coopMultiplyAdd(rest_of(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_REST_R_E);
+                  SCORE_REST_R_E = coopMultiplyAdd(half_of(MINE_E.chunks[M][0]), TENSOR_REST_M_R, SCORE_REST_R_E);
+                // }
+              // }
+            // }
+            // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS, REST in REST_PARTS {
+              SCORE_half_R_E = SCORE_half_R_E + SCORE_REST_R_E;
             // }
           // }
 
@@ -172,13 +183,13 @@ fn main(
             let s_factor_R = q_unit_R * params.softmax_scale_log2;
             // unroll E in OWNED_FRAGMENTS {
               // P = exp(softmax_scale · S − LSE_i), masked
-              store_by_columns(mine, total(s_half_R_E, s_rest_R_E));
+              store_by_columns(mine, s_half_R_E);
               scratch_barrier();
               let at_R_E = cells_at(tile.batch, head, i_row_R, key_E);
               let s_R_E = times(stored(mine), k_units_E);
               var p_R_E = p_of(s_R_E, s_factor_R, stats_R.x, at_R_E);
               scratch_barrier();
-              store_by_columns(mine, total(dp_half_R_E, dp_rest_R_E));
+              store_by_columns(mine, dp_half_R_E);
               if masked { p_R_E = only(seen(visible_R, at_R_E), p_R_E, 0.0); }
               // dropout(P)ᵀ, in units of the rows of dO for their product
               var keep_R_E = every(true);

@@ -96,15 +96,26 @@ fn main(
           // S = Q_i K_jᵀ, dP = dO_i V_jᵀ
           // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
             // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
-              var SCORE_half_R_E = MatrixC();
-              var SCORE_rest_R_E = MatrixC();
+              // unroll PART in PARTS {
+                var SCORE_PART_R_E = MatrixC();
+              // }
             // }
             // unroll M in W_CHUNKS, R in PASSING_FRAGMENTS {
-              let TENSOR_M_R = TENSOR_by_rows((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
+              let TENSOR_at_M_R = (fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS;
+              let TENSOR_half_M_R = TENSOR_half_by_rows(TENSOR_at_M_R);
               // unroll E in OWNED_FRAGMENTS {
-                SCORE_half_R_E = add_half(MINE_E.chunks[M][0], TENSOR_M_R, SCORE_half_R_E);
-                SCORE_rest_R_E = add_rest(MINE_E.chunks[M][0], TENSOR_M_R, SCORE_rest_R_E);
+                SCORE_half_R_E = coopMultiplyAdd(half_of(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_half_R_E);
               // }
+              // unroll REST in REST_PARTS {
+                let TENSOR_REST_M_R = TENSOR_REST_by_rows(TENSOR_at_M_R);
+                // unroll E in OWNED_FRAGMENTS {
+                  SCORE_REST_R_E = coopMultiplyAdd(rest_of(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_REST_R_E);
+                  SCORE_REST_R_E = coopMultiplyAdd(half_of(MINE_E.chunks[M][0]), TENSOR_REST_M_R, SCORE_REST_R_E);
+                // }
+              // }
+            // }
+            // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS, REST in REST_PARTS {
+              SCORE_half_R_E = SCORE_half_R_E + SCORE_REST_R_E;
             // }
           // }
 
@@ -115,10 +126,10 @@ fn main(
             // unroll E in OWNED_FRAGMENTS {
               let at_R_E = cells_at(tile.batch, tile.head, row_E, j * TILE_KV + key_R);
               // P = exp(softmax_scale · S − LSE_i)
-              let s_R_E = times(plain(mine, Sums(total(s_half_R_E, s_rest_R_E))), k_units_R);
+              let s_R_E = times(plain(mine, Sums(s_half_R_E)), k_units_R);
               let p_R_E = p_of(s_R_E, s_factor_E, stats_E.x, at_R_E);
               // dS = P ∘ (dropout(dP) − D_i), masked
-              var ds_R_E = times(plain(mine, Sums(total(dp_half_R_E, dp_rest_R_E))), v_units_of(key_R));
+              var ds_R_E = times(plain(mine, Sums(dp_half_R_E)), v_units_of(key_R));
               if HAS_DROPOUT { ds_R_E = only(kept_of(at_R_E), scaled(ds_R_E, params.dropout_scale), 0.0); }
               // in units of the row of dO
               ds_R_E = unmodified(times(p_R_E, less(ds_R_E, delta_E)), s_R_E, s_factor_E, at_R_E);

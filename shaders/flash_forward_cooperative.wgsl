@@ -115,16 +115,23 @@ fn main(
         // flight. After the last tile it is computed once more for nothing.
         // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS {
           // unroll G in CHUNK_FRAGMENTS {
-            var s_half_N_E_G = MatrixC();
-            var s_rest_N_E_G = MatrixC();
+            // unroll PART in PARTS {
+              var s_PART_N_E_G = MatrixC();
+            // }
           // }
           var p_N_E = Lefts();
         // }
         // unroll M in K_CHUNKS, H in CHUNK_FRAGMENTS, E in KEY_CHUNKS, G in CHUNK_FRAGMENTS {
-          let k_M_H_E_G = k_by_rows(k_fragment(E, G, M, H));
+          let k_M_H_E_G = k_half_by_rows(k_fragment(E, G, M, H));
           // unroll N in ROW_FRAGMENTS {
-            s_half_N_E_G = add_half(q_N.chunks[M][H], k_M_H_E_G, s_half_N_E_G);
-            s_rest_N_E_G = add_rest(q_N.chunks[M][H], k_M_H_E_G, s_rest_N_E_G);
+            s_half_N_E_G = coopMultiplyAdd(half_of(q_N.chunks[M][H]), k_M_H_E_G, s_half_N_E_G);
+          // }
+          // unroll REST in REST_PARTS {
+            let k_REST_M_H_E_G = k_REST_by_rows(k_fragment(E, G, M, H));
+            // unroll N in ROW_FRAGMENTS {
+              s_REST_N_E_G = coopMultiplyAdd(rest_of(q_N.chunks[M][H]), k_M_H_E_G, s_REST_N_E_G);
+              s_REST_N_E_G = coopMultiplyAdd(half_of(q_N.chunks[M][H]), k_REST_M_H_E_G, s_REST_N_E_G);
+            // }
           // }
         // }
 
@@ -151,7 +158,10 @@ fn main(
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
           var s_sum_N_E = Sums();
           // unroll G in CHUNK_FRAGMENTS {
-            s_sum_N_E[G] = total(s_half_N_E_G, s_rest_N_E_G);
+            // unroll REST in REST_PARTS {
+              s_half_N_E_G = s_half_N_E_G + s_REST_N_E_G;
+            // }
+            s_sum_N_E[G] = s_half_N_E_G;
           // }
           s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
           let key_N_E = next_key + first_of(mine, E);

@@ -411,8 +411,8 @@ const MUTATIONS: &[Mutation] = &[
     fault(
         "the rest of K left out",
         FlashForwardCooperative,
-        "return coopMultiplyAdd(a.half, b.rest, coopMultiplyAdd(a.rest, b.half, rest));",
-        "return coopMultiplyAdd(a.rest, b.half, rest);",
+        "s_rest_0_0_0 = coopMultiplyAdd(half_of(q_0.chunks[0u][0u]), k_rest_0_0_0_0, s_rest_0_0_0);",
+        "",
         Setup::Matrices(Element::F32),
     ),
     fault(

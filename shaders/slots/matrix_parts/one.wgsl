@@ -2,10 +2,8 @@
 alias Left = MatrixA;
 alias Right = MatrixB;
 
-// A sum of products, and what its rests add to it. They are two variables: in one struct, compilers keep them in memory.
-fn add_half(a: Left, b: Right, half: MatrixC) -> MatrixC { return coopMultiplyAdd(a, b, half); }
-fn add_rest(a: Left, b: Right, rest: MatrixC) -> MatrixC { return rest; }
-fn total(half: MatrixC, rest: MatrixC) -> MatrixC { return half; }
+// The parts of a left factor.
+fn half_of(a: Left) -> MatrixA { return a; }
 fn accumulate(a: Left, b: Right, o: MatrixC) -> MatrixC { return coopMultiplyAdd(a, b, o); }
 
 // Rows of a left factor are rows of the scratch, or its columns.
@@ -17,7 +15,9 @@ fn store_left(left: Left, at: u32) {
 }
 
 // Columns of a right factor are rows of the tile, or its columns.
+// unroll W in WIDTHS, TENSOR in WALKED_W, PART in PARTS {
+  fn TENSOR_PART_by_rows(at: u32) -> MatrixB { return coopLoad<MatrixB>(&TENSOR_tile_PART[at], W_STRIDE); }
+// }
 // unroll W in WIDTHS, TENSOR in WALKED_W {
-  fn TENSOR_by_rows(at: u32) -> Right { return coopLoad<MatrixB>(&TENSOR_tile_half[at], W_STRIDE); }
   fn TENSOR_by_columns(at: u32) -> Right { return coopLoadT<MatrixB>(&TENSOR_tile_half[at], W_STRIDE); }
 // }

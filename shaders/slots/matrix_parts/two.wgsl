@@ -3,12 +3,9 @@
 struct Left { half: MatrixA, rest: MatrixA }
 struct Right { half: MatrixB, rest: MatrixB }
 
-fn add_half(a: Left, b: Right, half: MatrixC) -> MatrixC { return coopMultiplyAdd(a.half, b.half, half); }
-fn add_rest(a: Left, b: Right, rest: MatrixC) -> MatrixC {
-  return coopMultiplyAdd(a.half, b.rest, coopMultiplyAdd(a.rest, b.half, rest));
-}
-
-fn total(half: MatrixC, rest: MatrixC) -> MatrixC { return half + rest; }
+// The parts of a left factor.
+fn half_of(a: Left) -> MatrixA { return a.half; }
+fn rest_of(a: Left) -> MatrixA { return a.rest; }
 
 // Matrix units round sums toward 0: the product starts at 0 and is added to the long sum by plain arithmetic.
 fn accumulate(a: Left, b: Right, o: MatrixC) -> MatrixC {
@@ -30,11 +27,10 @@ fn store_left(left: Left, at: u32) {
   // }
 }
 
+// unroll W in WIDTHS, TENSOR in WALKED_W, PART in PARTS {
+  fn TENSOR_PART_by_rows(at: u32) -> MatrixB { return coopLoad<MatrixB>(&TENSOR_tile_PART[at], W_STRIDE); }
+// }
 // unroll W in WIDTHS, TENSOR in WALKED_W {
-  fn TENSOR_by_rows(at: u32) -> Right {
-    let half = coopLoad<MatrixB>(&TENSOR_tile_half[at], W_STRIDE);
-    return Right(half, coopLoad<MatrixB>(&TENSOR_tile_rest[at], W_STRIDE));
-  }
   fn TENSOR_by_columns(at: u32) -> Right {
     let half = coopLoadT<MatrixB>(&TENSOR_tile_half[at], W_STRIDE);
     return Right(half, coopLoadT<MatrixB>(&TENSOR_tile_rest[at], W_STRIDE));

@@ -61,14 +61,12 @@ fn main(
 
   // K_j, V_j; dK_j = 0, dV_j = 0
   let subgroup_key = tile.key + subgroup_id * THREAD_ROWS;
-  // unroll W in WIDTHS, TENSOR in OWNED_W {
-    let TENSOR_at = TENSOR_head(tile.batch, tile.head_kv);
-  // }
   // unroll E in OWNED_FRAGMENTS {
     let owned_E = subgroup_key + E * MATRIX_SIDE + mine.row;
     let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + mine.quad * 4u;
     // unroll W in WIDTHS, TENSOR in OWNED_W, GRADIENT in GRADIENT_W {
-      let TENSOR_E = TENSOR_rows(mine, TENSOR_at, owned_E, params.key_count, 0.0, false);
+      let TENSOR_at_E = TENSOR_head(tile.batch, tile.head_kv);
+      let TENSOR_E = TENSOR_rows(mine, TENSOR_at_E, owned_E, params.key_count, 0.0, false);
       let TENSOR_unit_E = inverse(TENSOR_E.scale);
       let TENSOR_units_E = Eight(units_of_rows(TENSOR_unit_E, first_of(mine, 0u)),
         units_of_rows(TENSOR_unit_E, first_of(mine, 0u) + HIGH));
@@ -146,22 +144,19 @@ fn main(
         loop {
           // Sᵀ = K_j Q_iᵀ, dPᵀ = V_j dO_iᵀ
           // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
-            // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
-              // unroll PART in PARTS {
-                var SCORE_PART_R_E = MatrixC();
-              // }
+            // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS, PART in PARTS {
+              var SCORE_PART_R_E = MatrixC();
             // }
             // unroll M in W_CHUNKS, R in PASSING_FRAGMENTS {
-              let TENSOR_at_M_R = (fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS;
-              let TENSOR_half_M_R = TENSOR_half_by_rows(TENSOR_at_M_R);
+              let TENSOR_half_M_R = TENSOR_half_by_rows((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
               // unroll E in OWNED_FRAGMENTS {
-                SCORE_half_R_E = coopMultiplyAdd(half_of(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_half_R_E);
+                SCORE_half_R_E = coopMultiplyAdd(left_half(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_half_R_E);
               // }
               // unroll REST in REST_PARTS {
-                let TENSOR_REST_M_R = TENSOR_REST_by_rows(TENSOR_at_M_R);
+                let TENSOR_REST_M_R = TENSOR_REST_by_rows((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
                 // unroll E in OWNED_FRAGMENTS {
-                  SCORE_REST_R_E = coopMultiplyAdd(rest_of(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_REST_R_E);
-                  SCORE_REST_R_E = coopMultiplyAdd(half_of(MINE_E.chunks[M][0]), TENSOR_REST_M_R, SCORE_REST_R_E);
+                  SCORE_REST_R_E = coopMultiplyAdd(left_rest(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_REST_R_E);
+                  SCORE_REST_R_E = coopMultiplyAdd(left_half(MINE_E.chunks[M][0]), TENSOR_REST_M_R, SCORE_REST_R_E);
                 // }
               // }
             // }
@@ -185,7 +180,7 @@ fn main(
               // P = exp(softmax_scale · S − LSE_i), masked
               store_by_columns(mine, s_half_R_E);
               scratch_barrier();
-              let at_R_E = cells_at(tile.batch, head, i_row_R, key_E);
+              let at_R_E = cell_at(tile.batch, head, i_row_R, key_E);
               let s_R_E = times(stored(mine), k_units_E);
               var p_R_E = p_of(s_R_E, s_factor_R, stats_R.x, at_R_E);
               scratch_barrier();

@@ -44,15 +44,14 @@ fn main(
   let mine = mine_at(subgroup_id, subgroup_invocation_id / CHUNK_LANES, subgroup_invocation_id % CHUNK_LANES);
 
   // Q_i, dO_i, LSE_i, D_i; dQ_i = 0
-  let q_at = q_head(tile.batch, tile.head);
-  let d_o_at = d_o_head(tile.batch, tile.head);
   let lse_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
   // unroll E in OWNED_FRAGMENTS {
     let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + mine.row;
     let stats_E = stats_of_row(lse_at, row_E, params.row_count);
     let visible_E = visible_keys(params.row_first + row_E);
-    let q_E = q_rows(mine, q_at, row_E, params.row_count, 0.0, false);
-    let d_o_E = d_o_rows(mine, d_o_at, row_E, params.row_count, abs(stats_E.y) * D_SHARE, false);
+    let q_E = q_rows(mine, q_head(tile.batch, tile.head), row_E, params.row_count, 0.0, false);
+    let least_E = abs(stats_E.y) * D_SHARE;
+    let d_o_E = d_o_rows(mine, d_o_head(tile.batch, tile.head), row_E, params.row_count, least_E, false);
     // unroll M in K_CHUNKS {
       var dq_E_M = MatrixC();
     // }
@@ -95,22 +94,19 @@ fn main(
         loop {
           // S = Q_i K_jᵀ, dP = dO_i V_jᵀ
           // unroll W in WIDTHS, MINE in OWNED_W, TENSOR in WALKED_W, SCORE in SCORE_W {
-            // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS {
-              // unroll PART in PARTS {
-                var SCORE_PART_R_E = MatrixC();
-              // }
+            // unroll R in PASSING_FRAGMENTS, E in OWNED_FRAGMENTS, PART in PARTS {
+              var SCORE_PART_R_E = MatrixC();
             // }
             // unroll M in W_CHUNKS, R in PASSING_FRAGMENTS {
-              let TENSOR_at_M_R = (fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS;
-              let TENSOR_half_M_R = TENSOR_half_by_rows(TENSOR_at_M_R);
+              let TENSOR_half_M_R = TENSOR_half_by_rows((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
               // unroll E in OWNED_FRAGMENTS {
-                SCORE_half_R_E = coopMultiplyAdd(half_of(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_half_R_E);
+                SCORE_half_R_E = coopMultiplyAdd(left_half(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_half_R_E);
               // }
               // unroll REST in REST_PARTS {
-                let TENSOR_REST_M_R = TENSOR_REST_by_rows(TENSOR_at_M_R);
+                let TENSOR_REST_M_R = TENSOR_REST_by_rows((fragment + R * MATRIX_SIDE) * W_STRIDE + M * MATRIX_QUADS);
                 // unroll E in OWNED_FRAGMENTS {
-                  SCORE_REST_R_E = coopMultiplyAdd(rest_of(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_REST_R_E);
-                  SCORE_REST_R_E = coopMultiplyAdd(half_of(MINE_E.chunks[M][0]), TENSOR_REST_M_R, SCORE_REST_R_E);
+                  SCORE_REST_R_E = coopMultiplyAdd(left_rest(MINE_E.chunks[M][0]), TENSOR_half_M_R, SCORE_REST_R_E);
+                  SCORE_REST_R_E = coopMultiplyAdd(left_half(MINE_E.chunks[M][0]), TENSOR_REST_M_R, SCORE_REST_R_E);
                 // }
               // }
             // }
@@ -124,7 +120,7 @@ fn main(
             let key_R = fragment + R * MATRIX_SIDE + mine.quad * 4u;
             let k_units_R = k_units_of(key_R);
             // unroll E in OWNED_FRAGMENTS {
-              let at_R_E = cells_at(tile.batch, tile.head, row_E, j * TILE_KV + key_R);
+              let at_R_E = cell_at(tile.batch, tile.head, row_E, j * TILE_KV + key_R);
               // P = exp(softmax_scale · S − LSE_i)
               let s_R_E = times(plain(mine, Sums(s_half_R_E)), k_units_R);
               let p_R_E = p_of(s_R_E, s_factor_E, stats_E.x, at_R_E);

@@ -95,7 +95,7 @@ fn main(
         m_N = m_new_N;
         l_N *= o_factor_N;
         if HAS_UNITS && next > 0u {
-          let at_tile_N = cells_at(tile.batch, tile.head, row_N, tile_at(visits, next - 1u) * TILE_KV);
+          let at_tile_N = cell_at(tile.batch, tile.head, row_N, tile_at(visits, next - 1u) * TILE_KV);
           let v_unit_N = largest_v_unit(mine, visible_keys(i_N), at_tile_N, next <= visits.num_whole);
           let v_gain_new_N = select(v_gain_N, V_UNIT_GOAL * inverse(v_unit_N), v_unit_N * v_gain_N > V_UNIT_MOST);
           o_factor_N *= v_gain_new_N * inverse(v_gain_N);
@@ -114,23 +114,21 @@ fn main(
         // S = Q_i K_jᵀ of the next tile: dimensions outside, keys inside, so that several chains of products are in
         // flight. After the last tile it is computed once more for nothing.
         // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS {
-          // unroll G in CHUNK_FRAGMENTS {
-            // unroll PART in PARTS {
-              var s_PART_N_E_G = MatrixC();
-            // }
+          // unroll G in CHUNK_FRAGMENTS, PART in PARTS {
+            var s_PART_N_E_G = MatrixC();
           // }
           var p_N_E = Lefts();
         // }
         // unroll M in K_CHUNKS, H in CHUNK_FRAGMENTS, E in KEY_CHUNKS, G in CHUNK_FRAGMENTS {
           let k_M_H_E_G = k_half_by_rows(k_fragment(E, G, M, H));
           // unroll N in ROW_FRAGMENTS {
-            s_half_N_E_G = coopMultiplyAdd(half_of(q_N.chunks[M][H]), k_M_H_E_G, s_half_N_E_G);
+            s_half_N_E_G = coopMultiplyAdd(left_half(q_N.chunks[M][H]), k_M_H_E_G, s_half_N_E_G);
           // }
           // unroll REST in REST_PARTS {
             let k_REST_M_H_E_G = k_REST_by_rows(k_fragment(E, G, M, H));
             // unroll N in ROW_FRAGMENTS {
-              s_REST_N_E_G = coopMultiplyAdd(rest_of(q_N.chunks[M][H]), k_M_H_E_G, s_REST_N_E_G);
-              s_REST_N_E_G = coopMultiplyAdd(half_of(q_N.chunks[M][H]), k_REST_M_H_E_G, s_REST_N_E_G);
+              s_REST_N_E_G = coopMultiplyAdd(left_rest(q_N.chunks[M][H]), k_M_H_E_G, s_REST_N_E_G);
+              s_REST_N_E_G = coopMultiplyAdd(left_half(q_N.chunks[M][H]), k_REST_M_H_E_G, s_REST_N_E_G);
             // }
           // }
         // }
@@ -143,7 +141,7 @@ fn main(
             if IS_MASKED_SEEN { plain_N_E = without_masked(plain_N_E, s_N_E); }
             l_N += sum_of(plain_N_E);
             if HAS_DROPOUT {
-              let at = cells_at(tile.batch, tile.head, row_N, key_first + first_of(mine, E));
+              let at = cell_at(tile.batch, tile.head, row_N, key_first + first_of(mine, E));
               plain_N_E = only(kept_of(at), plain_N_E, 0.0);
             }
             p_N_E = lefts_of(mine, in_v_units(plain_N_E, first_of(mine, E), v_gain_N));
@@ -164,14 +162,11 @@ fn main(
             s_sum_N_E[G] = s_half_N_E_G;
           // }
           s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
-          let key_N_E = next_key + first_of(mine, E);
+          let at_N_E = cell_at(tile.batch, tile.head, row_N, next_key + first_of(mine, E));
           // unroll MODIFIED in MODIFIED_SCORES {
-            s_N_E = scored_eight(scaled(s_N_E, scale_N), cells_at(tile.batch, tile.head, row_N, key_N_E));
+            s_N_E = scored_eight(scaled(s_N_E, scale_N), at_N_E);
           // }
-          if IS_MASKED_SEEN {
-            let at_N_E = cells_at(tile.batch, tile.head, row_N, key_N_E);
-            s_N_E = only(seen(visible_keys(i_N), at_N_E), s_N_E, MASKED);
-          }
+          if IS_MASKED_SEEN { s_N_E = only(seen(visible_keys(i_N), at_N_E), s_N_E, MASKED); }
           s_max_N = max(s_max_N, largest_of_eight(s_N_E));
         // }
         var grew = false;
@@ -226,7 +221,7 @@ fn main(
         next++;
         // In whole tiles all rows see the same units of V.
         var v_unit = 0.0;
-        if HAS_UNITS && !IS_MASKED_SEEN { v_unit = largest_v_unit(mine, vec2<i32>(0), Cells(0u, 0u, 0u, 0u), true); }
+        if HAS_UNITS && !IS_MASKED_SEEN { v_unit = largest_v_unit(mine, vec2<i32>(0), Cell(0u, 0u, 0u, 0u), true); }
         let has_outgrown = subgroupAny(v_unit * v_gain_0 > V_UNIT_MOST);
         if next >= end_SEEN(visits) || has_grown || has_outgrown || (HAS_UNITS && IS_MASKED_SEEN) { break; }
       }

@@ -158,7 +158,7 @@ fn claimed(variant: &Specialization) -> NagaCapabilities {
     if variant.storage == Storage::F16 || variant.tiles.matrix_side.is_some() {
         claimed |= NagaCapabilities::SHADER_FLOAT16;
     }
-    if variant.storage == Storage::F16Packed {
+    if variant.storage == Storage::F16Packed || variant.bias_element == Some(Element::F16) {
         // unpack2x16float and pack2x16float, which every WebGPU device has.
         claimed |= NagaCapabilities::SHADER_FLOAT16_IN_FLOAT32;
     }

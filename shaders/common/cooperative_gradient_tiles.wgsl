@@ -96,15 +96,15 @@ fn less(a: Eight, b: f32) -> Eight { return Eight(a.low - vec4<f32>(b), a.high -
 
 // P = exp(factor · S − LSE), and the gradient of factor · S from that of the scores that modifiers make of it.
 // unroll PLAIN in PLAIN_SCORES {
-  fn p_of(s: Eight, factor: f32, lse: f32, at: Cells) -> Eight { return probabilities(s, factor, lse); }
-  fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cells) -> Eight { return ds; }
+  fn p_of(s: Eight, factor: f32, lse: f32, at: Cell) -> Eight { return probabilities(s, factor, lse); }
+  fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cell) -> Eight { return ds; }
 // }
 // unroll MODIFIED in MODIFIED_SCORES {
-  fn p_of(s: Eight, factor: f32, lse: f32, at: Cells) -> Eight {
+  fn p_of(s: Eight, factor: f32, lse: f32, at: Cell) -> Eight {
     let exponent = less(scored_eight(scaled(s, factor), at), lse);
     return Eight(exp2(exponent.low), exp2(exponent.high));
   }
-  fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cells) -> Eight {
+  fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cell) -> Eight {
     let low = score_gradient(ds.low, s.low * factor, cell_of(at, 0u));
     return Eight(low, score_gradient(ds.high, s.high * factor, cell_of(at, HIGH)));
   }

@@ -167,11 +167,11 @@ fn in_v_units(p: Eight, key: u32, v_gain: f32) -> Eight {
 }
 
 // The largest unit of V that a row with these visible keys sees in the tile whose first cell in the row is `at`.
-fn largest_v_unit(mine: Mine, visible: vec2<i32>, at: Cells, is_seen_whole: bool) -> f32 {
+fn largest_v_unit(mine: Mine, visible: vec2<i32>, at: Cell, is_seen_whole: bool) -> f32 {
   let whole = every(is_seen_whole);
   var largest = 0.0;
   // unroll E in KEY_CHUNKS {
-    let seen_E = seen(visible, Cells(at.batch, at.head, at.i, at.key + first_of(mine, E)));
+    let seen_E = seen(visible, cell_of(at, first_of(mine, E)));
     let which_E = Which(whole.low | seen_E.low, whole.high | seen_E.high);
     largest = max(largest, largest_of_eight(only(which_E, v_units_of(first_of(mine, E)), 0.0)));
   // }

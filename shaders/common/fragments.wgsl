@@ -60,23 +60,16 @@ fn probabilities(s: Eight, factor: f32, m: f32) -> Eight {
   return Eight(exp2(fma(s.low, f, vec4<f32>(-m))), exp2(fma(s.high, f, vec4<f32>(-m))));
 }
 
-// Where the eight scores of an invocation stand in the whole problem: sequence, query head, row, first key. `cells_at`
-// counts sequence, head and row from the first of this dispatch.
-struct Cells { batch: u32, head: u32, i: u32, key: u32 }
-fn cells_at(batch: u32, head: u32, row: u32, key: u32) -> Cells {
-  return Cells(params.batch_first + batch, params.head_first + head, params.row_first + row, key);
-}
-
-// Which of them a row with these visible keys sees, dropout keeps; what modifiers make of them.
-fn cell_of(at: Cells, further: u32) -> Cell { return Cell(at.batch, at.head, at.i, at.key + further); }
-fn seen(visible: vec2<i32>, at: Cells) -> Which {
+// Of eight scores from a cell on: which a row with these visible keys sees, which dropout keeps, what modifiers make.
+fn cell_of(at: Cell, further: u32) -> Cell { return Cell(at.batch, at.head, at.i, at.key + further); }
+fn seen(visible: vec2<i32>, at: Cell) -> Which {
   return Which(sees(visible, cell_of(at, 0u)), sees(visible, cell_of(at, HIGH)));
 }
-fn kept_of(at: Cells) -> Which {
+fn kept_of(at: Cell) -> Which {
   return Which(kept(at.batch, at.head, at.i, at.key), kept(at.batch, at.head, at.i, at.key + HIGH));
 }
 // unroll MODIFIED in MODIFIED_SCORES {
-  fn scored_eight(s: Eight, at: Cells) -> Eight {
+  fn scored_eight(s: Eight, at: Cell) -> Eight {
     return Eight(scored(s.low, cell_of(at, 0u)), scored(s.high, cell_of(at, HIGH)));
   }
 // }

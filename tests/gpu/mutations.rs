@@ -411,7 +411,7 @@ const MUTATIONS: &[Mutation] = &[
     fault(
         "the rest of K left out",
         FlashForwardCooperative,
-        "s_rest_0_0_0 = coopMultiplyAdd(half_of(q_0.chunks[0u][0u]), k_rest_0_0_0_0, s_rest_0_0_0);",
+        "s_rest_0_0_0 = coopMultiplyAdd(left_half(q_0.chunks[0u][0u]), k_rest_0_0_0_0, s_rest_0_0_0);",
         "",
         Setup::Matrices(Element::F32),
     ),

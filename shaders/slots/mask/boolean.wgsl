@@ -1,5 +1,5 @@
-// A bit for each entry, 1 where the row may attend to the key: words of 32 keys, the first in the lowest bit. Or one bit
-// for all keys of a row, where key_mask_stride_key is 0.
+// A bit for each entry, 1 where the row may attend to the key: words of 32 keys, the first in the lowest bit. Where
+// key_mask_stride_key is 0, all keys of a row have one bit.
 
 @group(0) @binding(BINDING_key_mask) var<storage, read> key_mask: array<u32>;
 

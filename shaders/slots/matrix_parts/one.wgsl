@@ -3,7 +3,7 @@ alias Left = MatrixA;
 alias Right = MatrixB;
 
 // The parts of a left factor.
-fn half_of(a: Left) -> MatrixA { return a; }
+fn left_half(a: Left) -> MatrixA { return a; }
 fn accumulate(a: Left, b: Right, o: MatrixC) -> MatrixC { return coopMultiplyAdd(a, b, o); }
 
 // Rows of a left factor are rows of the scratch, or its columns.

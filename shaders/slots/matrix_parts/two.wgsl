@@ -4,8 +4,8 @@ struct Left { half: MatrixA, rest: MatrixA }
 struct Right { half: MatrixB, rest: MatrixB }
 
 // The parts of a left factor.
-fn half_of(a: Left) -> MatrixA { return a.half; }
-fn rest_of(a: Left) -> MatrixA { return a.rest; }
+fn left_half(a: Left) -> MatrixA { return a.half; }
+fn left_rest(a: Left) -> MatrixA { return a.rest; }
 
 // Matrix units round sums toward 0: the product starts at 0 and is added to the long sum by plain arithmetic.
 fn accumulate(a: Left, b: Right, o: MatrixC) -> MatrixC {

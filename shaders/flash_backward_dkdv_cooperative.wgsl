@@ -65,8 +65,7 @@ fn main(
     let owned_E = subgroup_key + E * MATRIX_SIDE + mine.row;
     let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + mine.quad * 4u;
     // unroll W in WIDTHS, TENSOR in OWNED_W, GRADIENT in GRADIENT_W {
-      let TENSOR_at_E = TENSOR_head(tile.batch, tile.head_kv);
-      let TENSOR_E = TENSOR_rows(mine, TENSOR_at_E, owned_E, params.key_count, 0.0, false);
+      let TENSOR_E = TENSOR_rows(mine, TENSOR_head(tile.batch, tile.head_kv), owned_E, params.key_count, 0.0, false);
       let TENSOR_unit_E = inverse(TENSOR_E.scale);
       let TENSOR_units_E = Eight(units_of_rows(TENSOR_unit_E, first_of(mine, 0u)),
         units_of_rows(TENSOR_unit_E, first_of(mine, 0u) + HIGH));

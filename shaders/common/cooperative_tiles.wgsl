@@ -20,7 +20,6 @@ const IS_FIRST_first = true;
 const IS_FIRST_whole = false;
 const IS_FIRST_partial = false;
 const IS_MASKED_first = true;
-
 fn end_first(visits: Visits) -> u32 { return min(visits.count, 1u); }
 fn end_whole(visits: Visits) -> u32 { return visits.num_whole; }
 fn end_partial(visits: Visits) -> u32 { return select(0u, visits.count + 1u, visits.count > 0u); }
@@ -40,7 +39,6 @@ struct Share { row: u32, place: u32, unit_place: u32, first: u32, last: u32, val
 // unroll W in WIDTHS, TENSOR in WALKED_W {
   // Whether rows are whole chunks, so that no dimension lies outside.
   const W_IS_WHOLE = HEAD_DIM_W == W_ROW_QUADS * 4u;
-
   // Rows of a tile that a workgroup loads at a time: W_FETCH_LANES invocations share a row, a quad each. Where that is
   // not exact, some load what others load too, or for nothing.
   const W_FETCH_ROWS = INVOCATIONS / W_FETCH_LANES;
@@ -102,7 +100,6 @@ fn row_max(value: f32) -> f32 {
   for (var step = 1u; step < CHUNK_LANES; step *= 2u) { result = max(result, subgroupShuffleXor(result, step)); }
   return result;
 }
-
 fn row_sum(value: f32) -> f32 {
   var result = value;
   for (var step = 1u; step < CHUNK_LANES; step *= 2u) { result += subgroupShuffleXor(result, step); }

@@ -39,7 +39,7 @@ mod shader;
 pub use error::{Error, InvalidProblem};
 pub use gpu::{
     Backward, BackwardBuffers, BackwardOutput, BackwardSlices, Buffers, FlashAttention, Forward, ForwardBuffers,
-    ForwardOutput, Merge, MergeBuffers, Prepared, PreparedBackward, PreparedForward, PreparedMerge,
+    ForwardOutput, ForwardSlices, Merge, MergeBuffers, Prepared, PreparedBackward, PreparedForward, PreparedMerge,
 };
 pub use operand::Operand;
 pub use plan::{

@@ -17,6 +17,8 @@ pub struct Resident {
     pub v: wgpu::Buffer,
     pub o: wgpu::Buffer,
     pub lse: wgpu::Buffer,
+    /// Bias and mask.
+    entries: Vec<(Operand, wgpu::Buffer)>,
 }
 
 /// The gradients of one problem, in the layouts of their tensors.
@@ -63,12 +65,22 @@ impl Resident {
             v: buffer(gpu, "V", lengths.v * size).await?,
             o: buffer(gpu, "O", lengths.o * size).await?,
             lse: buffer(gpu, "LSE", problem.shape.lse_len().saturating_mul(4)).await?,
+            entries: Vec::new(),
         })
+    }
+
+    /// Adds a bias or a mask.
+    pub async fn add(&mut self, gpu: &Gpu, operand: Operand, bytes: Vec<u8>) -> Result<()> {
+        let buffer = buffer(gpu, operand.name(), bytes.len() as u64).await?;
+        upload(gpu, &buffer, 0, bytes)?;
+        self.entries.push((operand, buffer));
+        Ok(())
     }
 
     fn buffers(&self) -> ForwardBuffers<'_> {
         let [q, k, v, o, lse] = [&self.q, &self.k, &self.v, &self.o, &self.lse].map(|buffer| buffer.slice(..));
-        ForwardBuffers::new(q, k, v, o, lse)
+        let buffers = ForwardBuffers::new(q, k, v, o, lse);
+        self.entries.iter().fold(buffers, |buffers, (operand, buffer)| buffers.with(*operand, buffer.slice(..)))
     }
 
     /// Records the operation.

@@ -2,7 +2,10 @@ use std::io::Write;
 use std::time::Instant;
 
 use serde::Serialize;
-use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, Plan, reference};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, EntryLayout, KeyMask, Operand, Plan, ScoreMod,
+    reference,
+};
 
 use crate::arguments::{RunAlgorithm, RunOptions};
 use crate::device::Gpu;
@@ -90,6 +93,13 @@ fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
     let problem =
         AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(options.layout.of(&inputs.shape));
     let mut problem = options.scores.apply(options.causal.apply(problem));
+    if let Some(bias) = &inputs.bias {
+        let layout = EntryLayout::contiguous(bias.counts);
+        problem = problem.with_score(ScoreMod::Bias { layout, element: bias.element });
+    }
+    if let Some(mask) = &inputs.mask {
+        problem = problem.with_key_mask(KeyMask::Boolean(EntryLayout::packed_bits(mask.counts)));
+    }
     if let Some(window) = options.window {
         problem = problem.with_window(window.left, window.right);
     }
@@ -113,7 +123,13 @@ async fn on_gpu(
 ) -> Result<Answer> {
     let gpu = device::open(choice).await?;
     let prepared = gpu.attention.prepare_forward(problem).await?;
-    let tensors = Resident::new(&gpu, problem).await?;
+    let mut tensors = Resident::new(&gpu, problem).await?;
+    if let Some(bias) = &inputs.bias {
+        tensors.add(&gpu, Operand::Bias, bias.values.to_vec()).await?;
+    }
+    if let Some(mask) = &inputs.mask {
+        tensors.add(&gpu, Operand::KeyMask, mask.values.iter().flat_map(|word| word.to_le_bytes()).collect()).await?;
+    }
     for (buffer, bytes) in [(&tensors.q, inputs.q), (&tensors.k, inputs.k), (&tensors.v, inputs.v)] {
         resident::upload(&gpu, buffer, 0, bytes.to_vec())?;
     }
@@ -182,13 +198,16 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
     Plan::forward(problem, &unlimited).build()?;
     let [q, k, v] =
         [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());
+    let bias: Option<Vec<f64>> = inputs.bias.as_ref().map(|bias| elements::decode(bias.element, bias.values).collect());
+    let mask = inputs.mask.as_ref().map_or(&[][..], |mask| &mask.values);
+    let case = reference::Case::new(problem, bias.as_deref().unwrap_or_default(), mask);
     let start = Instant::now();
-    let answer = reference::forward(problem, &q, &k, &v);
+    let answer = reference::forward(case, &q, &k, &v);
     let ms = start.elapsed().as_secs_f64() * 1e3;
     let gradients = inputs.d_o.map(|d_o| {
         let d_o: Vec<f64> = elements::decode(inputs.element, d_o).collect();
         let d_lse: Option<Vec<f64>> = inputs.d_lse.map(|d_lse| elements::decode(Element::F32, d_lse).collect());
-        let gradients = reference::backward(problem, &q, &k, &v, &d_o, d_lse.as_deref());
+        let gradients = reference::backward(case, &q, &k, &v, &d_o, d_lse.as_deref());
         [gradients.dq, gradients.dk, gradients.dv]
             .map(|gradient| elements::encode(problem.gradient_element(), gradient.into_iter()))
     });

@@ -31,6 +31,16 @@ pub struct Inputs<'a> {
     pub d_o: Option<&'a [u8]>,
     /// f32.
     pub d_lse: Option<&'a [u8]>,
+    pub bias: Option<Entries<&'a [u8]>>,
+    /// Bits, packed along the keys.
+    pub mask: Option<Entries<Vec<u32>>>,
+}
+
+/// An entry for each sequence, query head, row and key, or one for all of a dimension.
+pub struct Entries<T> {
+    pub counts: [u32; 4],
+    pub element: Element,
+    pub values: T,
 }
 
 impl File {
@@ -139,7 +149,41 @@ impl File {
             }
         }
         let (d_o, d_lse) = (d_o.map(|tensor| tensor.bytes), d_lse.map(|tensor| tensor.bytes));
-        Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes, d_o, d_lse })
+        let (bias, mask) = (self.bias(&shape)?, self.mask(&shape)?);
+        Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes, d_o, d_lse, bias, mask })
+    }
+
+    fn bias(&self, shape: &AttentionShape) -> Result<Option<Entries<&[u8]>>> {
+        let Some(bias) = self.optional("bias")? else { return Ok(None) };
+        let counts = self.counts("bias", &bias.dims, shape)?;
+        Ok(Some(Entries { counts, element: bias.element, values: bias.bytes }))
+    }
+
+    fn mask(&self, shape: &AttentionShape) -> Result<Option<Entries<Vec<u32>>>> {
+        let tensors = self.parse()?;
+        let Ok(view) = tensors.tensor("mask") else { return Ok(None) };
+        if !matches!(view.dtype(), Dtype::BOOL | Dtype::U8) {
+            return Err(self.failure(format_args!("'mask' is stored as {:?}; BOOL and U8 can be used", view.dtype())));
+        }
+        let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
+        let counts = self.counts("mask", &dims, shape)?;
+        let of_row = |row: &[u8]| {
+            row.chunks(32).map(|keys| keys.iter().rev().fold(0, |word, key| word << 1 | u32::from(*key != 0))).collect()
+        };
+        let values =
+            view.data().chunks(counts[3].max(1) as usize).flat_map(|row| -> Vec<u32> { of_row(row) }).collect();
+        Ok(Some(Entries { counts, element: Element::F32, values }))
+    }
+
+    /// The dimensions of a tensor of entries, each that of the problem or 1.
+    fn counts(&self, name: &str, dims: &[u32], shape: &AttentionShape) -> Result<[u32; 4]> {
+        let whole = [shape.batch, shape.num_heads, shape.seqlen_q, shape.seqlen_kv];
+        let fits = |counts: &[u32; 4]| counts.iter().zip(whole).all(|(count, whole)| *count == 1 || *count == whole);
+        <[u32; 4]>::try_from(dims).ok().filter(fits).ok_or_else(|| {
+            self.failure(format_args!(
+                "'{name}' has the shape {dims:?}; it must be [batch, heads, seqlen_q, seqlen_kv] = {whole:?}, or 1 in a place"
+            ))
+        })
     }
 
     /// The tensor of this name, if there is one.

@@ -22,6 +22,76 @@ pub struct ForwardOutput<T> {
     pub lse: Vec<f32>,
 }
 
+/// What the slice form of the forward pass takes, each in its layout and perhaps longer than needed.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+#[non_exhaustive]
+pub struct ForwardSlices<'a, T> {
+    /// Queries.
+    pub q: &'a [T],
+    /// Keys.
+    pub k: &'a [T],
+    /// Values.
+    pub v: &'a [T],
+    entries: EntrySlices<'a>,
+}
+
+impl<'a, T> ForwardSlices<'a, T> {
+    /// Q, K and V; no bias and no mask.
+    pub fn new(q: &'a [T], k: &'a [T], v: &'a [T]) -> Self {
+        Self { q, k, v, entries: EntrySlices::default() }
+    }
+
+    /// Adds the entries of [`ScoreMod::Bias`](crate::ScoreMod::Bias).
+    pub fn with_bias<B: ElementType>(mut self, bias: &'a [B]) -> Self {
+        self.entries.bias = Some((B::ELEMENT, bytemuck::cast_slice(bias)));
+        self
+    }
+
+    /// Adds the words of [`KeyMask::Boolean`](crate::KeyMask::Boolean).
+    pub fn with_key_mask(mut self, words: &'a [u32]) -> Self {
+        self.entries.key_mask = Some(words);
+        self
+    }
+}
+
+/// The entries of a bias, in their element, and the words of a mask.
+#[derive(Clone, Copy, Debug, Default)]
+struct EntrySlices<'a> {
+    bias: Option<(Element, &'a [u8])>,
+    key_mask: Option<&'a [u32]>,
+}
+
+impl<'a> EntrySlices<'a> {
+    /// What the plan reads of them. What was given and the plan does not read is refused with the other buffers.
+    fn inputs(&self, plan: &Plan) -> Result<Vec<Input<'a>>, Error> {
+        let mut inputs = Vec::new();
+        for operand in [Operand::Bias, Operand::KeyMask] {
+            let found = match operand {
+                Operand::Bias => self.bias.map(|(_, bytes)| bytes),
+                _ => self.key_mask.map(bytemuck::cast_slice),
+            };
+            if let (Operand::Bias, Some((found, _)), Some(expected)) = (operand, self.bias, plan.element(operand))
+                && found != expected
+            {
+                return Err(Error::ElementMismatch { expected, found });
+            }
+            let element = plan.element(operand);
+            let size = element.map_or(1, Element::size);
+            let needed = plan.required_len(operand);
+            let bytes = found.unwrap_or_default();
+            if element.is_some() && (bytes.len() as u64) < needed * size {
+                return Err(Error::SliceTooShort { operand, needed, found: bytes.len() as u64 / size });
+            }
+            if found.is_some() || element.is_some() {
+                let used = if element.is_some() { (needed * size) as usize } else { bytes.len() };
+                inputs.push(Input { operand, bytes: &bytes[..used] });
+            }
+        }
+        Ok(inputs)
+    }
+}
+
 /// What the slice form of the backward pass takes, each in its layout and perhaps longer than needed.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -41,17 +111,30 @@ pub struct BackwardSlices<'a, T> {
     pub d_o: &'a [T],
     /// The gradient of LSE, if there is one.
     pub d_lse: Option<&'a [f32]>,
+    entries: EntrySlices<'a>,
 }
 
 impl<'a, T> BackwardSlices<'a, T> {
     /// What the forward pass took and gave, and the gradient of O; no gradient of LSE.
     pub fn new(q: &'a [T], k: &'a [T], v: &'a [T], o: &'a [T], lse: &'a [f32], d_o: &'a [T]) -> Self {
-        Self { q, k, v, o, lse, d_o, d_lse: None }
+        Self { q, k, v, o, lse, d_o, d_lse: None, entries: EntrySlices::default() }
     }
 
     /// Adds the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`.
     pub fn with_d_lse(mut self, d_lse: &'a [f32]) -> Self {
         self.d_lse = Some(d_lse);
+        self
+    }
+
+    /// Adds the entries of [`ScoreMod::Bias`](crate::ScoreMod::Bias).
+    pub fn with_bias<B: ElementType>(mut self, bias: &'a [B]) -> Self {
+        self.entries.bias = Some((B::ELEMENT, bytemuck::cast_slice(bias)));
+        self
+    }
+
+    /// Adds the words of [`KeyMask::Boolean`](crate::KeyMask::Boolean).
+    pub fn with_key_mask(mut self, words: &'a [u32]) -> Self {
+        self.entries.key_mask = Some(words);
         self
     }
 }
@@ -83,10 +166,24 @@ impl FlashAttention {
         k: &[T],
         v: &[T],
     ) -> Result<ForwardOutput<T>, Error> {
+        self.forward_with(problem, &ForwardSlices::new(q, k, v)).await
+    }
+
+    /// As [`FlashAttention::forward`], for problems with a bias or a mask too.
+    ///
+    /// # Errors
+    /// As [`FlashAttention::forward`]; [`Error::BufferUnexpected`] for a bias or a mask that the problem has not.
+    pub async fn forward_with<T: ElementType>(
+        &self,
+        problem: &AttentionProblem,
+        slices: &ForwardSlices<'_, T>,
+    ) -> Result<ForwardOutput<T>, Error> {
         expect_element::<T>(problem.element)?;
         let plan = self.plan_forward(problem).build()?;
-        let inputs =
-            [Input::new(&plan, Operand::Q, q)?, Input::new(&plan, Operand::K, k)?, Input::new(&plan, Operand::V, v)?];
+        let mut inputs = slices.entries.inputs(&plan)?;
+        for (operand, slice) in [(Operand::Q, slices.q), (Operand::K, slices.k), (Operand::V, slices.v)] {
+            inputs.push(Input::new(&plan, operand, slice)?);
+        }
         self.o_and_lse(plan, &inputs).await
     }
 
@@ -151,6 +248,7 @@ impl FlashAttention {
         if let Some(d_lse) = slices.d_lse {
             inputs.push(Input::new(&plan, Operand::DLse, d_lse)?);
         }
+        inputs.extend(slices.entries.inputs(&plan)?);
         let outputs = [Operand::Dq, Operand::Dk, Operand::Dv];
         let [dq, dk, dv] = self.run(plan.clone(), &inputs, outputs).await?;
         let [dq_len, dk_len, dv_len] = outputs.map(|operand| plan.required_len(operand));

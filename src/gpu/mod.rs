@@ -13,5 +13,5 @@ mod scope;
 
 pub use attention::FlashAttention;
 pub use buffers::{Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers};
-pub use host::{BackwardOutput, BackwardSlices, ForwardOutput};
+pub use host::{BackwardOutput, BackwardSlices, ForwardOutput, ForwardSlices};
 pub use prepared::{Prepared, PreparedBackward, PreparedForward, PreparedMerge};

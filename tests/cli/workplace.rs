@@ -112,6 +112,7 @@ impl Workplace {
     }
 }
 
+#[derive(Clone)]
 pub struct Answer {
     pub dtype: Dtype,
     pub o_shape: Vec<usize>,

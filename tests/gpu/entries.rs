@@ -1,7 +1,9 @@
 //! Bias and boolean masks: tensors with an entry for each sequence, head, row and key, in every kernel.
 
+use wgpu_flash_attention::reference;
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, Element, EntryLayout, Error, InvalidProblem, KeyMask, Plan, ScoreMod,
+    AttentionProblem, AttentionShape, BackwardSlices, Element, EntryLayout, Error, ForwardSlices, InvalidProblem,
+    KeyMask, Operand, Plan, ScoreMod,
 };
 
 use crate::support::{
@@ -158,6 +160,55 @@ fn infinite_biases() {
         assert!(output.lse().contains(&f64::NEG_INFINITY));
         check_gradients(library, &problem, &given);
     }
+}
+
+/// The slice form takes them too, and says what it misses.
+#[test]
+fn from_slices() {
+    let problem = masked(&biased(&AttentionProblem::new(shape()), REPEATS[1], Element::F32), REPEATS[2]);
+    let attention = library(Variant::Full);
+    let given = gradient_inputs(&problem, 71);
+    let f32s = |values: &[f64]| values.iter().map(|value| *value as f32).collect::<Vec<f32>>();
+    let [q, k, v, bias, d_o] =
+        [&given.inputs.q, &given.inputs.k, &given.inputs.v, &given.inputs.bias, &given.d_o].map(|values| f32s(values));
+    let words = &given.inputs.key_mask;
+    let slices = ForwardSlices::new(&q, &k, &v);
+    let whole = slices.with_bias(&bias).with_key_mask(words);
+    let found = pollster::block_on(attention.forward_with(&problem, &whole)).unwrap();
+    let expected = reference::forward(given.inputs.case(&problem), &given.inputs.q, &given.inputs.k, &given.inputs.v);
+    let near = |found: &[f32], expected: &[f64], what: &str| {
+        assert_eq!(found.len(), expected.len());
+        let all = found.iter().zip(expected).all(|(f, e)| f64::from(*f) == *e || (f64::from(*f) - e).abs() < 1e-4);
+        assert!(all, "{what}");
+    };
+    near(&found.o, &expected.o, "o");
+    near(&found.lse, &expected.lse, "lse");
+    let backward = BackwardSlices::new(&q, &k, &v, &found.o, &found.lse, &d_o);
+    let backward = backward.with_bias(&bias).with_key_mask(words);
+    let tensors = [&given.inputs.q[..], &given.inputs.k, &given.inputs.v];
+    let expected =
+        reference::backward(given.inputs.case(&problem), tensors[0], tensors[1], tensors[2], &given.d_o, None);
+    if attention.capabilities().max_storage_buffers > 8 {
+        let gradients = pollster::block_on(attention.backward(&problem, &backward)).unwrap();
+        near(&gradients.dq, &expected.dq, "dq");
+        near(&gradients.dk, &expected.dk, "dk");
+        near(&gradients.dv, &expected.dv, "dv");
+    }
+
+    let error = |slices: &ForwardSlices<'_, f32>, problem: &AttentionProblem| {
+        pollster::block_on(attention.forward_with(problem, slices)).err()
+    };
+    let short = |operand, needed, found| Some(Error::SliceTooShort { operand, needed, found });
+    let (entries, words_needed) = (bias.len() as u64, words.len() as u64);
+    assert_eq!(error(&slices.with_key_mask(words), &problem), short(Operand::Bias, entries, 0));
+    assert_eq!(error(&slices.with_bias(&bias), &problem), short(Operand::KeyMask, words_needed, 0));
+    let less = slices.with_bias(&bias[1..]).with_key_mask(words);
+    assert_eq!(error(&less, &problem), short(Operand::Bias, entries, entries - 1));
+    let halves = vec![half::f16::ZERO; bias.len()];
+    let mismatch = Error::ElementMismatch { expected: Element::F32, found: Element::F16 };
+    assert_eq!(error(&slices.with_bias(&halves).with_key_mask(words), &problem), Some(mismatch));
+    let unexpected = Some(Error::BufferUnexpected { operand: Operand::Bias });
+    assert_eq!(error(&slices.with_bias(&bias), &AttentionProblem::new(shape())), unexpected);
 }
 
 #[test]

@@ -1,0 +1,122 @@
+//! Bias and mask in the input file.
+
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::workplace::{Answer, Workplace};
+
+const Q: [usize; 4] = [2, 4, 9, 8];
+const KV: [usize; 4] = [2, 2, 40, 8];
+
+struct Entries {
+    name: &'static str,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+fn f32_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
+    values.flat_map(f32::to_le_bytes).collect()
+}
+
+/// A bias of this shape, from the numbers of its entries.
+fn bias(shape: [usize; 4], value: impl Fn(usize) -> f32) -> Entries {
+    let bytes = f32_bytes((0..shape.iter().product()).map(value));
+    Entries { name: "bias", dtype: Dtype::F32, shape: shape.to_vec(), bytes }
+}
+
+fn mask(dtype: Dtype, shape: [usize; 4], sees: impl Fn(usize) -> bool) -> Entries {
+    let bytes = (0..shape.iter().product()).map(|n| u8::from(sees(n)) * if dtype == Dtype::U8 { 200 } else { 1 });
+    Entries { name: "mask", dtype, shape: shape.to_vec(), bytes: bytes.collect() }
+}
+
+/// A file with q, k, v and d_o in f32 and these.
+fn file(entries: &[Entries]) -> Vec<u8> {
+    let values = |shape: [usize; 4], seed: f32| {
+        f32_bytes((0..shape.iter().product::<usize>()).map(move |n| (n as f32 * seed).sin() * 2.0))
+    };
+    let tensors = [("q", Q, 0.7), ("k", KV, 1.3), ("v", KV, 0.9), ("d_o", Q, 1.7)];
+    let data = tensors.map(|(_, shape, seed)| values(shape, seed));
+    let whole = tensors.iter().zip(&data).map(|((name, shape, _), bytes)| {
+        (*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes).expect("the bytes fit the shape"))
+    });
+    let entries = entries.iter().map(|entries| {
+        (entries.name, TensorView::new(entries.dtype, entries.shape.clone(), &entries.bytes).expect("they fit"))
+    });
+    safetensors::serialize(whole.chain(entries), None).expect("a safetensors file")
+}
+
+fn answers(place: &Workplace, entries: &[Entries], options: &[&str]) -> [Answer; 3] {
+    let input = place.write("in", &file(entries));
+    ["reference", "flash", "standard"].map(|of| place.run(&input, &[&["--algorithm", of], options].concat()))
+}
+
+#[test]
+fn flash_standard_and_reference_agree() {
+    let place = Workplace::new();
+    let (all, of_keys) = ([2, 4, 9, 40], [2, 1, 1, 40]);
+    let wave = |n: usize| (n as f32 * 0.37).cos();
+    let cases = [
+        vec![bias(all, wave)],
+        vec![bias([1, 4, 1, 40], wave), mask(Dtype::BOOL, of_keys, |n| n % 40 < 30)],
+        vec![mask(Dtype::U8, all, |n| n % 3 != 0)],
+        vec![mask(Dtype::BOOL, [2, 4, 9, 1], |n| n % 4 != 1)],
+    ];
+    let options =
+        [&["--causal", "--dropout", "0.2", "--seed", "3"][..], &[], &["--window", "20,inf"], &["--softcap", "3"]];
+    for (n, (entries, options)) in cases.iter().zip(options).enumerate() {
+        let [reference, flash, standard] = answers(&place, entries, options);
+        flash.agrees(&reference, 1e-5, &format!("flash, case {n}"));
+        standard.agrees(&reference, 1e-5, &format!("standard, case {n}"));
+    }
+}
+
+/// What an option says can be said by entries too.
+#[test]
+fn entries_mean_what_they_say() {
+    let place = Workplace::new();
+    let all = [1, 1, 9, 40];
+    let plain = answers(&place, &[], &[]);
+    let agree = |entries: Vec<Entries>, expected: &[Answer; 3], what: &str| {
+        for (found, expected) in answers(&place, &entries, &[]).iter().zip(expected) {
+            found.agrees(expected, 1e-5, what);
+        }
+    };
+    agree(vec![bias(all, |_| 0.0), mask(Dtype::BOOL, all, |_| true)], &plain, "nothing added, nothing hidden");
+    agree(vec![bias([1, 1, 9, 1], |n| n as f32)], &answers_shifted(&plain), "the same for all keys of a row");
+    // Bottom-right: row i sees the keys up to i + 31.
+    let below = |n: usize| n % 40 <= n / 40 + 31;
+    let causal = answers(&place, &[], &["--causal"]);
+    agree(vec![mask(Dtype::U8, all, below)], &causal, "a causal mask");
+    agree(vec![bias(all, |n| if below(n) { 0.0 } else { f32::NEG_INFINITY })], &causal, "a causal bias");
+    let slopes =
+        |n: usize| -0.5f32.powi(2 * (n as i32 / 360 + 1)) * ((n / 40 % 9) as f32 + 31.0 - (n % 40) as f32).abs();
+    agree(vec![bias([1, 4, 9, 40], slopes)], &answers(&place, &[], &["--alibi"]), "ALiBi");
+}
+
+/// The answers with the row's number added to each LSE.
+fn answers_shifted(answers: &[Answer; 3]) -> [Answer; 3] {
+    let shifted = |answer: &Answer| {
+        let lse = answer.lse.iter().enumerate().map(|(n, lse)| lse + (n % 9) as f64).collect();
+        Answer { lse, ..answer.clone() }
+    };
+    answers.each_ref().map(shifted)
+}
+
+#[test]
+fn what_fits_no_problem_is_refused() {
+    let place = Workplace::new();
+    let output = place.path("out");
+    let refuses = |entries: Entries, options: &[&str], reason: &str| {
+        let input = place.write("in", &file(&[entries]));
+        place.refuses(&[&["run", &input, &output], options].concat(), reason);
+    };
+    let whole = "it must be [batch, heads, seqlen_q, seqlen_kv] = [2, 4, 9, 40], or 1 in a place";
+    refuses(bias([2, 2, 9, 40], |_| 0.0), &[], &format!("'bias' has the shape [2, 2, 9, 40]; {whole}"));
+    let flat = Entries { shape: vec![9, 40], ..bias([1, 1, 9, 40], |_| 0.0) };
+    refuses(flat, &[], &format!("'bias' has the shape [9, 40]; {whole}"));
+    refuses(mask(Dtype::BOOL, [2, 4, 9, 39], |_| true), &[], "'mask' has the shape [2, 4, 9, 39]");
+    let in_f32 = Entries { name: "mask", ..bias([1, 1, 9, 40], |_| 0.0) };
+    refuses(in_f32, &[], "'mask' is stored as F32; BOOL and U8 can be used");
+    let in_f16 = Entries { dtype: Dtype::F16, bytes: vec![0; 720], ..bias([1, 1, 9, 40], |_| 0.0) };
+    refuses(in_f16, &[], "bias: it is in F16; it must be in F32 or, as the problem, in F32");
+}

@@ -40,6 +40,33 @@ impl EntryLayout {
         Self { stride_key: u64::from(keys != 1), ..words }
     }
 
+    /// Entries that a buffer must hold for a problem of this shape: 0 without any. Numbers past 64 bits become 2⁶⁴ − 1.
+    pub fn required_len(&self, shape: &AttentionShape) -> u64 {
+        self.span(shape, shape.seqlen_kv, self.stride_key)
+    }
+
+    /// As [`EntryLayout::required_len`], words of a mask in packed bits.
+    pub fn required_words(&self, shape: &AttentionShape) -> u64 {
+        self.span(shape, shape.seqlen_kv.div_ceil(32), self.stride_key)
+    }
+
+    fn span(&self, shape: &AttentionShape, keys: u32, stride_key: u64) -> u64 {
+        let AttentionShape { batch, num_heads, seqlen_q, .. } = *shape;
+        if batch == 0 || num_heads == 0 || seqlen_q == 0 || keys == 0 {
+            return 0;
+        }
+        let steps = [
+            (batch, self.stride_batch),
+            (num_heads, self.stride_head),
+            (seqlen_q, self.stride_row),
+            (keys, stride_key),
+        ];
+        let last = steps.iter().fold(self.offset, |last, (count, stride)| {
+            last.saturating_add(stride.saturating_mul(u64::from(count - 1)))
+        });
+        last.saturating_add(1)
+    }
+
     /// What makes it impossible for a problem of this shape, if anything does.
     pub(crate) fn fault(&self, shape: &AttentionShape) -> Option<String> {
         let counts = [
@@ -75,5 +102,22 @@ mod tests {
         assert_eq!(strides(EntryLayout::packed_bits([2, 3, 5, 33])), [30, 10, 2, 1, 0]);
         assert_eq!(strides(EntryLayout::packed_bits([2, 1, 5, 32])), [5, 0, 1, 1, 0]);
         assert_eq!(strides(EntryLayout::packed_bits([1, 1, 5, 1])), [0, 0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn a_buffer_holds_what_is_not_repeated() {
+        let shape = AttentionShape::new(2, 3, 5, 8).with_seqlen_kv(33);
+        let lens = |counts| {
+            let (entries, bits) = (EntryLayout::contiguous(counts), EntryLayout::packed_bits(counts));
+            [entries.required_len(&shape), bits.required_words(&shape)]
+        };
+        assert_eq!(lens([2, 3, 5, 33]), [990, 60]);
+        assert_eq!(lens([1, 3, 1, 33]), [99, 6]);
+        assert_eq!(lens([2, 1, 5, 1]), [10, 10]);
+        assert_eq!(lens([1, 1, 1, 1]), [1, 1]);
+        let empty = AttentionShape::new(2, 3, 0, 8).with_seqlen_kv(33);
+        assert_eq!(EntryLayout::contiguous([2, 3, 0, 33]).required_len(&empty), 0);
+        let far = EntryLayout { offset: u64::MAX, ..EntryLayout::contiguous([1, 1, 1, 1]) };
+        assert_eq!(far.required_len(&shape), u64::MAX);
     }
 }

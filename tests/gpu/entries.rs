@@ -176,6 +176,9 @@ fn from_slices() {
     let whole = slices.with_bias(&bias).with_key_mask(words);
     let found = pollster::block_on(attention.forward_with(&problem, &whole)).unwrap();
     let expected = reference::forward(given.inputs.case(&problem), &given.inputs.q, &given.inputs.k, &given.inputs.v);
+    let plan = attention.plan_forward(&problem).build().unwrap();
+    assert_eq!(plan.required_len(Operand::Bias), bias.len() as u64);
+    assert_eq!(plan.required_len(Operand::KeyMask), words.len() as u64);
     let near = |found: &[f32], expected: &[f64], what: &str| {
         assert_eq!(found.len(), expected.len());
         let all = found.iter().zip(expected).all(|(f, e)| f64::from(*f) == *e || (f64::from(*f) - e).abs() < 1e-4);

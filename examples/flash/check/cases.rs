@@ -1,6 +1,8 @@
 //! The grid of problems, without element and algorithm.
 
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, ScoreMod, alibi_slopes};
+use wgpu_flash_attention::{
+    AttentionLayout, AttentionProblem, AttentionShape, Element, EntryLayout, KeyMask, ScoreMod, alibi_slopes,
+};
 
 /// One problem and the options it stands for.
 pub struct Case {
@@ -81,6 +83,15 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
     if !quick {
         let both = new(shape(1, 2, 130, 141, 59)).with_score(ScoreMod::Softcap(5.0)).with_score(alibi(2));
         add("softcap and alibi", both.with_causal().with_dropout(0.2, 7));
+    }
+
+    let bias = |counts| ScoreMod::Bias { layout: EntryLayout::contiguous(counts), element: Element::F32 };
+    add("bias", new(shape(2, 4, 113, 203, 64).with_num_heads_kv(2)).with_score(bias([1, 4, 113, 203])));
+    let mask = |counts| KeyMask::Boolean(EntryLayout::packed_bits(counts));
+    add("boolean mask", new(shape(2, 2, 150, 141, 64)).with_causal().with_key_mask(mask([2, 1, 150, 141])));
+    if !quick {
+        add("bias", new(shape(2, 2, 70, 93, 59)).with_causal().with_dropout(0.2, 7).with_score(bias([2, 1, 1, 93])));
+        add("boolean mask", new(shape(2, 2, 70, 93, 59)).with_dropout(0.2, 7).with_key_mask(mask([2, 2, 70, 1])));
     }
 
     for dim in if quick { &[64][..] } else { &[64, 59, 32] } {

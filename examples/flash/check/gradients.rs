@@ -17,16 +17,23 @@ pub async fn compare<T: ElementType>(
     report: &mut Report,
 ) {
     let [q, k, v, d_o] = [&inputs.q, &inputs.k, &inputs.v, &inputs.d_o].map(|values| exact(values));
-    let forward = reference::forward(problem, &q, &k, &v);
+    let case = inputs.case(problem);
+    let forward = reference::forward(case, &q, &k, &v);
     let o: Vec<T> = forward.o.iter().map(|value| T::from_f64(*value)).collect();
     let lse: Vec<f32> = forward.lse.iter().map(|value| *value as f32).collect();
     let exact_o = exact(&o);
     let tensors = [&q[..], &k, &v, &exact_o];
     // Bounds are for the O given, which is rounded; what both algorithms err by together counts that rounding in.
-    let for_o = reference::backward_for(problem, tensors, &d_o, None);
-    let errors = reference::backward_errors(problem, tensors, &d_o, None);
-    let oracle = reference::backward(problem, &q, &k, &v, &d_o, None);
-    let slices = BackwardSlices::new(&inputs.q, &inputs.k, &inputs.v, &o, &lse, &inputs.d_o);
+    let for_o = reference::backward_for(case, tensors, &d_o, None);
+    let errors = reference::backward_errors(case, tensors, &d_o, None);
+    let oracle = reference::backward(case, &q, &k, &v, &d_o, None);
+    let mut slices = BackwardSlices::new(&inputs.q, &inputs.k, &inputs.v, &o, &lse, &inputs.d_o);
+    if let Some(bias) = &inputs.bias.given {
+        slices = slices.with_bias(bias);
+    }
+    if let Some(words) = &inputs.key_mask.given {
+        slices = slices.with_key_mask(words);
+    }
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
         let problem = problem.clone().with_algorithm(algorithm);
         let row = report.row(gpu, group, &problem, Pass::Backward);
@@ -52,7 +59,7 @@ pub async fn compare<T: ElementType>(
         }
     }
     if plan(gpu, problem, Pass::Backward).is_some_and(|plan| plan.rounds_p()) {
-        let rounded = reference::backward_rounding_p(problem, &q, &k, &v, &d_o, None);
+        let rounded = reference::backward_rounding_p(case, &q, &k, &v, &d_o, None);
         for of_all in [(&rounded.dq[..], &oracle.dq[..]), (&rounded.dk, &oracle.dk), (&rounded.dv, &oracle.dv)] {
             report.suite(Pass::Backward, T::ELEMENT, Algorithm::Standard, of_all);
         }

@@ -9,8 +9,8 @@ use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use wgpu_flash_attention::reference::{Arithmetic, ErrorTerms};
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Direction, Element, ElementType, Plan,
-    TensorLayout, reference,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Direction, Element, ElementType,
+    EntryLayout, ForwardSlices, KeyMask, Plan, ScoreMod, TensorLayout, reference,
 };
 
 use crate::arguments::{CheckOptions, Pass, Passes};
@@ -174,12 +174,50 @@ async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, passes: Passes, report:
     }
 }
 
-/// Q, K, V and dO of a case.
+/// Q, K, V and dO of a case, and its bias and mask, where it has them.
 struct Inputs<T> {
     q: Vec<T>,
     k: Vec<T>,
     v: Vec<T>,
     d_o: Vec<T>,
+    bias: Entries<f32>,
+    key_mask: Entries<u32>,
+}
+
+/// The entries of a bias or a mask, for the library and for the oracle.
+struct Entries<T> {
+    given: Option<Vec<T>>,
+    exact: Vec<f64>,
+}
+
+impl Entries<f32> {
+    fn bias(problem: &AttentionProblem) -> Self {
+        let layout = problem.scores().iter().find_map(|modifier| match modifier {
+            ScoreMod::Bias { layout, .. } => Some(layout),
+            _ => None,
+        });
+        let len = |layout: &EntryLayout| layout.required_len(&problem.shape);
+        let given = layout.map(|layout| (0..len(layout)).map(|n| random::normal_like(4, n) as f32).collect::<Vec<_>>());
+        let exact = given.iter().flatten().map(|bias| f64::from(*bias)).collect();
+        Self { given, exact }
+    }
+}
+
+impl Entries<u32> {
+    /// A quarter of the keys is hidden.
+    fn key_mask(problem: &AttentionProblem) -> Self {
+        let layout = problem.key_masks().iter().find_map(|mask| match mask {
+            KeyMask::Boolean(layout) => Some(layout),
+            _ => None,
+        });
+        let bit = |word: u64, bit: u32| u32::from(random::normal_like(5, word * 32 + u64::from(bit)) > -0.67) << bit;
+        let word = |n: u64| (0..32).fold(0, |word, n_bit| word | bit(n, n_bit));
+        let given = layout.map(|layout| {
+            let words = layout.required_words(&problem.shape);
+            (0..words).map(word).collect()
+        });
+        Self { given, exact: Vec::new() }
+    }
 }
 
 impl<T: ElementType> Inputs<T> {
@@ -202,7 +240,12 @@ impl<T: ElementType> Inputs<T> {
                 tensor(1, layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
             )
         };
-        Self { q, k, v, d_o }
+        Self { q, k, v, d_o, bias: Entries::bias(problem), key_mask: Entries::key_mask(problem) }
+    }
+
+    /// The problem as the oracle takes it.
+    fn case<'a>(&'a self, problem: &'a AttentionProblem) -> reference::Case<'a> {
+        reference::Case::new(problem, &self.bias.exact, self.key_mask.given.as_deref().unwrap_or_default())
     }
 }
 
@@ -219,14 +262,21 @@ async fn compare_forward<T: ElementType>(
     report: &mut Report,
 ) {
     let [q, k, v] = [&inputs.q, &inputs.k, &inputs.v].map(|values| exact(values));
-    let oracle = reference::forward(problem, &q, &k, &v);
-    let errors = reference::forward_errors(problem, &q, &k, &v);
+    let case = inputs.case(problem);
+    let oracle = reference::forward(case, &q, &k, &v);
+    let errors = reference::forward_errors(case, &q, &k, &v);
+    let mut slices = ForwardSlices::new(&inputs.q, &inputs.k, &inputs.v);
+    if let Some(bias) = &inputs.bias.given {
+        slices = slices.with_bias(bias);
+    }
+    if let Some(words) = &inputs.key_mask.given {
+        slices = slices.with_key_mask(words);
+    }
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
         let problem = problem.clone().with_algorithm(algorithm);
         let row = report.row(gpu, group, &problem, Pass::Forward);
         row.cases += 1;
-        let answer = match gpu.attention.forward(&problem, &inputs.q, &inputs.k, &inputs.v).await.map_err(Failure::from)
-        {
+        let answer = match gpu.attention.forward_with(&problem, &slices).await.map_err(Failure::from) {
             Ok(answer) => answer,
             Err(failure) => {
                 row.failure.get_or_insert_with(|| failure.line().to_owned());
@@ -245,7 +295,7 @@ async fn compare_forward<T: ElementType>(
         report.suite(Pass::Forward, T::ELEMENT, algorithm, (&o, &oracle.o));
     }
     if plan(gpu, problem, Pass::Forward).is_some_and(|plan| plan.rounds_p()) {
-        let rounded = reference::forward_rounding_p(problem, &q, &k, &v);
+        let rounded = reference::forward_rounding_p(case, &q, &k, &v);
         report.suite(Pass::Forward, T::ELEMENT, Algorithm::Standard, (&rounded.o, &oracle.o));
     }
 }

@@ -1,6 +1,6 @@
 use wgpu_flash_attention::reference::Case;
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, EntryLayout, KeyMask, Operand, ScoreMod, TensorLayout,
+    AttentionLayout, AttentionProblem, AttentionShape, KeyMask, Operand, ScoreMod, TensorLayout,
 };
 
 use super::run::to_bytes;
@@ -75,27 +75,16 @@ pub fn inputs(problem: &AttentionProblem, seed: u64) -> Inputs {
 
 /// A bias like the scores, and a mask that hides a quarter of the keys, and more of every fifth row.
 fn entries(problem: &AttentionProblem, mut random: Random) -> (Vec<f64>, Vec<u32>) {
-    let AttentionShape { batch, num_heads, seqlen_q, seqlen_kv, .. } = problem.shape;
-    let last = |layout: &EntryLayout, keys: u32| {
-        let steps = [
-            (batch, layout.stride_batch),
-            (num_heads, layout.stride_head),
-            (seqlen_q, layout.stride_row),
-            (keys, layout.stride_key),
-        ];
-        let distance: u64 = steps.iter().map(|(count, stride)| u64::from(count.saturating_sub(1)) * stride).sum();
-        (layout.offset + distance) as usize
-    };
+    let AttentionShape { seqlen_q, seqlen_kv, .. } = problem.shape;
     let bias = problem.scores().iter().find_map(|modifier| match modifier {
         ScoreMod::Bias { layout, element } => {
-            Some((0..=last(layout, seqlen_kv)).map(|_| element.round(random.normal())).collect())
+            Some((0..layout.required_len(&problem.shape)).map(|_| element.round(random.normal())).collect())
         }
         _ => None,
     });
     let key_mask = problem.key_masks().iter().find_map(|mask| match mask {
         KeyMask::Boolean(layout) => {
-            let words = if layout.stride_key == 0 { 1 } else { seqlen_kv.div_ceil(32) };
-            let mut words = vec![0u32; last(&EntryLayout { stride_key: 1, ..*layout }, words) + 1];
+            let mut words = vec![0u32; layout.required_words(&problem.shape) as usize];
             words.iter_mut().for_each(|word| *word = (random.word() | random.word()) as u32);
             for row in (0..seqlen_q).step_by(5) {
                 let first = (layout.offset + u64::from(row) * layout.stride_row) as usize;

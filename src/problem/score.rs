@@ -15,8 +15,9 @@ pub enum ScoreMod {
     /// ones.
     Alibi(Vec<f32>),
     /// S becomes S + bias, with an entry for each (sequence, query head, row, key) in the buffer of
-    /// [`Operand::Bias`](crate::Operand::Bias), f32 or the problem's element. An entry of −∞ gives a score of −∞, which is arithmetic: a
-    /// NaN of Q or K behind it stays NaN. [`KeyMask::Boolean`](super::KeyMask::Boolean) hides.
+    /// [`Operand::Bias`](crate::Operand::Bias), in f32 or the problem's element. An entry of −∞ gives a score of −∞. That is arithmetic:
+    /// a NaN of Q or K behind it stays NaN. [`KeyMask::Boolean`](super::KeyMask::Boolean) hides. Kernels multiply scores by log2(e):
+    /// one below −2e38 counts as −∞, so `f32::MIN` does too, and one above 2e38 as +∞.
     Bias {
         /// Where each entry lies.
         layout: EntryLayout,

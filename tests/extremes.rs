@@ -9,8 +9,8 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource, Specialization};
 use wgpu_flash_attention::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Dropout,
-    Element, Error, InvalidProblem, Mask, MergeProblem, Operand, Plan, TensorLayout, Tiles, TunedTiles, Tuning,
-    Workload, reference,
+    Element, EntryLayout, Error, InvalidProblem, KeyMask, Mask, MergeProblem, Operand, Plan, ScoreMod, TensorLayout,
+    Tiles, TunedTiles, Tuning, Workload, reference,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
@@ -213,7 +213,50 @@ fn layouts(shape: AttentionShape) -> impl Strategy<Value = AttentionLayout> {
     ]
 }
 
+/// Where the entries of a bias or a mask lie: as counts say that may be those of the problem, 1, or any, or anywhere.
+fn entry_layout(shape: AttentionShape) -> impl Strategy<Value = EntryLayout> {
+    let whole = [shape.batch, shape.num_heads, shape.seqlen_q, shape.seqlen_kv];
+    let counts = whole.map(|count| prop_oneof![4 => Just(count), 4 => Just(1), 1 => self::count()]);
+    let anywhere = (stride(), stride(), stride(), stride(), stride()).prop_map(
+        |(offset, stride_batch, stride_head, stride_row, stride_key)| EntryLayout {
+            offset,
+            stride_batch,
+            stride_head,
+            stride_row,
+            stride_key,
+        },
+    );
+    prop_oneof![
+        3 => counts.clone().prop_map(EntryLayout::contiguous),
+        3 => counts.prop_map(EntryLayout::packed_bits),
+        1 => anywhere,
+    ]
+}
+
+/// With a bias, a boolean mask, or neither.
+fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionProblem> {
+    let entries = || prop::option::weighted(0.2, entry_layout(problem.shape).boxed());
+    (Just(problem.clone()), entries(), entries(), prop::sample::select(Element::ALL.to_vec())).prop_map(
+        |(mut problem, bias, mask, element)| {
+            if let Some(layout) = bias {
+                let _ = layout.required_len(&problem.shape);
+                problem = problem.with_score(ScoreMod::Bias { layout, element });
+            }
+            if let Some(layout) = mask {
+                let _ = layout.required_words(&problem.shape);
+                problem = problem.with_key_mask(KeyMask::Boolean(layout));
+            }
+            problem
+        },
+    )
+}
+
+/// Boxed: as values, strategies of strategies fill a thread's stack.
 fn problem() -> impl Strategy<Value = AttentionProblem> {
+    plain_problem().boxed().prop_flat_map(|problem| with_entries(problem).boxed()).boxed()
+}
+
+fn plain_problem() -> impl Strategy<Value = AttentionProblem> {
     let mask = (any::<bool>(), prop::option::of(count()), prop::option::of(count())).prop_map(
         |(top_left, window_left, window_right)| {
             let alignment = if top_left { Alignment::TopLeft } else { Alignment::BottomRight };

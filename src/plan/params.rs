@@ -161,17 +161,21 @@ impl Params {
                 (self.lse_parts_offset, self.lse_parts_stride_split) = (offset, split);
                 (self.lse_parts_stride_batch, self.lse_parts_stride_head) = (batch, head);
             }
-            Operand::Bias => {
-                (self.bias_offset, self.bias_stride_batch, self.bias_stride_head) = (offset, batch, head);
-                (self.bias_stride_row, self.bias_stride_key) = (row, dim);
-            }
-            Operand::KeyMask => {
-                (self.key_mask_offset, self.key_mask_stride_batch, self.key_mask_stride_head) = (offset, batch, head);
-                (self.key_mask_stride_row, self.key_mask_stride_key) = (row, dim);
-            }
+            Operand::Bias | Operand::KeyMask => self.place_entries(tensor.operand, offset, [batch, head, row, dim]),
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
             Operand::Dp | Operand::Params | Operand::Tables => {}
+        }
+    }
+
+    /// Writes where the entries of a bias or a mask lie, and the strides of batch, head, row and key.
+    fn place_entries(&mut self, operand: Operand, offset: u32, [batch, head, row, key]: [u32; 4]) {
+        if operand == Operand::Bias {
+            (self.bias_offset, self.bias_stride_batch, self.bias_stride_head) = (offset, batch, head);
+            (self.bias_stride_row, self.bias_stride_key) = (row, key);
+        } else {
+            (self.key_mask_offset, self.key_mask_stride_batch, self.key_mask_stride_head) = (offset, batch, head);
+            (self.key_mask_stride_row, self.key_mask_stride_key) = (row, key);
         }
     }
 }

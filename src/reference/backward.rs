@@ -174,11 +174,8 @@ fn of_kv_head(
                     let v_row = slice(v, &layout.v, batch, key, head_kv, shape.head_dim_v);
                     let s = modified(problem, scale * dot(q_row, k_row), (batch, head, row, key));
                     let p = (s.value - lse).exp();
-                    let factor = match problem.dropout {
-                        Some(dropout) if keeps(&problem, batch, head, row, key) => dropout.keep_scale(),
-                        Some(_) => 0.0,
-                        None => 1.0,
-                    };
+                    let kept = keeps(&problem, batch, head, row, key);
+                    let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
                     (p, factor, factor * dot(d_o_row, v_row), s.slope)
                 })
                 .collect();

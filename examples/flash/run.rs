@@ -125,10 +125,10 @@ async fn on_gpu(
     let prepared = gpu.attention.prepare_forward(problem).await?;
     let mut tensors = Resident::new(&gpu, problem).await?;
     if let Some(bias) = &inputs.bias {
-        tensors.add(&gpu, Operand::Bias, bias.values.to_vec()).await?;
+        tensors.add(&gpu, Operand::Bias, bias.bytes.to_vec()).await?;
     }
     if let Some(mask) = &inputs.mask {
-        tensors.add(&gpu, Operand::KeyMask, mask.values.iter().flat_map(|word| word.to_le_bytes()).collect()).await?;
+        tensors.add(&gpu, Operand::KeyMask, mask.words.iter().flat_map(|word| word.to_le_bytes()).collect()).await?;
     }
     for (buffer, bytes) in [(&tensors.q, inputs.q), (&tensors.k, inputs.k), (&tensors.v, inputs.v)] {
         resident::upload(&gpu, buffer, 0, bytes.to_vec())?;
@@ -198,8 +198,8 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
     Plan::forward(problem, &unlimited).build()?;
     let [q, k, v] =
         [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());
-    let bias: Option<Vec<f64>> = inputs.bias.as_ref().map(|bias| elements::decode(bias.element, bias.values).collect());
-    let mask = inputs.mask.as_ref().map_or(&[][..], |mask| &mask.values);
+    let bias: Option<Vec<f64>> = inputs.bias.as_ref().map(|bias| elements::decode(bias.element, bias.bytes).collect());
+    let mask = inputs.mask.as_ref().map_or(&[][..], |mask| &mask.words);
     let case = reference::Case::new(problem, bias.as_deref().unwrap_or_default(), mask);
     let start = Instant::now();
     let answer = reference::forward(case, &q, &k, &v);

@@ -31,16 +31,21 @@ pub struct Inputs<'a> {
     pub d_o: Option<&'a [u8]>,
     /// f32.
     pub d_lse: Option<&'a [u8]>,
-    pub bias: Option<Entries<&'a [u8]>>,
-    /// Bits, packed along the keys.
-    pub mask: Option<Entries<Vec<u32>>>,
+    pub bias: Option<Bias<'a>>,
+    pub mask: Option<Mask>,
 }
 
-/// An entry for each sequence, query head, row and key, or one for all of a dimension.
-pub struct Entries<T> {
+/// A number for each sequence, query head, row and key, or one for all of a dimension.
+pub struct Bias<'a> {
     pub counts: [u32; 4],
     pub element: Element,
-    pub values: T,
+    pub bytes: &'a [u8],
+}
+
+/// A bit for each, packed along the keys.
+pub struct Mask {
+    pub counts: [u32; 4],
+    pub words: Vec<u32>,
 }
 
 impl File {
@@ -153,13 +158,13 @@ impl File {
         Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes, d_o, d_lse, bias, mask })
     }
 
-    fn bias(&self, shape: &AttentionShape) -> Result<Option<Entries<&[u8]>>> {
+    fn bias(&self, shape: &AttentionShape) -> Result<Option<Bias<'_>>> {
         let Some(bias) = self.optional("bias")? else { return Ok(None) };
         let counts = self.counts("bias", &bias.dims, shape)?;
-        Ok(Some(Entries { counts, element: bias.element, values: bias.bytes }))
+        Ok(Some(Bias { counts, element: bias.element, bytes: bias.bytes }))
     }
 
-    fn mask(&self, shape: &AttentionShape) -> Result<Option<Entries<Vec<u32>>>> {
+    fn mask(&self, shape: &AttentionShape) -> Result<Option<Mask>> {
         let tensors = self.parse()?;
         let Ok(view) = tensors.tensor("mask") else { return Ok(None) };
         if !matches!(view.dtype(), Dtype::BOOL | Dtype::U8) {
@@ -167,12 +172,9 @@ impl File {
         }
         let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
         let counts = self.counts("mask", &dims, shape)?;
-        let of_row = |row: &[u8]| {
-            row.chunks(32).map(|keys| keys.iter().rev().fold(0, |word, key| word << 1 | u32::from(*key != 0))).collect()
-        };
-        let values =
-            view.data().chunks(counts[3].max(1) as usize).flat_map(|row| -> Vec<u32> { of_row(row) }).collect();
-        Ok(Some(Entries { counts, element: Element::F32, values }))
+        let word = |keys: &[u8]| keys.iter().rev().fold(0, |word, key| word << 1 | u32::from(*key != 0));
+        let rows = view.data().chunks(counts[3].max(1) as usize);
+        Ok(Some(Mask { counts, words: rows.flat_map(|row| row.chunks(32).map(word)).collect() }))
     }
 
     /// The dimensions of a tensor of entries, each that of the problem or 1.

@@ -65,28 +65,24 @@ struct EntrySlices<'a> {
 impl<'a> EntrySlices<'a> {
     /// What the plan reads of them. What was given and the plan does not read is refused with the other buffers.
     fn inputs(&self, plan: &Plan) -> Result<Vec<Input<'a>>, Error> {
+        // The plan counts words of a mask as f32.
+        let words = self.key_mask.map(|words| (Element::F32, bytemuck::cast_slice(words)));
         let mut inputs = Vec::new();
-        for operand in [Operand::Bias, Operand::KeyMask] {
-            let found = match operand {
-                Operand::Bias => self.bias.map(|(_, bytes)| bytes),
-                _ => self.key_mask.map(bytemuck::cast_slice),
+        for (operand, given) in [(Operand::Bias, self.bias), (Operand::KeyMask, words)] {
+            let Some(expected) = plan.element(operand) else {
+                inputs.extend(given.map(|(_, bytes)| Input { operand, bytes }));
+                continue;
             };
-            if let (Operand::Bias, Some((found, _)), Some(expected)) = (operand, self.bias, plan.element(operand))
-                && found != expected
-            {
+            let (found, bytes): (Element, &[u8]) = given.unwrap_or((expected, &[]));
+            if found != expected {
                 return Err(Error::ElementMismatch { expected, found });
             }
-            let element = plan.element(operand);
-            let size = element.map_or(1, Element::size);
-            let needed = plan.required_len(operand);
-            let bytes = found.unwrap_or_default();
-            if element.is_some() && (bytes.len() as u64) < needed * size {
-                return Err(Error::SliceTooShort { operand, needed, found: bytes.len() as u64 / size });
+            let (needed, size) = (plan.required_len(operand), expected.size());
+            let found = bytes.len() as u64 / size;
+            if found < needed {
+                return Err(Error::SliceTooShort { operand, needed, found });
             }
-            if found.is_some() || element.is_some() {
-                let used = if element.is_some() { (needed * size) as usize } else { bytes.len() };
-                inputs.push(Input { operand, bytes: &bytes[..used] });
-            }
+            inputs.push(Input { operand, bytes: &bytes[..(needed * size) as usize] });
         }
         Ok(inputs)
     }

@@ -64,23 +64,30 @@ pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<()
 }
 
 fn check_modifiers(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
-    for (index, modifier) in problem.scores().iter().enumerate() {
-        let name = modifier.name();
-        let is_second = problem.scores()[..index].iter().any(|other| other.name() == name);
-        let twice = is_second.then(|| "it is given twice; each modifier of the scores may be given once".into());
-        if let Some(reason) = twice.or_else(|| modifier.fault(&problem.shape, problem.element)) {
-            return Err(InvalidProblem::ScoreMod { name, reason });
-        }
+    let scores =
+        problem.scores().iter().map(|modifier| (modifier.name(), modifier.fault(&problem.shape, problem.element)));
+    if let Some((name, reason)) = fault_in(scores, "each modifier of the scores") {
+        return Err(InvalidProblem::ScoreMod { name, reason });
     }
-    for (index, mask) in problem.key_masks().iter().enumerate() {
-        let name = mask.name();
-        let is_second = problem.key_masks()[..index].iter().any(|other| other.name() == name);
-        let twice = is_second.then(|| "it is given twice; each kind of mask may be given once".into());
-        if let Some(reason) = twice.or_else(|| mask.fault(&problem.shape)) {
-            return Err(InvalidProblem::KeyMask { name, reason });
-        }
+    let masks = problem.key_masks().iter().map(|mask| (mask.name(), mask.fault(&problem.shape)));
+    if let Some((name, reason)) = fault_in(masks, "each kind of mask") {
+        return Err(InvalidProblem::KeyMask { name, reason });
     }
     Ok(())
+}
+
+/// The first of some, given by name and fault, that is given twice or has a fault.
+fn fault_in(given: impl Iterator<Item = (&'static str, Option<String>)>, each: &str) -> Option<(&'static str, String)> {
+    let mut names = Vec::new();
+    for (name, fault) in given {
+        let is_second = names.contains(&name);
+        names.push(name);
+        let twice = is_second.then(|| format!("it is given twice; {each} may be given once"));
+        if let Some(reason) = twice.or(fault) {
+            return Some((name, reason));
+        }
+    }
+    None
 }
 
 /// Whether two elements of a tensor may share one address. Strides are compared from the smallest on: each must step

@@ -6,7 +6,7 @@ use super::kernels::{Access, Chain, Kernel, RowReduce, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
-use crate::problem::{Algorithm, AttentionProblem, Element, KeyMask, ScoreMod};
+use crate::problem::{Algorithm, AttentionProblem, Element, ScoreMod};
 
 /// Kernels that run one after another on the same tiles. If there are alternatives, the first that fits is taken.
 pub(super) struct Step {
@@ -144,8 +144,8 @@ pub(super) fn specialize(
             || problem.mask.window_right.is_some()
             || !problem.key_masks().is_empty(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
-        score_mods: Chain::of(problem.scores().iter().map(ScoreMod::name)),
-        key_masks: Chain::of(problem.key_masks().iter().map(KeyMask::name)),
+        score_mods: Chain::of(problem.scores().iter().map(|modifier| (modifier.name(), modifier.reads()))),
+        key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),
         parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,

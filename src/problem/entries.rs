@@ -42,46 +42,43 @@ impl EntryLayout {
 
     /// Entries that a buffer must hold for a problem of this shape: 0 without any. Numbers past 64 bits become 2⁶⁴ − 1.
     pub fn required_len(&self, shape: &AttentionShape) -> u64 {
-        self.span(shape, shape.seqlen_kv, self.stride_key)
+        self.span(shape, shape.seqlen_kv)
     }
 
     /// As [`EntryLayout::required_len`], words of a mask in packed bits.
     pub fn required_words(&self, shape: &AttentionShape) -> u64 {
-        self.span(shape, shape.seqlen_kv.div_ceil(32), self.stride_key)
+        self.span(shape, shape.seqlen_kv.div_ceil(32))
     }
 
-    fn span(&self, shape: &AttentionShape, keys: u32, stride_key: u64) -> u64 {
-        let AttentionShape { batch, num_heads, seqlen_q, .. } = *shape;
-        if batch == 0 || num_heads == 0 || seqlen_q == 0 || keys == 0 {
-            return 0;
-        }
-        let steps = [
-            (batch, self.stride_batch),
-            (num_heads, self.stride_head),
-            (seqlen_q, self.stride_row),
-            (keys, stride_key),
-        ];
-        let last = steps.iter().fold(self.offset, |last, (count, stride)| {
-            last.saturating_add(stride.saturating_mul(u64::from(count - 1)))
-        });
-        last.saturating_add(1)
+    fn span(&self, shape: &AttentionShape, keys: u32) -> u64 {
+        let steps = self.steps(shape, keys);
+        if steps.iter().any(|(_, _, count)| *count == 0) { 0 } else { self.last(&steps).saturating_add(1) }
+    }
+
+    /// Name, stride and count of each dimension.
+    fn steps(&self, shape: &AttentionShape, keys: u32) -> [(&'static str, u64, u32); 4] {
+        [
+            ("batch", self.stride_batch, shape.batch),
+            ("head", self.stride_head, shape.num_heads),
+            ("row", self.stride_row, shape.seqlen_q),
+            ("key", self.stride_key, keys),
+        ]
+    }
+
+    /// The number of the last entry.
+    fn last(&self, steps: &[(&str, u64, u32)]) -> u64 {
+        steps.iter().fold(self.offset, |last, (_, stride, count)| {
+            last.saturating_add(stride.saturating_mul(count.saturating_sub(1).into()))
+        })
     }
 
     /// What makes it impossible for a problem of this shape, if anything does.
     pub(crate) fn fault(&self, shape: &AttentionShape) -> Option<String> {
-        let counts = [
-            ("batch", self.stride_batch, shape.batch),
-            ("head", self.stride_head, shape.num_heads),
-            ("row", self.stride_row, shape.seqlen_q),
-            ("key", self.stride_key, shape.seqlen_kv),
-        ];
-        let mut last = self.offset;
-        for (name, stride, count) in counts {
-            if u32::try_from(stride).is_err() {
-                return Some(format!("stride_{name} is {stride}, past 32 bits"));
-            }
-            last = last.saturating_add(stride.saturating_mul(count.saturating_sub(1).into()));
+        let steps = self.steps(shape, shape.seqlen_kv);
+        if let Some((name, stride, _)) = steps.iter().find(|(_, stride, _)| u32::try_from(*stride).is_err()) {
+            return Some(format!("stride_{name} is {stride}, past 32 bits"));
         }
+        let last = self.last(&steps);
         u32::try_from(last).is_err().then(|| format!("its last entry has the number {last}, past 32 bits"))
     }
 }

@@ -1,5 +1,6 @@
 use super::entries::EntryLayout;
 use super::shape::AttentionShape;
+use crate::operand::Operand;
 
 /// A mask that hides keys from rows, beside causal and window. See
 /// [`AttentionProblem::with_key_mask`](super::AttentionProblem::with_key_mask).
@@ -17,6 +18,13 @@ impl KeyMask {
     pub const fn name(&self) -> &'static str {
         match self {
             KeyMask::Boolean(_) => "boolean",
+        }
+    }
+
+    /// The operand that its WGSL reads, if it reads one.
+    pub(crate) const fn reads(&self) -> Option<Operand> {
+        match self {
+            KeyMask::Boolean(_) => Some(Operand::KeyMask),
         }
     }
 

@@ -1,6 +1,7 @@
 use super::element::Element;
 use super::entries::EntryLayout;
 use super::shape::AttentionShape;
+use crate::operand::Operand;
 
 /// A score modifier: it changes S between softmax_scale · Q Kᵀ and the mask. See
 /// [`AttentionProblem::with_score`](super::AttentionProblem::with_score).
@@ -33,6 +34,14 @@ impl ScoreMod {
             ScoreMod::Softcap(_) => "softcap",
             ScoreMod::Alibi(_) => "alibi",
             ScoreMod::Bias { .. } => "bias",
+        }
+    }
+
+    /// The operand that its WGSL reads, if it reads one.
+    pub(crate) const fn reads(&self) -> Option<Operand> {
+        match self {
+            ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => Some(Operand::Tables),
+            ScoreMod::Bias { .. } => Some(Operand::Bias),
         }
     }
 

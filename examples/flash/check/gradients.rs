@@ -28,10 +28,10 @@ pub async fn compare<T: ElementType>(
     let errors = reference::backward_errors(case, tensors, &d_o, None);
     let oracle = reference::backward(case, &q, &k, &v, &d_o, None);
     let mut slices = BackwardSlices::new(&inputs.q, &inputs.k, &inputs.v, &o, &lse, &inputs.d_o);
-    if let Some(bias) = &inputs.bias.given {
+    if let Some(bias) = &inputs.bias {
         slices = slices.with_bias(bias);
     }
-    if let Some(words) = &inputs.key_mask.given {
+    if let Some(words) = &inputs.key_mask {
         slices = slices.with_key_mask(words);
     }
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {

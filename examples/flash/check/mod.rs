@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use wgpu_flash_attention::reference::{Arithmetic, ErrorTerms};
 use wgpu_flash_attention::{
     Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Direction, Element, ElementType,
-    EntryLayout, ForwardSlices, KeyMask, Plan, ScoreMod, TensorLayout, reference,
+    ForwardSlices, KeyMask, Plan, ScoreMod, TensorLayout, reference,
 };
 
 use crate::arguments::{CheckOptions, Pass, Passes};
@@ -180,44 +180,29 @@ struct Inputs<T> {
     k: Vec<T>,
     v: Vec<T>,
     d_o: Vec<T>,
-    bias: Entries<f32>,
-    key_mask: Entries<u32>,
+    bias: Option<Vec<f32>>,
+    exact_bias: Vec<f64>,
+    key_mask: Option<Vec<u32>>,
 }
 
-/// The entries of a bias or a mask, for the library and for the oracle.
-struct Entries<T> {
-    given: Option<Vec<T>>,
-    exact: Vec<f64>,
+/// The entries of a bias, normal.
+fn bias(problem: &AttentionProblem) -> Option<Vec<f32>> {
+    let len = problem.scores().iter().find_map(|modifier| match modifier {
+        ScoreMod::Bias { layout, .. } => Some(layout.required_len(&problem.shape)),
+        _ => None,
+    });
+    len.map(|len| (0..len).map(|index| random::normal_like(4, index) as f32).collect())
 }
 
-impl Entries<f32> {
-    fn bias(problem: &AttentionProblem) -> Self {
-        let layout = problem.scores().iter().find_map(|modifier| match modifier {
-            ScoreMod::Bias { layout, .. } => Some(layout),
-            _ => None,
-        });
-        let len = |layout: &EntryLayout| layout.required_len(&problem.shape);
-        let given = layout.map(|layout| (0..len(layout)).map(|n| random::normal_like(4, n) as f32).collect::<Vec<_>>());
-        let exact = given.iter().flatten().map(|bias| f64::from(*bias)).collect();
-        Self { given, exact }
-    }
-}
-
-impl Entries<u32> {
-    /// A quarter of the keys is hidden.
-    fn key_mask(problem: &AttentionProblem) -> Self {
-        let layout = problem.key_masks().iter().find_map(|mask| match mask {
-            KeyMask::Boolean(layout) => Some(layout),
-            _ => None,
-        });
-        let bit = |word: u64, bit: u32| u32::from(random::normal_like(5, word * 32 + u64::from(bit)) > -0.67) << bit;
-        let word = |n: u64| (0..32).fold(0, |word, n_bit| word | bit(n, n_bit));
-        let given = layout.map(|layout| {
-            let words = layout.required_words(&problem.shape);
-            (0..words).map(word).collect()
-        });
-        Self { given, exact: Vec::new() }
-    }
+/// The words of a mask that hides a quarter of the keys.
+fn key_mask(problem: &AttentionProblem) -> Option<Vec<u32>> {
+    let words = problem.key_masks().iter().find_map(|mask| match mask {
+        KeyMask::Boolean(layout) => Some(layout.required_words(&problem.shape)),
+        _ => None,
+    });
+    let sees = |index: u64| random::normal_like(5, index) > -0.67;
+    let word = |word: u64| (0..32).fold(0, |bits, bit| bits | u32::from(sees(word * 32 + bit)) << bit);
+    words.map(|words| (0..words).map(word).collect())
 }
 
 impl<T: ElementType> Inputs<T> {
@@ -240,12 +225,14 @@ impl<T: ElementType> Inputs<T> {
                 tensor(1, layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
             )
         };
-        Self { q, k, v, d_o, bias: Entries::bias(problem), key_mask: Entries::key_mask(problem) }
+        let (bias, key_mask) = (bias(problem), key_mask(problem));
+        let exact_bias = bias.as_deref().map(exact).unwrap_or_default();
+        Self { q, k, v, d_o, bias, exact_bias, key_mask }
     }
 
     /// The problem as the oracle takes it.
     fn case<'a>(&'a self, problem: &'a AttentionProblem) -> reference::Case<'a> {
-        reference::Case::new(problem, &self.bias.exact, self.key_mask.given.as_deref().unwrap_or_default())
+        reference::Case::new(problem, &self.exact_bias, self.key_mask.as_deref().unwrap_or_default())
     }
 }
 
@@ -266,10 +253,10 @@ async fn compare_forward<T: ElementType>(
     let oracle = reference::forward(case, &q, &k, &v);
     let errors = reference::forward_errors(case, &q, &k, &v);
     let mut slices = ForwardSlices::new(&inputs.q, &inputs.k, &inputs.v);
-    if let Some(bias) = &inputs.bias.given {
+    if let Some(bias) = &inputs.bias {
         slices = slices.with_bias(bias);
     }
-    if let Some(words) = &inputs.key_mask.given {
+    if let Some(words) = &inputs.key_mask {
         slices = slices.with_key_mask(words);
     }
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {

@@ -85,7 +85,7 @@ impl Specialization {
         if !kernel.masks {
             self.key_masks = Chain::default();
         }
-        if !self.score_mods.has("bias") {
+        if !self.score_mods.reads(Operand::Bias) {
             self.bias_element = None;
         }
         self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
@@ -112,13 +112,9 @@ impl Specialization {
 
     /// What it binds, by number: what its kernel does, and what its modifiers and masks read.
     pub fn operands(&self) -> impl Iterator<Item = (Operand, Usage)> {
-        let more = [
-            (Operand::Tables, self.score_mods.has("softcap") || self.score_mods.has("alibi")),
-            (Operand::Bias, self.score_mods.has("bias")),
-            (Operand::KeyMask, self.key_masks.has("boolean")),
-        ];
-        let more = more.into_iter().filter(|(_, is_read)| *is_read).map(|(operand, _)| (operand, Usage::Read));
-        self.kernel.operands().iter().copied().chain(more)
+        let is_read = |operand: &Operand| self.score_mods.reads(*operand) || self.key_masks.reads(*operand);
+        let more = [Operand::Tables, Operand::Bias, Operand::KeyMask].into_iter().filter(is_read);
+        self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))
     }
 
     /// Whether a kernel can be made of it, on some device. Those of plans always can.

@@ -1,6 +1,7 @@
 //! What the text of a kernel depends on.
 
 use super::kernel::Kernel;
+use crate::operand::Operand;
 use crate::plan::capabilities::Capabilities;
 use crate::plan::tiles::Tiles;
 use crate::problem::Element;
@@ -78,22 +79,22 @@ impl RowReduce {
 /// What is done one after another: the names of files of a slot, in their order. Modifiers of the scores are files of
 /// `shaders/slots/score/`, masks of `shaders/slots/mask/`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Chain([Option<&'static str>; 4]);
+pub struct Chain([Option<(&'static str, Option<Operand>)>; 4]);
 
 impl Chain {
-    /// Those of a problem, which has each once.
-    pub(crate) fn of(given: impl Iterator<Item = &'static str>) -> Self {
-        let mut names = Self::default();
-        for (index, name) in given.enumerate() {
-            debug_assert!(index < names.0.len(), "a name for each kind");
-            names.0[index] = Some(name);
+    /// Those of a problem, which has each once: each name, and the operand that its WGSL reads, if any.
+    pub(crate) fn of(given: impl Iterator<Item = (&'static str, Option<Operand>)>) -> Self {
+        let mut chain = Self::default();
+        for (index, link) in given.enumerate() {
+            debug_assert!(index < chain.0.len(), "a name for each kind");
+            chain.0[index] = Some(link);
         }
-        names
+        chain
     }
 
     /// The names.
     pub fn names(&self) -> impl DoubleEndedIterator<Item = &'static str> {
-        self.0.into_iter().flatten()
+        self.0.into_iter().flatten().map(|(name, _)| name)
     }
 
     /// Whether there are none.
@@ -101,9 +102,9 @@ impl Chain {
         *self == Self::default()
     }
 
-    /// Whether one of them is this.
-    pub fn has(&self, name: &str) -> bool {
-        self.names().any(|other| other == name)
+    /// Whether one of them reads this.
+    pub fn reads(&self, operand: Operand) -> bool {
+        self.0.into_iter().flatten().any(|(_, read)| read == Some(operand))
     }
 }
 

@@ -2,98 +2,32 @@
 
 mod cases;
 mod gradients;
+mod report;
 
 use std::io::Write;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 use indicatif::{ProgressBar, ProgressStyle};
 use wgpu_flash_attention::reference::{Arithmetic, ErrorTerms};
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Direction, Element, ElementType,
-    ForwardSlices, KeyMask, Plan, ScoreMod, TensorLayout, reference,
+    Algorithm, AttentionLayout, AttentionProblem, DeviceClass, Element, ElementType, ForwardSlices, KeyMask, Plan,
+    ScoreMod, TensorLayout, reference,
 };
 
 use crate::arguments::{CheckOptions, Pass, Passes};
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
-use crate::text::{self, Table, numbers, words};
 use crate::{elements, random};
 use cases::Case;
+use report::{F32_FLOOR, Report, print};
 
-/// One table row: the cases of one option group with one element and the same kernels.
-struct Row {
-    group: &'static str,
-    element: Element,
-    kernels: String,
-    cases: u32,
-    /// Of O, LSE or a gradient.
-    largest_error: f64,
-    /// The largest share of its own bound that an element's error takes up; above 1 is a fault.
-    largest_share: f64,
-    /// Which case and tensor that is.
-    worst_at: String,
-    /// What went wrong first, if not a number.
-    failure: Option<String>,
-}
-
-/// What both algorithms err by over the whole check, in one pass and element.
-struct Suite {
-    pass: Pass,
-    element: Element,
-    flash: f64,
-    /// Standard attention in the same precision: where flash attention rounds P, it does too.
-    standard: f64,
-    /// The largest number of all answers.
-    largest: f64,
-}
-
-/// The table, and the suites below it.
-#[derive(Default)]
-struct Report {
-    rows: Vec<Row>,
-    suites: Vec<Suite>,
-}
-
-impl Suite {
-    /// How many times standard attention's error flash attention's may be: the rule of FlashAttention's authors.
-    fn most(&self) -> f64 {
-        if self.pass == Pass::Forward { 2.0 } else { 3.0 }
-    }
-
-    /// f32 on matrices passes in two parts of f16, 23 bits, which the last term allows for.
-    fn is_good(&self) -> bool {
-        let parts = if self.element == Element::F32 { F32_FLOOR * self.largest } else { 0.0 };
-        self.flash <= self.most() * self.standard + parts
-    }
-}
-
-/// Four units in the 23rd bit: each factor loses one half, a product and its sum as much.
-const F32_FLOOR: f64 = 1e-6;
+/// Each thread holds a problem and its oracle.
+const MOST_THREADS: usize = 16;
 
 pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let gpu = device::open(choice).await?;
-    let is_software = gpu.attention.capabilities().device_class == DeviceClass::Cpu;
-    let cases = cases::cases(options.quick, is_software);
-    let narrow = cases.iter().filter(|case| case.f32_only).count();
-    let progress = ProgressBar::new((cases.len() * Element::ALL.len() - narrow * (Element::ALL.len() - 1)) as u64);
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len}  {elapsed}  {msg}");
-    progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-
-    let mut report = Report::default();
-    for &element in Element::ALL {
-        for case in cases.iter().filter(|case| element == Element::F32 || !case.f32_only) {
-            progress.set_message(format!("{} {}", element.name(), case.group));
-            match element {
-                Element::F32 => compare::<f32>(&gpu, case, options.passes, &mut report).await,
-                Element::F16 => compare::<f16>(&gpu, case, options.passes, &mut report).await,
-                Element::Bf16 => compare::<bf16>(&gpu, case, options.passes, &mut report).await,
-                other => elements::unknown(other),
-            }
-            progress.inc(1);
-        }
-    }
-    progress.finish_and_clear();
-
     writeln!(out, "{}", gpu.describe())?;
     writeln!(
         out,
@@ -103,63 +37,53 @@ pub async fn check(options: &CheckOptions, choice: device::Choice<'_>, out: &mut
          same precision (gradients: three times; f32: plus {F32_FLOOR:.0e} of the largest number)."
     )?;
     writeln!(out)?;
-    print(&report, out)
+    out.flush()?;
+    let is_software = gpu.attention.capabilities().device_class == DeviceClass::Cpu;
+    let cases = cases::cases(options.quick, is_software);
+    let in_element = |&element: &Element| {
+        let of_it = cases.iter().filter(move |case| element == Element::F32 || !case.f32_only);
+        of_it.map(move |case| (element, case))
+    };
+    let jobs: Vec<(Element, &Case)> = Element::ALL.iter().flat_map(in_element).collect();
+    print(&compare_all(&gpu, &jobs, options.passes), out)
 }
 
-fn print(report: &Report, out: &mut dyn Write) -> Result<bool> {
-    let columns = vec![
-        words("options", 21),
-        words("element", 7),
-        words("kernels", 32),
-        numbers("cases", 5),
-        numbers("error", 7),
-        numbers("of bound", 8),
-        words("", 4),
-    ];
-    let table = Table::new("", columns, out)?;
-    let mut bad = 0;
-    for row in &report.rows {
-        let good = row.failure.is_none() && row.largest_share <= 1.0;
-        bad += u32::from(!good);
-        let cells = [
-            row.group.to_owned(),
-            row.element.name().to_owned(),
-            row.kernels.clone(),
-            row.cases.to_string(),
-            text::error(row.largest_error),
-            format!("{:.2}", row.largest_share),
-            match (&row.failure, good) {
-                (Some(failure), _) => failure.clone(),
-                (None, true) => "ok".to_owned(),
-                (None, false) => format!("FAIL at {}", row.worst_at),
-            },
-        ];
-        table.row(&cells, out)?;
-    }
-    writeln!(out)?;
-    let mut bad_suites = 0;
-    for suite in &report.suites {
-        let name = if suite.pass == Pass::Forward { "forward" } else { "backward" };
-        let (flash, standard) = (text::error(suite.flash), text::error(suite.standard));
-        let (ratio, most) = (suite.flash / suite.standard, suite.most());
-        let verdict = if suite.is_good() { "ok" } else { "FAIL" };
-        bad_suites += u32::from(!suite.is_good());
-        let element = suite.element.name();
-        writeln!(
-            out,
-            "{element} {name}: flash errs by {flash}, standard by {standard}: {ratio:.2} of {most} times, {verdict}"
-        )?;
-    }
-    writeln!(out)?;
-    let compared: u32 = report.rows.iter().map(|row| row.cases).sum();
-    match (bad, bad_suites) {
-        (0, 0) => writeln!(out, "{compared} answers compared: all within their bounds")?,
-        (0, bad) => {
-            writeln!(out, "{compared} answers compared: flash errs too much beside standard in {bad} ways: FAIL")?
+/// The report of all jobs, in their order. Most of the time is compilation, so all cores take part.
+fn compare_all(gpu: &Gpu, jobs: &[(Element, &Case)], passes: Passes) -> Report {
+    let progress = ProgressBar::new(jobs.len() as u64);
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len}  {elapsed}  {msg}");
+    progress.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let position = next.fetch_add(1, Ordering::Relaxed);
+            let Some(&(element, case)) = jobs.get(position) else { return done };
+            progress.set_message(format!("{} {}", element.name(), case.group));
+            let mut report = Report::default();
+            match element {
+                Element::F32 => pollster::block_on(compare::<f32>(gpu, case, passes, &mut report)),
+                Element::F16 => pollster::block_on(compare::<f16>(gpu, case, passes, &mut report)),
+                Element::Bf16 => pollster::block_on(compare::<bf16>(gpu, case, passes, &mut report)),
+                other => elements::unknown(other),
+            }
+            progress.inc(1);
+            done.push((position, report));
         }
-        (bad, _) => writeln!(out, "{compared} answers compared: {bad} of {} rows FAIL", report.rows.len())?,
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_THREADS));
+    let mut done = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let of_each = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        of_each.flatten().collect::<Vec<_>>()
+    });
+    progress.finish_and_clear();
+    done.sort_by_key(|(position, _)| *position);
+    let mut report = Report::default();
+    for (_, of_job) in done {
+        report.absorb(of_job);
     }
-    Ok(bad + bad_suites == 0)
+    report
 }
 
 /// Computes one case with both algorithms and the oracle.
@@ -305,81 +229,5 @@ fn plan(gpu: &Gpu, problem: &AttentionProblem, pass: Pass) -> Option<Plan> {
     match pass {
         Pass::Forward => Plan::forward(problem, capabilities).build().ok(),
         Pass::Backward => Plan::backward(problem, capabilities).build().ok(),
-    }
-}
-
-impl Report {
-    /// The row that this case belongs to.
-    fn row(&mut self, gpu: &Gpu, group: &'static str, problem: &AttentionProblem, pass: Pass) -> &mut Row {
-        let kernels = match plan(gpu, problem, pass) {
-            Some(plan) => kernels(&plan),
-            None => problem.algorithm.name().to_owned(),
-        };
-        let element = problem.element;
-        let same = |row: &Row| row.group == group && row.element == element && row.kernels == kernels;
-        let position = self.rows.iter().position(same).unwrap_or_else(|| {
-            self.rows.push(Row {
-                group,
-                element,
-                kernels,
-                cases: 0,
-                largest_error: 0.0,
-                largest_share: 0.0,
-                worst_at: String::new(),
-                failure: None,
-            });
-            self.rows.len() - 1
-        });
-        &mut self.rows[position]
-    }
-
-    /// Adds what an algorithm errs by to the whole of its pass and element.
-    fn suite(&mut self, pass: Pass, element: Element, algorithm: Algorithm, (found, expected): (&[f64], &[f64])) {
-        let same = |suite: &Suite| suite.pass == pass && suite.element == element;
-        let position = self.suites.iter().position(same).unwrap_or_else(|| {
-            self.suites.push(Suite { pass, element, flash: 0.0, standard: 0.0, largest: 0.0 });
-            self.suites.len() - 1
-        });
-        let suite = &mut self.suites[position];
-        let error = elements::largest_error(found.iter().copied(), expected.iter().copied());
-        let of_algorithm = if algorithm == Algorithm::Flash { &mut suite.flash } else { &mut suite.standard };
-        *of_algorithm = of_algorithm.max(error);
-        suite.largest = expected.iter().fold(suite.largest, |largest, value| largest.max(value.abs()));
-    }
-}
-
-/// The kernels of a plan in few words.
-fn kernels(plan: &Plan) -> String {
-    match (plan.direction(), plan.problem().algorithm) {
-        (Direction::Backward, Algorithm::Standard) => "standard backward".to_owned(),
-        (Direction::Backward, Algorithm::Flash) => text::kernels(plan).replace("backward_preprocess,", ""),
-        _ => text::kernels(plan),
-    }
-}
-
-impl Row {
-    /// Holds a tensor's numbers to their bounds.
-    fn add(
-        &mut self,
-        element: Element,
-        (found, expected, bounds): (&[f64], &[f64], &[f64]),
-        problem: &AttentionProblem,
-        tensor: &str,
-    ) {
-        if found.len() != expected.len() {
-            self.failure.get_or_insert_with(|| format!("{tensor} has another length than the oracle's"));
-            return;
-        }
-        for ((found, expected), bound) in found.iter().zip(expected).zip(bounds) {
-            self.largest_error = self.largest_error.max(elements::error(*found, *expected));
-            let error = reference::error_before_storing(element, *found, *expected);
-            let share = if error == 0.0 { 0.0 } else { error / bound };
-            let share = if share.is_nan() { f64::INFINITY } else { share };
-            if share > self.largest_share {
-                self.largest_share = share;
-                let AttentionShape { seqlen_q, seqlen_kv, head_dim, .. } = problem.shape;
-                self.worst_at = format!("{tensor}, {seqlen_q} rows, {seqlen_kv} keys, head_dim {head_dim}");
-            }
-        }
     }
 }

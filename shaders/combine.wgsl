@@ -9,6 +9,7 @@
 //     l   = Σ exp(LSE_s − m)
 //     O   = Σ exp(LSE_s − m) · O_s / l,   LSE = m + ln l
 //
+// A sink, if there is one, joins l and has no value.
 // A part that sees nothing of a row has LSE_s = −∞, and its O_s is not read.
 //
 // Who owns what: an invocation owns four dimensions of one row.
@@ -62,10 +63,17 @@ fn main(
 
   // O = O / l, LSE = m + ln l; a row that no part sees gives 0 and −∞
   let empty = l == 0.0;
+  var result = o / l;
+  var lse_row = select(m + log2(l) * LN_2, params.negative_infinity, empty);
+  // unroll SINK in SINKS {
+    let end = with_sink(head, select(m * LOG2_E, MASKED, empty), l);
+    result = o * end.share;
+    lse_row = end.lse;
+  // }
   let first = params.o_offset + batch * params.o_stride_batch + head * params.o_stride_head + row * params.o_stride_row;
-  store_o(first + dim, HEAD_DIM_V - dim, select(o / l, vec4<f32>(0.0), empty));
+  store_o(first + dim, HEAD_DIM_V - dim, select(result, vec4<f32>(0.0), empty));
   if dim == 0u {
     let at = params.lse_offset + batch * params.lse_stride_batch + head * params.lse_stride_head + row;
-    lse[at] = select(m + log2(l) * LN_2, params.negative_infinity, empty);
+    lse[at] = lse_row;
   }
 }

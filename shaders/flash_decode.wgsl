@@ -147,7 +147,7 @@ fn main(
       // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS {
         let v_now_U_E_M = decode(v_U_E_M);
         // unroll N in THREAD_ROWS {
-          o_N_M = add_visible(p_N_U[E], v_now_U_E_M, o_N_M);
+          o_N_M = add_seen(!(s_N_U[E] == MASKED), p_N_U[E], v_now_U_E_M, o_N_M);
         // }
       // }
     } else {
@@ -183,17 +183,20 @@ fn main(
       let head = head_of(tile, N);
       let row = row_of(tile, N);
       let empty = l_all_N == 0.0;
-      let factor = params.dropout_scale / l_all_N;
+      var factor = params.dropout_scale / l_all_N;
+      var lse_row = select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty);
+      // unroll SINK in SINKS {
+        let end = with_sink(head, m_all_N, l_all_N);
+        factor = params.dropout_scale * end.share;
+        lse_row = end.lse;
+      // }
       let first = o_row(split, tile.batch, head, row);
       for (var quad = invocation; quad * 4u < HEAD_DIM_V; quad += INVOCATIONS) {
         var o = vec4<f32>(0.0);
         for (var g = 0u; g < KEY_LANES; g++) { o += group_o[g * V_STRIDE + quad]; }
         write_o(first, quad * 4u, select(o * factor, vec4<f32>(0.0), empty));
       }
-      if invocation == 0u {
-        write_lse(split, tile.batch, head, row,
-          select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty));
-      }
+      if invocation == 0u { write_lse(split, tile.batch, head, row, lse_row); }
     }
   // }
 }

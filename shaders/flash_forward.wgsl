@@ -167,7 +167,7 @@ fn main(
             // unroll B in BROADCAST {
               let v_G_E_M_B = part_B(v_G_E_M);
               // unroll N in THREAD_ROWS {
-                o_N_M_B = add_visible(p_N_G[E], v_G_E_M_B, o_N_M_B);
+                o_N_M_B = add_seen(!(s_N_G[E] == MASKED), p_N_G[E], v_G_E_M_B, o_N_M_B);
               // }
             // }
           // }
@@ -190,17 +190,20 @@ fn main(
   // unroll N in THREAD_ROWS {
     let empty_N = l_N == 0.0;
     if tile.row + row_N < params.row_count {
-      let factor = params.dropout_scale / l_N;
+      var factor = params.dropout_scale / l_N;
+      var lse_row = select((m_N + log2(l_N)) * LN_2, params.negative_infinity, empty_N);
+      // unroll SINK in SINKS {
+        let end = with_sink(tile.head, m_N, l_N);
+        factor = params.dropout_scale * end.share;
+        lse_row = end.lse;
+      // }
       let first = o_row(split, tile.batch, tile.head, tile.row + row_N);
       // unroll M in V_LOADS, B in BROADCAST {
         let dim_M_B = quad_of(invocation, M, B) * 4u;
         let result_M_B = select(o_N_M_B * factor, vec4<f32>(0.0), empty_N);
         if dim_M_B < HEAD_DIM_V { write_o(first, dim_M_B, result_M_B); }
       // }
-      if lane == 0u {
-        let lse_row = select((m_N + log2(l_N)) * LN_2, params.negative_infinity, empty_N);
-        write_lse(split, tile.batch, tile.head, tile.row + row_N, lse_row);
-      }
+      if lane == 0u { write_lse(split, tile.batch, tile.head, tile.row + row_N, lse_row); }
     }
   // }
 }

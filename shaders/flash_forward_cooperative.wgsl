@@ -196,11 +196,12 @@ fn main(
           loop {
             if !(HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite)) { break; }
             // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS {
+              let at_E_N = cell_at(tile.batch, tile.head, row_N, tile_at(visits, next - 1u) * TILE_KV);
               // unroll G in CHUNK_FRAGMENTS {
                 store_left(p_N_E[G], mine.p_scratch + G * MATRIX_QUADS);
               // }
               // unroll M in V_CHUNKS {
-                o_N_M = add_visible_keys(mine, o_N_M, E, M);
+                o_N_M = add_seen_keys(mine, o_N_M, visible_keys(i_N), at_E_N, E, M);
               // }
             // }
             break;
@@ -232,7 +233,14 @@ fn main(
   // unroll N in ROW_FRAGMENTS {
     let l_row_N = row_sum(l_N);
     let empty_N = l_row_N == 0.0 || stands_for_infinity(m_N);
-    let factor_N = params.dropout_scale / l_row_N * inverse(v_gain_N);
+    var factor_N = params.dropout_scale / l_row_N * inverse(v_gain_N);
+    var lse_N = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
+    // unroll SINK in SINKS {
+      // l_i = l_i + exp(sink)
+      let end_N = with_sink(tile.head, select(m_N, MASKED, empty_N), select(l_row_N, 0.0, empty_N));
+      factor_N = params.dropout_scale * end_N.share * inverse(v_gain_N);
+      lse_N = end_N.lse;
+    // }
     let first_N = o_row(split, tile.batch, tile.head, row_N);
     let inside_N = row_N < params.row_count;
     // unroll M in V_CHUNKS {
@@ -241,9 +249,6 @@ fn main(
       if inside_N && dim_N_M < HEAD_DIM_V { write_o(first_N, dim_N_M, o_plain_N_M.low); }
       if inside_N && dim_N_M + HIGH < HEAD_DIM_V { write_o(first_N, dim_N_M + HIGH, o_plain_N_M.high); }
     // }
-    if inside_N && mine.quad == 0u {
-      let lse_row = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
-      write_lse(split, tile.batch, tile.head, row_N, lse_row);
-    }
+    if inside_N && mine.quad == 0u { write_lse(split, tile.batch, tile.head, row_N, lse_N); }
   // }
 }

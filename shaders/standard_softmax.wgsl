@@ -70,7 +70,13 @@ fn main(
 
   // P = dropout(exp(S − m) / l), LSE = m + ln l; a row that sees nothing, or only scores of −∞, gives 0 and −∞
   let empty = l == 0.0;
-  let factor = select(params.dropout_scale / l, 0.0, empty);
+  var factor = select(params.dropout_scale / l, 0.0, empty);
+  var lse_row = select((m + log2(l)) * LN_2, params.negative_infinity, empty);
+  // unroll SINK in SINKS {
+    let end = with_sink(head, m, l);
+    factor = select(params.dropout_scale * end.share, 0.0, empty);
+    lse_row = end.lse;
+  // }
   for (
     var quad = range.first * (TILE_KV / 4u) + invocation;
     quad < range.end * (TILE_KV / 4u);
@@ -83,11 +89,13 @@ fn main(
       let scores = scored_if_seen(s[first + quad], cell_at(batch, head, row, quad * 4u));
     // }
     var p = select(exp2(scores - vec4<f32>(m)) * factor, vec4<f32>(0.0), scores == vec4<f32>(MASKED));
+    // A row with NaN is NaN, even if all that it sees is dropped.
     if HAS_DROPOUT { p = dropout(p, params.batch_first + batch, params.head_first + head, i, quad * 4u); }
+    if HAS_DROPOUT && !(l >= 0.0) { p = vec4<f32>(l); }
     s[first + quad] = p;
   }
   if invocation == 0u {
     let lse_index = params.lse_offset + batch * params.lse_stride_batch + head * params.lse_stride_head + row;
-    lse[lse_index] = select((m + log2(l)) * LN_2, params.negative_infinity, empty);
+    lse[lse_index] = lse_row;
   }
 }

@@ -45,6 +45,10 @@ pub enum Operand {
     Bias = 17,
     /// Which keys a row may see, a bit for each.
     KeyMask = 18,
+    /// A logit for each query head that joins the softmax's sum: f32 `[num_heads]`.
+    Sink = 19,
+    /// The gradient of the sinks.
+    DSink = 20,
 }
 
 impl Operand {
@@ -69,6 +73,8 @@ impl Operand {
         Operand::Tables,
         Operand::Bias,
         Operand::KeyMask,
+        Operand::Sink,
+        Operand::DSink,
     ];
 
     /// Its number in the bind group.
@@ -98,6 +104,8 @@ impl Operand {
             Operand::Tables => "tables",
             Operand::Bias => "bias",
             Operand::KeyMask => "key_mask",
+            Operand::Sink => "sink",
+            Operand::DSink => "dsink",
         }
     }
 

@@ -233,11 +233,15 @@ fn entry_layout(shape: AttentionShape) -> impl Strategy<Value = EntryLayout> {
     ]
 }
 
-/// With a bias, a boolean mask, or neither.
+/// With a bias, a boolean mask, a sink, or none of them.
 fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionProblem> {
     let entries = || prop::option::weighted(0.2, entry_layout(problem.shape).boxed());
-    (Just(problem.clone()), entries(), entries(), prop::sample::select(Element::ALL.to_vec())).prop_map(
-        |(mut problem, bias, mask, element)| {
+    let element = prop::sample::select(Element::ALL.to_vec());
+    (Just(problem.clone()), entries(), entries(), element, prop::bool::weighted(0.2)).prop_map(
+        |(mut problem, bias, mask, element, has_sink)| {
+            if has_sink {
+                problem = problem.with_sink();
+            }
             if let Some(layout) = bias {
                 let _ = layout.required_len(&problem.shape);
                 problem = problem.with_score(ScoreMod::Bias { layout, element });

@@ -80,6 +80,10 @@ fn variants() -> Vec<Specialization> {
             }
         }
     }
+    // Its gradient is a kernel, which depends on nothing else.
+    let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
+    let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
+    variants.extend(of_sink.passes().iter().map(|pass| pass.specialization));
     let mut variants: Vec<_> = variants.into_iter().collect();
     variants.sort_by_key(|variant| format!("{variant:?}"));
     variants
@@ -88,7 +92,7 @@ fn variants() -> Vec<Specialization> {
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 7] = [
+    let modifiers: [Modified; 8] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -99,6 +103,7 @@ fn variants_with_modifiers() -> Vec<Specialization> {
             with_bias(problem, element)
         },
         with_boolean_mask,
+        AttentionProblem::with_sink,
     ];
     let few = |device: &Capabilities| {
         device.max_workgroup_storage != 32_768 && device.device_class != DeviceClass::Integrated
@@ -124,7 +129,7 @@ fn variants_with_modifiers() -> Vec<Specialization> {
                         let specializations = passes.map(|pass| pass.specialization);
                         variants.extend(
                             specializations
-                                .filter(|variant| !(variant.score_mods.is_empty() && variant.key_masks.is_empty())),
+                                .filter(|v| v.has_sink || !(v.score_mods.is_empty() && v.key_masks.is_empty())),
                         );
                     }
                 }

@@ -43,11 +43,11 @@ pub struct RunOptions {
     /// A safetensors file with 4-D tensors q, k and v. K and V may have fewer heads than Q, V another width. With d_o (like
     /// o), and perhaps d_lse (f32, batch × heads × seqlen_q), gradients are computed too. It may hold a bias (f32, or the type
     /// of q), which is added to the scores after softcap and ALiBi, and a mask (BOOL or U8; not 0 = the row may see the key):
-    /// batch × heads × seqlen_q × seqlen_kv, each of them or 1.
+    /// batch × heads × seqlen_q × seqlen_kv, each of them or 1. A sink (f32, one for each head of q) joins the softmax's sum.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
     /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q), and with d_o also dq, dk and dv (like q, k and
-    /// v). Replaced only once it is complete.
+    /// v), and dsink. Replaced only once it is complete.
     #[arg(value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// `reference` is the f64 oracle on the CPU: slow, and rounded only when it is written.

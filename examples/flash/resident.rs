@@ -17,7 +17,7 @@ pub struct Resident {
     pub v: wgpu::Buffer,
     pub o: wgpu::Buffer,
     pub lse: wgpu::Buffer,
-    /// Bias and mask.
+    /// Bias, mask and sink.
     entries: Vec<(Operand, wgpu::Buffer)>,
 }
 
@@ -28,6 +28,7 @@ pub struct ResidentGradients {
     pub dq: wgpu::Buffer,
     pub dk: wgpu::Buffer,
     pub dv: wgpu::Buffer,
+    pub dsink: Option<wgpu::Buffer>,
 }
 
 /// Elements of Q, K, V and O, or of their gradients.
@@ -69,7 +70,7 @@ impl Resident {
         })
     }
 
-    /// Adds a bias or a mask.
+    /// Adds a bias, a mask or a sink.
     pub async fn add(&mut self, gpu: &Gpu, operand: Operand, bytes: Vec<u8>) -> Result<()> {
         let buffer = buffer(gpu, operand.name(), bytes.len() as u64).await?;
         upload(gpu, &buffer, 0, bytes)?;
@@ -95,11 +96,11 @@ impl Resident {
         prepared: &PreparedBackward,
         encoder: &mut wgpu::CommandEncoder,
     ) -> Result<()> {
-        let ResidentGradients { d_o, d_lse, dq, dk, dv } = gradients;
+        let ResidentGradients { d_o, d_lse, dq, dk, dv, dsink } = gradients;
         let [d_o, dq, dk, dv] = [d_o, dq, dk, dv].map(|buffer| buffer.slice(..));
         let buffers = BackwardBuffers::new(self.buffers(), d_o, dq, dk, dv);
-        let d_lse = d_lse.as_ref().map(|buffer| buffer.slice(..));
-        Ok(prepared.encode(encoder, &buffers.with(Operand::DLse, d_lse))?)
+        let [d_lse, dsink] = [d_lse, dsink].map(|buffer| buffer.as_ref().map(|buffer| buffer.slice(..)));
+        Ok(prepared.encode(encoder, &buffers.with(Operand::DLse, d_lse).with(Operand::DSink, dsink))?)
     }
 
     /// Fills O and LSE with NaN, so that an answer can only come from the next run.
@@ -117,7 +118,12 @@ impl ResidentGradients {
             true => Some(buffer(gpu, "dLSE", problem.shape.lse_len().saturating_mul(4)).await?),
             false => None,
         };
+        let dsink = match problem.has_sink() {
+            true => Some(buffer(gpu, "dsink", u64::from(problem.shape.num_heads) * 4).await?),
+            false => None,
+        };
         Ok(Self {
+            dsink,
             d_o: buffer(gpu, "dO", lengths.o * problem.element.size()).await?,
             d_lse,
             dq: buffer(gpu, "dQ", lengths.q * size).await?,

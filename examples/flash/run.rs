@@ -78,8 +78,10 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         writeln!(out, "{}", json(&answer.summary))?;
     } else {
         answer.summary.print(out)?;
-        let names = if answer.outputs.gradients.is_some() { "o, lse, dq, dk and dv" } else { "o and lse" };
-        writeln!(out, "wrote {names} to {}", options.output.display())?;
+        let gradients = answer.outputs.gradients.iter().map(|(operand, _)| operand.name());
+        let names: Vec<_> = ["o", "lse"].into_iter().chain(gradients).collect();
+        let (last, first) = names.split_last().unwrap_or((&"", &[]));
+        writeln!(out, "wrote {} and {last} to {}", first.join(", "), options.output.display())?;
     }
     Ok(true)
 }
@@ -99,6 +101,9 @@ fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
     }
     if let Some(mask) = &inputs.mask {
         problem = problem.with_key_mask(KeyMask::Boolean(EntryLayout::packed_bits(mask.counts)));
+    }
+    if inputs.sink.is_some() {
+        problem = problem.with_sink();
     }
     if let Some(window) = options.window {
         problem = problem.with_window(window.left, window.right);
@@ -130,6 +135,9 @@ async fn on_gpu(
     if let Some(mask) = &inputs.mask {
         tensors.add(&gpu, Operand::KeyMask, mask.words.iter().flat_map(|word| word.to_le_bytes()).collect()).await?;
     }
+    if let Some(sink) = inputs.sink {
+        tensors.add(&gpu, Operand::Sink, sink.to_vec()).await?;
+    }
     for (buffer, bytes) in [(&tensors.q, inputs.q), (&tensors.k, inputs.k), (&tensors.v, inputs.v)] {
         resident::upload(&gpu, buffer, 0, bytes.to_vec())?;
     }
@@ -148,8 +156,8 @@ async fn on_gpu(
         ..Summary::new(options, problem.algorithm.name(), &shape, problem.element)
     };
     let gradients = match inputs.d_o {
-        Some(d_o) => Some(gradients_on_gpu(&gpu, problem, &tensors, d_o, inputs.d_lse, &mut summary).await?),
-        None => None,
+        Some(d_o) => gradients_on_gpu(&gpu, problem, &tensors, d_o, inputs.d_lse, &mut summary).await?,
+        None => Vec::new(),
     };
     let outputs = Outputs {
         o: resident::read(&gpu, &tensors.o, 0, o_len)?,
@@ -159,7 +167,7 @@ async fn on_gpu(
     Ok(Answer { outputs, summary })
 }
 
-/// dQ, dK and dV of what the forward pass has left in `tensors`.
+/// The gradients of what the forward pass has left in `tensors`.
 async fn gradients_on_gpu(
     gpu: &Gpu,
     problem: &AttentionProblem,
@@ -167,7 +175,7 @@ async fn gradients_on_gpu(
     d_o: &[u8],
     d_lse: Option<&[u8]>,
     summary: &mut Summary,
-) -> Result<[Vec<u8>; 3]> {
+) -> Result<Vec<(Operand, Vec<u8>)>> {
     let prepared = gpu.attention.prepare_backward(problem).await?;
     let gradients = ResidentGradients::new(gpu, problem, d_lse.is_some()).await?;
     resident::upload(gpu, &gradients.d_o, 0, d_o.to_vec())?;
@@ -184,11 +192,13 @@ async fn gradients_on_gpu(
     let q_len = shape.lse_len() * u64::from(shape.head_dim);
     let kv_rows = u64::from(shape.batch) * u64::from(shape.num_heads_kv) * u64::from(shape.seqlen_kv);
     let (k_len, v_len) = (kv_rows * u64::from(shape.head_dim), kv_rows * u64::from(shape.head_dim_v));
-    Ok([
-        resident::read(gpu, &gradients.dq, 0, q_len * size)?,
-        resident::read(gpu, &gradients.dk, 0, k_len * size)?,
-        resident::read(gpu, &gradients.dv, 0, v_len * size)?,
-    ])
+    let mut written = vec![
+        (Operand::Dq, &gradients.dq, q_len * size),
+        (Operand::Dk, &gradients.dk, k_len * size),
+        (Operand::Dv, &gradients.dv, v_len * size),
+    ];
+    written.extend(gradients.dsink.as_ref().map(|dsink| (Operand::DSink, dsink, u64::from(shape.num_heads) * 4)));
+    written.into_iter().map(|(operand, buffer, len)| Ok((operand, resident::read(gpu, buffer, 0, len)?))).collect()
 }
 
 fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> Result<Answer> {
@@ -200,16 +210,22 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
         [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());
     let bias: Option<Vec<f64>> = inputs.bias.as_ref().map(|bias| elements::decode(bias.element, bias.bytes).collect());
     let mask = inputs.mask.as_ref().map_or(&[][..], |mask| &mask.words);
-    let case = reference::Case::new(problem, bias.as_deref().unwrap_or_default(), mask);
+    let sink: Vec<f64> = inputs.sink.into_iter().flat_map(|bytes| elements::decode(Element::F32, bytes)).collect();
+    let case = reference::Case::new(problem, bias.as_deref().unwrap_or_default(), mask).with_sink(&sink);
     let start = Instant::now();
     let answer = reference::forward(case, &q, &k, &v);
     let ms = start.elapsed().as_secs_f64() * 1e3;
-    let gradients = inputs.d_o.map(|d_o| {
+    let gradients = inputs.d_o.map_or_else(Vec::new, |d_o| {
         let d_o: Vec<f64> = elements::decode(inputs.element, d_o).collect();
         let d_lse: Option<Vec<f64>> = inputs.d_lse.map(|d_lse| elements::decode(Element::F32, d_lse).collect());
         let gradients = reference::backward(case, &q, &k, &v, &d_o, d_lse.as_deref());
-        [gradients.dq, gradients.dk, gradients.dv]
-            .map(|gradient| elements::encode(problem.gradient_element(), gradient.into_iter()))
+        let element = problem.gradient_element();
+        let of_inputs = [(Operand::Dq, gradients.dq), (Operand::Dk, gradients.dk), (Operand::Dv, gradients.dv)];
+        let of_inputs = of_inputs.into_iter().map(|(operand, values)| (operand, element, values));
+        let of_sink = inputs.sink.map(|_| (Operand::DSink, Element::F32, gradients.dsink));
+        let encoded =
+            |(operand, element, values): (_, _, Vec<f64>)| (operand, elements::encode(element, values.into_iter()));
+        of_inputs.chain(of_sink).map(encoded).collect()
     });
     let outputs = Outputs {
         o: elements::encode(problem.element, answer.o.into_iter()),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use wgpu_flash_attention::{AttentionLayout, AttentionShape, Element};
+use wgpu_flash_attention::{AttentionLayout, AttentionShape, Element, Operand};
 
 use crate::arguments::Layout;
 use crate::failure::{Failure, Result};
@@ -33,6 +33,8 @@ pub struct Inputs<'a> {
     pub d_lse: Option<&'a [u8]>,
     pub bias: Option<Bias<'a>>,
     pub mask: Option<Mask>,
+    /// A logit for each query head, f32.
+    pub sink: Option<&'a [u8]>,
 }
 
 /// A number for each sequence, query head, row and key, or one for all of a dimension.
@@ -154,8 +156,8 @@ impl File {
             }
         }
         let (d_o, d_lse) = (d_o.map(|tensor| tensor.bytes), d_lse.map(|tensor| tensor.bytes));
-        let (bias, mask) = (self.bias(&shape)?, self.mask(&shape)?);
-        Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes, d_o, d_lse, bias, mask })
+        let (bias, mask, sink) = (self.bias(&shape)?, self.mask(&shape)?, self.sink(&shape)?);
+        Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes, d_o, d_lse, bias, mask, sink })
     }
 
     fn bias(&self, shape: &AttentionShape) -> Result<Option<Bias<'_>>> {
@@ -175,6 +177,19 @@ impl File {
         let word = |keys: &[u8]| keys.iter().rev().fold(0, |word, key| word << 1 | u32::from(*key != 0));
         let rows = view.data().chunks(counts[3].max(1) as usize);
         Ok(Some(Mask { counts, words: rows.flat_map(|row| row.chunks(32).map(word)).collect() }))
+    }
+
+    fn sink(&self, shape: &AttentionShape) -> Result<Option<&[u8]>> {
+        let Some(sink) = self.optional("sink")? else { return Ok(None) };
+        if sink.element != Element::F32 || sink.dims != [shape.num_heads] {
+            return Err(self.failure(format_args!(
+                "sink is {} of the shape {:?}; it must be f32 with one for each head of q, [{}]",
+                sink.element.name(),
+                sink.dims,
+                shape.num_heads
+            )));
+        }
+        Ok(Some(sink.bytes))
     }
 
     /// The dimensions of a tensor of entries, each that of the problem or 1.
@@ -244,8 +259,8 @@ fn shortened(names: &[&str]) -> String {
 pub struct Outputs {
     pub o: Vec<u8>,
     pub lse: Vec<u8>,
-    /// dQ, dK and dV.
-    pub gradients: Option<[Vec<u8>; 3]>,
+    /// Those of the problem's inputs that have one; empty without d_o.
+    pub gradients: Vec<(Operand, Vec<u8>)>,
 }
 
 /// The bytes of a safetensors file with o and lse, and the gradients if there are any.
@@ -269,15 +284,15 @@ pub fn encoded(
         ("o", dtype(element), layout.o_dims(shape).map(|dim| dim as usize).to_vec(), &outputs.o),
         ("lse", Dtype::F32, lse_dims, &outputs.lse),
     ];
-    if let Some([dq, dk, dv]) = &outputs.gradients {
-        for (name, heads, rows, dim, bytes) in [
-            ("dq", num_heads, seqlen_q, head_dim, dq),
-            ("dk", num_heads_kv, seqlen_kv, head_dim, dk),
-            ("dv", num_heads_kv, seqlen_kv, head_dim_v, dv),
-        ] {
-            let dims = layout.dims_of(batch, heads, rows, dim).map(|dim| dim as usize).to_vec();
-            tensors.push((name, dtype(gradient_element), dims, bytes));
-        }
+    for (operand, bytes) in &outputs.gradients {
+        let of_element = |heads, rows, dim| (gradient_element, layout.dims_of(batch, heads, rows, dim).to_vec());
+        let (element, dims) = match operand {
+            Operand::Dq => of_element(num_heads, seqlen_q, head_dim),
+            Operand::Dk => of_element(num_heads_kv, seqlen_kv, head_dim),
+            Operand::Dv => of_element(num_heads_kv, seqlen_kv, head_dim_v),
+            _ => (Element::F32, vec![num_heads]),
+        };
+        tensors.push((operand.name(), dtype(element), dims.into_iter().map(|dim| dim as usize).collect(), bytes));
     }
     let views = tensors.into_iter().map(|(name, dtype, dims, bytes)| Ok((name, TensorView::new(dtype, dims, bytes)?)));
     let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;

@@ -97,9 +97,9 @@ struct Params {
   key_mask_stride_head: u32,
   key_mask_stride_row: u32,
   key_mask_stride_key: u32,
-  // WebGPU wants whole 16 bytes.
-  unused_0: u32,
-  unused_1: u32,
+  // One f32 for each query head.
+  sink_offset: u32,
+  dsink_offset: u32,
 }
 
 @group(0) @binding(BINDING_params) var<uniform> params: Params;

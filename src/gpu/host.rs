@@ -5,7 +5,7 @@ use super::buffers::Slices;
 use super::operation::Operation;
 use super::scope::ErrorScope;
 use crate::error::Error;
-use crate::plan::{Call, Operand, Plan};
+use crate::plan::{Call, Operand, Plan, Usage};
 use crate::problem::{AttentionProblem, Element, ElementType, MergeProblem};
 use std::future::Future;
 use std::pin::Pin;
@@ -53,13 +53,20 @@ impl<'a, T> ForwardSlices<'a, T> {
         self.entries.key_mask = Some(words);
         self
     }
+
+    /// Adds the logits of [`AttentionProblem::with_sink`], f32 `[num_heads]`.
+    pub fn with_sink(mut self, sink: &'a [f32]) -> Self {
+        self.entries.sink = Some(sink);
+        self
+    }
 }
 
-/// The entries of a bias, in their element, and the words of a mask.
+/// The entries of a bias, in their element, the words of a mask, and the logits of a sink.
 #[derive(Clone, Copy, Debug, Default)]
 struct EntrySlices<'a> {
     bias: Option<(Element, &'a [u8])>,
     key_mask: Option<&'a [u32]>,
+    sink: Option<&'a [f32]>,
 }
 
 impl<'a> EntrySlices<'a> {
@@ -67,8 +74,9 @@ impl<'a> EntrySlices<'a> {
     fn inputs(&self, plan: &Plan) -> Result<Vec<Input<'a>>, Error> {
         // The plan counts words of a mask as f32.
         let words = self.key_mask.map(|words| (Element::F32, bytemuck::cast_slice(words)));
+        let sink = self.sink.map(|logits| (Element::F32, bytemuck::cast_slice(logits)));
         let mut inputs = Vec::new();
-        for (operand, given) in [(Operand::Bias, self.bias), (Operand::KeyMask, words)] {
+        for (operand, given) in [(Operand::Bias, self.bias), (Operand::KeyMask, words), (Operand::Sink, sink)] {
             let Some(expected) = plan.element(operand) else {
                 inputs.extend(given.map(|(_, bytes)| Input { operand, bytes }));
                 continue;
@@ -133,6 +141,12 @@ impl<'a, T> BackwardSlices<'a, T> {
         self.entries.key_mask = Some(words);
         self
     }
+
+    /// Adds the logits of [`AttentionProblem::with_sink`], f32 `[num_heads]`.
+    pub fn with_sink(mut self, sink: &'a [f32]) -> Self {
+        self.entries.sink = Some(sink);
+        self
+    }
 }
 
 /// What the slice form of the backward pass returns, in the problem's gradient layout; places between rows are 0.
@@ -145,6 +159,8 @@ pub struct BackwardOutput<T> {
     pub dk: Vec<T>,
     /// The gradient of V.
     pub dv: Vec<T>,
+    /// The gradient of the sinks, `[num_heads]`; empty without any.
+    pub dsink: Vec<f32>,
 }
 
 impl FlashAttention {
@@ -165,10 +181,10 @@ impl FlashAttention {
         self.forward_with(problem, &ForwardSlices::new(q, k, v)).await
     }
 
-    /// As [`FlashAttention::forward`], for problems with a bias or a mask too.
+    /// As [`FlashAttention::forward`], for problems with a bias, a mask or a sink too.
     ///
     /// # Errors
-    /// As [`FlashAttention::forward`]; [`Error::BufferUnexpected`] for a bias or a mask that the problem has not.
+    /// As [`FlashAttention::forward`]; [`Error::BufferUnexpected`] for one that the problem has not.
     pub async fn forward_with<T: ElementType>(
         &self,
         problem: &AttentionProblem,
@@ -245,36 +261,34 @@ impl FlashAttention {
             inputs.push(Input::new(&plan, Operand::DLse, d_lse)?);
         }
         inputs.extend(slices.entries.inputs(&plan)?);
-        let outputs = [Operand::Dq, Operand::Dk, Operand::Dv];
-        let [dq, dk, dv] = self.run(plan.clone(), &inputs, outputs).await?;
-        let [dq_len, dk_len, dv_len] = outputs.map(|operand| plan.required_len(operand));
-        Ok(BackwardOutput { dq: elements(&dq, dq_len), dk: elements(&dk, dk_len), dv: elements(&dv, dv_len) })
-    }
-
-    async fn o_and_lse<T: ElementType>(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<ForwardOutput<T>, Error> {
-        let [o, lse] = self.run(plan.clone(), inputs, [Operand::O, Operand::Lse]).await?;
-        Ok(ForwardOutput {
-            o: elements(&o, plan.required_len(Operand::O)),
-            lse: elements(&lse, plan.required_len(Operand::Lse)),
+        let outputs = self.run(plan, &inputs).await?;
+        Ok(BackwardOutput {
+            dq: outputs.get(Operand::Dq),
+            dk: outputs.get(Operand::Dk),
+            dv: outputs.get(Operand::Dv),
+            dsink: outputs.get(Operand::DSink),
         })
     }
 
-    /// Compiles, uploads, runs and reads back.
-    async fn run<const N: usize>(
-        &self,
-        plan: Plan,
-        inputs: &[Input<'_>],
-        outputs: [Operand; N],
-    ) -> Result<[Vec<u8>; N], Error> {
+    async fn o_and_lse<T: ElementType>(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<ForwardOutput<T>, Error> {
+        let outputs = self.run(plan, inputs).await?;
+        Ok(ForwardOutput { o: outputs.get(Operand::O), lse: outputs.get(Operand::Lse) })
+    }
+
+    /// Compiles, uploads, runs and reads back what the plan writes.
+    async fn run(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<Outputs, Error> {
         let operation = Operation::new(self, plan).await?;
+        let written = operation.plan.tensors().iter().filter(|tensor| tensor.usage == Usage::Write);
+        let written: Vec<Operand> = written.map(|tensor| tensor.operand).collect();
         let scope = ErrorScope::open(&self.device, "uploading, running or reading back");
-        let result = self.submit(&operation, inputs, &outputs);
+        let result = self.submit(&operation, inputs, &written);
         scope.close().await?;
-        let mut results = [const { Vec::new() }; N];
-        for (bytes, readback) in results.iter_mut().zip(result?) {
-            *bytes = readback.bytes(&self.device).await?;
+        let mut outputs = Outputs(Vec::new());
+        for (operand, readback) in written.into_iter().zip(result?) {
+            let len = operation.plan.required_len(operand);
+            outputs.0.push((operand, len, readback.bytes(&self.device).await?));
         }
-        Ok(results)
+        Ok(outputs)
     }
 
     fn submit(&self, operation: &Operation, inputs: &[Input<'_>], outputs: &[Operand]) -> Result<Vec<Readback>, Error> {
@@ -347,11 +361,18 @@ impl<'a> Input<'a> {
     }
 }
 
-fn elements<T: bytemuck::Pod>(bytes: &[u8], len: u64) -> Vec<T> {
-    let mut elements = vec![T::zeroed(); len as usize];
-    let target: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);
-    target.copy_from_slice(&bytes[..target.len()]);
-    elements
+/// The tensors that an operation wrote, each with its elements and bytes.
+struct Outputs(Vec<(Operand, u64, Vec<u8>)>);
+
+impl Outputs {
+    /// The elements of a tensor; none of one that was not written.
+    fn get<T: bytemuck::Pod>(&self, operand: Operand) -> Vec<T> {
+        let Some((_, len, bytes)) = self.0.iter().find(|(written, ..)| *written == operand) else { return Vec::new() };
+        let mut elements = vec![T::zeroed(); *len as usize];
+        let target: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);
+        target.copy_from_slice(&bytes[..target.len()]);
+        elements
+    }
 }
 
 /// A buffer that holds `bytes`, padded with zeros to whole words and at least 16 bytes.

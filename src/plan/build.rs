@@ -3,7 +3,7 @@
 use super::builder::{PlanBuilder, Question};
 use super::capabilities::Capabilities;
 use super::check::check;
-use super::choice::{Step, choose, specialize, steps};
+use super::choice::{Step, choose, more_steps, specialize, steps};
 use super::direction::Direction;
 use super::kernels::Kernel;
 use super::part::Cut;
@@ -30,7 +30,8 @@ impl Plan {
                 Self::of_merge(merge, capabilities)?
             }
         };
-        for step in steps(direction, plan.problem.algorithm) {
+        let more = more_steps(direction, &plan.problem);
+        for step in steps(direction, plan.problem.algorithm).iter().chain(more) {
             plan.take(step, builder)?;
         }
         plan.check_bindings()?;
@@ -107,7 +108,9 @@ impl Plan {
             Some(kernel) => vec![self.pass(kernel, tiles), self.pass(Kernel::Combine, tiles)],
             None => kernels.iter().map(|&kernel| self.pass(kernel, tiles)).collect(),
         };
-        (self.source, self.tiles, self.num_splits) = (source, tiles, num_splits);
+        if step.tiles.is_some() {
+            (self.source, self.tiles, self.num_splits) = (source, tiles, num_splits);
+        }
         self.add_stage(passes);
         Ok(())
     }

@@ -58,6 +58,12 @@ pub(super) fn steps(direction: Direction, algorithm: Algorithm) -> &'static [Ste
     }
 }
 
+/// The steps that come after those, for what else of a problem has a gradient.
+pub(super) fn more_steps(direction: Direction, problem: &AttentionProblem) -> &'static [Step] {
+    const SINK: Step = Step { alternatives: &[&[Kernel::BackwardSink]], tiles: None };
+    if direction == Direction::Backward && problem.has_sink() { &[SINK] } else { &[] }
+}
+
 /// The kernels that answer a step on this device, and their tiles.
 pub(super) fn choose(
     step: &Step,
@@ -145,6 +151,7 @@ pub(super) fn specialize(
             || !problem.key_masks().is_empty(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         score_mods: Chain::of(problem.scores().iter().map(|modifier| (modifier.name(), modifier.reads()))),
+        has_sink: problem.has_sink(),
         key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),
         parts_in_f32: true,

@@ -102,8 +102,8 @@ uniform! {
         key_mask_stride_head: u32,
         key_mask_stride_row: u32,
         key_mask_stride_key: u32,
-        unused_0: u32,
-        unused_1: u32,
+        sink_offset: u32,
+        dsink_offset: u32,
     }
 }
 
@@ -162,6 +162,8 @@ impl Params {
                 (self.lse_parts_stride_batch, self.lse_parts_stride_head) = (batch, head);
             }
             Operand::Bias | Operand::KeyMask => self.place_entries(tensor.operand, offset, [batch, head, row, dim]),
+            Operand::Sink => self.sink_offset = offset,
+            Operand::DSink => self.dsink_offset = offset,
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
             Operand::Dp | Operand::Params | Operand::Tables => {}

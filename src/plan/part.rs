@@ -12,12 +12,15 @@ pub(super) enum Cut {
     Keys,
     /// All rows and keys, of all heads that share keys: what sums over both in memory cannot be cut further.
     Groups,
+    /// Whole heads, of all sequences one after another: a sum over them all.
+    Heads,
 }
 
 impl Cut {
     /// That of passes which run one after another on a part, and own these.
     pub fn of(owned: &[Owns]) -> Self {
         match owned {
+            [Owns::Heads] => Cut::Heads,
             [Owns::Keys, rest @ ..] if rest.iter().all(|owns| *owns == Owns::Keys) => Cut::Keys,
             owned if owned.contains(&Owns::Keys) => Cut::Groups,
             _ => Cut::Rows,

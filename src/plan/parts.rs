@@ -61,6 +61,8 @@ impl Plan {
             Cut::Rows => rows,
             Cut::Keys => keys,
             Cut::Groups => rows.max(keys),
+            // The sum of no rows is 0.
+            Cut::Heads => 1,
         };
         written == 0 || self.problem.shape.batch == 0 || self.problem.shape.query_heads() == 0
     }
@@ -72,7 +74,7 @@ impl Plan {
         let cut = match stage.cut {
             Cut::Rows => pieces(lengths.seqlen_q, step.row_count),
             Cut::Keys => pieces(lengths.seqlen_kv, step.key_count),
-            Cut::Groups => 1,
+            Cut::Groups | Cut::Heads => 1,
         };
         let parts = pieces(shape.batch, step.batch_count) * pieces(shape.query_heads(), step.head_count);
         let found = parts.saturating_mul(cut).saturating_mul(stage.passes.len() as u64);
@@ -254,6 +256,7 @@ impl Plan {
         let window = window(&self.problem);
         let heads = u64::from(part.batch_count) * u64::from(part.head_count);
         let pairs = match cut {
+            Cut::Heads => part.row_count.into(),
             Cut::Rows | Cut::Groups => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
             Cut::Keys => u64::from(part.key_count).saturating_mul(window.min(lengths.seqlen_q.into())),
         };
@@ -263,6 +266,7 @@ impl Plan {
             (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
             (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),
+            (Direction::Backward, Cut::Heads) => 1,
             (Direction::Backward, Cut::Groups) => head_dim.max(head_dim_v),
         };
         heads.saturating_mul(pairs).saturating_mul(2 * products)
@@ -283,6 +287,7 @@ impl Plan {
                 (heads / u64::from(heads_per_kv)).saturating_mul(part.key_count.div_ceil(tiles.tile_kv).into())
             }
             Grid::Rows => rows,
+            Grid::Heads => part.head_count.into(),
             Grid::Quads => {
                 let quads = rows.saturating_mul(self.problem.shape.head_dim_v.div_ceil(4).into());
                 quads.div_ceil(self.passes[index].specialization.invocations().into())

@@ -146,7 +146,7 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     let v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
     let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
-    let entries = tensors_of_entries(problem);
+    let entries = tensors_of_entries(problem).chain(problem.has_sink().then(|| of_each_head(problem, Operand::Sink)));
     match direction {
         Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
         Direction::Merge => vec![o.written(), lse.written()],
@@ -159,7 +159,8 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
             let dk = of_keys(problem, Operand::Dk, layout.k, shape.head_dim, gradient_element);
             let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_element);
             let written = [dq, dk, dv].map(Tensor::written);
-            [q, k, v, o, lse, d_o, d_lse].into_iter().chain(written).chain(entries).collect()
+            let dsink = problem.has_sink().then(|| of_each_head(problem, Operand::DSink).written());
+            [q, k, v, o, lse, d_o, d_lse].into_iter().chain(written).chain(dsink).chain(entries).collect()
         }
     }
 }
@@ -255,6 +256,17 @@ fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, d
 fn of_each_row(problem: &AttentionProblem, operand: Operand) -> Tensor {
     let layout = TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 1);
     of_rows(problem, operand, layout, 1, Element::F32)
+}
+
+/// One f32 for each query head.
+fn of_each_head(problem: &AttentionProblem, operand: Operand) -> Tensor {
+    let each_row = of_each_row(problem, operand);
+    Tensor {
+        layout: TensorLayout::bhsd(1, problem.shape.num_heads, 1),
+        extent: Extent { batch: 1, rows: 1, ..each_row.extent },
+        follows: Follows::Whole,
+        ..each_row
+    }
 }
 
 /// Contiguous `[split, batch, head, row, dim]` of f32, for the rows of a part.

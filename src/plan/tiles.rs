@@ -44,6 +44,8 @@ pub(crate) enum Owns {
     Rows,
     /// Rows of K and V.
     Keys,
+    /// Whole heads, of all sequences. Such a kernel has no tiles.
+    Heads,
 }
 
 impl Tiles {
@@ -103,7 +105,7 @@ impl Tiles {
     /// Rows, or keys, of the tile that a workgroup owns.
     pub(crate) const fn owned(&self, owns: Owns) -> u32 {
         match owns {
-            Owns::Rows => self.tile_q,
+            Owns::Rows | Owns::Heads => self.tile_q,
             Owns::Keys => self.tile_kv,
         }
     }
@@ -111,7 +113,7 @@ impl Tiles {
     /// Keys, or rows, of a tile that the workgroup goes over.
     pub(crate) const fn passing(&self, owns: Owns) -> u32 {
         match owns {
-            Owns::Rows => self.tile_kv,
+            Owns::Rows | Owns::Heads => self.tile_kv,
             Owns::Keys => self.tile_q,
         }
     }

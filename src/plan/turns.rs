@@ -24,6 +24,8 @@ pub(super) fn turns_of(
         heads,
         q_tiles: rows.saturating_mul(heads),
         num_splits,
+        all_rows: lengths.seqlen_q.into(),
+        sequences: problem.shape.batch.into(),
         philox: if specialization.has_dropout { PHILOX } else { 0 },
     };
     (specialization.kernel.spec().turns)(specialization, &loops)

@@ -68,6 +68,7 @@ pub struct AttentionProblem {
     scores: Vec<ScoreMod>,
     /// What hides keys from rows, beside `mask`.
     key_masks: Vec<KeyMask>,
+    has_sink: bool,
 }
 
 impl AttentionProblem {
@@ -86,6 +87,7 @@ impl AttentionProblem {
             gradient_element: None,
             scores: Vec::new(),
             key_masks: Vec::new(),
+            has_sink: false,
         }
     }
 
@@ -170,6 +172,15 @@ impl AttentionProblem {
         self
     }
 
+    /// Adds a sink: a logit for each query head, f32 `[num_heads]` in the buffer of [`Operand::Sink`](crate::Operand::Sink). It
+    /// joins the softmax's sum and has no value: `LSE = ln(Σ exp(S) + exp(sink))`. A row that sees no key has O = 0 and
+    /// LSE = sink. The backward pass writes its gradient, f32 `[num_heads]`, to the buffer of
+    /// [`Operand::DSink`](crate::Operand::DSink). A sink of −∞ is none.
+    pub fn with_sink(mut self) -> Self {
+        self.has_sink = true;
+        self
+    }
+
     /// Chooses the algorithm.
     pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = algorithm;
@@ -215,6 +226,11 @@ impl AttentionProblem {
     /// What hides keys from rows, beside causal and window. None for most problems.
     pub fn key_masks(&self) -> &[KeyMask] {
         &self.key_masks
+    }
+
+    /// Whether a logit for each head joins the softmax's sum.
+    pub fn has_sink(&self) -> bool {
+        self.has_sink
     }
 
     /// The factor on Q Kᵀ that is used.

@@ -14,6 +14,8 @@ pub struct ReferenceGradients {
     pub dk: Vec<f64>,
     /// The gradient of V.
     pub dv: Vec<f64>,
+    /// The gradient of each head's sink; empty without one.
+    pub dsink: Vec<f64>,
 }
 
 /// The gradients of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE with respect to Q, K and V. Q, K and V lie in the problem's layouts, dO in that
@@ -94,6 +96,7 @@ fn backward_with(
         dq: zeros(&layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
         dk: zeros(&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
         dv: zeros(&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v),
+        dsink: if problem.has_sink() { vec![0.0; shape.num_heads as usize] } else { Vec::new() },
     };
     if gradients.dq.is_empty() && gradients.dk.is_empty() {
         return gradients;
@@ -109,8 +112,11 @@ fn backward_with(
     });
 
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
-    for (group, Group { dq, dk, dv }) in computed.iter().enumerate() {
+    for (group, Group { dq, dk, dv, dsink }) in computed.iter().enumerate() {
         let (batch, head_kv) = ((group / heads_kv) as u32, (group % heads_kv) as u32);
+        for (head, of_head) in (head_kv * heads_per_kv..).zip(dsink).filter(|_| problem.has_sink()) {
+            gradients.dsink[head as usize] += of_head;
+        }
         for (flat, row) in dq.chunks(shape.head_dim as usize).enumerate() {
             let (member, i) = ((flat / rows) as u32, (flat % rows) as u32);
             let first = layout.q.index(batch, i, head_kv * heads_per_kv + member) as usize;
@@ -133,6 +139,8 @@ struct Group {
     dq: Vec<f64>,
     dk: Vec<f64>,
     dv: Vec<f64>,
+    /// Of the sink of each query head.
+    dsink: Vec<f64>,
 }
 
 fn of_kv_head(
@@ -150,6 +158,7 @@ fn of_kv_head(
         dq: vec![0.0; heads_per_kv as usize * shape.seqlen_q as usize * dim],
         dk: vec![0.0; shape.seqlen_kv as usize * dim],
         dv: vec![0.0; shape.seqlen_kv as usize * dim_v],
+        dsink: vec![0.0; heads_per_kv as usize],
     };
     for member in 0..heads_per_kv {
         let head = head_kv * heads_per_kv + member;
@@ -176,20 +185,26 @@ fn of_kv_head(
                     let p = (s.value - lse).exp();
                     let kept = keeps(&problem, batch, head, row, key);
                     let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
-                    (p, factor, factor * dot(d_o_row, v_row), s.slope)
+                    // What is dropped has no gradient, whatever it is.
+                    (p, factor, if kept { factor * dot(d_o_row, v_row) } else { 0.0 }, s.slope)
                 })
                 .collect();
             let delta = match given.o {
                 Some(o) => dot(d_o_row, slice(o, &layout.o, batch, row, head, shape.head_dim_v)),
                 None => entries.iter().map(|(p, _, dp, _)| p * dp).sum(),
             };
+            if problem.has_sink() {
+                group.dsink[member as usize] -= (problem.sink(head) - lse).exp() * (delta - d_lse_row);
+            }
             let dq_first = (member as usize * shape.seqlen_q as usize + row as usize) * dim;
             for (key, (p, factor, dp, slope)) in keys.zip(entries) {
                 let ds = round(p * (dp - delta + d_lse_row) * slope);
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
                 add(&mut group.dq[dq_first..dq_first + dim], scale * ds, k_row);
                 add(&mut group.dk[key as usize * dim..][..dim], scale * ds, q_row);
-                add(&mut group.dv[key as usize * dim_v..][..dim_v], factor * round(p), d_o_row);
+                if factor != 0.0 {
+                    add(&mut group.dv[key as usize * dim_v..][..dim_v], factor * round(p), d_o_row);
+                }
             }
         }
     }

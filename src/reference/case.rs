@@ -1,20 +1,32 @@
-//! A problem and the host values of what its modifiers and masks read.
+//! A problem and the host values of what its modifiers, masks and sink read.
 
 use crate::problem::{AttentionProblem, EntryLayout, KeyMask};
 use std::ops::Deref;
 
-/// A problem, and the values of its bias and of its mask, where it has one. A problem without them is one by itself.
+/// A problem, and the values of its bias, of its mask and of its sink, where it has one. A problem without them is one by
+/// itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Case<'a> {
     problem: &'a AttentionProblem,
     bias: &'a [f64],
     key_mask: &'a [u32],
+    sink: &'a [f64],
 }
 
 impl<'a> Case<'a> {
     /// The problem, whose bias has these entries and whose mask these words, in their layouts. Empty where it has none.
     pub fn new(problem: &'a AttentionProblem, bias: &'a [f64], key_mask: &'a [u32]) -> Self {
-        Self { problem, bias, key_mask }
+        Self { problem, bias, key_mask, sink: &[] }
+    }
+
+    /// The same, with these logits for the sink, one for each query head.
+    pub fn with_sink(self, sink: &'a [f64]) -> Self {
+        Self { sink, ..self }
+    }
+
+    /// The logit that joins the sum of a head's rows: −∞ where there is none.
+    pub(super) fn sink(&self, head: u32) -> f64 {
+        if self.problem.has_sink() { self.sink[head as usize] } else { f64::NEG_INFINITY }
     }
 
     /// The keys that a row of a sequence and head sees.

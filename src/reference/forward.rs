@@ -106,18 +106,20 @@ fn row_with(
 
     let mut o = vec![0.0; shape.head_dim_v as usize];
     // f64::max passes over NaN; a NaN score still reaches the sum, and through it the whole row.
-    let max = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    if max == f64::NEG_INFINITY && !s.iter().any(|s| s.is_nan()) {
+    let sink = problem.sink(head);
+    let max = s.iter().copied().fold(sink, f64::max);
+    if max == f64::NEG_INFINITY && !s.iter().chain([&sink]).any(|s| s.is_nan()) {
         // The row sees nothing: no key, or only scores of −∞, which is what a mask means.
         return (o, f64::NEG_INFINITY);
     }
-    let sum: f64 = s.iter().map(|s| (s - max).exp()).sum();
+    let sum: f64 = s.iter().chain([&sink]).map(|s| (s - max).exp()).sum();
 
     for (s, key) in s.iter().zip(keys) {
         let p = (s - max).exp() / sum;
         let p = match problem.dropout {
             Some(dropout) if keeps(&problem, batch, head, row, key) => p * dropout.keep_scale(),
-            Some(_) => 0.0,
+            // NaN stays NaN.
+            Some(_) => 0.0 * p,
             None => p,
         };
         let v_row = slice(v, &problem.layout.v, batch, key, head_kv, shape.head_dim_v);

@@ -40,9 +40,10 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
     });
     let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
     let tables = has_tables.then_some(wgsl!("common/tables.wgsl"));
+    let sink = specialization.has_sink.then_some(wgsl!("common/sink.wgsl"));
     let modifiers = score_mods.names().filter_map(|name| chained("score", name)).collect::<Vec<_>>();
     let masks = key_masks.names().filter_map(|name| chained("mask", name)).collect::<Vec<_>>();
-    scores.into_iter().chain(tables).chain(entries).chain(modifiers).chain(masks)
+    scores.into_iter().chain(tables).chain(entries).chain(modifiers).chain(masks).chain(sink)
 }
 
 /// The file of a slot with this name.

@@ -108,9 +108,10 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let is_modified = !specialization.score_mods.is_empty();
     lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
+    lists.names("SINKS", if specialization.has_sink { vec!["sink"] } else { vec![] });
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
-        Owns::Rows => vec!["k", "v"],
+        Owns::Rows | Owns::Heads => vec!["k", "v"],
     };
     lists.names("WALKED", walked);
     lists.names("SEEN_LOOPS", if specialization.masked_loop { vec!["whole", "partial"] } else { vec!["any"] });

@@ -29,6 +29,12 @@ fn mask(dtype: Dtype, shape: [usize; 4], sees: impl Fn(usize) -> bool) -> Entrie
     Entries { name: "mask", dtype, shape: shape.to_vec(), bytes: bytes.collect() }
 }
 
+/// The logits of a sink.
+fn sink(logits: &[f32]) -> Entries {
+    let bytes = f32_bytes(logits.iter().copied());
+    Entries { name: "sink", dtype: Dtype::F32, shape: vec![logits.len()], bytes }
+}
+
 /// A file with q, k, v and d_o in f32 and these.
 fn file(entries: &[Entries]) -> Vec<u8> {
     let values = |shape: [usize; 4], seed: f32| {
@@ -60,11 +66,21 @@ fn flash_standard_and_reference_agree() {
         vec![bias([1, 4, 1, 40], wave), mask(Dtype::BOOL, of_keys, |n| n % 40 < 30)],
         vec![mask(Dtype::U8, all, |n| n % 3 != 0)],
         vec![mask(Dtype::BOOL, [2, 4, 9, 1], |n| n % 4 != 1)],
+        vec![sink(&[0.5, -1.0, 3.0, 0.0])],
+        vec![sink(&[0.5, -1.0, 3.0, 0.0]), bias(of_keys, wave)],
     ];
-    let options =
-        [&["--causal", "--dropout", "0.2", "--seed", "3"][..], &[], &["--window", "20,inf"], &["--softcap", "3"]];
+    let options = [
+        &["--causal", "--dropout", "0.2", "--seed", "3"][..],
+        &[],
+        &["--window", "20,inf"],
+        &["--softcap", "3"],
+        &[],
+        &["--causal"],
+    ];
     for (n, (entries, options)) in cases.iter().zip(options).enumerate() {
         let [reference, flash, standard] = answers(&place, entries, options);
+        let expected = 3 + usize::from(entries.iter().any(|entries| entries.name == "sink"));
+        assert_eq!(reference.gradients.len(), expected, "case {n}");
         flash.agrees(&reference, 1e-5, &format!("flash, case {n}"));
         standard.agrees(&reference, 1e-5, &format!("standard, case {n}"));
     }
@@ -117,6 +133,7 @@ fn what_fits_no_problem_is_refused() {
     refuses(bias([2, 2, 9, 40], |_| 0.0), &[], &format!("'bias' has the shape [2, 2, 9, 40]; {whole}"));
     let flat = Entries { shape: vec![9, 40], ..bias([1, 1, 9, 40], |_| 0.0) };
     refuses(flat, &[], &format!("'bias' has the shape [9, 40]; {whole}"));
+    refuses(sink(&[0.0; 2]), &[], "sink is f32 of the shape [2]; it must be f32 with one for each head of q, [4]");
     refuses(mask(Dtype::BOOL, [2, 4, 9, 39], |_| true), &[], "'mask' has the shape [2, 4, 9, 39]");
     let in_f32 = Entries { name: "mask", ..bias([1, 1, 9, 40], |_| 0.0) };
     refuses(in_f32, &[], "'mask' is stored as F32; BOOL and U8 can be used");

@@ -100,7 +100,7 @@ fn decoding_splits_and_bounded_work() {
 fn on_matrices() {
     let Some(library) = with_matrices() else { return };
     for &element in Element::ALL {
-        let problem = AttentionProblem::new(AttentionShape { head_dim: 64, head_dim_v: 64, ..shape() });
+        let problem = AttentionProblem::new(AttentionShape { head_dim: 8, head_dim_v: 8, ..shape() });
         let problem = problem.with_element(element).with_causal().with_dropout(0.2, 3);
         check_both(library, &masked(&problem, ALL), 41);
         check_both(library, &biased(&problem, ALL, element), 42);

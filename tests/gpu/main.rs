@@ -21,6 +21,7 @@ mod poison;
 mod property;
 mod refused_calls;
 mod scores;
+mod sinks;
 mod splits;
 mod suite;
 mod support;

@@ -1,8 +1,10 @@
 //! A NaN reaches the rows that see it and nothing else. Guards and gaps are poisoned in every other test too.
 
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, EntryLayout, ScoreMod};
 
-use crate::support::{Inputs, Output, Variant, check, inputs, library, strided};
+use crate::support::{
+    Inputs, Output, Variant, check, check_gradients, gradient_inputs, inputs, library, strided, with_matrices,
+};
 
 const SEQLEN: usize = 45;
 const DIM: usize = 16;
@@ -123,4 +125,56 @@ fn huge_values_stay_finite() {
     inputs.v[20 * DIM] = f64::from(f32::MAX);
     let o = check(library(Variant::Full), &problem, &inputs).o();
     assert_eq!(o[20 * DIM], f64::from(f32::MAX));
+}
+
+/// A key that a row sees counts even if its P is 0: by its score, a bias of −∞, or dropout. Where the edges of tiles lie makes
+/// no difference.
+#[test]
+fn what_is_seen_counts_even_if_its_p_is_0() {
+    let square = |rows: u32, keys: u32| AttentionShape::new(1, 2, rows, 8).with_num_heads_kv(1).with_seqlen_kv(keys);
+    for (rows, keys) in [(1, 50), (1, 64), (3, 50), (40, 40), (70, 64)] {
+        let plain = AttentionProblem::new(square(rows, keys));
+        let bias = ScoreMod::Bias { layout: EntryLayout::contiguous([1, 1, 1, keys]), element: Element::F32 };
+        for problem in [
+            plain.clone(),
+            plain.clone().with_causal_top_left(),
+            plain.clone().with_dropout(0.6, 3),
+            plain.clone().with_score(bias),
+        ] {
+            for fault in [f64::NAN, f64::INFINITY] {
+                let mut given = inputs(&problem, 7);
+                given.q.iter_mut().for_each(|q| *q = q.abs() + 0.1);
+                match given.bias.first_mut() {
+                    Some(bias) => *bias = f64::NEG_INFINITY,
+                    None if problem.dropout.is_none() => given.k[..8].fill(-1000.0),
+                    None => {}
+                }
+                given.v[3] = fault;
+                // f32 on matrices may give NaN for an infinity.
+                let matrices = with_matrices().filter(|_| fault.is_nan());
+                for library in [Some(library(Variant::Full)), matrices].into_iter().flatten() {
+                    let output = check(library, &problem, &given);
+                    let o = output.o();
+                    let of_dim = |dim: usize| o.chunks(8).filter(|row| row[dim].is_finite()).count();
+                    assert_eq!((of_dim(3), of_dim(4)), (0, 2 * rows as usize), "{problem:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Dropout drops NaN from gradients, and a row with NaN is NaN even if all that it sees is dropped.
+#[test]
+fn nan_and_dropout() {
+    for (rows, keys) in [(12, 1), (20, 20)] {
+        let shape = AttentionShape::new(1, 2, rows, 8).with_seqlen_kv(keys);
+        let problem = AttentionProblem::new(shape).with_dropout(0.6, 3);
+        for library in [Some(library(Variant::Full)), with_matrices()].into_iter().flatten() {
+            let mut given = gradient_inputs(&problem, 9);
+            given.inputs.k[3] = f64::NAN;
+            let output = check(library, &problem, &given.inputs);
+            assert!(output.o()[..8].iter().all(|o| o.is_nan()));
+            check_gradients(library, &problem, &given);
+        }
+    }
 }

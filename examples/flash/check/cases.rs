@@ -94,6 +94,8 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
         add("boolean mask", new(shape(2, 2, 70, 93, 59)).with_dropout(0.2, 7).with_key_mask(mask([2, 2, 70, 1])));
     }
 
+    add("sink", new(shape(2, 4, 113, 203, 64).with_num_heads_kv(2)).with_causal().with_sink());
+
     for dim in if quick { &[64][..] } else { &[64, 59, 32] } {
         let shape = shape(2, 3, 70, 70, *dim).with_num_heads_kv(1);
         add("layouts", new(shape).with_layout(AttentionLayout::bhsd(&shape)));

@@ -1,7 +1,7 @@
 //! The backward pass against the oracle's gradients.
 
 use wgpu_flash_attention::reference::{self, ErrorTerms};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardSlices, ElementType};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardSlices, Element, ElementType};
 
 use super::{Inputs, Report, arithmetic, exact, plan};
 use crate::arguments::Pass;
@@ -34,6 +34,9 @@ pub async fn compare<T: ElementType>(
     if let Some(words) = &inputs.key_mask {
         slices = slices.with_key_mask(words);
     }
+    if let Some(sink) = &inputs.sink {
+        slices = slices.with_sink(sink);
+    }
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
         let problem = problem.clone().with_algorithm(algorithm);
         let row = report.row(gpu, group, &problem, Pass::Backward);
@@ -54,6 +57,7 @@ pub async fn compare<T: ElementType>(
         row.add(T::ELEMENT, (&dq, &for_o.dq, &bound(&errors.dq)), &problem, "dq");
         row.add(T::ELEMENT, (&dk, &for_o.dk, &bound(&errors.dk)), &problem, "dk");
         row.add(T::ELEMENT, (&dv, &for_o.dv, &bound(&errors.dv)), &problem, "dv");
+        row.add(Element::F32, (&exact(&answer.dsink), &for_o.dsink, &bound(&errors.dsink)), &problem, "dsink");
         for of_all in [(&dq[..], &oracle.dq[..]), (&dk, &oracle.dk), (&dv, &oracle.dv)] {
             report.suite(Pass::Backward, T::ELEMENT, algorithm, of_all);
         }

@@ -107,6 +107,8 @@ struct Inputs<T> {
     bias: Option<Vec<f32>>,
     exact_bias: Vec<f64>,
     key_mask: Option<Vec<u32>>,
+    sink: Option<Vec<f32>>,
+    exact_sink: Vec<f64>,
 }
 
 /// The entries of a bias, normal.
@@ -151,12 +153,16 @@ impl<T: ElementType> Inputs<T> {
         };
         let (bias, key_mask) = (bias(problem), key_mask(problem));
         let exact_bias = bias.as_deref().map(exact).unwrap_or_default();
-        Self { q, k, v, d_o, bias, exact_bias, key_mask }
+        let logits = || (0..u64::from(shape.num_heads)).map(|head| random::normal_like(6, head) as f32).collect();
+        let sink: Option<Vec<f32>> = problem.has_sink().then(logits);
+        let exact_sink = sink.as_deref().map(exact).unwrap_or_default();
+        Self { q, k, v, d_o, bias, exact_bias, key_mask, sink, exact_sink }
     }
 
     /// The problem as the oracle takes it.
     fn case<'a>(&'a self, problem: &'a AttentionProblem) -> reference::Case<'a> {
-        reference::Case::new(problem, &self.exact_bias, self.key_mask.as_deref().unwrap_or_default())
+        let words = self.key_mask.as_deref().unwrap_or_default();
+        reference::Case::new(problem, &self.exact_bias, words).with_sink(&self.exact_sink)
     }
 }
 
@@ -182,6 +188,9 @@ async fn compare_forward<T: ElementType>(
     }
     if let Some(words) = &inputs.key_mask {
         slices = slices.with_key_mask(words);
+    }
+    if let Some(sink) = &inputs.sink {
+        slices = slices.with_sink(sink);
     }
     for algorithm in [Algorithm::Standard, Algorithm::Flash] {
         let problem = problem.clone().with_algorithm(algorithm);

@@ -16,6 +16,7 @@ pub(super) const COMBINE: KernelSpec = KernelSpec {
     operands: &[(Params, Uniform), (O, Write), (Lse, Write), (OParts, Read), (LseParts, Read)],
     grid: Grid::Quads,
     invocations: Some(INVOCATIONS),
+    ends_rows: true,
     own_counts: |_| [("COMBINE_INVOCATIONS", INVOCATIONS)].into_iter().chain(NO_FETCHES).collect(),
     turns: |_, loops| 2 * a_loop(loops.num_splits, 0),
     traffic: |bytes| bytes.parts + bytes.o + bytes.lse,

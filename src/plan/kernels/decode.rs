@@ -32,6 +32,7 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
     masks: true,
     drops: true,
     scores: true,
+    ends_rows: true,
     candidates: tile_table::decode,
     sides_fit: |specialization, _| {
         let tiles = specialization.tiles;
@@ -60,6 +61,7 @@ pub(super) const SPLIT: KernelSpec = KernelSpec {
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (OParts, Write), (LseParts, Write)],
     grid: Grid::RowTilesOfSplits,
     split: None,
+    ends_rows: false,
     traffic: |bytes| bytes.splits * bytes.q + bytes.shared + bytes.parts,
     ..DECODE
 };

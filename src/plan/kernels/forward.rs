@@ -33,6 +33,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     drops: true,
     scores: true,
     masked_loop: true,
+    ends_rows: true,
     candidates: tile_table::forward,
     sides_fit,
     bytes: |specialization| {
@@ -56,6 +57,7 @@ pub(super) const SPLIT: KernelSpec = KernelSpec {
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (OParts, Write), (LseParts, Write)],
     grid: Grid::RowTilesOfSplits,
     split: None,
+    ends_rows: false,
     traffic: |bytes| bytes.splits * bytes.q + bytes.k + bytes.v + bytes.parts,
     ..FORWARD
 };

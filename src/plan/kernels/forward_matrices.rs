@@ -34,6 +34,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     drops: true,
     names: &[("OWNED_K", "q"), ("WALKED_K", "k"), ("WALKED_V", "v")],
     scores: true,
+    ends_rows: true,
     candidates: tile_table::forward_on_matrices,
     sides_fit: |specialization, _| sides_fit(specialization),
     bytes,
@@ -48,6 +49,7 @@ pub(super) const SPLIT: KernelSpec = KernelSpec {
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (OParts, Write), (LseParts, Write)],
     grid: Grid::RowTilesOfSplits,
     split: None,
+    ends_rows: false,
     traffic: |bytes| bytes.splits * bytes.q + bytes.k + bytes.v + bytes.parts,
     ..FORWARD
 };

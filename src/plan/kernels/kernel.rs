@@ -44,6 +44,8 @@ pub enum Kernel {
     StandardDk,
     /// `standard_dq.wgsl`
     StandardDq,
+    /// `backward_sink.wgsl`
+    BackwardSink,
 }
 
 impl Kernel {
@@ -69,5 +71,6 @@ impl Kernel {
         Kernel::StandardDv,
         Kernel::StandardDk,
         Kernel::StandardDq,
+        Kernel::BackwardSink,
     ];
 }

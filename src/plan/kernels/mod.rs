@@ -8,6 +8,7 @@ mod forward;
 mod forward_matrices;
 mod kernel;
 mod preprocess;
+mod sink;
 mod spec;
 mod specialization;
 mod standard;
@@ -50,6 +51,7 @@ impl Kernel {
             Kernel::StandardDv => &standard::DV,
             Kernel::StandardDk => &standard::DK,
             Kernel::StandardDq => &standard::DQ,
+            Kernel::BackwardSink => &sink::SINK,
         }
     }
 
@@ -88,6 +90,7 @@ impl Specialization {
         if !self.score_mods.reads(Operand::Bias) {
             self.bias_element = None;
         }
+        self.has_sink &= kernel.ends_rows;
         self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
         if kernel.row_sums.is_none() {
             self.row_reduce = RowReduce::Alone;
@@ -110,10 +113,11 @@ impl Specialization {
         self
     }
 
-    /// What it binds, by number: what its kernel does, and what its modifiers and masks read.
+    /// What it binds: what its kernel does, and what its modifiers, masks and sink read.
     pub fn operands(&self) -> impl Iterator<Item = (Operand, Usage)> {
         let is_read = |operand: &Operand| self.score_mods.reads(*operand) || self.key_masks.reads(*operand);
-        let more = [Operand::Tables, Operand::Bias, Operand::KeyMask].into_iter().filter(is_read);
+        let read = [Operand::Tables, Operand::Bias, Operand::KeyMask].into_iter().filter(is_read);
+        let more = read.chain(self.has_sink.then_some(Operand::Sink));
         self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct KernelSpec {
     pub drops: bool,
     /// Whether scores become final in it. Then it applies score modifiers.
     pub scores: bool,
+    /// Whether the sum of a row becomes final in it. Then the sink joins the sum.
+    pub ends_rows: bool,
     /// Whether tiles that need a mask can have a separate loop.
     pub masked_loop: bool,
     /// The tensors that shared text works on: lists of one name for `// unroll`.
@@ -74,6 +76,8 @@ pub(crate) enum Grid {
     KeyTiles,
     /// Rows.
     Rows,
+    /// Heads.
+    Heads,
     /// Quads of O, as many as a workgroup has invocations.
     Quads,
 }
@@ -124,6 +128,7 @@ impl KernelSpec {
         masks: false,
         drops: false,
         scores: false,
+        ends_rows: false,
         masked_loop: false,
         names: &[],
         candidates: |_, _| &[],

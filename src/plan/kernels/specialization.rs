@@ -133,6 +133,8 @@ pub struct Specialization {
     pub score_mods: Chain,
     /// What hides keys from rows, beside causal and window.
     pub key_masks: Chain,
+    /// Whether a sink joins the sum of each row.
+    pub has_sink: bool,
     /// The type of what is added to the scores, if something is.
     pub bias_element: Option<Element>,
     /// Whether gradients are stored in f32 though the element is another.

@@ -73,6 +73,7 @@ pub(super) const SOFTMAX: KernelSpec = KernelSpec {
     invocations: Some(SOFTMAX_INVOCATIONS),
     drops: true,
     scores: true,
+    ends_rows: true,
     bytes: |_| 8 * SOFTMAX_INVOCATIONS as u64,
     own_counts: |specialization| counts(specialization.tiles, Owns::Rows, specialization.head_dim),
     turns: |specialization, loops| {

@@ -20,6 +20,9 @@ pub(crate) struct Loops {
     /// Tiles of rows of all these heads.
     pub q_tiles: u64,
     pub num_splits: u64,
+    /// Rows of a sequence, whatever they see, and sequences.
+    pub all_rows: u64,
+    pub sequences: u64,
     /// Turns of one draw of dropout, 0 without it.
     pub philox: u64,
 }

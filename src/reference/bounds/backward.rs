@@ -18,6 +18,8 @@ pub struct BackwardErrors {
     pub dk: Vec<ErrorTerms>,
     /// Of each element of dV.
     pub dv: Vec<ErrorTerms>,
+    /// Of the gradient of each head's sink; empty without one.
+    pub dsink: Vec<ErrorTerms>,
 }
 
 /// What bounds the errors of dQ, dK and dV for these inputs, against the gradients for the O given
@@ -44,7 +46,8 @@ pub fn backward_errors<'a>(
         let len = layout.required_len(shape.batch, rows, heads, dim).expect("a gradient has an extent");
         vec![ErrorTerms::default(); len as usize]
     });
-    let mut errors = BackwardErrors { dq, dk, dv };
+    let mut errors = BackwardErrors { dq, dk, dv, dsink: Vec::new() };
+    let mut dsink = vec![Gathered::default(); if problem.has_sink() { shape.num_heads as usize } else { 0 }];
     if shape.num_heads_kv == 0 {
         return errors;
     }
@@ -54,8 +57,10 @@ pub fn backward_errors<'a>(
     let groups = cores::map((shape.batch * shape.num_heads_kv) as usize, cost, |group| {
         of_kv_head(&given, (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv))
     });
-    for (group, [dq, dk, dv]) in groups.iter().enumerate() {
+    for (group, Group { gradients: [dq, dk, dv], dsink: of_group }) in groups.iter().enumerate() {
         let (batch, head_kv) = (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv);
+        let heads = dsink.iter_mut().skip((head_kv * heads_per_kv) as usize);
+        heads.zip(of_group).for_each(|(whole, part)| whole.append(part));
         for (flat, row) in dq.chunks(shape.head_dim as usize).enumerate() {
             let (member, i) = (flat as u32 / shape.seqlen_q, flat as u32 % shape.seqlen_q);
             let first = layout.q.index(batch, i, head_kv * heads_per_kv + member) as usize;
@@ -70,6 +75,7 @@ pub fn backward_errors<'a>(
             }
         }
     }
+    errors.dsink = dsink.into_iter().map(|dsink| dsink.finish(1.0)).collect();
     errors
 }
 
@@ -88,6 +94,13 @@ struct Gathered {
 }
 
 impl Gathered {
+    /// Adds another sum behind this one.
+    fn append(&mut self, other: &Gathered) {
+        self.sum.append(&other.sum);
+        self.errors.plain += other.errors.plain;
+        self.errors.flushed += other.errors.flushed;
+    }
+
     /// The errors of the sum and its terms, times `factor`.
     fn finish(mut self, factor: f64) -> ErrorTerms {
         self.errors.plain += self.sum.rounding() + 4.0 * self.sum.total.abs();
@@ -113,12 +126,20 @@ struct Ds {
 struct RowGradients {
     row: Row,
     ds: Vec<Ds>,
-    /// The error of D, in units of U.
+    /// D, and its error in units of U.
+    delta_value: f64,
     delta: f64,
 }
 
-/// The errors of dQ, dK and dV of one KV head and of the query heads that share it, each contiguous.
-fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 3] {
+/// What one KV head, and the query heads that share it, have of all errors.
+struct Group {
+    /// Of dQ, dK and dV, each contiguous.
+    gradients: [Vec<ErrorTerms>; 3],
+    /// Of the sink of each query head.
+    dsink: Vec<Gathered>,
+}
+
+fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
     let Given { problem, inputs: [q, k, _, _, d_o], .. } = *given;
     let (shape, layout) = (problem.shape, &problem.layout);
     let (dim, dim_v) = (shape.head_dim as usize, shape.head_dim_v as usize);
@@ -129,8 +150,9 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
     let mut dv = vec![Gathered::default(); shape.seqlen_kv as usize * dim_v];
     // The largest terms, which share their unit of f16 with all others.
     let mut largest = [0.0f64; 3];
-    for (head, row) in (0..heads_per_kv).flat_map(|member| (0..shape.seqlen_q).map(move |row| (member, row))) {
-        let head = head_kv * heads_per_kv + head;
+    let mut dsink = vec![Gathered::default(); heads_per_kv as usize];
+    for (member, row) in (0..heads_per_kv).flat_map(|member| (0..shape.seqlen_q).map(move |row| (member, row))) {
+        let head = head_kv * heads_per_kv + member;
         let Some(gradients) = RowGradients::new(given, (batch, head, row)) else {
             dq.resize(dq.len() + dim, ErrorTerms::default());
             continue;
@@ -139,6 +161,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
         let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
         gradients.add_to_dk(&mut dk, q_row);
         gradients.add_to_dv(&mut dv, d_o_row);
+        gradients.add_to_dsink(&mut dsink[member as usize]);
         let (of_row, largest_of_row) = gradients.dq(&problem, k);
         dq.extend(of_row.into_iter().map(|gathered| gathered.finish(scale)));
         let largest_ds = gradients.sizes_of_ds().fold(0.0, f64::max);
@@ -159,11 +182,9 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> [Vec<ErrorTerms>; 
         errors
     };
     let largest_d_o = largest[2].max(2f64.powi(-5) * largest_in(given, (batch, head_kv)));
-    [
-        dq,
-        dk.into_iter().map(|dk| finish(dk, scale, LEFT * largest[1])).collect(),
-        dv.into_iter().map(|dv| finish(dv, keep_scale, LEFT * largest_d_o)).collect(),
-    ]
+    let dk = dk.into_iter().map(|dk| finish(dk, scale, LEFT * largest[1])).collect();
+    let dv = dv.into_iter().map(|dv| finish(dv, keep_scale, LEFT * largest_d_o)).collect();
+    Group { gradients: [dq, dk, dv], dsink }
 }
 
 /// The largest |dO| of the query heads that share a KV head.
@@ -194,7 +215,8 @@ impl RowGradients {
         delta.add(-d_lse_row);
         let of_entry = |entry: &Entry| {
             let v_row = slice(v, &layout.v, batch, entry.key, scores.head_kv, shape.head_dim_v);
-            let dp = Sum::of(d_o_row.iter().zip(v_row).map(|(d_o, v)| entry.factor * d_o * v));
+            let kept = d_o_row.iter().zip(v_row).filter(|_| entry.factor != 0.0);
+            let dp = Sum::of(kept.map(|(d_o, v)| entry.factor * d_o * v));
             let value = entry.p * (dp.total - delta.total);
             // Of S, and then, back through the modifiers, of softmax_scale · q · k.
             let plain = value.abs() * (entry.plain + 2.0) + entry.p * 2.0 * dp.total.abs();
@@ -209,7 +231,7 @@ impl RowGradients {
             }
         };
         let ds = scores.entries.iter().map(of_entry).collect();
-        Some(Self { ds, row: scores, delta: delta.rounding() })
+        Some(Self { ds, row: scores, delta_value: delta.total, delta: delta.rounding() })
     }
 
     /// The relative error of all P of the row: LSE is rounded, and multiplied with log2(e), which is rounded too.
@@ -255,6 +277,14 @@ impl RowGradients {
             dq.errors.underflow = underflow;
         }
         (dq, largest)
+    }
+
+    fn add_to_dsink(&self, dsink: &mut Gathered) {
+        let (share, of_share) = self.row.sink;
+        let term = share * self.delta_value;
+        dsink.sum.add(-term);
+        dsink.errors.plain += term.abs() * (of_share + self.of_lse() + 2.0) + share * self.delta;
+        dsink.errors.flushed += SMALLEST * (1.0 + self.delta_value.abs());
     }
 
     fn add_to_dk(&self, dk: &mut [Gathered], q_row: &[f64]) {

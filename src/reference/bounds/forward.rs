@@ -55,6 +55,8 @@ pub(super) struct Row {
     pub lse: f64,
     /// The largest probability.
     pub largest: f64,
+    /// The sink's share of the sum, and its relative error in units of U.
+    pub sink: (f64, f64),
 }
 
 /// A key that a row sees.
@@ -86,9 +88,11 @@ impl Row {
                 (key, sum, modified(problem, sum.total, (batch, head, row, key)))
             })
             .collect();
-        let max = scores.iter().fold(f64::NEG_INFINITY, |max, (.., s)| max.max(s.value));
-        let lse = max + scores.iter().map(|(.., s)| (s.value - max).exp()).sum::<f64>().ln();
-        let is_empty = max == f64::NEG_INFINITY && scores.iter().all(|(.., s)| !s.value.is_nan());
+        let sink = problem.sink(head);
+        let values = || scores.iter().map(|(.., s)| s.value).chain([sink]);
+        let max = values().fold(f64::NEG_INFINITY, f64::max);
+        let lse = max + values().map(|value| (value - max).exp()).sum::<f64>().ln();
+        let is_empty = max == f64::NEG_INFINITY && values().all(|value| !value.is_nan());
         let lse = if is_empty { f64::NEG_INFINITY } else { lse };
         let entry = |(key, sum, score): &(u32, Sum, Score)| {
             let p = (score.value - lse).exp();
@@ -103,9 +107,12 @@ impl Row {
         };
         // A score of −∞ is exact, and so is its P.
         let entries: Vec<Entry> = scores.iter().map(entry).filter(|entry| entry.p != 0.0).collect();
-        let sum = Sum::of(entries.iter().map(|entry| entry.p));
+        let share = (sink - lse).exp();
+        // exp2 and its argument, a conversion to powers of two, and what m is rescaled by.
+        let of_share = if share == 0.0 { 0.0 } else { 8.0 + 2.0 * (sink - lse).abs() + 2.0 * sink.abs() };
+        let sum = Sum::of(entries.iter().map(|entry| entry.p).chain((share > 0.0).then_some(share)));
         let largest = entries.iter().fold(0.0, |largest: f64, entry| largest.max(entry.p));
-        Self { batch, head_kv, entries, sum, lse, largest }
+        Self { batch, head_kv, entries, sum, lse, largest, sink: (share, of_share) }
     }
 
     /// The error of each part's weight in a merge: of its LSE and of that of the whole, once computed and once rounded,
@@ -133,7 +140,8 @@ fn of_o(problem: &AttentionProblem, row: &Row, v: &[f64]) -> Vec<ErrorTerms> {
     let mut errors: Vec<ErrorTerms> = sums
         .iter()
         .map(|sum| ErrorTerms {
-            plain: sum.rounding() + (row.sum.rounding() + 8.0) * sum.total.abs(),
+            // An error of the sink moves the sum that O is divided by.
+            plain: sum.rounding() + (row.sum.rounding() + 8.0 + row.sink.0 * row.sink.1) * sum.total.abs(),
             terms: sum.sizes,
             underflow,
             ..ErrorTerms::default()
@@ -157,7 +165,7 @@ fn of_lse(row: &Row) -> ErrorTerms {
     let weighed = |of: fn(&Entry) -> f64| row.entries.iter().map(|entry| entry.p * of(entry)).sum::<f64>();
     let of_log = 4.0 * (1.0 + row.sum.count.max(1.0).ln()) + 3.0 * row.lse.abs();
     ErrorTerms {
-        plain: weighed(|entry| entry.plain) + row.sum.rounding() + of_log,
+        plain: weighed(|entry| entry.plain) + row.sink.0 * row.sink.1 + row.sum.rounding() + of_log,
         products: weighed(|entry| entry.products),
         merge: row.weights() + of_log,
         ..ErrorTerms::default()

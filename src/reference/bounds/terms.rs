@@ -107,6 +107,15 @@ impl Sum {
         self.count += 1.0;
     }
 
+    /// Adds all terms of another sum behind those of this one.
+    pub fn append(&mut self, other: &Sum) {
+        self.largest = self.largest.max(self.total.abs() + other.largest);
+        self.total += other.total;
+        self.squares += other.squares;
+        self.sizes += other.sizes;
+        self.count += other.count;
+    }
+
     /// The rounding of the sum in units of its arithmetic. Kernels add in other orders than this one, by tiles and by
     /// lanes: partial sums of terms in any order are about as large as the largest in this order, or as the root of
     /// the sum of squares, as a walk's.

@@ -1,6 +1,6 @@
 use wgpu_flash_attention::reference::Case;
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, KeyMask, Operand, ScoreMod, TensorLayout,
+    AttentionLayout, AttentionProblem, AttentionShape, Element, KeyMask, Operand, ScoreMod, TensorLayout,
 };
 
 use super::run::to_bytes;
@@ -36,6 +36,8 @@ pub struct Inputs {
     /// The entries of the bias and the words of the mask, where the problem has them.
     pub bias: Vec<f64>,
     pub key_mask: Vec<u32>,
+    /// The logit of each head's sink, where the problem has one.
+    pub sink: Vec<f64>,
     /// All three are views of one buffer, and hold the same values.
     pub one_buffer: bool,
 }
@@ -69,8 +71,11 @@ pub fn inputs(problem: &AttentionProblem, seed: u64) -> Inputs {
         filled = [together.clone(), together.clone(), together];
     }
     let [q, k, v] = filled;
+    let logits =
+        |count: u32, mut random: Random| (0..count).map(|_| Element::F32.round(2.0 * random.normal())).collect();
+    let sink = if problem.has_sink() { logits(num_heads, Random(seed ^ 0x51_4b)) } else { Vec::new() };
     let (bias, key_mask) = entries(problem, random);
-    Inputs { q, k, v, bias, key_mask, one_buffer }
+    Inputs { q, k, v, bias, key_mask, sink, one_buffer }
 }
 
 /// A bias like the scores, and a mask that hides a quarter of the keys, and more of every fifth row.
@@ -98,12 +103,12 @@ fn entries(problem: &AttentionProblem, mut random: Random) -> (Vec<f64>, Vec<u32
 }
 
 impl Inputs {
-    /// The problem with the values of its bias and mask, as the oracle takes it.
+    /// The problem with the values of its bias, mask and sink, as the oracle takes it.
     pub fn case<'a>(&'a self, problem: &'a AttentionProblem) -> Case<'a> {
-        Case::new(problem, &self.bias, &self.key_mask)
+        Case::new(problem, &self.bias, &self.key_mask).with_sink(&self.sink)
     }
 
-    /// The bytes of bias and mask, where the problem has them.
+    /// The bytes of bias, mask and sink, where the problem has them.
     pub fn entries(&self, problem: &AttentionProblem) -> Vec<(Operand, Vec<u8>)> {
         let element = problem.scores().iter().find_map(|modifier| match modifier {
             ScoreMod::Bias { element, .. } => Some(*element),
@@ -112,7 +117,8 @@ impl Inputs {
         let bias = element.map(|element| (Operand::Bias, to_bytes(element, &self.bias)));
         let words = || self.key_mask.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mask = (!problem.key_masks().is_empty()).then(|| (Operand::KeyMask, words()));
-        bias.into_iter().chain(mask).collect()
+        let sink = problem.has_sink().then(|| (Operand::Sink, to_bytes(Element::F32, &self.sink)));
+        bias.into_iter().chain(mask).chain(sink).collect()
     }
 }
 

@@ -52,11 +52,12 @@ fn gaps(problem: &AttentionProblem, operand: Operand) -> Vec<bool> {
     gaps_of(&layout, counts)
 }
 
-/// dQ, dK and dV in the problem's gradient layout, bit for bit.
+/// dQ, dK and dV in the problem's gradient layout, bit for bit, and the gradient of the sink, where there is one.
 #[derive(Clone, PartialEq)]
 pub struct Gradients {
     element: Element,
     bytes: [Vec<u8>; 3],
+    dsink: Vec<u8>,
     /// How the kernels computed them.
     arithmetic: Arithmetic,
 }
@@ -64,12 +65,17 @@ pub struct Gradients {
 impl Gradients {
     /// Gradients that came about in another way than [`run_backward`], in the bytes of their buffers.
     pub fn of(element: Element, bytes: [Vec<u8>; 3], arithmetic: Arithmetic) -> Self {
-        Self { element, bytes, arithmetic }
+        Self { element, bytes, dsink: Vec::new(), arithmetic }
     }
 
     /// dQ, dK and dV.
     pub fn all(&self) -> [Vec<f64>; 3] {
         self.bytes.each_ref().map(|bytes| from_bytes(self.element, bytes))
+    }
+
+    /// Of the sink of each head.
+    pub fn dsink(&self) -> Vec<f64> {
+        from_bytes(Element::F32, &self.dsink)
     }
 
     /// With NaN in the gaps of the layout.
@@ -124,6 +130,7 @@ pub struct GradientTensors {
     /// Bias and mask.
     entries: Vec<(Operand, Guarded)>,
     outputs: [Guarded; 3],
+    dsink: Option<Guarded>,
 }
 
 const OUTPUTS: [Operand; 3] = [Operand::Dq, Operand::Dk, Operand::Dv];
@@ -144,6 +151,7 @@ impl GradientTensors {
             d_o: upload(&given.d_o),
             d_lse: given.d_lse.as_deref().map(upload_f32),
             entries: upload_entries(library, problem, inputs),
+            dsink: problem.has_sink().then(|| Guarded::poisoned(library, u64::from(problem.shape.num_heads) * 4)),
             outputs: OUTPUTS.map(|operand| Guarded::poisoned(library, gaps(problem, operand).len() as u64 * size)),
         }
     }
@@ -154,6 +162,7 @@ impl GradientTensors {
         let [dq, dk, dv] = self.outputs.each_ref().map(Guarded::slice);
         let buffers = BackwardBuffers::new(ForwardBuffers::new(q, k, v, o, lse), d_o, dq, dk, dv);
         let buffers = buffers.with(Operand::DLse, self.d_lse.as_ref().map(Guarded::slice));
+        let buffers = buffers.with(Operand::DSink, self.dsink.as_ref().map(Guarded::slice));
         self.entries.iter().fold(buffers, |buffers, (operand, tensor)| buffers.with(*operand, tensor.slice()))
     }
 
@@ -177,7 +186,8 @@ impl GradientTensors {
         }
         let prepared = library.prepare_gradients(problem);
         let arithmetic = prepared.map_or(Arithmetic::F32, |prepared| arithmetic_of(prepared.plan()));
-        Gradients { element, bytes, arithmetic }
+        let dsink = self.dsink.as_ref().map_or(Vec::new(), |dsink| dsink.read(library));
+        Gradients { element, bytes, dsink, arithmetic }
     }
 }
 
@@ -238,6 +248,7 @@ pub fn check_gradients(library: &Library, problem: &AttentionProblem, given: &Gr
         for (share, tensor) in answer.shares(gradients).iter().zip(OUTPUTS) {
             share.assert(&format!("{algorithm}: {tensor}"), problem);
         }
+        answer.share_of_dsink(gradients).assert(&format!("{algorithm}: dsink"), problem);
     }
     flash
 }
@@ -268,6 +279,13 @@ impl<'a> GradientAnswer<'a> {
             let gaps = gaps(self.problem, OUTPUTS[tensor]);
             Share::largest(found.element, &all[tensor], expected, &gaps, &found.arithmetic)
         })
+    }
+
+    /// The same of the sink's gradient.
+    pub fn share_of_dsink(&self, found: &Gradients) -> Share {
+        let expected = (&self.expected.dsink[..], &self.errors.dsink[..]);
+        let gaps = vec![false; expected.0.len()];
+        Share::largest(Element::F32, &found.dsink(), expected, &gaps, &found.arithmetic)
     }
 }
 

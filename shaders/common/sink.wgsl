@@ -1,0 +1,25 @@
+// A sink: a logit for each query head that joins the sum of each row and has no value, so O shrinks.
+
+@group(0) @binding(BINDING_sink) var<storage, read> sink: array<f32>;
+
+// The logit of a head counted from the first of this dispatch, in units of log2(e); MASKED stands for −∞.
+fn sink_of(head: u32) -> f32 {
+  let logit = sink[params.sink_offset + params.head_first + head] * LOG2_E;
+  // Not `max`, which may lose a NaN.
+  return select(logit, MASKED, logit < MASKED);
+}
+
+// What a row ends with: O = share · Σ exp(S − m) V, and its LSE.
+struct RowEnd {
+  share: f32,
+  lse: f32,
+}
+
+// The end of a row with the maximum m, in units of log2(e), and the sum l. A row that sees nothing has MASKED and 0.
+fn with_sink(head: u32, m: f32, l: f32) -> RowEnd {
+  let logit = sink_of(head);
+  let m_end = max(m, logit);
+  let alpha = exp2(m - m_end);
+  let l_end = l * alpha + select(exp2(logit - m_end), 0.0, logit == MASKED);
+  return RowEnd(alpha / l_end, select((m_end + log2(l_end)) * LN_2, params.negative_infinity, l_end == 0.0));
+}

@@ -1,6 +1,6 @@
 //! A small training loop: a model of one attention layer learns to say which token came before.
 //!
-//! `cargo run --release --example training_step -- [SEED]`
+//! `cargo run --example training_step -- [SEED]`
 //!
 //! Attention and its gradients run on the GPU, with dropout; embeddings, projections, loss and Adam are plain loops on the
 //! host, so that every step of the chain rule can be read. The same seed gives the same losses, to the last digit.

@@ -57,7 +57,7 @@ pub enum Error {
     },
 
     /// A buffer (or the given slice of it) is shorter than its tensor.
-    #[error("the buffer for {operand} is too small: the tensor needs {needed} bytes, {found} were given")]
+    #[error("{}", too_short("buffer", "too small", *operand, [*needed, *found], "bytes"))]
     BufferTooSmall {
         /// The tensor.
         operand: Operand,
@@ -112,7 +112,7 @@ pub enum Error {
     },
 
     /// A host slice is shorter than its tensor.
-    #[error("the slice for {operand} is too short: the tensor needs {needed} elements, {found} were given")]
+    #[error("{}", too_short("slice", "too short", *operand, [*needed, *found], "elements"))]
     SliceTooShort {
         /// The tensor.
         operand: Operand,
@@ -182,6 +182,21 @@ pub enum Error {
     /// No adapter runs compute shaders here.
     #[error("no GPU adapter found ({0}); install a Vulkan, Metal or DX12 driver (Debian: mesa-vulkan-drivers)")]
     NoAdapter(String),
+}
+
+/// A tensor that is not as long as its layout spans, or that was forgotten.
+fn too_short(form: &str, how: &str, operand: Operand, [needed, found]: [u64; 2], unit: &str) -> String {
+    let setter = match (found, operand) {
+        (0, Operand::Bias) => "with_bias",
+        (0, Operand::KeyMask) => "with_key_mask",
+        (0, Operand::Sink) => "with_sink",
+        _ => return format!("the {form} for {operand} is {how}: the tensor needs {needed} {unit}, {found} were given"),
+    };
+    let remedy = match form {
+        "slice" => format!("call forward_with, and {setter} of ForwardSlices or BackwardSlices"),
+        _ => format!("call Buffers::with(Operand::{operand:?}, …)"),
+    };
+    format!("no {form} for {operand} was given, and the problem has one of {needed} {unit}: {remedy}")
 }
 
 /// What contradicts itself in an [`AttentionProblem`](crate::AttentionProblem).

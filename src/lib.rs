@@ -48,7 +48,7 @@ pub use plan::{
 };
 pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType,
-    EntryLayout, KeyMask, Mask, MergeProblem, ScoreMod, TensorLayout, alibi_slopes,
+    EntryLayout, KeyMask, Mask, MergeProblem, ScoreMod, TensorLayout, alibi_slopes, pack_bits,
 };
 /// The crates whose types are part of this crate's interface.
 pub use {half, wgpu};

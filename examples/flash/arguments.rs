@@ -205,7 +205,8 @@ impl ScoreOptions {
         if let Some(softcap) = self.softcap.filter(|softcap| *softcap != 0.0) {
             problem = problem.with_score(ScoreMod::Softcap(softcap));
         }
-        if self.alibi {
+        // Without rows there are no scores, and any number of heads fits into a small file.
+        if self.alibi && problem.shape.seqlen_q > 0 {
             let slopes = alibi_slopes(problem.shape.num_heads);
             problem = problem.with_score(ScoreMod::Alibi(slopes));
         }
@@ -390,6 +391,10 @@ fn parse_scale(text: &str) -> Result<f64, String> {
 
 fn parse_softcap(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
+        // What is not 0 and becomes 0 in f32 was not meant as off.
+        Ok(softcap) if softcap == 0.0 && text.parse() != Ok(0.0f64) => {
+            Err(format!("{text} is 0 in f32, which means none"))
+        }
         Ok(softcap) if softcap.is_finite() && softcap >= 0.0 => Ok(softcap),
         _ => Err("give a finite number above 0, or 0 for none".to_owned()),
     }

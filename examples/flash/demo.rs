@@ -50,7 +50,7 @@ pub async fn demo(choice: device::Choice<'_>, out: &mut dyn Write) -> Result<boo
 
     let columns = vec![
         words("", 16),
-        numbers("error of O", 10),
+        numbers("largest error of O", 18),
         numbers("of LSE", 7),
         numbers("time", 8),
         numbers("extra memory", 12),

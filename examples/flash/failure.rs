@@ -17,7 +17,9 @@ impl Failure {
     pub fn new(message: impl Display) -> Self {
         let lines = message.to_string();
         let words: Vec<&str> = lines.split_whitespace().collect();
-        Failure::Message(words.join(" "))
+        // Names come from files, and a terminal obeys control characters.
+        let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+        Failure::Message(words.join(" ").chars().map(plain).collect())
     }
 
     /// The line, for a table.
@@ -50,7 +52,7 @@ pub fn usage(error: &clap::Error) -> String {
     use clap::error::ErrorKind;
 
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "a command is missing: info, demo, run, check or bench; see `flash --help`".to_owned();
+        return "a command is missing: info, demo, run, check, bench or tune; see `flash --help`".to_owned();
     }
     let text = error.to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();

@@ -13,7 +13,7 @@ use crate::elements;
 use crate::failure::Result;
 use crate::resident::{self, Resident, ResidentGradients};
 use crate::target::Target;
-use crate::tensors::{self, File, Inputs, Outputs};
+use crate::tensors::{self, Bias, File, Inputs, Outputs};
 use crate::timing::{self, Effort};
 use crate::{device, text};
 
@@ -30,6 +30,8 @@ struct Summary {
     head_dim_v: u32,
     element: &'static str,
     causal: Option<&'static str>,
+    /// All else that changes the answer, in words.
+    with: Vec<String>,
     adapter: Option<String>,
     kernel: String,
     tiles: Option<String>,
@@ -62,6 +64,14 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         inputs = Inputs { element, q, k, v, d_o: d_o.as_deref(), ..inputs };
     }
 
+    // A bias of another 16-bit type than q is widened, which loses nothing.
+    let is_odd = |bias: &Bias| bias.element != Element::F32 && bias.element != element;
+    let odd_bias = inputs.bias.take_if(|bias| is_odd(bias));
+    let wide = odd_bias.as_ref().map(|bias| elements::encode(Element::F32, elements::decode(bias.element, bias.bytes)));
+    if let (Some(bias), Some(bytes)) = (&odd_bias, &wide) {
+        inputs.bias = Some(Bias { counts: bias.counts, element: Element::F32, bytes });
+    }
+
     let mut problem = problem(options, &inputs);
     if options.algorithm == RunAlgorithm::Standard {
         problem = problem.with_algorithm(Algorithm::Standard);
@@ -72,6 +82,8 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     };
 
     let gradient_element = problem.gradient_element();
+    let mut answer = answer;
+    answer.summary.with = what_else(&problem);
     let file = tensors::encoded(&problem.shape, options.layout, element, gradient_element, &answer.outputs)?;
     target.write(&file)?;
     if options.json {
@@ -84,6 +96,22 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         writeln!(out, "wrote {} and {last} to {}", first.join(", "), options.output.display())?;
     }
     Ok(true)
+}
+
+/// What a problem has beside shape, element and causal.
+fn what_else(problem: &AttentionProblem) -> Vec<String> {
+    let mask = problem.mask;
+    let side = |limit: Option<u32>| limit.map_or("inf".to_owned(), |limit| limit.to_string());
+    let is_window = mask.window_left.is_some() || mask.window_right.is_some_and(|right| right > 0);
+    let window = is_window.then(|| format!("window {},{}", side(mask.window_left), side(mask.window_right)));
+    let scores = problem.scores().iter().map(|modifier| match modifier {
+        ScoreMod::Softcap(softcap) => format!("softcap {softcap}"),
+        other => other.name().to_owned(),
+    });
+    let masks = problem.key_masks().iter().map(|mask| format!("{} mask", mask.name()));
+    let sink = problem.has_sink().then(|| "sink".to_owned());
+    let dropout = problem.dropout.map(|dropout| format!("dropout {}", dropout.dropout_p));
+    window.into_iter().chain(scores).chain(masks).chain(sink).chain(dropout).collect()
 }
 
 /// One line of JSON. Plain structs of numbers and strings always have one.
@@ -250,6 +278,7 @@ impl Summary {
             head_dim_v: shape.head_dim_v,
             element: element.name(),
             causal: options.causal.causal.map(|causal| causal.name()),
+            with: Vec::new(),
             adapter: None,
             kernel: algorithm.to_owned(),
             tiles: None,
@@ -275,6 +304,11 @@ impl Summary {
             self.head_dim_v,
             self.element
         )?;
+        let causal = self.causal.map(|causal| format!("{causal} causal"));
+        let with: Vec<&str> = causal.iter().chain(&self.with).map(String::as_str).collect();
+        if !with.is_empty() {
+            writeln!(out, "with {}", with.join(", "))?;
+        }
         match (&self.adapter, &self.tiles) {
             (Some(adapter), Some(tiles)) => {
                 writeln!(out, "{adapter}")?;

@@ -179,14 +179,18 @@ impl Drop for Temporary {
 mod signals {
     use std::sync::Once;
 
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
     use signal_hook::iterator::Signals;
     use signal_hook::low_level::emulate_default_handler;
 
     pub fn watch() {
         static ONCE: Once = Once::new();
         ONCE.call_once(|| {
-            let wanted = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| !is_ignored(*signal));
+            // A file that may not grow is an error of the write, not the end of the program.
+            // SAFETY: no handler is installed; the signal is ignored from here on.
+            unsafe { libc::signal(SIGXFSZ, libc::SIG_IGN) };
+            let wanted = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGALRM, SIGUSR1, SIGUSR2, SIGXCPU];
+            let wanted = wanted.into_iter().filter(|signal| !is_ignored(*signal));
             let Ok(mut signals) = Signals::new(wanted) else { return };
             std::thread::spawn(move || {
                 if let Some(signal) = signals.forever().next() {

@@ -47,7 +47,10 @@ impl<'a, D> Buffers<'a, D> {
 
     /// Sets the buffer of a tensor; `None` removes it. Encoding refuses a tensor that the operation does not have.
     ///
-    /// Backward calls take [`Operand::DLse`], the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`, if the loss uses LSE.
+    /// Problems with a [bias](crate::ScoreMod::Bias), a [boolean mask](crate::KeyMask::Boolean) or a
+    /// [sink](crate::AttentionProblem::with_sink) take [`Operand::Bias`], [`Operand::KeyMask`] or [`Operand::Sink`], forward and
+    /// backward; with a sink, backward calls also write [`Operand::DSink`]. Backward calls take [`Operand::DLse`], the gradient of
+    /// LSE, f32 `[batch, num_heads, seqlen_q]`, if the loss uses LSE.
     pub fn with(mut self, operand: Operand, slice: impl Into<Option<wgpu::BufferSlice<'a>>>) -> Self {
         self.slices[operand as usize] = slice.into();
         self

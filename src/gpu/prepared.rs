@@ -92,6 +92,9 @@ impl<D> Prepared<D> {
     /// [`Error::BufferDestroyed`] for buffers without memory; [`Error::OutOfMemory`] if the uniforms cannot be allocated;
     /// [`Error::Gpu`] for buffers of another device. A refused call leaves the encoder as it was. If the encoder itself is
     /// of another device, wgpu reports this only when it is finished.
+    ///
+    /// Buffers and encoder must be of the `wgpu::Instance` of this operation's device. wgpu numbers the resources of each
+    /// instance by itself and takes one of another instance for its own of the same number, or panics; nothing here can tell.
     pub fn encode(&self, encoder: &mut wgpu::CommandEncoder, buffers: &Buffers<D>) -> Result<(), Error> {
         self.encode_call(encoder, buffers, &Call::default())
     }

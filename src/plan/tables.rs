@@ -4,18 +4,20 @@ use super::passes::Plan;
 use crate::operand::Operand;
 
 impl Plan {
-    /// What [`Operand::Tables`] holds: for each modifier of the scores a word that says where its table starts, then the
-    /// tables. Empty where no pass binds it.
+    /// What [`Operand::Tables`] holds: for each modifier of the scores and then for each mask a word that says where its
+    /// table starts, then the tables. Empty where no pass binds it.
     pub fn tables(&self) -> Vec<u32> {
-        let scores = self.problem.scores();
         if !self.passes.iter().any(|pass| pass.specialization.operands().any(|(operand, _)| operand == Operand::Tables))
         {
             return Vec::new();
         }
-        let mut words = vec![0; scores.len()];
-        for (index, modifier) in scores.iter().enumerate() {
+        let (shape, problem) = (&self.problem.shape, &self.problem);
+        let of_scores = problem.scores().iter().map(|modifier| modifier.table(shape));
+        let tables: Vec<_> = of_scores.chain(problem.key_masks().iter().map(|mask| mask.table(shape))).collect();
+        let mut words = vec![0; tables.len()];
+        for (index, table) in tables.iter().enumerate() {
             words[index] = words.len() as u32;
-            words.extend(modifier.table(&self.problem.shape));
+            words.extend(table);
         }
         words
     }

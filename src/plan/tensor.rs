@@ -172,8 +172,8 @@ fn tensors_of_entries(problem: &AttentionProblem) -> impl Iterator<Item = Tensor
         ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => None,
     });
     // Words, which no element is; they have the size of an f32.
-    let masks = problem.key_masks().iter().map(|mask| match mask {
-        KeyMask::Boolean(layout) => of_entries(problem, Operand::KeyMask, layout, 32, Element::F32),
+    let masks = problem.key_masks().iter().flat_map(|mask| match mask {
+        KeyMask::Boolean(layout) => Some(of_entries(problem, Operand::KeyMask, layout, 32, Element::F32)),
     });
     biases.chain(masks)
 }

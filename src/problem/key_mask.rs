@@ -8,8 +8,11 @@ use crate::operand::Operand;
 #[non_exhaustive]
 pub enum KeyMask {
     /// A bit for each entry in the buffer of [`Operand::KeyMask`](crate::Operand::KeyMask): 1 where the row may attend to the key
-    /// (PyTorch's meaning), in words of 32 keys, the first in the lowest bit. In the layout all but `stride_key`, which is 0 or
-    /// 1, counts words: [`EntryLayout::packed_bits`].
+    /// (PyTorch's meaning), in words of 32 keys, the first in the lowest bit. `offset` and the other strides count words;
+    /// `stride_key` counts bits and is 0 or 1. [`EntryLayout::packed_bits`] makes such a layout, and [`pack_bits`] the words.
+    ///
+    /// They come by [`ForwardSlices::with_key_mask`](crate::ForwardSlices::with_key_mask), or in a buffer by
+    /// [`Buffers::with`](crate::Buffers::with).
     Boolean(EntryLayout),
 }
 
@@ -28,6 +31,14 @@ impl KeyMask {
         }
     }
 
+    /// The words that its WGSL reads from [`Operand::Tables`](crate::Operand::Tables).
+    pub(crate) fn table(&self, _shape: &AttentionShape) -> Vec<u32> {
+        match self {
+            // A tensor of the caller's, whose strides are in the uniform.
+            KeyMask::Boolean(_) => Vec::new(),
+        }
+    }
+
     /// What makes it no mask for a problem of this shape, if anything does.
     pub(crate) fn fault(&self, shape: &AttentionShape) -> Option<String> {
         match self {
@@ -38,4 +49,18 @@ impl KeyMask {
             KeyMask::Boolean(layout) => layout.fault(shape),
         }
     }
+}
+
+/// The words of a [boolean mask](KeyMask::Boolean) from one bool for each entry, in rows of `keys` entries: each row starts a
+/// word. The layout is [`EntryLayout::packed_bits`].
+///
+/// ```
+/// use wgpu_flash_attention::pack_bits;
+///
+/// assert_eq!(pack_bits(&[true, false, true, false, false, true], 3), [0b101, 0b100]);
+/// ```
+pub fn pack_bits(may_attend: &[bool], keys: u32) -> Vec<u32> {
+    let word = |bits: &[bool]| bits.iter().rev().fold(0, |word, bit| word << 1 | u32::from(*bit));
+    let rows = may_attend.chunks(keys.max(1) as usize);
+    rows.flat_map(|row| row.chunks(32).map(word)).collect()
 }

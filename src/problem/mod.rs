@@ -15,7 +15,7 @@ pub use attention::{Algorithm, AttentionProblem};
 pub use dropout::Dropout;
 pub use element::{Element, ElementType};
 pub use entries::EntryLayout;
-pub use key_mask::KeyMask;
+pub use key_mask::{KeyMask, pack_bits};
 pub use layout::{AttentionLayout, TensorLayout};
 pub use mask::{Alignment, Mask};
 pub use merge::MergeProblem;

@@ -19,6 +19,9 @@ pub enum ScoreMod {
     /// [`Operand::Bias`](crate::Operand::Bias), in f32 or the problem's element. An entry of −∞ gives a score of −∞. That is arithmetic:
     /// a NaN of Q or K behind it stays NaN. [`KeyMask::Boolean`](super::KeyMask::Boolean) hides. Kernels multiply scores by log2(e):
     /// one below −2e38 counts as −∞, so `f32::MIN` does too, and one above 2e38 as +∞.
+    ///
+    /// The entries come by [`ForwardSlices::with_bias`](crate::ForwardSlices::with_bias), or in a buffer by
+    /// [`Buffers::with`](crate::Buffers::with).
     Bias {
         /// Where each entry lies.
         layout: EntryLayout,

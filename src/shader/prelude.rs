@@ -28,7 +28,8 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     constant(&mut text, "HAS_WINDOW", specialization.has_window);
     constant(&mut text, "HAS_KEY_MASKS", !specialization.key_masks.is_empty());
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
-    for (index, name) in specialization.score_mods.names().enumerate() {
+    let chained = specialization.score_mods.names().chain(specialization.key_masks.names());
+    for (index, name) in chained.enumerate() {
         constant(&mut text, &format!("TABLE_{name}"), format_args!("{index}u"));
     }
 

@@ -66,7 +66,7 @@ pub fn print(report: &Report, out: &mut dyn Write) -> Result<bool> {
     let columns = vec![
         words("options", 21),
         words("element", 7),
-        words("kernels", 32),
+        words("kernels", 33),
         numbers("cases", 5),
         numbers("error", 7),
         numbers("of bound", 8),

@@ -116,7 +116,8 @@ impl Inputs {
         });
         let bias = element.map(|element| (Operand::Bias, to_bytes(element, &self.bias)));
         let words = || self.key_mask.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let mask = (!problem.key_masks().is_empty()).then(|| (Operand::KeyMask, words()));
+        let has_words = problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Boolean(_)));
+        let mask = has_words.then(|| (Operand::KeyMask, words()));
         let sink = problem.has_sink().then(|| (Operand::Sink, to_bytes(Element::F32, &self.sink)));
         bias.into_iter().chain(mask).chain(sink).collect()
     }

@@ -124,9 +124,9 @@ fn rescaled(mine: Mine, o: Sums, factor: f32) -> Sums {
   return sums_of(mine);
 }
 
-// O + P V of a chunk of keys and one of dimensions, by plain arithmetic, which leaves out the keys that a row with these
-// visible keys does not see. `at` is the first cell of the row in the tile. P is in the scratch.
-fn add_seen_keys(mine: Mine, o: Sums, visible: vec2<i32>, at: Cell, key_chunk: u32, chunk: u32) -> Sums {
+// O + P V of a chunk of keys and one of dimensions, by plain arithmetic, which leaves out the keys that the row, with
+// these visible keys, does not see. `cell` is the first of the row in the tile. P is in the scratch.
+fn add_seen_keys(mine: Mine, o: Sums, visible: vec2<i32>, cell: Cell, key_chunk: u32, chunk: u32) -> Sums {
   store_sums(mine, o);
   let p_row = mine.p - mine.quad;
   for (var key = 0u; key < CHUNK_QUADS * 4u; key++) {
@@ -138,8 +138,8 @@ fn add_seen_keys(mine: Mine, o: Sums, visible: vec2<i32>, at: Cell, key_chunk: u
       v.low += vec4<f32>(v_tile_REST[at]);
       v.high += vec4<f32>(v_tile_REST[at + CHUNK_LANES]);
     // }
-    let cell_key = at.key + key_chunk * CHUNK_QUADS * 4u + key / 4u * 4u;
-    let is_seen = sees(visible, Cell(at.batch, at.head, at.i, cell_key))[key % 4u];
+    let quad_key = cell.key + key_chunk * CHUNK_QUADS * 4u + key / 4u * 4u;
+    let is_seen = sees(visible, Cell(cell.batch, cell.head, cell.i, quad_key))[key % 4u];
     s_tile[mine.s] = add_seen(is_seen, p, v.low, s_tile[mine.s]);
     s_tile[mine.s + CHUNK_LANES] = add_seen(is_seen, p, v.high, s_tile[mine.s + CHUNK_LANES]);
   }

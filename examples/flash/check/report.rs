@@ -63,10 +63,11 @@ impl Suite {
 pub const F32_FLOOR: f64 = 1e-6;
 
 pub fn print(report: &Report, out: &mut dyn Write) -> Result<bool> {
+    let widest = report.rows.iter().map(|row| row.kernels.chars().count()).max().unwrap_or(0).max(7);
     let columns = vec![
         words("options", 21),
         words("element", 7),
-        words("kernels", 33),
+        words("kernels", widest),
         numbers("cases", 5),
         numbers("error", 7),
         numbers("of bound", 8),

@@ -91,7 +91,7 @@ fn main(
     var p = select(exp2(scores - vec4<f32>(m)) * factor, vec4<f32>(0.0), scores == vec4<f32>(MASKED));
     // A row with NaN is NaN, even if all that it sees is dropped.
     if HAS_DROPOUT { p = dropout(p, params.batch_first + batch, params.head_first + head, i, quad * 4u); }
-    if HAS_DROPOUT && !(l >= 0.0) { p = vec4<f32>(l); }
+    if HAS_DROPOUT && is_nan(l) { p = vec4<f32>(l); }
     s[first + quad] = p;
   }
   if invocation == 0u {

@@ -10,6 +10,9 @@ fn are_finite(value: vec4<f32>) -> vec4<bool> {
   return (bitcast<vec4<u32>>(value) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u);
 }
 
+// Likewise.
+fn is_nan(value: f32) -> bool { return (bitcast<u32>(value) & 0x7fffffffu) > 0x7f800000u; }
+
 // o + p · v where the pair is seen; else o, even if v is infinite or not a number. What is seen counts even if p is 0.
 // (`seen` may be `!(s == MASKED)`, not `s != MASKED`: naga compiles that to a comparison that is false for NaN.)
 fn add_seen(seen: bool, p: f32, v: vec4<f32>, o: vec4<f32>) -> vec4<f32> {

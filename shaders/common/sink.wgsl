@@ -4,9 +4,10 @@
 
 // The logit of a head counted from the first of this dispatch, in units of log2(e); MASKED stands for −∞.
 fn sink_of(head: u32) -> f32 {
-  let logit = sink[params.sink_offset + params.head_first + head] * LOG2_E;
-  // Not `max`, which may lose a NaN.
-  return select(logit, MASKED, logit < MASKED);
+  let logit = sink[params.sink_offset + params.head_first + head];
+  // Bits of negative numbers rise towards −∞. Compilers may turn a comparison into `max`, which loses NaN.
+  let bits = bitcast<u32>(logit);
+  return select(logit * LOG2_E, MASKED, bits > bitcast<u32>(-2.0e38) && bits <= 0xff800000u);
 }
 
 // What a row ends with: O = share · Σ exp(S − m) V, and its LSE.

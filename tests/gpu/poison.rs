@@ -166,12 +166,16 @@ fn what_is_seen_counts_even_if_its_p_is_0() {
 /// Dropout drops NaN from gradients, and a row with NaN is NaN even if all that it sees is dropped.
 #[test]
 fn nan_and_dropout() {
-    for (rows, keys) in [(12, 1), (20, 20)] {
+    for ((rows, keys), dropout_p) in [((12, 1), 0.6), ((20, 20), 0.6), ((12, 1), 0.0), ((20, 20), 0.0)] {
         let shape = AttentionShape::new(1, 2, rows, 8).with_seqlen_kv(keys);
-        let problem = AttentionProblem::new(shape).with_dropout(0.6, 3);
+        let problem = AttentionProblem::new(shape).with_dropout(dropout_p, 3);
         for library in [Some(library(Variant::Full)), with_matrices()].into_iter().flatten() {
             let mut given = gradient_inputs(&problem, 9);
             given.inputs.k[3] = f64::NAN;
+            if keys > 1 {
+                // All scores of a head are NaN.
+                given.inputs.k.chunks_mut(16).for_each(|heads| heads[0] = f64::NAN);
+            }
             let output = check(library, &problem, &given.inputs);
             assert!(output.o()[..8].iter().all(|o| o.is_nan()));
             check_gradients(library, &problem, &given);

@@ -20,7 +20,7 @@ fn main(
 ) {
   let head = workgroup_id.y * params.grid_width + workgroup_id.x;
   if head >= params.head_count { return; }
-  let logit = sink_of(head);
+  let logit = sink_of(params.head_first + head);
 
   // Σ exp(sink_h − LSE_i) · D_i, a few rows at a time, so that long sums do not drift
   var sum = 0.0;

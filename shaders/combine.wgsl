@@ -66,7 +66,7 @@ fn main(
   var result = o / l;
   var lse_row = select(m + log2(l) * LN_2, params.negative_infinity, empty);
   // unroll SINK in SINKS {
-    let end = with_sink(head, select(m * LOG2_E, MASKED, empty), l);
+    let end = with_sink(cell_at(batch, head, row, 0u), select(m * LOG2_E, MASKED, empty), l);
     result = o * end.share;
     lse_row = end.lse;
   // }

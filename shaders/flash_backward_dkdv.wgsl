@@ -54,7 +54,7 @@ fn main(
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
   // Tiles whose rows all see all keys come first, so their loop needs no mask.
-  let visits = visits_of(row_range(tile.first_key, tile.last_key));
+  let visits = visits_of(row_range(params.batch_first + tile.batch, tile.first_key, tile.last_key));
   let steps = visits.count * params.heads_per_kv;
   let first_row = step_at(visits, 0u).row_tile * TILE_Q;
   // The next tile is fetched into registers while the one before is computed with.
@@ -148,7 +148,7 @@ fn main(
 
         // dV_j = dV_j + dropout(P)ᵀ dO_i, dK_j = dK_j + dSᵀ Q_i
         if masked {
-          let visible = visible_keys(i * TILE_Q + row);
+          let visible = visible_keys(params.batch_first + tile.batch, i * TILE_Q + row);
           // unroll N in THREAD_ROWS {
             let seen_N = sees(visible, cell_at(tile.batch, head, i * TILE_Q + row, tile.first_key + key + N)).x;
             p_N = select(0.0, p_N, seen_N);

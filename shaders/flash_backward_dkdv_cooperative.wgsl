@@ -81,7 +81,7 @@ fn main(
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
   // The tiles whose rows all see all keys come first, so their loop needs no mask. There are none where the KV tile is
   // not full of keys, or where the scores of some row are all −∞.
-  var visits = visits_of(row_range(tile.first_key, tile.last_key));
+  var visits = visits_of(row_range(params.batch_first + tile.batch, tile.first_key, tile.last_key));
   if invocation == 0u { stats_tile[0] = vec2<f32>(0.0); }
   workgroupBarrier();
   if has_empty_row(visits, tile, invocation) { stats_tile[0] = vec2<f32>(1.0); }
@@ -171,7 +171,7 @@ fn main(
             let i_row_R = i * TILE_Q + row_R;
             var stats_R = stats_tile[row_R];
             if HAS_WINDOW && masked && atomicLoad(&poisoned[row_R]) == step + 1u { stats_R.x = not_a_number(); }
-            let visible_R = visible_keys_unless_empty(i_row_R, stats_tile[row_R]);
+            let visible_R = visible_keys_unless_empty(params.batch_first + tile.batch, i_row_R, stats_tile[row_R]);
             let q_unit_R = q_unit(row_R);
             let d_o_unit_R = d_o_unit(row_R) * LARGEST_OF_ROW;
             let s_factor_R = q_unit_R * params.softmax_scale_log2;

@@ -61,7 +61,7 @@ fn main(
 
   // for each KV tile j that some row of i sees:
   // Tiles that all rows see whole come first, so their loop needs no mask.
-  let visits = visits_of(block_range(tile.first_row, tile.last_row));
+  let visits = visits_of(block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row));
   let first_key = tile_at(visits, 0u) * TILE_KV;
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
@@ -134,7 +134,7 @@ fn main(
         if masked {
           // unroll N in THREAD_ROWS {
             let masked_cell_N = cell_at(tile.batch, tile.head, tile.row + row_N, j * TILE_KV + key);
-            let seen_N = sees(visible_keys(tile.first_row + row_N), masked_cell_N).x;
+            let seen_N = sees(visible_keys(masked_cell_N.batch, tile.first_row + row_N), masked_cell_N).x;
             // unroll M in K_QUADS {
               dq_N_M = add_seen(seen_N, ds_N, k_M, dq_N_M);
             // }

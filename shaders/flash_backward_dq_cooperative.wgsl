@@ -48,7 +48,7 @@ fn main(
   // unroll E in OWNED_FRAGMENTS {
     let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + mine.row;
     let stats_E = stats_of_row(lse_at, row_E, params.row_count);
-    let visible_E = visible_keys(params.row_first + row_E);
+    let visible_E = visible_keys(params.batch_first + tile.batch, params.row_first + row_E);
     let q_E = q_rows(mine, q_head(tile.batch, tile.head), row_E, params.row_count, 0.0, false);
     let least_E = abs(stats_E.y) * D_SHARE;
     let d_o_E = d_o_rows(mine, d_o_head(tile.batch, tile.head), row_E, params.row_count, least_E, false);
@@ -63,7 +63,7 @@ fn main(
 
   // for each KV tile j that some row of i sees:
   // Those that all rows see whole come first, so that their loop needs no mask.
-  let visits = visits_of(block_range(tile.first_row, tile.last_row));
+  let visits = visits_of(block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row));
   let k_at = k_head(tile.batch, tile.head_kv);
   let v_at = v_head(tile.batch, tile.head_kv);
   // The next tile is fetched into registers while the one before is computed with.

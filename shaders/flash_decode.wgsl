@@ -59,7 +59,7 @@ fn main(
   // }
 
   // for each KV tile j of the split that some row of i sees:
-  let range = keys_of(block_range(tile.first_row, tile.last_row), split);
+  let range = keys_of(block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row), split);
   // The next K is fetched as soon as this one is used, and so is V: loads are always in flight.
   // unroll U in GROUP_QUADS {
     let first_key_U = range.first * TILE_KV + (U * KEY_LANES + group) * 4u;
@@ -106,7 +106,7 @@ fn main(
     // masked
     if !whole {
       // unroll N in THREAD_ROWS {
-        let visible_N = visible_keys(params.row_first + row_of(tile, N));
+        let visible_N = visible_keys(params.batch_first + tile.batch, params.row_first + row_of(tile, N));
         // unroll U in GROUP_QUADS {
           let cell_N_U = cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U);
           s_N_U = select(vec4<f32>(MASKED), s_N_U, sees(visible_N, cell_N_U));
@@ -186,7 +186,7 @@ fn main(
       var factor = params.dropout_scale / l_all_N;
       var lse_row = select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty);
       // unroll SINK in SINKS {
-        let end = with_sink(head, m_all_N, l_all_N);
+        let end = with_sink(cell_at(tile.batch, head, row, 0u), m_all_N, l_all_N);
         factor = params.dropout_scale * end.share;
         lse_row = end.lse;
       // }

@@ -59,7 +59,7 @@ fn main(
   // }
 
   // for each KV tile j of the split that some row of i sees:
-  let range = keys_of(block_range(tile.first_row, tile.last_row), split);
+  let range = keys_of(block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row), split);
   let visits = visits_of(range);
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {
@@ -117,7 +117,7 @@ fn main(
         // masked
         if masked {
           // unroll N in THREAD_ROWS {
-            let visible_N = visible_keys(params.row_first + tile.row + row_N);
+            let visible_N = visible_keys(params.batch_first + tile.batch, params.row_first + tile.row + row_N);
             // unroll G in GROUP_QUADS {
               let cell_N_G = cell_at(tile.batch, tile.head, tile.row + row_N, first_key + key + G * 4u);
               s_N_G = select(vec4<f32>(MASKED), s_N_G, sees(visible_N, cell_N_G));
@@ -193,7 +193,7 @@ fn main(
       var factor = params.dropout_scale / l_N;
       var lse_row = select((m_N + log2(l_N)) * LN_2, params.negative_infinity, empty_N);
       // unroll SINK in SINKS {
-        let end = with_sink(tile.head, m_N, l_N);
+        let end = with_sink(cell_at(tile.batch, tile.head, tile.row + row_N, 0u), m_N, l_N);
         factor = params.dropout_scale * end.share;
         lse_row = end.lse;
       // }

@@ -39,6 +39,7 @@ fn main(
   if invocation == 0u { grew_at.x = NEVER; }
 
   // Q_i; O_i = 0, l_i = 0 (this invocation's part of it), m_i = −∞
+  let batch = params.batch_first + tile.batch;
   let q_at = q_head(tile.batch, tile.head);
   // unroll N in ROW_FRAGMENTS {
     let row_N = first_row + N * MATRIX_SIDE;
@@ -67,7 +68,7 @@ fn main(
   // of the next tile and uses up that of the tile before. It goes on until some row's maximum has grown, which is rare,
   // so that O and m stay untouched in it. naga does not take `if` conditions for uniform where they are; hence loops
   // that end after one turn.
-  let visits = visits_of(keys_of(block_range(tile.first_row, tile.last_row), split));
+  let visits = visits_of(keys_of(block_range(batch, tile.first_row, tile.last_row), split));
   let k_mine = k_share(tile, invocation);
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
@@ -96,7 +97,7 @@ fn main(
         l_N *= o_factor_N;
         if HAS_UNITS && next > 0u {
           let at_tile_N = cell_at(tile.batch, tile.head, row_N, tile_at(visits, next - 1u) * TILE_KV);
-          let v_unit_N = largest_v_unit(mine, visible_keys(i_N), at_tile_N, next <= visits.num_whole);
+          let v_unit_N = largest_v_unit(mine, visible_keys(batch, i_N), at_tile_N, next <= visits.num_whole);
           let v_gain_new_N = select(v_gain_N, V_UNIT_GOAL * inverse(v_unit_N), v_unit_N * v_gain_N > V_UNIT_MOST);
           o_factor_N *= v_gain_new_N * inverse(v_gain_N);
           v_gain_N = v_gain_new_N;
@@ -166,7 +167,7 @@ fn main(
           // unroll MODIFIED in MODIFIED_SCORES {
             s_N_E = scored_eight(scaled(s_N_E, scale_N), at_N_E);
           // }
-          if IS_MASKED_SEEN { s_N_E = only(seen(visible_keys(i_N), at_N_E), s_N_E, MASKED); }
+          if IS_MASKED_SEEN { s_N_E = only(seen(visible_keys(batch, i_N), at_N_E), s_N_E, MASKED); }
           s_max_N = max(s_max_N, largest_of_eight(s_N_E));
         // }
         var grew = false;
@@ -201,7 +202,7 @@ fn main(
                 store_left(p_N_E[G], mine.p_scratch + G * MATRIX_QUADS);
               // }
               // unroll M in V_CHUNKS {
-                o_N_M = add_seen_keys(mine, o_N_M, visible_keys(i_N), at_E_N, E, M);
+                o_N_M = add_seen_keys(mine, o_N_M, visible_keys(batch, i_N), at_E_N, E, M);
               // }
             // }
             break;
@@ -238,7 +239,8 @@ fn main(
     var lse_N = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
     // unroll SINK in SINKS {
       // l_i = l_i + exp(sink)
-      let end_N = with_sink(tile.head, select(m_N, MASKED, empty_N), select(l_row_N, 0.0, empty_N));
+      let row_cell_N = cell_at(tile.batch, tile.head, row_N, 0u);
+      let end_N = with_sink(row_cell_N, select(m_N, MASKED, empty_N), select(l_row_N, 0.0, empty_N));
       factor_N = params.dropout_scale * end_N.share * inverse(v_gain_N);
       lse_N = end_N.lse;
     // }

@@ -18,7 +18,7 @@ fn main(
   let j = index % num_kv_tiles;
   if index / num_kv_tiles >= q_tile_count() { return; }
   let tile = q_tile_at(index / num_kv_tiles);
-  let range = block_range(tile.first_row, tile.last_row);
+  let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
   if j < range.first || j >= range.end { return; }
   let key = j * TILE_KV + invocation % LANES * 4u;
 

@@ -29,7 +29,7 @@ fn main(
   // The keys that the other kernels visit for this row's Q tile.
   let tile_row = row / TILE_Q * TILE_Q;
   let last_row = min(tile_row + TILE_Q, params.row_count) - 1u;
-  let range = block_range(params.row_first + tile_row, params.row_first + last_row);
+  let range = block_range(params.batch_first + batch, params.row_first + tile_row, params.row_first + last_row);
   let first = index * (params.s_stride_row / 4u);
 
   for (

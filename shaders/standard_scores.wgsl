@@ -21,7 +21,7 @@ fn main(
   let j = index % num_kv_tiles;
   if index / num_kv_tiles >= q_tile_count() { return; }
   let tile = q_tile_at(index / num_kv_tiles);
-  let range = block_range(tile.first_row, tile.last_row);
+  let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
   if j < range.first || j >= range.end { return; }
   let key_first = j * TILE_KV;
   let key = key_first + invocation % LANES * 4u;
@@ -36,7 +36,7 @@ fn main(
     var s_N = scores[N];
     if !whole {
       let cell = cell_at(tile.batch, tile.head, tile.row + row_N, key);
-      s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(cell.i), cell));
+      s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(cell.batch, cell.i), cell));
     }
     if tile.row + row_N < params.row_count {
       let row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row + row_N;

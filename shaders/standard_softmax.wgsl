@@ -29,7 +29,7 @@ fn main(
   // The keys that the other two kernels visit for this row's Q tile.
   let tile_row = row / TILE_Q * TILE_Q;
   let last_row = min(tile_row + TILE_Q, params.row_count) - 1u;
-  let range = block_range(params.row_first + tile_row, params.row_first + last_row);
+  let range = block_range(params.batch_first + batch, params.row_first + tile_row, params.row_first + last_row);
   let first = index * (params.s_stride_row / 4u);
 
   // m = rowmax(S), l = rowsum(exp(S − m))
@@ -73,7 +73,7 @@ fn main(
   var factor = select(params.dropout_scale / l, 0.0, empty);
   var lse_row = select((m + log2(l)) * LN_2, params.negative_infinity, empty);
   // unroll SINK in SINKS {
-    let end = with_sink(head, m, l);
+    let end = with_sink(cell_at(batch, head, row, 0u), m, l);
     factor = select(params.dropout_scale * end.share, 0.0, empty);
     lse_row = end.lse;
   // }

@@ -266,6 +266,14 @@ pub enum InvalidProblem {
         /// What was given, and what is allowed.
         reason: String,
     },
+    /// Lengths of sequences that cannot be theirs.
+    #[error("{name}: {reason}")]
+    Lengths {
+        /// `seqlens_q` or `seqlens_kv`.
+        name: &'static str,
+        /// What was given, and what is allowed.
+        reason: String,
+    },
     /// A softmax_scale that is not finite.
     #[error("softmax_scale = {0}; it must be a finite f32")]
     SoftmaxScale(f64),

@@ -237,8 +237,16 @@ fn entry_layout(shape: AttentionShape) -> impl Strategy<Value = EntryLayout> {
 fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionProblem> {
     let entries = || prop::option::weighted(0.2, entry_layout(problem.shape).boxed());
     let element = prop::sample::select(Element::ALL.to_vec());
-    (Just(problem.clone()), entries(), entries(), element, prop::bool::weighted(0.2)).prop_map(
-        |(mut problem, bias, mask, element, has_sink)| {
+    let each = |most: u32| {
+        let right = prop::collection::vec(0..=most.min(99), problem.shape.batch.min(9) as usize);
+        prop_oneof![9 => right, 1 => prop::collection::vec(any::<u32>(), 0..4)]
+    };
+    let lengths = prop::option::weighted(0.2, (each(problem.shape.seqlen_q), each(problem.shape.seqlen_kv)));
+    (Just(problem.clone()), entries(), entries(), element, prop::bool::weighted(0.2), lengths).prop_map(
+        |(mut problem, bias, mask, element, has_sink, lengths)| {
+            if let Some((seqlens_q, seqlens_kv)) = lengths {
+                problem = problem.with_lengths(seqlens_q, seqlens_kv);
+            }
             if has_sink {
                 problem = problem.with_sink();
             }

@@ -92,7 +92,7 @@ fn variants() -> Vec<Specialization> {
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 8] = [
+    let modifiers: [Modified; 10] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -104,6 +104,8 @@ fn variants_with_modifiers() -> Vec<Specialization> {
         },
         with_boolean_mask,
         AttentionProblem::with_sink,
+        |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]),
+        |problem| with_boolean_mask(problem.with_lengths(vec![0, 1], vec![1900, 2000]).with_sink().with_score(alibi())),
     ];
     let few = |device: &Capabilities| {
         device.max_workgroup_storage != 32_768 && device.device_class != DeviceClass::Integrated
@@ -127,10 +129,9 @@ fn variants_with_modifiers() -> Vec<Specialization> {
                         let backward = Plan::backward(&problem, &device).build().expect("backward too");
                         let passes = forward.passes().iter().chain(backward.passes());
                         let specializations = passes.map(|pass| pass.specialization);
-                        variants.extend(
-                            specializations
-                                .filter(|v| v.has_sink || !(v.score_mods.is_empty() && v.key_masks.is_empty())),
-                        );
+                        variants.extend(specializations.filter(|v| {
+                            v.has_sink || v.has_lengths || !(v.score_mods.is_empty() && v.key_masks.is_empty())
+                        }));
                     }
                 }
             }
@@ -211,7 +212,7 @@ fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
 fn every_variant_with_modifiers_does_so_too() {
     let variants = variants_with_modifiers();
     for kernel in Kernel::ALL {
-        let is_plain = matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::StandardDp | Kernel::BackwardSink);
+        let is_plain = matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink);
         let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
         assert_eq!(is_planned, !is_plain, "{kernel:?}");
     }

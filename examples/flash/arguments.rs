@@ -43,7 +43,8 @@ pub struct RunOptions {
     /// A safetensors file with 4-D tensors q, k and v. K and V may have fewer heads than Q, V another width. With d_o (like
     /// o), and perhaps d_lse (f32, batch × heads × seqlen_q), gradients are computed too. It may hold a bias (f32, or the type
     /// of q), which is added to the scores after softcap and ALiBi, and a mask (BOOL or U8; not 0 = the row may see the key):
-    /// batch × heads × seqlen_q × seqlen_kv, each of them or 1. A sink (f32, one for each head of q) joins the softmax's sum.
+    /// batch × heads × seqlen_q × seqlen_kv, each of them or 1. A sink (f32, one for each head of q) joins the softmax's
+    /// sum. seqlens_q and seqlens_kv (integers, one for each sequence) say how long each sequence is in padded tensors.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
     /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q), and with d_o also dq, dk and dv (like q, k and

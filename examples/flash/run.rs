@@ -110,8 +110,9 @@ fn what_else(problem: &AttentionProblem) -> Vec<String> {
     });
     let masks = problem.key_masks().iter().map(|mask| format!("{} mask", mask.name()));
     let sink = problem.has_sink().then(|| "sink".to_owned());
+    let lengths = problem.has_lengths().then(|| "lengths of sequences".to_owned());
     let dropout = problem.dropout.map(|dropout| format!("dropout {}", dropout.dropout_p));
-    window.into_iter().chain(scores).chain(masks).chain(sink).chain(dropout).collect()
+    window.into_iter().chain(scores).chain(masks).chain(lengths).chain(sink).chain(dropout).collect()
 }
 
 /// One line of JSON. Plain structs of numbers and strings always have one.
@@ -132,6 +133,9 @@ fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
     }
     if inputs.sink.is_some() {
         problem = problem.with_sink();
+    }
+    if let Some([seqlens_q, seqlens_kv]) = &inputs.lengths {
+        problem = problem.with_lengths(seqlens_q.clone(), seqlens_kv.clone());
     }
     if let Some(window) = options.window {
         problem = problem.with_window(window.left, window.right);

@@ -35,6 +35,8 @@ pub struct Inputs<'a> {
     pub mask: Option<Mask>,
     /// A logit for each query head, f32.
     pub sink: Option<&'a [u8]>,
+    /// Of each sequence, where they are given.
+    pub lengths: Option<[Vec<u32>; 2]>,
 }
 
 /// A number for each sequence, query head, row and key, or one for all of a dimension.
@@ -157,7 +159,9 @@ impl File {
         }
         let (d_o, d_lse) = (d_o.map(|tensor| tensor.bytes), d_lse.map(|tensor| tensor.bytes));
         let (bias, mask, sink) = (self.bias(&shape)?, self.mask(&shape)?, self.sink(&shape)?);
-        Ok(Inputs { shape, element: q.element, q: q.bytes, k: k.bytes, v: v.bytes, d_o, d_lse, bias, mask, sink })
+        let lengths = self.lengths(&shape)?;
+        let (element, q, k, v) = (q.element, q.bytes, k.bytes, v.bytes);
+        Ok(Inputs { shape, element, q, k, v, d_o, d_lse, bias, mask, sink, lengths })
     }
 
     fn bias(&self, shape: &AttentionShape) -> Result<Option<Bias<'_>>> {
@@ -190,6 +194,53 @@ impl File {
             )));
         }
         Ok(Some(sink.bytes))
+    }
+
+    /// seqlens_q and seqlens_kv, if one of them is given; the other then has the tensors' length throughout.
+    fn lengths(&self, shape: &AttentionShape) -> Result<Option<[Vec<u32>; 2]>> {
+        let (q, kv) = (self.integers("seqlens_q", shape.batch)?, self.integers("seqlens_kv", shape.batch)?);
+        if q.is_none() && kv.is_none() {
+            return Ok(None);
+        }
+        let all = |length: u32| vec![length; shape.batch as usize];
+        Ok(Some([q.unwrap_or_else(|| all(shape.seqlen_q)), kv.unwrap_or_else(|| all(shape.seqlen_kv))]))
+    }
+
+    /// A tensor of one integer of any type for each sequence, none of them negative.
+    fn integers(&self, name: &str, batch: u32) -> Result<Option<Vec<u32>>> {
+        let tensors = self.parse()?;
+        let Ok(view) = tensors.tensor(name) else { return Ok(None) };
+        if view.shape() != [batch as usize] {
+            let shape = view.shape();
+            return Err(self.failure(format_args!("'{name}' has the shape {shape:?}; it must be [batch] = [{batch}]")));
+        }
+        let (size, is_signed) = match view.dtype() {
+            Dtype::U8 => (1, false),
+            Dtype::I8 => (1, true),
+            Dtype::U16 => (2, false),
+            Dtype::I16 => (2, true),
+            Dtype::U32 => (4, false),
+            Dtype::I32 => (4, true),
+            Dtype::U64 => (8, false),
+            Dtype::I64 => (8, true),
+            other => {
+                return Err(
+                    self.failure(format_args!("'{name}' is stored as {other:?}; integers of any type can be used"))
+                );
+            }
+        };
+        let integer = |bytes: &[u8]| {
+            let fill = if is_signed && bytes[size - 1] > 127 { 0xff } else { 0 };
+            let mut all = [fill; 16];
+            all[..size].copy_from_slice(bytes);
+            i128::from_le_bytes(all)
+        };
+        let integers = view.data().chunks_exact(size).map(integer);
+        let lengths: Option<Vec<u32>> = integers.clone().map(|integer| u32::try_from(integer).ok()).collect();
+        lengths.map(Some).ok_or_else(|| {
+            let wrong = integers.clone().find(|integer| u32::try_from(*integer).is_err()).unwrap_or_default();
+            self.failure(format_args!("'{name}' holds {wrong}; it must be the length of a sequence"))
+        })
     }
 
     /// The dimensions of a tensor of entries, each that of the problem or 1.

@@ -8,13 +8,28 @@ struct BlockRange {
   whole_end: u32,
 }
 
-fn block_range(first_row: u32, last_row: u32) -> BlockRange {
-  return tiles_between(visible_keys(first_row), visible_keys(last_row), TILE_KV);
+fn block_range(batch: u32, first_row: u32, last_row: u32) -> BlockRange {
+  let last = last_that_exists(first_row, last_row, seqlen_q_of(batch));
+  let range = tiles_between(visible_keys(batch, first_row), visible_keys(batch, last), TILE_KV);
+  return not_whole_unless(range, last == last_row);
 }
 
 // The Q tiles with a row that sees some key of a KV tile, and those in between whose rows all see all of its keys.
-fn row_range(first_key: u32, last_key: u32) -> BlockRange {
-  return tiles_between(seeing_rows(first_key), seeing_rows(last_key), TILE_Q);
+fn row_range(batch: u32, first_key: u32, last_key: u32) -> BlockRange {
+  let last = last_that_exists(first_key, last_key, seqlen_kv_of(batch));
+  let range = tiles_between(seeing_rows(batch, first_key), seeing_rows(batch, last), TILE_Q);
+  return not_whole_unless(range, last == last_key);
+}
+
+// The last of a tile's rows, or keys, that its sequence has; the first if it has none.
+fn last_that_exists(first: u32, last: u32, length: u32) -> u32 {
+  return select(last, max(min(last + 1u, length), first + 1u) - 1u, HAS_LENGTHS);
+}
+
+fn not_whole_unless(range: BlockRange, is_full: bool) -> BlockRange {
+  var part = range;
+  if HAS_LENGTHS && !is_full { part.whole_end = 0u; }
+  return part;
 }
 
 // Tiles of a range whose first entry is seen from `top.x` to `top.y` and whose last entry from `bottom.x` to

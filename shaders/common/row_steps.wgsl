@@ -27,9 +27,9 @@ fn has_empty_row(visits: Visits, tile: KvTile, invocation: u32) -> bool {
   return found;
 }
 
-// The keys that row i sees; none if it lies outside the tensors, or is empty.
-fn visible_keys_unless_empty(i: u32, stats: vec2<f32>) -> vec2<i32> {
-  return select(visible_keys(i), vec2<i32>(0), stats.x == -MASKED);
+// The keys that row i of a sequence sees; none if it lies outside the tensors, or is empty.
+fn visible_keys_unless_empty(batch: u32, i: u32, stats: vec2<f32>) -> vec2<i32> {
+  return select(visible_keys(batch, i), vec2<i32>(0), stats.x == -MASKED);
 }
 
 // A quad of Q of a row that may be empty: all P and dS of such a row are 0, and 0 times an infinity must not make NaN

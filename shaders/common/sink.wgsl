@@ -2,9 +2,9 @@
 
 @group(0) @binding(BINDING_sink) var<storage, read> sink: array<f32>;
 
-// The logit of a head counted from the first of this dispatch, in units of log2(e); MASKED stands for −∞.
+// The logit of a head of the whole problem, in units of log2(e); MASKED stands for −∞.
 fn sink_of(head: u32) -> f32 {
-  let logit = sink[params.sink_offset + params.head_first + head];
+  let logit = sink[params.sink_offset + head];
   // Bits of negative numbers rise towards −∞. Compilers may turn a comparison into `max`, which loses NaN.
   let bits = bitcast<u32>(logit);
   return select(logit * LOG2_E, MASKED, bits > bitcast<u32>(-2.0e38) && bits <= 0xff800000u);
@@ -16,9 +16,10 @@ struct RowEnd {
   lse: f32,
 }
 
-// The end of a row with the maximum m, in units of log2(e), and the sum l. A row that sees nothing has MASKED and 0.
-fn with_sink(head: u32, m: f32, l: f32) -> RowEnd {
-  let logit = sink_of(head);
+// The end of the row of a cell, with the maximum m, in units of log2(e), and the sum l. A row that sees nothing has
+// MASKED and 0. A row past the length of its sequence has no sink.
+fn with_sink(cell: Cell, m: f32, l: f32) -> RowEnd {
+  let logit = select(MASKED, sink_of(cell.head), has_row(cell.batch, cell.i));
   let m_end = max(m, logit);
   let alpha = exp2(m - m_end);
   let l_end = l * alpha + select(exp2(logit - m_end), 0.0, logit == MASKED);

@@ -29,7 +29,7 @@ fn place_keys(index: u32, value: vec4<f32>) {
     // }
     let s_row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row;
 
-    let range = block_range(tile.first_row, tile.last_row);
+    let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
     for (var j = range.first; j < range.end; j++) {
       let key_first = j * TILE_KV;
       let whole = is_whole(range, j);
@@ -63,7 +63,7 @@ fn place_keys(index: u32, value: vec4<f32>) {
             // unroll N in THREAD_ROWS {
               if HAS_WINDOW && !whole {
                 let cell = cell_at(tile.batch, tile.head, tile.row + row_N, key_first + quad * 4u);
-                let seen = sees(visible_keys(cell.i), cell);
+                let seen = sees(visible_keys(cell.batch, cell.i), cell);
                 o_N_C_M = add_seen(seen.x, p_N.x, v_0_M, o_N_C_M);
                 o_N_C_M = add_seen(seen.y, p_N.y, v_1_M, o_N_C_M);
                 o_N_C_M = add_seen(seen.z, p_N.z, v_2_M, o_N_C_M);

@@ -43,7 +43,7 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
     // }
     var tiles_in_sum = 0u;
 
-    let range = row_range(tile.first_key, tile.last_key);
+    let range = row_range(params.batch_first + tile.batch, tile.first_key, tile.last_key);
     for (var head = tile.head; head < tile.head + params.heads_per_kv; head++) {
       let s_row = (tile.batch * params.head_count + head) * params.row_count;
       for (var i = range.first; i < range.end; i++) {
@@ -61,7 +61,7 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
                 // A tile that no row sees was never written.
                 if !whole {
                   let cell = cell_at(tile.batch, head, first_row + row, tile.key + quad * 4u);
-                  p = select(vec4<f32>(0.0), p, sees(visible_keys(cell.i), cell));
+                  p = select(vec4<f32>(0.0), p, sees(visible_keys(cell.batch, cell.i), cell));
                 }
               }
               p_tile[row * P_STRIDE + quad] = p;
@@ -76,7 +76,7 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
           for (var row = 0u; row < TILE_Q; row++) {
             let p = p_tile[row * P_STRIDE + key_quad];
             let cell = cell_at(tile.batch, head, first_row + row, tile.key + key_quad * 4u);
-            let seen = sees(visible_keys(cell.i), cell);
+            let seen = sees(visible_keys(cell.batch, cell.i), cell);
             // unroll M in THREAD_QUADS {
               let r_M = row_tile[row * ROW_STRIDE + lane + M * LANES];
               // unroll E in KEYS {

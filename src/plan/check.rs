@@ -43,6 +43,9 @@ pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<()
         return Err(InvalidProblem::SoftmaxScale(scale).into());
     }
     check_modifiers(problem)?;
+    if let Some((name, reason)) = problem.lengths().and_then(|lengths| lengths.fault(&problem.shape)) {
+        return Err(InvalidProblem::Lengths { name, reason }.into());
+    }
     if problem.max_flops_per_dispatch == Some(0) {
         return Err(InvalidProblem::NoWorkAllowed.into());
     }

@@ -148,10 +148,12 @@ pub(super) fn specialize(
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some()
             || problem.mask.window_right.is_some()
+            || problem.lengths().is_some()
             || !problem.key_masks().is_empty(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         score_mods: Chain::of(problem.scores().iter().map(|modifier| (modifier.name(), modifier.reads()))),
         has_sink: problem.has_sink(),
+        has_lengths: problem.lengths().is_some(),
         key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),
         parts_in_f32: true,

@@ -2,6 +2,7 @@ use super::dropout::Dropout;
 use super::element::Element;
 use super::key_mask::KeyMask;
 use super::layout::AttentionLayout;
+use super::lengths::Lengths;
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
@@ -69,6 +70,8 @@ pub struct AttentionProblem {
     /// What hides keys from rows, beside `mask`.
     key_masks: Vec<KeyMask>,
     has_sink: bool,
+    /// Of each sequence, where they differ.
+    lengths: Option<Lengths>,
 }
 
 impl AttentionProblem {
@@ -88,6 +91,7 @@ impl AttentionProblem {
             scores: Vec::new(),
             key_masks: Vec::new(),
             has_sink: false,
+            lengths: None,
         }
     }
 
@@ -172,6 +176,24 @@ impl AttentionProblem {
         self
     }
 
+    /// Gives each sequence lengths of its own, `[batch]` each: its rows from `seqlens_q` on and its keys from `seqlens_kv` on do
+    /// not exist, whatever the tensors hold there. Such rows have O = 0 and LSE = −∞, and no gradient. The offset of causal
+    /// masks, windows and ALiBi is that of the sequence: seqlens_kv − seqlens_q.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape};
+    ///
+    /// // Three texts of 512, 77 and 300 tokens, padded to 512.
+    /// let lengths = vec![512, 77, 300];
+    /// let problem = AttentionProblem::new(AttentionShape::new(3, 12, 512, 64)).with_lengths(lengths.clone(), lengths);
+    /// assert_eq!(problem.visible_keys_of(1, 76), 0..77);
+    /// assert!(problem.visible_keys_of(1, 77).is_empty());
+    /// ```
+    pub fn with_lengths(mut self, seqlens_q: Vec<u32>, seqlens_kv: Vec<u32>) -> Self {
+        self.lengths = Some(Lengths { seqlens_q, seqlens_kv });
+        self
+    }
+
     /// Adds a sink: a logit for each query head, f32 `[num_heads]` in the buffer of [`Operand::Sink`](crate::Operand::Sink). It
     /// joins the softmax's sum and has no value: `LSE = ln(Σ exp(S) + exp(sink))`. A row that sees no key has O = 0 and
     /// LSE = sink. The backward pass writes its gradient, f32 `[num_heads]`, to the buffer of
@@ -238,7 +260,33 @@ impl AttentionProblem {
         self.softmax_scale.unwrap_or_else(|| 1.0 / f64::from(self.shape.head_dim).sqrt())
     }
 
-    /// The keys row `i` sees but for the [key masks](Self::key_masks), as a half-open range that may be empty.
+    /// The lengths of each sequence, where they differ.
+    pub(crate) fn lengths(&self) -> Option<&Lengths> {
+        self.lengths.as_ref()
+    }
+
+    /// Whether sequences have lengths of their own.
+    pub fn has_lengths(&self) -> bool {
+        self.lengths.is_some()
+    }
+
+    /// seqlen_q and seqlen_kv of a sequence.
+    pub fn lengths_of(&self, batch: u32) -> (u32, u32) {
+        let AttentionShape { seqlen_q, seqlen_kv, .. } = self.shape;
+        let of = |lengths: &[u32], most: u32| lengths.get(batch as usize).map_or(0, |length| most.min(*length));
+        self.lengths.as_ref().map_or((seqlen_q, seqlen_kv), |lengths| {
+            (of(&lengths.seqlens_q, seqlen_q), of(&lengths.seqlens_kv, seqlen_kv))
+        })
+    }
+
+    /// As [`visible_keys`](Self::visible_keys), of a sequence with lengths of its own.
+    pub fn visible_keys_of(&self, batch: u32, i: u32) -> std::ops::Range<u32> {
+        let (seqlen_q, seqlen_kv) = self.lengths_of(batch);
+        if i < seqlen_q { self.mask.visible_keys(i, seqlen_q, seqlen_kv) } else { 0..0 }
+    }
+
+    /// The keys row `i` sees but for the [key masks](Self::key_masks) and lengths of its sequence's own, as a half-open range
+    /// that may be empty.
     pub fn visible_keys(&self, i: u32) -> std::ops::Range<u32> {
         self.mask.visible_keys(i, self.shape.seqlen_q, self.shape.seqlen_kv)
     }
@@ -246,8 +294,18 @@ impl AttentionProblem {
     /// How many (row, key) pairs the mask shows, over all batches and heads.
     pub fn visible_pairs(&self) -> u64 {
         let shape = &self.shape;
-        let per_head = self.mask.visible_pairs(shape.seqlen_q, shape.seqlen_kv);
-        per_head.saturating_mul(u64::from(shape.batch)).saturating_mul(u64::from(shape.num_heads))
+        let of_batch = |batch: u32| {
+            let (seqlen_q, seqlen_kv) = self.lengths_of(batch);
+            self.mask.visible_pairs(seqlen_q, seqlen_kv)
+        };
+        let per_head = match &self.lengths {
+            // Problems that planning refuses may have any number of sequences.
+            Some(lengths) => (0..shape.batch)
+                .take(lengths.seqlens_q.len())
+                .fold(0, |sum: u64, batch| sum.saturating_add(of_batch(batch))),
+            None => of_batch(0).saturating_mul(u64::from(shape.batch)),
+        };
+        per_head.saturating_mul(u64::from(shape.num_heads))
     }
 
     /// Floating-point operations of the forward pass, counted as the field does: 2·(head_dim + head_dim_v) for each

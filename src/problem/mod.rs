@@ -6,6 +6,7 @@ mod element;
 mod entries;
 mod key_mask;
 mod layout;
+mod lengths;
 mod mask;
 mod merge;
 mod score;

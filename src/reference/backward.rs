@@ -194,7 +194,7 @@ fn of_kv_head(
                 None => entries.iter().map(|(p, _, dp, _)| p * dp).sum(),
             };
             if problem.has_sink() {
-                group.dsink[member as usize] -= (problem.sink(head) - lse).exp() * (delta - d_lse_row);
+                group.dsink[member as usize] -= (problem.sink((batch, head, row)) - lse).exp() * (delta - d_lse_row);
             }
             let dq_first = (member as usize * shape.seqlen_q as usize + row as usize) * dim;
             for (key, (p, factor, dp, slope)) in keys.zip(entries) {

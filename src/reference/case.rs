@@ -24,14 +24,15 @@ impl<'a> Case<'a> {
         Self { sink, ..self }
     }
 
-    /// The logit that joins the sum of a head's rows: −∞ where there is none.
-    pub(super) fn sink(&self, head: u32) -> f64 {
-        if self.problem.has_sink() { self.sink[head as usize] } else { f64::NEG_INFINITY }
+    /// The logit that joins the sum of a row: −∞ where there is none, or no such row.
+    pub(super) fn sink(&self, (batch, head, row): (u32, u32, u32)) -> f64 {
+        let exists = row < self.problem.lengths_of(batch).0;
+        if self.problem.has_sink() && exists { self.sink[head as usize] } else { f64::NEG_INFINITY }
     }
 
     /// The keys that a row of a sequence and head sees.
     pub(super) fn keys(&self, (batch, head, row): (u32, u32, u32)) -> impl Iterator<Item = u32> + Clone {
-        self.problem.visible_keys(row).filter(move |key| self.sees((batch, head, row, *key)))
+        self.problem.visible_keys_of(batch, row).filter(move |key| self.sees((batch, head, row, *key)))
     }
 
     fn sees(&self, cell: Cell) -> bool {

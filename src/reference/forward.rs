@@ -106,7 +106,7 @@ fn row_with(
 
     let mut o = vec![0.0; shape.head_dim_v as usize];
     // f64::max passes over NaN; a NaN score still reaches the sum, and through it the whole row.
-    let sink = problem.sink(head);
+    let sink = problem.sink((batch, head, row));
     let max = s.iter().copied().fold(sink, f64::max);
     if max == f64::NEG_INFINITY && !s.iter().chain([&sink]).any(|s| s.is_nan()) {
         // The row sees nothing: no key, or only scores of −∞, which is what a mask means.

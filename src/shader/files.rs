@@ -20,6 +20,10 @@ const CHAINED: &[File] = &[
 pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     let kernel = specialization.kernel.spec();
     let mut files = OF_ALL.to_vec();
+    files.push(match specialization.has_lengths {
+        true => wgsl!("slots/lengths/own.wgsl"),
+        false => wgsl!("slots/lengths/whole.wgsl"),
+    });
     files.extend(kernel.text.iter().filter_map(|piece| match piece {
         Piece::Common(file) => Some(*file),
         Piece::OneOf(slot) => slot.file(specialization),

@@ -27,9 +27,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     }
     constant(&mut text, "HAS_WINDOW", specialization.has_window);
     constant(&mut text, "HAS_KEY_MASKS", !specialization.key_masks.is_empty());
+    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
-    let chained = specialization.score_mods.names().chain(specialization.key_masks.names());
-    for (index, name) in chained.enumerate() {
+    for (name, index) in specialization.tables() {
         constant(&mut text, &format!("TABLE_{name}"), format_args!("{index}u"));
     }
 

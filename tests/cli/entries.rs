@@ -35,6 +35,13 @@ fn sink(logits: &[f32]) -> Entries {
     Entries { name: "sink", dtype: Dtype::F32, shape: vec![logits.len()], bytes }
 }
 
+/// The lengths of sequences.
+fn lengths(name: &'static str, dtype: Dtype, lengths: &[i64]) -> Entries {
+    let size = dtype.bitsize() / 8;
+    let bytes = lengths.iter().flat_map(|length| length.to_le_bytes()[..size].to_vec()).collect();
+    Entries { name, dtype, shape: vec![lengths.len()], bytes }
+}
+
 /// A file with q, k, v and d_o in f32 and these.
 fn file(entries: &[Entries]) -> Vec<u8> {
     let values = |shape: [usize; 4], seed: f32| {
@@ -68,6 +75,8 @@ fn flash_standard_and_reference_agree() {
         vec![mask(Dtype::BOOL, [2, 4, 9, 1], |n| n % 4 != 1)],
         vec![sink(&[0.5, -1.0, 3.0, 0.0])],
         vec![sink(&[0.5, -1.0, 3.0, 0.0]), bias(of_keys, wave)],
+        vec![lengths("seqlens_kv", Dtype::U8, &[40, 13])],
+        vec![lengths("seqlens_q", Dtype::I64, &[3, 9]), lengths("seqlens_kv", Dtype::I32, &[0, 30])],
     ];
     let options = [
         &["--causal", "--dropout", "0.2", "--seed", "3"][..],
@@ -75,6 +84,8 @@ fn flash_standard_and_reference_agree() {
         &["--window", "20,inf"],
         &["--softcap", "3"],
         &[],
+        &["--causal"],
+        &["--causal"],
         &["--causal"],
     ];
     for (n, (entries, options)) in cases.iter().zip(options).enumerate() {
@@ -98,6 +109,9 @@ fn entries_mean_what_they_say() {
         }
     };
     agree(vec![bias(all, |_| 0.0), mask(Dtype::BOOL, all, |_| true)], &plain, "nothing added, nothing hidden");
+    // A type that neither q has nor f32 is, is widened.
+    let in_f16 = Entries { dtype: Dtype::F16, bytes: vec![0; 720], ..bias(all, |_| 0.0) };
+    agree(vec![in_f16], &plain, "nothing added, in f16");
     agree(vec![bias([1, 1, 9, 1], |n| n as f32)], &answers_shifted(&plain), "the same for all keys of a row");
     // Bottom-right: row i sees the keys up to i + 31.
     let below = |n: usize| n % 40 <= n / 40 + 31;
@@ -133,10 +147,19 @@ fn what_fits_no_problem_is_refused() {
     refuses(bias([2, 2, 9, 40], |_| 0.0), &[], &format!("'bias' has the shape [2, 2, 9, 40]; {whole}"));
     let flat = Entries { shape: vec![9, 40], ..bias([1, 1, 9, 40], |_| 0.0) };
     refuses(flat, &[], &format!("'bias' has the shape [9, 40]; {whole}"));
+    refuses(
+        lengths("seqlens_kv", Dtype::I16, &[-3, 5]),
+        &[],
+        "'seqlens_kv' holds -3; it must be the length of a sequence",
+    );
+    refuses(
+        lengths("seqlens_kv", Dtype::U32, &[41, 5]),
+        &[],
+        "seqlens_kv: that of sequence 0 is 41; the tensors have seqlen_kv = 40",
+    );
+    refuses(lengths("seqlens_q", Dtype::U32, &[5]), &[], "'seqlens_q' has the shape [1]; it must be [batch] = [2]");
     refuses(sink(&[0.0; 2]), &[], "sink is f32 of the shape [2]; it must be f32 with one for each head of q, [4]");
     refuses(mask(Dtype::BOOL, [2, 4, 9, 39], |_| true), &[], "'mask' has the shape [2, 4, 9, 39]");
     let in_f32 = Entries { name: "mask", ..bias([1, 1, 9, 40], |_| 0.0) };
     refuses(in_f32, &[], "'mask' is stored as F32; BOOL and U8 can be used");
-    let in_f16 = Entries { dtype: Dtype::F16, bytes: vec![0; 720], ..bias([1, 1, 9, 40], |_| 0.0) };
-    refuses(in_f16, &[], "bias: it is in F16; it must be in F32 or, as the problem, in F32");
 }

@@ -13,6 +13,7 @@ mod entries;
 mod errors;
 mod forward;
 mod infinities;
+mod lengths;
 mod long;
 mod masks;
 mod matrices;

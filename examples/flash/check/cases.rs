@@ -94,6 +94,8 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
         add("boolean mask", new(shape(2, 2, 70, 93, 59)).with_dropout(0.2, 7).with_key_mask(mask([2, 2, 70, 1])));
     }
 
+    let padded = new(shape(3, 4, 113, 203, 64).with_num_heads_kv(2)).with_causal();
+    add("lengths", padded.with_lengths(vec![113, 70, 0], vec![203, 64, 99]));
     add("sink", new(shape(2, 4, 113, 203, 64).with_num_heads_kv(2)).with_causal().with_sink());
 
     for dim in if quick { &[64][..] } else { &[64, 59, 32] } {

@@ -4,7 +4,7 @@
 fn score_alibi(score: vec4<f32>, cell: Cell) -> vec4<f32> {
   let table = tables[TABLE_alibi];
   let slope = bitcast<f32>(tables[table + 1u + cell.batch * tables[table] + cell.head]);
-  let to_first_key = i32(cell.i) + params.mask_offset - i32(cell.key);
+  let to_first_key = i32(cell.i) + mask_offset_of(cell.batch) - i32(cell.key);
   let distance = abs(vec4<i32>(to_first_key) - vec4<i32>(0, 1, 2, 3));
   return fma(vec4<f32>(-slope), vec4<f32>(distance), score);
 }

@@ -90,6 +90,8 @@ impl Specialization {
         if !self.score_mods.reads(Operand::Bias) {
             self.bias_element = None;
         }
+        let asks_for_tiles = kernel.masks || kernel.scores || kernel.grid == Grid::ScoreTiles;
+        self.has_lengths &= asks_for_tiles || kernel.ends_rows && self.has_sink;
         self.has_sink &= kernel.ends_rows;
         self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
         if kernel.row_sums.is_none() {
@@ -115,7 +117,10 @@ impl Specialization {
 
     /// What it binds: what its kernel does, and what its modifiers, masks and sink read.
     pub fn operands(&self) -> impl Iterator<Item = (Operand, Usage)> {
-        let is_read = |operand: &Operand| self.score_mods.reads(*operand) || self.key_masks.reads(*operand);
+        let is_read = |operand: &Operand| {
+            let has_table = self.has_lengths && *operand == Operand::Tables;
+            has_table || self.score_mods.reads(*operand) || self.key_masks.reads(*operand)
+        };
         let read = [Operand::Tables, Operand::Bias, Operand::KeyMask].into_iter().filter(is_read);
         let more = read.chain(self.has_sink.then_some(Operand::Sink));
         self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))

@@ -79,9 +79,12 @@ impl RowReduce {
 /// What is done one after another: the names of files of a slot, in their order. Modifiers of the scores are files of
 /// `shaders/slots/score/`, masks of `shaders/slots/mask/`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Chain([Option<(&'static str, Option<Operand>)>; 4]);
+pub struct Chain([Option<(&'static str, Option<Operand>)>; Chain::LONGEST]);
 
 impl Chain {
+    /// The most that there are of one kind.
+    pub(crate) const LONGEST: usize = 4;
+
     /// Those of a problem, which has each once: each name, and the operand that its WGSL reads, if any.
     pub(crate) fn of(given: impl Iterator<Item = (&'static str, Option<Operand>)>) -> Self {
         let mut chain = Self::default();
@@ -133,6 +136,8 @@ pub struct Specialization {
     pub score_mods: Chain,
     /// What hides keys from rows, beside causal and window.
     pub key_masks: Chain,
+    /// Whether each sequence has lengths of its own.
+    pub has_lengths: bool,
     /// Whether a sink joins the sum of each row.
     pub has_sink: bool,
     /// The type of what is added to the scores, if something is.

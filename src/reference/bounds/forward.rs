@@ -88,7 +88,7 @@ impl Row {
                 (key, sum, modified(problem, sum.total, (batch, head, row, key)))
             })
             .collect();
-        let sink = problem.sink(head);
+        let sink = problem.sink((batch, head, row));
         let values = || scores.iter().map(|(.., s)| s.value).chain([sink]);
         let max = values().fold(f64::NEG_INFINITY, f64::max);
         let lse = max + values().map(|value| (value - max).exp()).sum::<f64>().ln();

@@ -233,8 +233,9 @@ fn main(
   // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing, or only scores of −∞, gives 0 and −∞
   // unroll N in ROW_FRAGMENTS {
     let l_row_N = row_sum(l_N);
-    // NaN raises no maximum.
-    let empty_N = l_row_N == 0.0 || (stands_for_infinity(m_N) && !is_nan(l_row_N));
+    // In a row of nothing but NaN the maximum is that of masked scores.
+    let is_nan_N = (m_N == MASKED || m_N == MASKED * s_factor_N) && is_nan(l_row_N);
+    let empty_N = l_row_N == 0.0 || (stands_for_infinity(m_N) && !is_nan_N);
     var factor_N = params.dropout_scale / l_row_N * inverse(v_gain_N);
     var lse_N = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
     // unroll SINK in SINKS {

@@ -105,7 +105,7 @@ fn variants_with_modifiers() -> Vec<Specialization> {
         with_boolean_mask,
         AttentionProblem::with_sink,
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]),
-        |problem| with_boolean_mask(problem.with_lengths(vec![0, 1], vec![1900, 2000]).with_sink().with_score(alibi())),
+        |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]).with_sink().with_score(alibi()),
     ];
     let few = |device: &Capabilities| {
         device.max_workgroup_storage != 32_768 && device.device_class != DeviceClass::Integrated

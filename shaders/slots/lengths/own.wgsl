@@ -1,6 +1,6 @@
 // Each sequence has lengths of its own; rows and keys past them do not exist. The table holds whether the diagonal is
-// tied to the last row and key, the number of sequences, their seqlen_q, and their seqlen_kv. Batches count in the whole
-// problem.
+// tied to the last row and key, the number of sequences, their seqlen_q, and their seqlen_kv. Batches count in the
+// whole problem.
 
 fn length_at(index: u32) -> u32 { return tables[tables[TABLE_lengths] + 1u + index]; }
 fn num_sequences() -> u32 { return tables[tables[TABLE_lengths] + 1u]; }

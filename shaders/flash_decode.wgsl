@@ -59,33 +59,37 @@ fn main(
   // }
 
   // for each KV tile j of the split that some row of i sees:
-  let range = keys_of(block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row), split);
+  let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
+  let visits = visits_of(keys_of(range, split));
   // The next K is fetched as soon as this one is used, and so is V: loads are always in flight.
   // unroll U in GROUP_QUADS {
-    let first_key_U = range.first * TILE_KV + (U * KEY_LANES + group) * 4u;
+    let first_key_U = tile_at(visits, 0u) * TILE_KV + (U * KEY_LANES + group) * 4u;
     // unroll E in KEYS {
       // unroll M in K_QUADS {
         var k_U_E_M = Loaded();
-        if range.first < range.end { k_U_E_M = fetch_k(tile, first_key_U + E, lane + M * LANES); }
+        if visits.count > 0u { k_U_E_M = fetch_k(tile, first_key_U + E, lane + M * LANES); }
       // }
       // unroll M in V_QUADS {
         var v_U_E_M = Loaded();
-        if range.first < range.end { v_U_E_M = fetch_v(tile, first_key_U + E, lane + M * LANES); }
+        if visits.count > 0u { v_U_E_M = fetch_v(tile, first_key_U + E, lane + M * LANES); }
       // }
     // }
   // }
-  for (var j = range.first; j < range.end; j++) {
-    let whole = is_whole(range, j);
+  for (var visit = 0u; visit < visits.count; visit++) {
+    let whole = visit < visits.num_whole;
+    let first_key = tile_at(visits, visit) * TILE_KV;
+    let next_key = tile_at(visits, visit + 1u) * TILE_KV;
 
     // S = softmax_scale · Q_i K_gᵀ, four keys at a time
     // unroll U in GROUP_QUADS {
-      let key_U = j * TILE_KV + (U * KEY_LANES + group) * 4u;
+      let in_tile_U = (U * KEY_LANES + group) * 4u;
+      let key_U = first_key + in_tile_U;
       // unroll N in THREAD_ROWS, E in KEYS {
         var s_N_U_E = 0.0;
       // }
       // unroll E in KEYS, M in K_QUADS {
         let k_now_U_E_M = decode(k_U_E_M);
-        k_U_E_M = fetch_k(tile, key_U + TILE_KV + E, lane + M * LANES);
+        k_U_E_M = fetch_k(tile, next_key + in_tile_U + E, lane + M * LANES);
         // unroll N in THREAD_ROWS {
           s_N_U_E = dot_add(q_N_M, k_now_U_E_M, s_N_U_E);
         // }
@@ -159,7 +163,7 @@ fn main(
       // }
     }
     // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS {
-      v_U_E_M = fetch_v(tile, key_U + TILE_KV + E, lane + M * LANES);
+      v_U_E_M = fetch_v(tile, next_key + in_tile_U + E, lane + M * LANES);
     // }
   }
 

@@ -21,6 +21,7 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
         OneOf(Slot::Access),
         common!("group_tile"),
         common!("arithmetic"),
+        common!("visits"),
         OneOf(Slot::RowReduce),
         OneOf(Slot::Output),
         common!("decode_tiles"),

@@ -167,37 +167,22 @@ fn of_kv_head(
             if lse == f64::NEG_INFINITY {
                 continue;
             }
-            let keys = problem.keys((batch, head, row));
             let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
             let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
             let batch_and_head = batch as usize * shape.num_heads as usize + head as usize;
             let flat = batch_and_head * shape.seqlen_q as usize + row as usize;
             let d_lse_row = given.d_lse.map_or(0.0, |d_lse| d_lse[flat]);
 
-            // Of each visible key: P, the factor that dropout puts on it, the gradient of P, and the derivative of S by
-            // softmax_scale · q · k.
-            let entries: Vec<(f64, f64, f64, f64)> = keys
-                .clone()
-                .map(|key| {
-                    let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
-                    let v_row = slice(v, &layout.v, batch, key, head_kv, shape.head_dim_v);
-                    let s = modified(problem, scale * dot(q_row, k_row), (batch, head, row, key));
-                    let p = (s.value - lse).exp();
-                    let kept = keeps(&problem, batch, head, row, key);
-                    let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
-                    // What is dropped has no gradient, whatever it is.
-                    (p, factor, if kept { factor * dot(d_o_row, v_row) } else { 0.0 }, s.slope)
-                })
-                .collect();
+            let entries = entries_of(problem, [q_row, k, v, d_o_row], (batch, head, row), lse);
             let delta = match given.o {
                 Some(o) => dot(d_o_row, slice(o, &layout.o, batch, row, head, shape.head_dim_v)),
-                None => entries.iter().map(|(p, _, dp, _)| p * dp).sum(),
+                None => entries.iter().map(|entry| entry.p * entry.dp).sum(),
             };
             if problem.has_sink() {
                 group.dsink[member as usize] -= (problem.sink((batch, head, row)) - lse).exp() * (delta - d_lse_row);
             }
             let dq_first = (member as usize * shape.seqlen_q as usize + row as usize) * dim;
-            for (key, (p, factor, dp, slope)) in keys.zip(entries) {
+            for Entry { key, p, factor, dp, slope } in entries {
                 let ds = round(p * (dp - delta + d_lse_row) * slope);
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
                 add(&mut group.dq[dq_first..dq_first + dim], scale * ds, k_row);
@@ -209,6 +194,40 @@ fn of_kv_head(
         }
     }
     group
+}
+
+/// Of each key that a row sees.
+struct Entry {
+    key: u32,
+    p: f64,
+    /// What dropout puts on P.
+    factor: f64,
+    /// The gradient of P.
+    dp: f64,
+    /// The derivative of S by softmax_scale · q · k.
+    slope: f64,
+}
+
+/// Those of a row of Q, with its dO and LSE.
+fn entries_of(
+    problem: Case<'_>,
+    [q_row, k, v, d_o_row]: [&[f64]; 4],
+    (batch, head, row): (u32, u32, u32),
+    lse: f64,
+) -> Vec<Entry> {
+    let (shape, layout) = (problem.shape, &problem.layout);
+    let head_kv = head / (shape.num_heads / shape.num_heads_kv);
+    let entry = |key: u32| {
+        let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
+        let v_row = slice(v, &layout.v, batch, key, head_kv, shape.head_dim_v);
+        let s = modified(problem, problem.softmax_scale() * dot(q_row, k_row), (batch, head, row, key));
+        let kept = keeps(&problem, batch, head, row, key);
+        let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
+        // What is dropped has no gradient, whatever it is.
+        let dp = if kept { factor * dot(d_o_row, v_row) } else { 0.0 };
+        Entry { key, p: (s.value - lse).exp(), factor, dp, slope: s.slope }
+    };
+    problem.keys((batch, head, row)).map(entry).collect()
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -17,4 +17,5 @@ pub use bounds::{
 };
 pub use case::Case;
 pub use forward::{ReferenceOutput, forward, forward_rounding_p, forward_row, keeps};
+pub use modifiers::score;
 pub use philox::philox4x32_10;

@@ -15,6 +15,13 @@ pub(super) struct Score {
     pub slope_rounding: f64,
 }
 
+/// What the problem's modifiers make of a product, softmax_scale · q · k, and the derivative of that, for sequence, query head,
+/// row and key.
+pub fn score<'a>(problem: impl Into<Case<'a>>, [batch, head, row, key]: [u32; 4], product: f64) -> [f64; 2] {
+    let score = modified(problem.into(), product, (batch, head, row, key));
+    [score.value, score.slope]
+}
+
 /// What the problem's modifiers make of softmax_scale · q · k.
 pub(super) fn modified(problem: Case<'_>, s: f64, cell: Cell) -> Score {
     let unmodified = Score { value: s, slope: 1.0, bend: 0.0, rounding: 0.0, slope_rounding: 0.0 };

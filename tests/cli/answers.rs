@@ -242,6 +242,21 @@ fn bench_times_the_backward_pass() {
     }
 }
 
+/// Its samples are rows of the whole problem: ALiBi depends on head and position.
+#[test]
+fn bench_knows_score_modifiers() {
+    let place = Workplace::new();
+    let shape = ["--seqlen", "40", "--head-dim", "8", "--batch", "1", "--heads", "4", "--heads-kv", "2"];
+    let more = ["--pass", "both", "--iterations", "1", "--json", "--alibi", "--softcap", "2", "--causal"];
+    let done = place.flash(&[&["bench"], &shape[..], &more[..]].concat());
+    assert_eq!((done.status.code(), text(&done.stderr)), (Some(0), String::new()), "{}", text(&done.stdout));
+    assert_eq!(text(&done.stdout).lines().count(), 4);
+    for line in text(&done.stdout).lines() {
+        let record: Value = serde_json::from_str(line).expect("a JSON object");
+        assert!(record["error"].is_null() && record["tflops"].is_f64(), "{record}");
+    }
+}
+
 #[test]
 fn bench_goes_on_past_what_the_device_refuses() {
     let place = Workplace::new();

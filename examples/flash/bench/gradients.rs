@@ -139,11 +139,12 @@ impl<'a> Head<'a> {
                 let row = row as u32;
                 let q = self.values(Q, &self.problem.layout.q, row, head, shape.head_dim);
                 let d_o = self.values(D_O, &self.problem.layout.o, row, head, shape.head_dim_v);
-                let (o, lse) = reference::forward_row(&sample::alone(self.problem), &q, &self.k, &self.v, 0, 0, row);
+                let (o, lse) =
+                    reference::forward_row(&sample::alone(self.problem), &q, &self.k, &self.v, self.batch, head, row);
                 let stats = (lse, dot(&o, &d_o));
                 let mut values = vec![0.0; shape.head_dim as usize];
                 for key in self.problem.visible_keys(row) {
-                    let (ds, _) = self.entry(&q, &d_o, stats, key);
+                    let (ds, _) = self.entry(&q, &d_o, stats, [head, row, key]);
                     add(&mut values, ds, self.row_of(&self.k, key, shape.head_dim));
                 }
                 Expected { tensor: Tensor::Dq, first: self.problem.layout.q.index(self.batch, row, head), values }
@@ -180,7 +181,7 @@ impl<'a> Head<'a> {
                 let at = (layout.o.index(self.batch, row, head) - start) as usize;
                 let stats = (lse, dot(&o[at..at + shape.head_dim_v as usize], &d_o));
                 for (n, &key) in keys.iter().enumerate().filter(|(_, key)| visible.contains(key)) {
-                    let (ds, p) = self.entry(&q, &d_o, stats, key);
+                    let (ds, p) = self.entry(&q, &d_o, stats, [head, row, key]);
                     add(&mut dk[n], ds, &q);
                     add(&mut dv[n], p, &d_o);
                 }
@@ -199,12 +200,14 @@ impl<'a> Head<'a> {
     }
 
     /// softmax_scale · dS and P of a pair; `stats` are the row's LSE and D.
-    fn entry(&self, q: &[f64], d_o: &[f64], (lse, delta): (f64, f64), key: u32) -> (f64, f64) {
+    fn entry(&self, q: &[f64], d_o: &[f64], (lse, delta): (f64, f64), [head, row, key]: [u32; 3]) -> (f64, f64) {
         let shape = self.problem.shape;
         let scale = self.problem.softmax_scale();
-        let p = (scale * dot(q, self.row_of(&self.k, key, shape.head_dim)) - lse).exp();
+        let product = scale * dot(q, self.row_of(&self.k, key, shape.head_dim));
+        let [score, slope] = reference::score(self.problem, [self.batch, head, row, key], product);
+        let p = (score - lse).exp();
         let dp = dot(d_o, self.row_of(&self.v, key, shape.head_dim_v));
-        (scale * p * (dp - delta), p)
+        (scale * p * (dp - delta) * slope, p)
     }
 
     fn row_of<'b>(&self, values: &'b [f64], key: u32, dim: u32) -> &'b [f64] {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, Element, TensorLayout, reference};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element, TensorLayout, reference};
 
 use crate::device::Gpu;
 use crate::failure::Result;
@@ -117,21 +117,21 @@ pub fn expected(problem: &AttentionProblem) -> Vec<Sample> {
         for row in spread(shape.seqlen_q.into(), rows_sampled) {
             let row = row as u32;
             let q: Vec<f64> = gather(Q, problem.layout.q, head, row).collect();
-            let (o, lse) = reference::forward_row(&alone, &q, &k, &v, 0, 0, row);
+            let (o, lse) = reference::forward_row(&alone, &q, &k, &v, batch, head, row);
             samples.push(Sample { batch, head, row, o, lse });
         }
     }
     samples
 }
 
-/// The problem of one head, whose Q holds one row that stands for all.
+/// The problem with one row of Q that stands for all, and one head of K and V. Rows and heads keep their numbers, on which
+/// ALiBi depends.
 pub fn alone(problem: &AttentionProblem) -> AttentionProblem {
     let mut alone = problem.clone();
-    alone.shape.batch = 1;
-    alone.shape.num_heads = 1;
-    alone.shape.num_heads_kv = 1;
-    alone.layout = AttentionLayout::bhsd(&alone.shape);
-    alone.layout.q = TensorLayout { offset: 0, stride_batch: 0, stride_row: 0, stride_head: 0 };
+    let rows =
+        |stride_row: u32| TensorLayout { offset: 0, stride_batch: 0, stride_row: stride_row.into(), stride_head: 0 };
+    let AttentionShape { head_dim, head_dim_v, .. } = problem.shape;
+    alone.layout = AttentionLayout { q: rows(0), k: rows(head_dim), v: rows(head_dim_v), ..problem.layout };
     alone
 }
 

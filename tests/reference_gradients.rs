@@ -1,6 +1,6 @@
 //! The oracle's gradients against central finite differences of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE in f64. No GPU.
 
-use wgpu_flash_attention::reference::{backward, backward_rounding_p, forward};
+use wgpu_flash_attention::reference::{Case, backward, backward_rounding_p, forward};
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, ScoreMod};
 
 /// Distinct, irregular values in [−1, 1].
@@ -92,6 +92,70 @@ fn gradients_go_back_through_modifiers() {
         let problem = chain.into_iter().fold(AttentionProblem::new(shape), AttentionProblem::with_score);
         check(&problem);
         check(&problem.clone().with_causal_top_left().with_dropout(0.2, 9));
+    }
+}
+
+/// The gradient of each head's sink, and dQ, dK and dV with one; a row that sees nothing passes its dLSE on.
+#[test]
+fn gradients_of_sinks_are_those_of_finite_differences() {
+    let shape = AttentionShape::new(2, 4, 5, 3).with_num_heads_kv(2).with_seqlen_kv(3).with_head_dim_v(2);
+    let dense = AttentionProblem::new(shape).with_sink();
+    for problem in [dense.clone(), dense.clone().with_causal().with_dropout(0.4, 7), padded(dense.with_causal())] {
+        let inputs = inputs(&problem);
+        let [q, k, v] = &inputs.tensors;
+        let sink = values(4, 5000);
+        let case = Case::new(&problem, &[], &[]).with_sink(&sink);
+        let gradients = backward(case, q, k, v, &inputs.d_o, Some(&inputs.d_lse));
+        let phi = |tensors: &[Vec<f64>; 3], sink: &[f64]| {
+            let output = forward(Case::new(&problem, &[], &[]).with_sink(sink), &tensors[0], &tensors[1], &tensors[2]);
+            let of_o: f64 = output.o.iter().zip(&inputs.d_o).map(|(o, d_o)| o * d_o).sum();
+            let of_lse = output.lse.iter().zip(&inputs.d_lse).filter(|(lse, _)| lse.is_finite());
+            of_o + of_lse.map(|(lse, d_lse)| lse * d_lse).sum::<f64>()
+        };
+        const STEP: f64 = 1e-5;
+        let near = |found: f64, moved: &dyn Fn(f64) -> f64, what: &str| {
+            let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            assert!((found - expected).abs() <= 1e-8, "{what}: {found}, not {expected}; {problem:?}");
+        };
+        assert_eq!(gradients.dsink.len(), 4);
+        for head in 0..4 {
+            let moved = |step: f64| {
+                let mut sink = sink.clone();
+                sink[head] += step;
+                phi(&inputs.tensors, &sink)
+            };
+            near(gradients.dsink[head], &moved, "dsink");
+        }
+        for (tensor, gradient) in [&gradients.dq, &gradients.dk, &gradients.dv].into_iter().enumerate() {
+            for (index, found) in gradient.iter().enumerate() {
+                let moved = |step: f64| {
+                    let mut tensors = inputs.tensors.clone();
+                    tensors[tensor][index] += step;
+                    phi(&tensors, &sink)
+                };
+                near(*found, &moved, "a gradient beside a sink");
+            }
+        }
+    }
+}
+
+/// The second sequence has three rows and two keys.
+fn padded(problem: AttentionProblem) -> AttentionProblem {
+    problem.with_lengths(vec![5, 3], vec![3, 2])
+}
+
+#[test]
+fn gradients_keep_to_lengths() {
+    let shape = AttentionShape::new(2, 4, 5, 3).with_num_heads_kv(2).with_seqlen_kv(3).with_head_dim_v(2);
+    let alibi = ScoreMod::Alibi(vec![0.1, 0.2, 0.3, 0.4]);
+    for problem in [AttentionProblem::new(shape), AttentionProblem::new(shape).with_causal().with_score(alibi)] {
+        let problem = padded(problem);
+        check(&problem);
+        let inputs = inputs(&problem);
+        let [q, k, v] = &inputs.tensors;
+        let gradients = backward(&problem, q, k, v, &inputs.d_o, None);
+        // The third key of the second sequence: 2 heads of 3 dimensions, 2 of V.
+        assert_eq!((&gradients.dk[30..], &gradients.dv[20..]), (&[0.0; 6][..], &[0.0; 4][..]));
     }
 }
 

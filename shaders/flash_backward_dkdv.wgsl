@@ -75,6 +75,9 @@ fn main(
     for (; step < until_SEEN(visits) * params.heads_per_kv; step++) {
       let now = step_at(visits, step);
       let head = tile.head + now.head;
+      // unroll MODIFIED in MODIFIED_SCORES {
+        enter_head(tile.batch, head);
+      // }
       let i = now.row_tile;
       let masked = HAS_WINDOW && IS_MASKED_SEEN && now.visit >= visits.num_whole;
       let next = step_at(visits, min(step + 1u, steps - 1u));

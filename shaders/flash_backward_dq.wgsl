@@ -44,6 +44,9 @@ fn main(
   if index >= q_tile_count() { return; }
   let tile = q_tile_at(index);
   let lane = invocation % LANES;
+  // unroll MODIFIED in MODIFIED_SCORES {
+    enter_head(tile.batch, tile.head);
+  // }
   let head_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
 
   // Q_i, dO_i, LSE_i, D_i; dQ_i = 0

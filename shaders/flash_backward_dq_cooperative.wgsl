@@ -44,6 +44,9 @@ fn main(
   let mine = mine_at(subgroup_id, subgroup_invocation_id / CHUNK_LANES, subgroup_invocation_id % CHUNK_LANES);
 
   // Q_i, dO_i, LSE_i, D_i; dQ_i = 0
+  // unroll MODIFIED in MODIFIED_SCORES {
+    enter_head(tile.batch, tile.head);
+  // }
   let lse_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
   // unroll E in OWNED_FRAGMENTS {
     let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + mine.row;

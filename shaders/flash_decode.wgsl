@@ -104,6 +104,7 @@ fn main(
     // }
 
     // unroll MODIFIED in MODIFIED_SCORES, N in THREAD_ROWS, U in GROUP_QUADS {
+      enter_head(tile.batch, head_of(tile, N));
       s_N_U = scored(s_N_U, cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U));
     // }
 

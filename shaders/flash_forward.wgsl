@@ -45,6 +45,9 @@ fn main(
   let split = index % num_splits();
   let lane = invocation % LANES;
 
+  // unroll MODIFIED in MODIFIED_SCORES {
+    enter_head(tile.batch, tile.head);
+  // }
   // Q_i; O_i = 0, l_i = 0, m_i = −∞
   // unroll N in THREAD_ROWS {
     let row_N = invocation / LANES + N * ROW_LANES;

@@ -40,6 +40,9 @@ fn main(
 
   // Q_i; O_i = 0, l_i = 0 (this invocation's part of it), m_i = −∞
   let batch = params.batch_first + tile.batch;
+  // unroll MODIFIED in MODIFIED_SCORES {
+    enter_head(tile.batch, tile.head);
+  // }
   let q_at = q_head(tile.batch, tile.head);
   // unroll N in ROW_FRAGMENTS {
     let row_N = first_row + N * MATRIX_SIDE;
@@ -47,10 +50,10 @@ fn main(
     // The scale is applied to S, in f32; only its sign is here, so that the greatest S stays the greatest.
     let q_N = q_rows(mine, q_at, row_N, params.row_count, 0.0, params.softmax_scale_log2 < 0.0);
     let scale_N = abs(params.softmax_scale_log2) * inverse(q_N.scale);
-    // What is left to multiply S with: modifiers take it as it is.
+    // What is left to multiply S with: modifiers take natural scores and give such.
     var s_factor_N = scale_N;
     // unroll MODIFIED in MODIFIED_SCORES {
-      s_factor_N = 1.0;
+      s_factor_N = LOG2_E;
     // }
     // unroll M in V_CHUNKS {
       var o_N_M = Sums();
@@ -165,7 +168,7 @@ fn main(
           s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
           let at_N_E = cell_at(tile.batch, tile.head, row_N, next_key + first_of(mine, E));
           // unroll MODIFIED in MODIFIED_SCORES {
-            s_N_E = scored_eight(scaled(s_N_E, scale_N), at_N_E);
+            s_N_E = natural_eight(scaled(s_N_E, scale_N * LN_2), at_N_E);
           // }
           if IS_MASKED_SEEN { s_N_E = only(seen(visible_keys(batch, i_N), at_N_E), s_N_E, MASKED); }
           s_max_N = max(s_max_N, largest_of_eight(s_N_E));

@@ -24,6 +24,9 @@ fn main(
   let batch = index / params.row_count / params.head_count;
   if batch >= params.batch_count { return; }
   let i = params.row_first + row;
+  // unroll MODIFIED in MODIFIED_SCORES {
+    enter_head(batch, head);
+  // }
   let stats = stats_of_row(batch * params.lse_stride_batch + head * params.lse_stride_head, row, params.row_count);
 
   // The keys that the other kernels visit for this row's Q tile.

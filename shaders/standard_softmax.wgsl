@@ -25,6 +25,9 @@ fn main(
   let batch = index / params.row_count / params.head_count;
   if batch >= params.batch_count { return; }
   let i = params.row_first + row;
+  // unroll MODIFIED in MODIFIED_SCORES {
+    enter_head(batch, head);
+  // }
 
   // The keys that the other two kernels visit for this row's Q tile.
   let tile_row = row / TILE_Q * TILE_Q;

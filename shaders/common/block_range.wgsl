@@ -6,11 +6,14 @@ struct BlockRange {
   end: u32,
   whole_first: u32,
   whole_end: u32,
+  // The tile that a flash kernel visits first of those, if it is one of them and NEAREST_FIRST.
+  nearest: u32,
 }
 
 fn block_range(batch: u32, first_row: u32, last_row: u32) -> BlockRange {
   let last = last_that_exists(first_row, last_row, seqlen_q_of(batch));
-  let range = tiles_between(visible_keys(batch, first_row), visible_keys(batch, last), TILE_KV);
+  var range = tiles_between(visible_keys(batch, first_row), visible_keys(batch, last), TILE_KV);
+  if NEAREST_FIRST { range.nearest = u32(max(i32(last_row) + mask_offset_of(batch), 0)) / TILE_KV; }
   return not_whole_unless(range, last == last_row);
 }
 
@@ -39,7 +42,7 @@ fn tiles_between(top: vec2<i32>, bottom: vec2<i32>, side: u32) -> BlockRange {
   let end = max(bottom.y, 0);
   let first = min(top.x, end);
   let tile = i32(side);
-  var range = BlockRange(0u, 0u, 0u, 0u);
+  var range = BlockRange(0u, 0u, 0u, 0u, 0u);
   range.first = u32(first / tile);
   range.end = u32((end + tile - 1) / tile);
   range.whole_first = u32((bottom.x + tile - 1) / tile);

@@ -72,6 +72,9 @@ fn kept_of(at: Cell) -> Which {
   fn scored_eight(s: Eight, at: Cell) -> Eight {
     return Eight(scored(s.low, cell_of(at, 0u)), scored(s.high, cell_of(at, HIGH)));
   }
+  fn natural_eight(s: Eight, at: Cell) -> Eight {
+    return Eight(scored_natural(s.low, cell_of(at, 0u)), scored_natural(s.high, cell_of(at, HIGH)));
+  }
 // }
 
 // The left factors of a chunk: their way into the scratch, and out of it.

@@ -1,14 +1,29 @@
 // Score modifiers: they change a score between softmax_scale · Q Kᵀ and the mask. They form a chain (slot score), in
 // the order of the list SCORE_MODS. If the list is empty, this file is left out and costs nothing.
 
-// S as the softmax takes it, from softmax_scale · Q Kᵀ. Both are in units of log2(e); modifiers see natural scores.
-fn scored(s: vec4<f32>, cell: Cell) -> vec4<f32> {
-  var score = s * LN_2;
+// What the modifiers need of a head: two numbers each. They are read once for many scores.
+// unroll MOD in SCORE_MODS {
+  var<private> head_MOD: vec2<f32> = vec2<f32>(0.0);
+// }
+
+// The scores that follow are of this sequence and head, counted from the first of this dispatch.
+fn enter_head(batch: u32, head: u32) {
+  // unroll MOD in SCORE_MODS {
+    head_MOD = score_MOD_of_head(params.batch_first + batch, params.head_first + head);
+  // }
+}
+
+// S as the softmax takes it, from softmax_scale · Q Kᵀ, both natural.
+fn scored_natural(s: vec4<f32>, cell: Cell) -> vec4<f32> {
+  var score = s;
   // unroll MOD in SCORE_MODS {
     score = score_MOD(score, cell);
   // }
-  return score * LOG2_E;
+  return score;
 }
+
+// The same in units of log2(e).
+fn scored(s: vec4<f32>, cell: Cell) -> vec4<f32> { return scored_natural(s * LN_2, cell) * LOG2_E; }
 
 // The same, where what the mask hides is in memory as MASKED.
 fn scored_if_seen(s: vec4<f32>, cell: Cell) -> vec4<f32> {

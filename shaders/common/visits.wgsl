@@ -19,6 +19,9 @@ fn visits_of(range: BlockRange) -> Visits {
   var clipped = range;
   clipped.whole_first = clamp(range.whole_first, range.first, range.end);
   clipped.whole_end = clamp(range.whole_end, clipped.whole_first, range.end);
+  if NEAREST_FIRST {
+    clipped.nearest = clamp(range.nearest, clipped.whole_first, max(clipped.whole_end, clipped.whole_first + 1u) - 1u);
+  }
   return Visits(clipped, clipped.whole_end - clipped.whole_first, range.end - range.first);
 }
 
@@ -29,5 +32,11 @@ fn tile_at(visits: Visits, visit: u32) -> u32 {
   // Those before the whole ones come behind them.
   let partial = range.first + visit - visits.num_whole;
   let is_behind = visits.num_whole > 0u && partial >= range.whole_first;
-  return select(partial + select(0u, visits.num_whole, is_behind), range.whole_first + visit, visit < visits.num_whole);
+  var whole = range.whole_first + visit;
+  // From the nearest down, then up from it: where near keys have the highest scores, the maximum need not grow again.
+  if NEAREST_FIRST {
+    let is_below = visit <= range.nearest - range.whole_first;
+    whole = select(whole, range.nearest - visit, is_below);
+  }
+  return select(partial + select(0u, visits.num_whole, is_behind), whole, visit < visits.num_whole);
 }

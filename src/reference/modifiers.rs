@@ -64,7 +64,7 @@ fn softcapped(s: f64, softcap: f64) -> Score {
         value: softcap * share,
         slope,
         bend: -2.0 * share * slope / softcap,
-        rounding: 5.0 * (softcap * (s / softcap).abs().min(20.0) * slope) + 14.0 * softcap * share.abs(),
+        rounding: 6.0 * (softcap * (s / softcap).abs().min(20.0) * slope) + 14.0 * softcap * share.abs(),
         slope_rounding: 26.0 * share.abs() + 2.0,
     }
 }
@@ -79,7 +79,8 @@ fn with_alibi(s: f64, problem: &AttentionProblem, slopes: &[f32], (batch, head, 
     let distance = (i64::from(row) + offset - i64::from(key)).abs() as f64;
     let subtracted = f64::from(slopes[first + head as usize]) * distance;
     let value = s - subtracted;
-    let rounding = 2.0 * subtracted.abs() + value.abs();
+    // Distances of more than 2²⁴ are rounded twice.
+    let rounding = 3.0 * subtracted.abs() + value.abs();
     Score { value, slope: 1.0, bend: 0.0, rounding, slope_rounding: 0.0 }
 }
 

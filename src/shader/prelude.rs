@@ -27,6 +27,8 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     }
     constant(&mut text, "HAS_WINDOW", specialization.has_window);
     constant(&mut text, "HAS_KEY_MASKS", !specialization.key_masks.is_empty());
+    // ALiBi takes from a score what its key is far from the diagonal.
+    constant(&mut text, "NEAREST_FIRST", specialization.score_mods.names().any(|name| name == "alibi"));
     constant(&mut text, "HAS_LENGTHS", specialization.has_lengths);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     for (name, index) in specialization.tables() {

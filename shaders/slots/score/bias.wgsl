@@ -2,6 +2,8 @@
 
 @group(0) @binding(BINDING_bias) var<storage, read> bias: array<u32>;
 
+fn score_bias_of_head(batch: u32, head: u32) -> vec2<f32> { return vec2<f32>(0.0); }
+
 fn score_bias(score: vec4<f32>, cell: Cell) -> vec4<f32> {
   // Rows and keys outside the tensors are hidden: any of their own entries will do.
   let row = min(cell.i, params.seqlen_q - 1u);

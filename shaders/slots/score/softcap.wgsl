@@ -1,6 +1,10 @@
 // S → softcap · tanh(S / softcap). Its table holds softcap.
 
-fn softcap() -> f32 { return bitcast<f32>(tables[tables[TABLE_softcap]]); }
+// softcap and 1 / softcap.
+fn score_softcap_of_head(batch: u32, head: u32) -> vec2<f32> {
+  let softcap = bitcast<f32>(tables[tables[TABLE_softcap]]);
+  return vec2<f32>(softcap, min(1.0 / softcap, 3.0e38));
+}
 
 // tanh, right to a few units in the last place, 1 and −1 for infinities, NaN for NaN: WGSL promises none of that for
 // its own.
@@ -15,9 +19,11 @@ fn tanh_of(x: vec4<f32>) -> vec4<f32> {
   return select(small, select(-size, size, x > vec4<f32>(0.0)), abs(x) > vec4<f32>(0.6));
 }
 
-fn score_softcap(score: vec4<f32>, cell: Cell) -> vec4<f32> { return softcap() * tanh_of(score / softcap()); }
+fn score_softcap(score: vec4<f32>, cell: Cell) -> vec4<f32> {
+  return head_softcap.x * tanh_of(score * head_softcap.y);
+}
 
 fn score_softcap_gradient(gradient: vec4<f32>, score: vec4<f32>, cell: Cell) -> vec4<f32> {
-  let share = tanh_of(score / softcap());
+  let share = tanh_of(score * head_softcap.y);
   return gradient * fma(-share, share, vec4<f32>(1.0));
 }

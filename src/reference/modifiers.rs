@@ -1,7 +1,7 @@
 //! What score modifiers make of a score, and how it errs.
 
 use super::case::{Case, Cell};
-use crate::problem::{AttentionProblem, ScoreMod};
+use crate::problem::{AttentionProblem, Element, ScoreMod};
 
 /// A score, as a function of what it was before some modifiers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,7 +27,7 @@ pub(super) fn modified(problem: Case<'_>, s: f64, cell: Cell) -> Score {
     let unmodified = Score { value: s, slope: 1.0, bend: 0.0, rounding: 0.0, slope_rounding: 0.0 };
     let score = problem.scores().iter().fold(unmodified, |before, modifier| {
         let after = match modifier {
-            ScoreMod::Softcap(softcap) => softcapped(before.value, f64::from(*softcap)),
+            ScoreMod::Softcap(softcap) => softcapped(before.value, f64::from(*softcap), problem.element),
             ScoreMod::Alibi(slopes) => with_alibi(before.value, &problem, slopes, cell),
             ScoreMod::Bias { layout, .. } => with_bias(before.value, problem.bias(layout, cell)),
         };
@@ -56,16 +56,18 @@ impl Score {
     }
 }
 
-/// softcap · tanh(s / softcap). The shader's tanh errs by 12 units or less, of its exponential and its division.
-fn softcapped(s: f64, softcap: f64) -> Score {
+/// softcap · tanh(s / softcap). The shader's tanh errs by 12 units or less, of its exponential and its division; with 16-bit
+/// elements by four units of 1 more (`shaders/slots/tanh/`).
+fn softcapped(s: f64, softcap: f64, element: Element) -> Score {
     let share = (s / softcap).tanh();
     let slope = 1.0 - share * share;
+    let of_small = if element == Element::F32 { 0.0 } else { 4.0 };
     Score {
         value: softcap * share,
         slope,
         bend: -2.0 * share * slope / softcap,
-        rounding: 6.0 * (softcap * (s / softcap).abs().min(20.0) * slope) + 14.0 * softcap * share.abs(),
-        slope_rounding: 26.0 * share.abs() + 2.0,
+        rounding: 6.0 * (softcap * (s / softcap).abs().min(20.0) * slope) + softcap * (14.0 * share.abs() + of_small),
+        slope_rounding: (26.0 + 2.0 * of_small) * share.abs() + 2.0,
     }
 }
 

@@ -44,10 +44,15 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
     });
     let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
     let tables = has_tables.then_some(wgsl!("common/tables.wgsl"));
+    let is_capped = score_mods.names().any(|name| name == "softcap");
+    let tanh = is_capped.then_some(match specialization.storage {
+        Storage::F32 => wgsl!("slots/tanh/exact.wgsl"),
+        Storage::F16 | Storage::F16Packed | Storage::Bf16 => wgsl!("slots/tanh/close.wgsl"),
+    });
     let sink = specialization.has_sink.then_some(wgsl!("common/sink.wgsl"));
     let modifiers = score_mods.names().filter_map(|name| chained("score", name)).collect::<Vec<_>>();
     let masks = key_masks.names().filter_map(|name| chained("mask", name)).collect::<Vec<_>>();
-    scores.into_iter().chain(tables).chain(entries).chain(modifiers).chain(masks).chain(sink)
+    scores.into_iter().chain(tables).chain(entries).chain(tanh).chain(modifiers).chain(masks).chain(sink)
 }
 
 /// The file of a slot with this name.

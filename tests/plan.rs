@@ -315,7 +315,7 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                     for plan in [
                         flash,
                         Plan::forward(&standard, &capabilities).build(),
-                        backward(&problem),
+                        backward(&problem.clone().with_sink()),
                         backward(&standard),
                     ] {
                         let Ok(plan) = plan else {

@@ -373,7 +373,14 @@ fn write_variants_for_other_compilers() {
         }
         *of_kind += 1;
     }
-    println!("{} variants of {} kinds written to {}", variants.len(), kinds.len(), folder.display());
+    // naga has written HLSL of these; Tint is the stricter reader of WGSL.
+    let mut modified = variants_with_modifiers();
+    modified.retain(|variant| variant.tiles.matrix_side.is_none());
+    for (number, variant) in modified.iter().enumerate() {
+        let tint = ShaderSource::new(variant, Dialect::Tint).unwrap();
+        std::fs::write(folder.join(format!("{}-modified-{number}.wgsl", variant.kernel.name())), tint.text()).unwrap();
+    }
+    println!("{} variants of {} kinds written to {}", variants.len() + modified.len(), kinds.len(), folder.display());
 }
 
 /// The line map covers the text, and a line of the kernel file is where it says.

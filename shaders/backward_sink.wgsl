@@ -5,8 +5,8 @@
 //   for each head h:                                     one workgroup
 //     dsink_h = −Σ exp(sink_h − LSE_i) · D_i             over the rows i of all sequences
 //
-// exp(sink_h − LSE_i) is the share of the sink in the sum of row i. The invocations share the rows of a sequence. Where
-// sequences are in several dispatches, each adds to what the last one wrote.
+// exp(sink_h − LSE_i) is the share of the sink in the sum of row i. The invocations share the rows of a sequence.
+// Where sequences are in several dispatches, each adds to what the last one wrote.
 
 @group(0) @binding(BINDING_row_stats) var<storage, read> row_stats: array<vec2<f32>>;
 @group(0) @binding(BINDING_dsink) var<storage, read_write> dsink: array<f32>;

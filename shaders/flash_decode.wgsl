@@ -103,9 +103,11 @@ fn main(
       var s_N_U = lane_sum(N * GROUP_QUADS + U, invocation, vec4<f32>(s_N_U_0, s_N_U_1, s_N_U_2, s_N_U_3));
     // }
 
-    // unroll MODIFIED in MODIFIED_SCORES, N in THREAD_ROWS, U in GROUP_QUADS {
+    // unroll MODIFIED in MODIFIED_SCORES, N in THREAD_ROWS {
       enter_head(tile.batch, head_of(tile, N));
-      s_N_U = scored(s_N_U, cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U));
+      // unroll U in GROUP_QUADS {
+        s_N_U = scored(s_N_U, cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U));
+      // }
     // }
 
     // masked

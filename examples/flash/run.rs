@@ -76,13 +76,12 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     if options.algorithm == RunAlgorithm::Standard {
         problem = problem.with_algorithm(Algorithm::Standard);
     }
-    let answer = match options.algorithm {
+    let mut answer = match options.algorithm {
         RunAlgorithm::Flash | RunAlgorithm::Standard => on_gpu(options, &problem, &inputs, choice).await?,
         RunAlgorithm::Reference => on_cpu(options, &problem, &inputs)?,
     };
 
     let gradient_element = problem.gradient_element();
-    let mut answer = answer;
     answer.summary.with = what_else(&problem);
     let file = tensors::encoded(&problem.shape, options.layout, element, gradient_element, &answer.outputs)?;
     target.write(&file)?;

@@ -7,7 +7,8 @@ use wgpu_flash_attention::{
 };
 
 use crate::support::{
-    GradientInputs, Inputs, Library, Variant, check, check_gradients, gradient_inputs, inputs, library, with_matrices,
+    GradientInputs, Inputs, Variant, check, check_both, check_gradients, gradient_inputs, inputs, library,
+    with_matrices,
 };
 
 /// Batch, heads, rows and keys, those of the problem or 1.
@@ -39,12 +40,6 @@ const REPEATS: [Repeats; 5] = [
 
 fn shape() -> AttentionShape {
     AttentionShape::new(2, 4, 37, 16).with_num_heads_kv(2).with_seqlen_kv(45)
-}
-
-/// Forward and backward, flash and standard, within their bounds.
-fn check_both(library: &Library, problem: &AttentionProblem, seed: u64) {
-    check(library, problem, &inputs(problem, seed));
-    check_gradients(library, problem, &gradient_inputs(problem, seed));
 }
 
 #[test]

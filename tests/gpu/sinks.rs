@@ -7,17 +7,12 @@ use wgpu_flash_attention::{
 };
 
 use crate::support::{
-    Library, Variant, check, check_gradients, gradient_inputs, inputs, library, run_backward,
+    Variant, check, check_both, check_gradients, gradient_inputs, inputs, library, run_backward,
     run_backward_dispatch_by_dispatch, run_calls, with_matrices,
 };
 
 fn shape() -> AttentionShape {
     AttentionShape::new(2, 4, 37, 16).with_num_heads_kv(2).with_seqlen_kv(45)
-}
-
-fn check_both(library: &Library, problem: &AttentionProblem, seed: u64) {
-    check(library, problem, &inputs(problem, seed));
-    check_gradients(library, problem, &gradient_inputs(problem, seed));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use wgpu_flash_attention::{
 use super::data::{Inputs, Random, gaps_of, inputs};
 use super::device::Library;
 use super::run::{Guarded, POISON, arithmetic_of, from_bytes, problem_of, to_bytes, upload_entries};
-use super::tolerance::Share;
+use super::tolerance::{Share, check};
 
 /// What a backward pass takes.
 #[derive(Clone)]
@@ -251,6 +251,12 @@ pub fn check_gradients(library: &Library, problem: &AttentionProblem, given: &Gr
         answer.share_of_dsink(gradients).assert(&format!("{algorithm}: dsink"), problem);
     }
     flash
+}
+
+/// Forward and backward, flash and standard, within their bounds.
+pub fn check_both(library: &Library, problem: &AttentionProblem, seed: u64) {
+    check(library, problem, &inputs(problem, seed));
+    check_gradients(library, problem, &gradient_inputs(problem, seed));
 }
 
 /// The oracle's gradients, and how far others may be from them.

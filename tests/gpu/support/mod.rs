@@ -13,8 +13,8 @@ pub use data::{Inputs, Random, inputs, strided};
 pub use device::{Library, Variant, adapter, library, limited, with_matrices};
 pub use draw::Draw;
 pub use gradients::{
-    GradientAnswer, GradientInputs, GradientTensors, Gradients, check_gradients, gradient_inputs, run_backward,
-    run_backward_calls, run_backward_dispatch_by_dispatch,
+    GradientAnswer, GradientInputs, GradientTensors, Gradients, check_both, check_gradients, gradient_inputs,
+    run_backward, run_backward_calls, run_backward_dispatch_by_dispatch,
 };
 pub use run::{Guarded, Output, Tensors, arithmetic_of, problem_of, run, run_calls, run_dispatch_by_dispatch};
 pub use texts::{Texts, text_of};

@@ -40,8 +40,8 @@ describe('shader variants', { timeout: 1_800_000 }, () => {
     const files = readdirSync(variants).map((file) => join(variants, file));
     wgsl = files.filter((file) => file.endsWith('.wgsl'));
     hlsl = files.filter((file) => file.endsWith('.hlsl'));
-    // HLSL is of a third of the plain variants.
-    assert(wgsl.length > 100 && 6 * hlsl.length >= wgsl.length);
+    // HLSL is of a ninth of the plain variants, with some of every kind.
+    assert(wgsl.length > 100 && 20 * hlsl.length >= wgsl.length);
     rmSync(broken, { recursive: true, force: true });
     mkdirSync(broken, { recursive: true });
   });
@@ -83,8 +83,8 @@ describe('shader variants', { timeout: 1_800_000 }, () => {
   });
 
   test('and optimises some of them', async () => {
-    // One in twenty: it takes six times as long.
-    const some = hlsl.filter((_, index) => index % 20 === 0);
+    // One in ten: it takes six times as long.
+    const some = hlsl.filter((_, index) => index % 10 === 0);
     assert.equal(await acceptedOf((files) => dxc('-O3', files), some), some.length);
   });
 

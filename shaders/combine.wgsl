@@ -63,17 +63,11 @@ fn main(
 
   // O = O / l, LSE = m + ln l; a row that no part sees gives 0 and −∞
   let empty = l == 0.0;
-  var result = o / l;
-  var lse_row = select(m + log2(l) * LN_2, params.negative_infinity, empty);
-  // unroll SINK in SINKS {
-    let end = with_sink(cell_at(batch, head, row, 0u), select(m * LOG2_E, MASKED, empty), l);
-    result = o * end.share;
-    lse_row = end.lse;
-  // }
+  let end = row_end(cell_at(batch, head, row, 0u), select(m * LOG2_E, MASKED, empty), l);
   let first = params.o_offset + batch * params.o_stride_batch + head * params.o_stride_head + row * params.o_stride_row;
-  store_o(first + dim, HEAD_DIM_V - dim, select(result, vec4<f32>(0.0), empty));
+  store_o(first + dim, HEAD_DIM_V - dim, select(o * end.share, vec4<f32>(0.0), empty));
   if dim == 0u {
     let at = params.lse_offset + batch * params.lse_stride_batch + head * params.lse_stride_head + row;
-    lse[at] = lse_row;
+    lse[at] = end.lse;
   }
 }

@@ -25,9 +25,6 @@ const HIGH = 4u;
 const S_STRIDE = MATRIX_QUADS + 1u;
 fn scale_of_row(largest: f32) -> f32 { return row_scale(largest, MATRIX_SIDE, LANES); }
 
-// dO of a row that may be empty.
-fn live_d_o(value: Loaded, is_empty: bool) -> Loaded { return select(value, Loaded(), is_empty); }
-
 fn store_by_columns(mine: Mine, sum: MatrixC) {
   let at = mine.s_scratch;
   let stride = S_STRIDE;

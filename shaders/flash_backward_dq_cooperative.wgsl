@@ -26,11 +26,6 @@ fn scale_of_row(largest: f32) -> f32 { return row_scale(largest, 1u, CHUNK_LANES
 // and LSE has a gradient), the row would outgrow all others. So D counts too.
 const D_SHARE = 0.000244140625; // 2⁻¹²
 
-// Keys are never empty.
-// unroll TENSOR in WALKED {
-  fn live_TENSOR(value: Loaded, is_empty: bool) -> Loaded { return value; }
-// }
-
 @compute @workgroup_size(INVOCATIONS)
 fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,

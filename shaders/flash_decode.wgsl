@@ -190,20 +190,15 @@ fn main(
       let head = head_of(tile, N);
       let row = row_of(tile, N);
       let empty = l_all_N == 0.0;
-      var factor = params.dropout_scale / l_all_N;
-      var lse_row = select((m_all_N + log2(l_all_N)) * LN_2, params.negative_infinity, empty);
-      // unroll SINK in SINKS {
-        let end = with_sink(cell_at(tile.batch, head, row, 0u), m_all_N, l_all_N);
-        factor = params.dropout_scale * end.share;
-        lse_row = end.lse;
-      // }
+      let end = row_end(cell_at(tile.batch, head, row, 0u), m_all_N, l_all_N);
+      let factor = params.dropout_scale * end.share;
       let first = o_row(split, tile.batch, head, row);
       for (var quad = invocation; quad * 4u < HEAD_DIM_V; quad += INVOCATIONS) {
         var o = vec4<f32>(0.0);
         for (var g = 0u; g < KEY_LANES; g++) { o += group_o[g * V_STRIDE + quad]; }
         write_o(first, quad * 4u, select(o * factor, vec4<f32>(0.0), empty));
       }
-      if invocation == 0u { write_lse(split, tile.batch, head, row, lse_row); }
+      if invocation == 0u { write_lse(split, tile.batch, head, row, end.lse); }
     }
   // }
 }

@@ -193,20 +193,15 @@ fn main(
   // unroll N in THREAD_ROWS {
     let empty_N = l_N == 0.0;
     if tile.row + row_N < params.row_count {
-      var factor = params.dropout_scale / l_N;
-      var lse_row = select((m_N + log2(l_N)) * LN_2, params.negative_infinity, empty_N);
-      // unroll SINK in SINKS {
-        let end = with_sink(cell_at(tile.batch, tile.head, tile.row + row_N, 0u), m_N, l_N);
-        factor = params.dropout_scale * end.share;
-        lse_row = end.lse;
-      // }
+      let end = row_end(cell_at(tile.batch, tile.head, tile.row + row_N, 0u), m_N, l_N);
+      let factor = params.dropout_scale * end.share;
       let first = o_row(split, tile.batch, tile.head, tile.row + row_N);
       // unroll M in V_LOADS, B in BROADCAST {
         let dim_M_B = quad_of(invocation, M, B) * 4u;
         let result_M_B = select(o_N_M_B * factor, vec4<f32>(0.0), empty_N);
         if dim_M_B < HEAD_DIM_V { write_o(first, dim_M_B, result_M_B); }
       // }
-      if lane == 0u { write_lse(split, tile.batch, tile.head, tile.row + row_N, lse_row); }
+      if lane == 0u { write_lse(split, tile.batch, tile.head, tile.row + row_N, end.lse); }
     }
   // }
 }

@@ -51,10 +51,7 @@ fn main(
     let q_N = q_rows(mine, q_at, row_N, params.row_count, 0.0, params.softmax_scale_log2 < 0.0);
     let scale_N = abs(params.softmax_scale_log2) * inverse(q_N.scale);
     // What is left to multiply S with: modifiers take natural scores and give such.
-    var s_factor_N = scale_N;
-    // unroll MODIFIED in MODIFIED_SCORES {
-      s_factor_N = LOG2_E;
-    // }
+    let s_factor_N = select(scale_N, LOG2_E, HAS_SCORE_MODS);
     // unroll M in V_CHUNKS {
       var o_N_M = Sums();
     // }
@@ -154,9 +151,6 @@ fn main(
 
         // rowmax(S) of the next tile, masked
         let next_key = tile_at(visits, next) * TILE_KV;
-        // unroll N in ROW_FRAGMENTS {
-          s_max_N = MASKED;
-        // }
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
           var s_sum_N_E = Sums();
           // unroll G in CHUNK_FRAGMENTS {
@@ -171,7 +165,7 @@ fn main(
             s_N_E = natural_eight(scaled(s_N_E, scale_N * LN_2), at_N_E);
           // }
           if IS_MASKED_SEEN { s_N_E = only(seen(visible_keys(batch, i_N), at_N_E), s_N_E, MASKED); }
-          s_max_N = max(s_max_N, largest_of_eight(s_N_E));
+          s_max_N = max(select(s_max_N, MASKED, E == 0u), largest_of_eight(s_N_E));
         // }
         var grew = false;
         // unroll N in ROW_FRAGMENTS {
@@ -239,15 +233,9 @@ fn main(
     // In a row of nothing but NaN the maximum is that of masked scores.
     let is_nan_N = (m_N == MASKED || m_N == MASKED * s_factor_N) && is_nan(l_row_N);
     let empty_N = l_row_N == 0.0 || (stands_for_infinity(m_N) && !is_nan_N);
-    var factor_N = params.dropout_scale / l_row_N * inverse(v_gain_N);
-    var lse_N = select((m_N + log2(l_row_N)) * LN_2, params.negative_infinity, empty_N);
-    // unroll SINK in SINKS {
-      // l_i = l_i + exp(sink)
-      let row_cell_N = cell_at(tile.batch, tile.head, row_N, 0u);
-      let end_N = with_sink(row_cell_N, select(m_N, MASKED, empty_N), select(l_row_N, 0.0, empty_N));
-      factor_N = params.dropout_scale * end_N.share * inverse(v_gain_N);
-      lse_N = end_N.lse;
-    // }
+    let row_cell_N = cell_at(tile.batch, tile.head, row_N, 0u);
+    let end_N = row_end(row_cell_N, select(m_N, MASKED, empty_N), select(l_row_N, 0.0, empty_N));
+    let factor_N = params.dropout_scale * end_N.share * inverse(v_gain_N);
     let first_N = o_row(split, tile.batch, tile.head, row_N);
     let inside_N = row_N < params.row_count;
     // unroll M in V_CHUNKS {
@@ -256,6 +244,6 @@ fn main(
       if inside_N && dim_N_M < HEAD_DIM_V { write_o(first_N, dim_N_M, o_plain_N_M.low); }
       if inside_N && dim_N_M + HIGH < HEAD_DIM_V { write_o(first_N, dim_N_M + HIGH, o_plain_N_M.high); }
     // }
-    if inside_N && mine.quad == 0u { write_lse(split, tile.batch, tile.head, row_N, lse_N); }
+    if inside_N && mine.quad == 0u { write_lse(split, tile.batch, tile.head, row_N, end_N.lse); }
   // }
 }

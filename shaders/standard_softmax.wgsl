@@ -73,13 +73,8 @@ fn main(
 
   // P = dropout(exp(S − m) / l), LSE = m + ln l; a row that sees nothing, or only scores of −∞, gives 0 and −∞
   let empty = l == 0.0;
-  var factor = select(params.dropout_scale / l, 0.0, empty);
-  var lse_row = select((m + log2(l)) * LN_2, params.negative_infinity, empty);
-  // unroll SINK in SINKS {
-    let end = with_sink(cell_at(batch, head, row, 0u), m, l);
-    factor = select(params.dropout_scale * end.share, 0.0, empty);
-    lse_row = end.lse;
-  // }
+  let end = row_end(cell_at(batch, head, row, 0u), m, l);
+  let factor = select(params.dropout_scale * end.share, 0.0, empty);
   for (
     var quad = range.first * (TILE_KV / 4u) + invocation;
     quad < range.end * (TILE_KV / 4u);
@@ -99,6 +94,6 @@ fn main(
   }
   if invocation == 0u {
     let lse_index = params.lse_offset + batch * params.lse_stride_batch + head * params.lse_stride_head + row;
-    lse[lse_index] = lse_row;
+    lse[lse_index] = end.lse;
   }
 }

@@ -59,11 +59,11 @@ fn are_sound(row: u32, number: u32) -> vec4<bool> {
   }
 
   // In tiles where some rows see less than others (`guarded`), a product with 0 must not make NaN of what is not seen:
-  // rows that are not finite become 0, and are marked.
+  // rows that are not finite become 0, and are marked. An empty row is 0 too: its dO may be anything.
   fn place_TENSOR(index: u32, fetched: W_Fetched, is_empty: bool, guarded: bool, number: u32) {
     var largest = 0.0;
     // unroll P in W_FETCH_PARTS {
-      let value_P = live_TENSOR(operand_W(fetched[P]), is_empty);
+      let value_P = select(operand_W(fetched[P]), Loaded(), is_empty);
       largest = max(largest, largest_of_loaded(value_P));
     // }
     let scale = row_scale(largest, 1u, W_FETCH_LANES);
@@ -94,14 +94,14 @@ fn are_sound(row: u32, number: u32) -> vec4<bool> {
 
 fn less(a: Eight, b: f32) -> Eight { return Eight(a.low - vec4<f32>(b), a.high - vec4<f32>(b)); }
 
-// P = exp(factor · S − LSE), and the gradient of factor · S from that of the scores that modifiers make of it.
+// P = exp(factor · S − LSE), and the gradient of factor · S. Both take factor · S first, so that modifiers run once.
 // unroll PLAIN in PLAIN_SCORES {
   fn p_of(s: Eight, factor: f32, lse: f32, at: Cell) -> Eight { return probabilities(s, factor, lse); }
   fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cell) -> Eight { return ds; }
 // }
 // unroll MODIFIED in MODIFIED_SCORES {
   fn p_of(s: Eight, factor: f32, lse: f32, at: Cell) -> Eight {
-    let exponent = less(scored_eight(scaled(s, factor), at), lse);
+    let exponent = less(scaled(natural_eight(scaled(scaled(s, factor), LN_2), at), LOG2_E), lse);
     return Eight(exp2(exponent.low), exp2(exponent.high));
   }
   fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cell) -> Eight {

@@ -155,8 +155,7 @@ fn sum_of(p: Eight) -> f32 {
 // P, 0 where S is masked.
 fn without_masked(p: Eight, s: Eight) -> Eight {
   let masked = vec4<f32>(MASKED);
-  let zero = vec4<f32>(0.0);
-  return Eight(select(p.low, zero, s.low == masked), select(p.high, zero, s.high == masked));
+  return only(Which(!(s.low == masked), !(s.high == masked)), p, 0.0);
 }
 
 // P in units of the rows of V, at most V_UNIT_MOST where the row sees them.

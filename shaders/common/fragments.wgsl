@@ -69,9 +69,6 @@ fn kept_of(at: Cell) -> Which {
   return Which(kept(at.batch, at.head, at.i, at.key), kept(at.batch, at.head, at.i, at.key + HIGH));
 }
 // unroll MODIFIED in MODIFIED_SCORES {
-  fn scored_eight(s: Eight, at: Cell) -> Eight {
-    return Eight(scored(s.low, cell_of(at, 0u)), scored(s.high, cell_of(at, HIGH)));
-  }
   fn natural_eight(s: Eight, at: Cell) -> Eight {
     return Eight(scored_natural(s.low, cell_of(at, 0u)), scored_natural(s.high, cell_of(at, HIGH)));
   }

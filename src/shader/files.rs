@@ -81,6 +81,10 @@ impl Slot {
                 Access::Quad => wgsl!("slots/f32_store/quad.wgsl"),
                 Access::Single => wgsl!("slots/f32_store/single.wgsl"),
             },
+            Slot::RowEnd => match specialization.has_sink {
+                true => wgsl!("slots/row_end/sink.wgsl"),
+                false => wgsl!("slots/row_end/plain.wgsl"),
+            },
             Slot::RowReduce => match specialization.row_reduce {
                 RowReduce::Alone => wgsl!("slots/row_reduce/alone.wgsl"),
                 RowReduce::Workgroup => wgsl!("slots/row_reduce/workgroup.wgsl"),

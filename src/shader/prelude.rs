@@ -31,6 +31,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     constant(&mut text, "NEAREST_FIRST", specialization.score_mods.names().any(|name| name == "alibi"));
     constant(&mut text, "HAS_LENGTHS", specialization.has_lengths);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
+    constant(&mut text, "HAS_SCORE_MODS", !specialization.score_mods.is_empty());
     for (name, index) in specialization.tables() {
         constant(&mut text, &format!("TABLE_{name}"), format_args!("{index}u"));
     }
@@ -111,7 +112,6 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let is_modified = !specialization.score_mods.is_empty();
     lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
-    lists.names("SINKS", if specialization.has_sink { vec!["sink"] } else { vec![] });
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         Owns::Rows | Owns::Heads => vec!["k", "v"],

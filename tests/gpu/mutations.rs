@@ -248,7 +248,13 @@ const MUTATIONS: &[Mutation] = &[
         "o_0_0_0 * select(factor, 1.0, lane == 1u)",
         Setup::Plain,
     ),
-    fault("dropout's factor left out of O", FlashForward, "params.dropout_scale / l_0", "1.0 / l_0", Setup::Dropout),
+    fault(
+        "dropout's factor left out of O",
+        FlashForward,
+        "params.dropout_scale * end.share",
+        "end.share",
+        Setup::Dropout,
+    ),
     fault(
         "O summed in 16 bits",
         FlashForward,
@@ -256,7 +262,7 @@ const MUTATIONS: &[Mutation] = &[
         "o_0_0_0 = bitcast<vec4<f32>>(bitcast<vec4<u32>>(fma(vec4<f32>(p_0_0[0u]), v_0_0_0_0, o_0_0_0)) & vec4<u32>(0xffffff00u));",
         Setup::Plain,
     ),
-    fault("LSE in units of log2(e)", FlashForward, "log2(l_0)) * LN_2", "log2(l_0)) * 1.0", Setup::Plain),
+    fault("LSE in units of log2(e)", FlashForward, "log2(l)) * LN_2", "log2(l)) * 1.0", Setup::Plain),
     fault(
         "five digits of ln 2",
         FlashForward,
@@ -295,7 +301,7 @@ const MUTATIONS: &[Mutation] = &[
         Setup::Split,
     ),
     fault("weights in the wrong unit", Combine, "exp2((lse_s - m) * LOG2_E)", "exp2(lse_s - m)", Setup::Split),
-    fault("a part's LSE in units of log2(e)", FlashForwardSplit, "log2(l_0)) * LN_2", "log2(l_0)) * 1.0", Setup::Split),
+    fault("a part's LSE in units of log2(e)", FlashForwardSplit, "log2(l)) * LN_2", "log2(l)) * 1.0", Setup::Split),
     fault(
         "a group of keys left out",
         FlashDecode,

@@ -12,7 +12,14 @@ const INVOCATIONS: u32 = 64;
 pub(super) const COMBINE: KernelSpec = KernelSpec {
     name: "combine",
     file: wgsl!("combine.wgsl"),
-    text: &[OneOf(Slot::Element), OneOf(Slot::Access), common!("q_tile"), common!("arithmetic"), OneOf(Slot::Parts)],
+    text: &[
+        OneOf(Slot::Element),
+        OneOf(Slot::Access),
+        common!("q_tile"),
+        common!("arithmetic"),
+        OneOf(Slot::Parts),
+        OneOf(Slot::RowEnd),
+    ],
     operands: &[(Params, Uniform), (O, Write), (Lse, Write), (OParts, Read), (LseParts, Read)],
     grid: Grid::Quads,
     invocations: Some(INVOCATIONS),

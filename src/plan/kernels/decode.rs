@@ -24,6 +24,7 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
         common!("visits"),
         OneOf(Slot::RowReduce),
         OneOf(Slot::Output),
+        OneOf(Slot::RowEnd),
         common!("decode_tiles"),
     ],
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (O, Write), (Lse, Write)],

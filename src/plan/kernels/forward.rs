@@ -23,6 +23,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
         common!("visits"),
         OneOf(Slot::RowReduce),
         OneOf(Slot::Output),
+        OneOf(Slot::RowEnd),
         common!("flash_tiles"),
         OneOf(Slot::TileRead),
     ],

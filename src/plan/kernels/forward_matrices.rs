@@ -21,6 +21,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
         common!("arithmetic"),
         common!("visits"),
         OneOf(Slot::Output),
+        OneOf(Slot::RowEnd),
         OneOf(Slot::MatrixOperand),
         OneOf(Slot::MatrixParts),
         OneOf(Slot::RowUnits),

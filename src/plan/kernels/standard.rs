@@ -67,7 +67,7 @@ pub(super) const DP: KernelSpec = KernelSpec {
 pub(super) const SOFTMAX: KernelSpec = KernelSpec {
     name: "standard_softmax",
     file: wgsl!("standard_softmax.wgsl"),
-    text: &[common!("philox"), common!("arithmetic")],
+    text: &[common!("philox"), common!("arithmetic"), OneOf(Slot::RowEnd)],
     operands: &[(Params, Uniform), (Lse, Write), (Operand::S, Write)],
     grid: Grid::Rows,
     invocations: Some(SOFTMAX_INVOCATIONS),

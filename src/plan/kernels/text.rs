@@ -61,6 +61,7 @@ pub(crate) enum Slot {
     MatrixParts,
     Output,
     Parts,
+    RowEnd,
     RowReduce,
     RowUnits,
     TileRead,

@@ -54,7 +54,7 @@ fn main(
 
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
   // Tiles whose rows all see all keys come first, so their loop needs no mask.
-  let visits = visits_of(row_range(params.batch_first + tile.batch, tile.first_key, tile.last_key));
+  let visits = visits_of(q_tiles_of(tile));
   let steps = visits.count * params.heads_per_kv;
   let first_row = step_at(visits, 0u).row_tile * TILE_Q;
   // The next tile is fetched into registers while the one before is computed with.

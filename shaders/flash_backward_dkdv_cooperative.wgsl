@@ -78,7 +78,7 @@ fn main(
   // for each query head that shares it, for each Q tile i with a row that sees some key of j:
   // The tiles whose rows all see all keys come first, so their loop needs no mask. There are none where the KV tile is
   // not full of keys, or where the scores of some row are all −∞.
-  var visits = visits_of(row_range(params.batch_first + tile.batch, tile.first_key, tile.last_key));
+  var visits = visits_of(q_tiles_of(tile));
   if invocation == 0u { stats_tile[0] = vec2<f32>(0.0); }
   workgroupBarrier();
   if has_empty_row(visits, tile, invocation) { stats_tile[0] = vec2<f32>(1.0); }

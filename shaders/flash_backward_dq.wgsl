@@ -64,7 +64,7 @@ fn main(
 
   // for each KV tile j that some row of i sees:
   // Tiles that all rows see whole come first, so their loop needs no mask.
-  let visits = visits_of(block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row));
+  let visits = visits_of(kv_tiles_of(tile));
   let first_key = tile_at(visits, 0u) * TILE_KV;
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {

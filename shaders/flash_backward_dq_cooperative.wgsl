@@ -61,7 +61,7 @@ fn main(
 
   // for each KV tile j that some row of i sees:
   // Those that all rows see whole come first, so that their loop needs no mask.
-  let visits = visits_of(block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row));
+  let visits = visits_of(kv_tiles_of(tile));
   let k_at = k_head(tile.batch, tile.head_kv);
   let v_at = v_head(tile.batch, tile.head_kv);
   // The next tile is fetched into registers while the one before is computed with.

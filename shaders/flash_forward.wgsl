@@ -62,7 +62,7 @@ fn main(
   // }
 
   // for each KV tile j of the split that some row of i sees:
-  let range = keys_of(block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row), split);
+  let range = keys_of(kv_tiles_of(tile), split);
   let visits = visits_of(range);
   // The next tile is fetched into registers while the one before is computed with.
   // unroll L in K_FETCHES {

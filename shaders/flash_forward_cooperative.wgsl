@@ -68,7 +68,7 @@ fn main(
   // of the next tile and uses up that of the tile before. It goes on until some row's maximum has grown, which is rare,
   // so that O and m stay untouched in it. naga does not take `if` conditions for uniform where they are; hence loops
   // that end after one turn.
-  let visits = visits_of(keys_of(block_range(batch, tile.first_row, tile.last_row), split));
+  let visits = visits_of(keys_of(kv_tiles_of(tile), split));
   let k_mine = k_share(tile, invocation);
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {

@@ -8,9 +8,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource, Specialization};
 use wgpu_flash_attention::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Dropout,
-    Element, EntryLayout, Error, InvalidProblem, KeyMask, Mask, MergeProblem, Operand, Plan, ScoreMod, TensorLayout,
-    Tiles, TunedTiles, Tuning, Workload, reference,
+    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Capabilities,
+    DeviceClass, Dropout, Element, EntryLayout, Error, InvalidProblem, KeyMask, Mask, MergeProblem, Operand, Plan,
+    ScoreMod, TensorLayout, Tiles, TunedTiles, Tuning, Workload, reference,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
@@ -233,6 +233,25 @@ fn entry_layout(shape: AttentionShape) -> impl Strategy<Value = EntryLayout> {
     ]
 }
 
+/// Any pattern; block kinds that fit the shape or not.
+fn block_mask(shape: AttentionShape) -> impl Strategy<Value = BlockMask> {
+    let kinds = prop::collection::vec(
+        prop::sample::select(vec![BlockKind::Absent, BlockKind::Partial, BlockKind::Full]),
+        0..20,
+    );
+    let ids = prop::collection::vec(any::<u32>(), 0..40);
+    prop_oneof![
+        (count(), count()).prop_map(|(window, global)| BlockMask::longformer(window, global)),
+        count().prop_map(BlockMask::strided),
+        count().prop_map(BlockMask::prefix),
+        (count(), ids).prop_map(|(batch, ids)| BlockMask::documents(batch, &ids)),
+        any::<u64>().prop_map(move |seed| BlockMask::bigbird(&shape, seed)),
+        Just(BlockMask::butterfly(&shape)),
+        ([count(), count(), count(), count()], [count(), count()], kinds)
+            .prop_map(|(counts, sides, kinds)| BlockMask::new(counts, sides, &kinds)),
+    ]
+}
+
 /// With a bias, a boolean mask, a sink, or none of them.
 fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionProblem> {
     let entries = || prop::option::weighted(0.2, entry_layout(problem.shape).boxed());
@@ -242,8 +261,12 @@ fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionPro
         prop_oneof![9 => right, 1 => prop::collection::vec(any::<u32>(), 0..4)]
     };
     let lengths = prop::option::weighted(0.2, (each(problem.shape.seqlen_q), each(problem.shape.seqlen_kv)));
-    (Just(problem.clone()), entries(), entries(), element, prop::bool::weighted(0.2), lengths).prop_map(
-        |(mut problem, bias, mask, element, has_sink, lengths)| {
+    let blocks = prop::collection::vec(block_mask(problem.shape), 0..6);
+    // Lists of vast problems take a second.
+    let is_vast = u64::from(problem.shape.seqlen_q) * u64::from(problem.shape.seqlen_kv) > 1 << 34;
+    let blocks = prop_oneof![if is_vast { 500 } else { 8 } => Just(Vec::new()), 2 => blocks];
+    (Just(problem.clone()), entries(), entries(), element, prop::bool::weighted(0.2), lengths, blocks).prop_map(
+        |(mut problem, bias, mask, element, has_sink, lengths, blocks)| {
             if let Some((seqlens_q, seqlens_kv)) = lengths {
                 problem = problem.with_lengths(seqlens_q, seqlens_kv);
             }
@@ -257,6 +280,9 @@ fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionPro
             if let Some(layout) = mask {
                 let _ = layout.required_words(&problem.shape);
                 problem = problem.with_key_mask(KeyMask::Boolean(layout));
+            }
+            for mask in blocks {
+                problem = problem.with_key_mask(KeyMask::Blocks(mask));
             }
             problem
         },

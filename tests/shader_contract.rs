@@ -7,8 +7,8 @@ use wgpu_flash_attention::unstable::{
     Dialect, Kernel, Params, RowReduce, ShaderSource, Specialization, Storage, Usage,
 };
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, EntryLayout,
-    KeyMask, MergeProblem, Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, BlockMask, Capabilities, DeviceClass, Element,
+    EntryLayout, KeyMask, MergeProblem, Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -92,7 +92,7 @@ fn variants() -> Vec<Specialization> {
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 10] = [
+    let modifiers: [Modified; 12] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -103,6 +103,8 @@ fn variants_with_modifiers() -> Vec<Specialization> {
             with_bias(problem, element)
         },
         with_boolean_mask,
+        with_patterns,
+        with_blocks,
         AttentionProblem::with_sink,
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]),
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]).with_sink().with_score(alibi()),
@@ -151,6 +153,23 @@ fn alibi() -> ScoreMod {
 fn with_bias(problem: AttentionProblem, element: Element) -> AttentionProblem {
     let layout = EntryLayout::contiguous([1, 4, problem.shape.seqlen_q, problem.shape.seqlen_kv]);
     problem.with_score(ScoreMod::Bias { layout, element })
+}
+
+fn with_patterns(problem: AttentionProblem) -> AttentionProblem {
+    let ids = vec![7; (problem.shape.batch * problem.shape.seqlen_kv) as usize];
+    let masks = [
+        BlockMask::longformer(100, 3),
+        BlockMask::strided(40),
+        BlockMask::prefix(500),
+        BlockMask::documents(problem.shape.batch, &ids),
+    ];
+    masks.into_iter().fold(problem, |problem, mask| problem.with_key_mask(KeyMask::Blocks(mask)))
+}
+
+/// Lists for each head.
+fn with_blocks(problem: AttentionProblem) -> AttentionProblem {
+    let mask = BlockMask::bigbird(&problem.shape, 1);
+    problem.with_key_mask(KeyMask::Blocks(mask))
 }
 
 fn with_boolean_mask(problem: AttentionProblem) -> AttentionProblem {

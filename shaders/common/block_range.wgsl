@@ -8,6 +8,8 @@ struct BlockRange {
   whole_end: u32,
   // The tile that a flash kernel visits first of those, if it is one of them and NEAREST_FIRST.
   nearest: u32,
+  // Where tiles are listed: where the list starts. The others are then places in it.
+  list: u32,
 }
 
 fn block_range(batch: u32, first_row: u32, last_row: u32) -> BlockRange {
@@ -42,7 +44,7 @@ fn tiles_between(top: vec2<i32>, bottom: vec2<i32>, side: u32) -> BlockRange {
   let end = max(bottom.y, 0);
   let first = min(top.x, end);
   let tile = i32(side);
-  var range = BlockRange(0u, 0u, 0u, 0u, 0u);
+  var range = BlockRange(0u, 0u, 0u, 0u, 0u, 0u);
   range.first = u32(first / tile);
   range.end = u32((end + tile - 1) / tile);
   range.whole_first = u32((bottom.x + tile - 1) / tile);

@@ -6,6 +6,12 @@ struct Step {
   row_tile: u32,
 }
 
+// The Q tiles that the owner of a KV tile visits, for each of those heads.
+fn q_tiles_of(tile: KvTile) -> BlockRange {
+  let head_kv = (params.head_first + tile.head) / params.heads_per_kv;
+  return q_tiles(params.batch_first + tile.batch, head_kv, tile.first_key, tile.last_key);
+}
+
 // Without a branch, like tile_at.
 fn step_at(visits: Visits, step: u32) -> Step {
   let whole_steps = visits.num_whole * params.heads_per_kv;
@@ -22,7 +28,8 @@ fn has_empty_row(visits: Visits, tile: KvTile, invocation: u32) -> bool {
   var found = false;
   for (var index = invocation; index < visits.num_whole * TILE_Q * params.heads_per_kv; index += INVOCATIONS) {
     let head_at = tile.batch * params.lse_stride_batch + (tile.head + index / rows) * params.lse_stride_head;
-    found = found || is_empty_row(head_at, visits.range.whole_first * TILE_Q + index % rows);
+    let row = tile_at(visits, index % rows / TILE_Q) * TILE_Q + index % TILE_Q;
+    found = found || is_empty_row(head_at, row);
   }
   return found;
 }

@@ -38,5 +38,5 @@ fn tile_at(visits: Visits, visit: u32) -> u32 {
     let is_below = visit <= range.nearest - range.whole_first;
     whole = select(whole, range.nearest - visit, is_below);
   }
-  return select(partial + select(0u, visits.num_whole, is_behind), whole, visit < visits.num_whole);
+  return listed(range, select(partial + select(0u, visits.num_whole, is_behind), whole, visit < visits.num_whole));
 }

@@ -1,5 +1,6 @@
 //! How a plan is made: check, choose kernels and tiles, measure.
 
+use super::block_lists::{MOST_LISTS, MOST_WORDS, block_lists};
 use super::builder::{PlanBuilder, Question};
 use super::capabilities::Capabilities;
 use super::check::check;
@@ -35,6 +36,7 @@ impl Plan {
             plan.take(step, builder)?;
         }
         plan.check_bindings()?;
+        plan.check_lists()?;
         plan.scratch = plan.measure_scratch()?;
         Ok(plan)
     }
@@ -143,6 +145,23 @@ impl Plan {
             }
         }
         Ok(())
+    }
+}
+
+impl Plan {
+    /// Whether the tiles to visit can be listed.
+    fn check_lists(&self) -> Result<(), Error> {
+        let lists = self.passes.iter().map(|pass| &pass.specialization).filter(|of| of.has_lists);
+        match lists.map(|of| block_lists(&self.problem, of)).find(Option::is_none) {
+            None => Ok(()),
+            Some(_) => Err(Error::Unsupported {
+                feature: "lists of tiles this long",
+                reason: format!(
+                    "the block mask has more than {MOST_LISTS} lists, or shows more than {MOST_WORDS} pairs of tiles; make \
+                     the sequences shorter, or give all sequences and heads one mask"
+                ),
+            }),
+        }
     }
 }
 

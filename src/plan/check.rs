@@ -1,5 +1,6 @@
 //! Whether a problem is sound. Nothing else refuses a problem.
 
+use super::kernels::Chain;
 use super::tensor::{Extent, Tensor};
 use crate::error::{Error, InvalidProblem};
 use crate::operand::Usage;
@@ -71,6 +72,10 @@ fn check_modifiers(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
         problem.scores().iter().map(|modifier| (modifier.name(), modifier.fault(&problem.shape, problem.element)));
     if let Some((name, reason)) = fault_in(scores, "each modifier of the scores") {
         return Err(InvalidProblem::ScoreMod { name, reason });
+    }
+    if let Some(mask) = problem.key_masks().get(Chain::LONGEST) {
+        let reason = format!("it is one too many; a problem may have {}", Chain::LONGEST);
+        return Err(InvalidProblem::KeyMask { name: mask.name(), reason });
     }
     let masks = problem.key_masks().iter().map(|mask| (mask.name(), mask.fault(&problem.shape)));
     if let Some((name, reason)) = fault_in(masks, "each kind of mask") {

@@ -6,7 +6,7 @@ use super::kernels::{Access, Chain, Kernel, RowReduce, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
-use crate::problem::{Algorithm, AttentionProblem, Element, ScoreMod};
+use crate::problem::{Algorithm, AttentionProblem, Element, KeyMask, ScoreMod};
 
 /// Kernels that run one after another on the same tiles. If there are alternatives, the first that fits is taken.
 pub(super) struct Step {
@@ -153,6 +153,7 @@ pub(super) fn specialize(
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         score_mods: Chain::of(problem.scores().iter().map(|modifier| (modifier.name(), modifier.reads()))),
         has_sink: problem.has_sink(),
+        has_lists: problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Blocks(_))),
         has_lengths: problem.lengths().is_some(),
         key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),

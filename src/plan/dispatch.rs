@@ -119,6 +119,14 @@ impl Plan {
                 return Err(Error::LengthExceedsPrepared { name, found, prepared });
             }
         }
+        let is_other = [seqlen_q, seqlen_kv] != [shape.seqlen_q, shape.seqlen_kv];
+        if is_other && self.passes.iter().any(|pass| pass.specialization.has_lists) {
+            return Err(Error::Unsupported {
+                feature: "other lengths with a block mask",
+                reason: "its lists of tiles are for the lengths that were prepared; prepare an operation for these"
+                    .into(),
+            });
+        }
         for operand in self.operands() {
             // No tensor is larger than a buffer. This is quicker to check.
             let origin = origins.get(operand).unwrap_or(0);

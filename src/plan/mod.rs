@@ -1,5 +1,6 @@
 //! Which kernels, tiles and grids answer a problem on a device. Pure: it is tested without a GPU.
 
+mod block_lists;
 mod build;
 mod builder;
 mod capabilities;

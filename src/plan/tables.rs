@@ -1,9 +1,23 @@
 //! Small data that is not a tensor, in one buffer.
 
+use super::block_lists::block_lists;
 use super::kernels::{Chain, Specialization};
 use super::passes::Plan;
+use super::tiles::Owns;
 use crate::operand::Operand;
 use crate::problem::Alignment;
+use std::collections::BTreeMap;
+
+/// Tables that there may be.
+const NUMBER: usize = 2 * Chain::LONGEST + 3;
+
+/// The number of a kernel's lists of tiles. Kernels that own rows have other lists than those that own keys.
+fn number_of_lists(specialization: &Specialization) -> usize {
+    match specialization.kernel.spec().owns {
+        Owns::Keys => NUMBER - 1,
+        Owns::Rows | Owns::Heads => NUMBER - 2,
+    }
+}
 
 impl Plan {
     /// What [`Operand::Tables`] holds: a word for each modifier of the scores, each mask and the lengths, which says where their
@@ -20,7 +34,11 @@ impl Plan {
         let of_lengths = problem.lengths().map(|lengths| lengths.table(is_bottom_right));
         let tables = (0..).zip(of_scores).chain((Chain::LONGEST..).zip(of_masks));
         let tables = tables.chain(of_lengths.map(|table| (2 * Chain::LONGEST, table)));
-        let mut words = vec![0; 2 * Chain::LONGEST + 1];
+        let lists =
+            self.passes.iter().map(|pass| &pass.specialization).filter(|specialization| specialization.has_lists);
+        let lists = lists.map(|of| (number_of_lists(of), block_lists(problem, of).unwrap_or_default().to_vec()));
+        let tables = tables.chain(lists.collect::<BTreeMap<_, _>>());
+        let mut words = vec![0; NUMBER];
         for (index, table) in tables {
             words[index] = words.len() as u32;
             words.extend(table);
@@ -35,6 +53,7 @@ impl Specialization {
     pub(crate) fn tables(&self) -> impl Iterator<Item = (&'static str, usize)> {
         let of_scores = self.score_mods.names().zip(0..);
         let of_masks = self.key_masks.names().zip(Chain::LONGEST..);
-        of_scores.chain(of_masks).chain(self.has_lengths.then_some(("lengths", 2 * Chain::LONGEST)))
+        let of_lengths = self.has_lengths.then_some(("lengths", 2 * Chain::LONGEST));
+        of_scores.chain(of_masks).chain(of_lengths).chain(self.has_lists.then(|| ("lists", number_of_lists(self))))
     }
 }

@@ -174,6 +174,7 @@ fn tensors_of_entries(problem: &AttentionProblem) -> impl Iterator<Item = Tensor
     // Words, which no element is; they have the size of an f32.
     let masks = problem.key_masks().iter().flat_map(|mask| match mask {
         KeyMask::Boolean(layout) => Some(of_entries(problem, Operand::KeyMask, layout, 32, Element::F32)),
+        KeyMask::Blocks(_) => None,
     });
     biases.chain(masks)
 }

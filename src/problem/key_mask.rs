@@ -1,3 +1,4 @@
+use super::block_mask::BlockMask;
 use super::entries::EntryLayout;
 use super::shape::AttentionShape;
 use crate::operand::Operand;
@@ -14,6 +15,8 @@ pub enum KeyMask {
     /// They come by [`ForwardSlices::with_key_mask`](crate::ForwardSlices::with_key_mask), or in a buffer by
     /// [`Buffers::with`](crate::Buffers::with).
     Boolean(EntryLayout),
+    /// Block-sparse attention: tiles that are not seen are not visited.
+    Blocks(BlockMask),
 }
 
 impl KeyMask {
@@ -21,6 +24,7 @@ impl KeyMask {
     pub const fn name(&self) -> &'static str {
         match self {
             KeyMask::Boolean(_) => "boolean",
+            KeyMask::Blocks(mask) => mask.name(),
         }
     }
 
@@ -28,6 +32,7 @@ impl KeyMask {
     pub(crate) const fn reads(&self) -> Option<Operand> {
         match self {
             KeyMask::Boolean(_) => Some(Operand::KeyMask),
+            KeyMask::Blocks(_) => Some(Operand::Tables),
         }
     }
 
@@ -36,6 +41,7 @@ impl KeyMask {
         match self {
             // A tensor of the caller's, whose strides are in the uniform.
             KeyMask::Boolean(_) => Vec::new(),
+            KeyMask::Blocks(mask) => mask.table(),
         }
     }
 
@@ -47,6 +53,7 @@ impl KeyMask {
                 layout.stride_key
             )),
             KeyMask::Boolean(layout) => layout.fault(shape),
+            KeyMask::Blocks(mask) => mask.fault(shape),
         }
     }
 }

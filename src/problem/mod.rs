@@ -1,6 +1,7 @@
 //! What is asked: plain data, no GPU. Anybody may build any problem. Planning checks it once.
 
 mod attention;
+mod block_mask;
 mod dropout;
 mod element;
 mod entries;
@@ -9,10 +10,13 @@ mod layout;
 mod lengths;
 mod mask;
 mod merge;
+mod philox;
 mod score;
 mod shape;
 
 pub use attention::{Algorithm, AttentionProblem};
+pub(crate) use block_mask::{Area, ListsOf};
+pub use block_mask::{BlockKind, BlockMask};
 pub use dropout::Dropout;
 pub use element::{Element, ElementType};
 pub use entries::EntryLayout;
@@ -20,5 +24,6 @@ pub use key_mask::{KeyMask, pack_bits};
 pub use layout::{AttentionLayout, TensorLayout};
 pub use mask::{Alignment, Mask};
 pub use merge::MergeProblem;
+pub use philox::philox4x32_10;
 pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;

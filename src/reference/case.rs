@@ -42,6 +42,10 @@ impl<'a> Case<'a> {
                 let word = entry(&EntryLayout { stride_key: 0, ..*layout }, cell) + bit as usize / 32;
                 self.key_mask[word] >> (bit % 32) & 1 == 1
             }
+            KeyMask::Blocks(mask) => {
+                let (seqlen_q, seqlen_kv) = self.problem.lengths_of(cell.0);
+                mask.sees(cell.0, cell.1, cell.2, cell.3, i64::from(seqlen_kv) - i64::from(seqlen_q))
+            }
         })
     }
 

@@ -1,7 +1,7 @@
 use super::case::Case;
 use super::cores;
 use super::modifiers::modified;
-use super::philox::philox4x32_10;
+use crate::problem::philox4x32_10;
 use crate::problem::{AttentionProblem, TensorLayout};
 
 /// What the forward pass computes, in f64.

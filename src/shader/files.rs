@@ -9,7 +9,12 @@ const OF_ALL: [File; 3] = [wgsl!("common/params.wgsl"), wgsl!("common/mask.wgsl"
 
 /// The files of the slots `score` and `mask`, each by the name of what it does.
 const CHAINED: &[File] = &[
+    wgsl!("slots/mask/blocks.wgsl"),
     wgsl!("slots/mask/boolean.wgsl"),
+    wgsl!("slots/mask/documents.wgsl"),
+    wgsl!("slots/mask/longformer.wgsl"),
+    wgsl!("slots/mask/prefix.wgsl"),
+    wgsl!("slots/mask/strided.wgsl"),
     wgsl!("slots/score/alibi.wgsl"),
     wgsl!("slots/score/bias.wgsl"),
     wgsl!("slots/score/softcap.wgsl"),
@@ -49,10 +54,21 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
         Storage::F32 => wgsl!("slots/tanh/exact.wgsl"),
         Storage::F16 | Storage::F16Packed | Storage::Bf16 => wgsl!("slots/tanh/close.wgsl"),
     });
+    let of_positions = ["documents", "longformer", "prefix", "strided"];
+    let asks_positions = key_masks.names().any(|name| of_positions.contains(&name));
+    let positions = asks_positions.then_some(wgsl!("common/position.wgsl"));
     let sink = specialization.has_sink.then_some(wgsl!("common/sink.wgsl"));
     let modifiers = score_mods.names().filter_map(|name| chained("score", name)).collect::<Vec<_>>();
     let masks = key_masks.names().filter_map(|name| chained("mask", name)).collect::<Vec<_>>();
-    scores.into_iter().chain(tables).chain(entries).chain(tanh).chain(modifiers).chain(masks).chain(sink)
+    scores
+        .into_iter()
+        .chain(tables)
+        .chain(positions)
+        .chain(entries)
+        .chain(tanh)
+        .chain(modifiers)
+        .chain(masks)
+        .chain(sink)
 }
 
 /// The file of a slot with this name.
@@ -105,6 +121,10 @@ impl Slot {
             Slot::TileRead => match specialization.tiles.broadcast {
                 1 => wgsl!("slots/tile_read/own.wgsl"),
                 _ => wgsl!("slots/tile_read/broadcast.wgsl"),
+            },
+            Slot::Visits => match specialization.has_lists {
+                true => wgsl!("slots/visits/blocks.wgsl"),
+                false => wgsl!("slots/visits/range.wgsl"),
             },
             Slot::MatrixOperand => match (storage, access) {
                 (Storage::F16, Access::Quad) => matrix_wgsl!("slots/matrix_operand/stored.wgsl"),

@@ -27,8 +27,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     }
     constant(&mut text, "HAS_WINDOW", specialization.has_window);
     constant(&mut text, "HAS_KEY_MASKS", !specialization.key_masks.is_empty());
+    let is_alibi = specialization.score_mods.names().any(|name| name == "alibi");
     // ALiBi takes from a score what its key is far from the diagonal.
-    constant(&mut text, "NEAREST_FIRST", specialization.score_mods.names().any(|name| name == "alibi"));
+    constant(&mut text, "NEAREST_FIRST", is_alibi && !specialization.has_lists);
     constant(&mut text, "HAS_LENGTHS", specialization.has_lengths);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     constant(&mut text, "HAS_SCORE_MODS", !specialization.score_mods.is_empty());

@@ -5,6 +5,7 @@ mod algebra;
 mod backward;
 mod backward_matrices;
 mod backward_properties;
+mod blocks;
 mod broadcast;
 mod determinism;
 mod dispatches;

@@ -22,6 +22,7 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
         common!("group_tile"),
         common!("arithmetic"),
         common!("visits"),
+        OneOf(Slot::Visits),
         OneOf(Slot::RowReduce),
         OneOf(Slot::Output),
         OneOf(Slot::RowEnd),
@@ -38,7 +39,11 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
     candidates: tile_table::decode,
     sides_fit: |specialization, _| {
         let tiles = specialization.tiles;
-        tiles.thread_rows == tiles.tile_q && tiles.key_lanes > 1 && tiles.tile_kv.is_multiple_of(4 * tiles.key_lanes)
+        // The rows of a workgroup would need lists in common.
+        !specialization.has_lists
+            && tiles.thread_rows == tiles.tile_q
+            && tiles.key_lanes > 1
+            && tiles.tile_kv.is_multiple_of(4 * tiles.key_lanes)
     },
     bytes: |specialization| {
         let tiles = specialization.tiles;

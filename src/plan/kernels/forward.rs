@@ -21,6 +21,8 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
         common!("q_tile"),
         common!("arithmetic"),
         common!("visits"),
+        OneOf(Slot::Visits),
+        common!("kv_tiles"),
         OneOf(Slot::RowReduce),
         OneOf(Slot::Output),
         OneOf(Slot::RowEnd),

@@ -20,6 +20,8 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
         common!("q_tile"),
         common!("arithmetic"),
         common!("visits"),
+        OneOf(Slot::Visits),
+        common!("kv_tiles"),
         OneOf(Slot::Output),
         OneOf(Slot::RowEnd),
         OneOf(Slot::MatrixOperand),

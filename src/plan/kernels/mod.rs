@@ -90,6 +90,7 @@ impl Specialization {
         if !self.score_mods.reads(Operand::Bias) {
             self.bias_element = None;
         }
+        self.has_lists &= kernel.text.iter().any(|piece| matches!(piece, Piece::OneOf(Slot::Visits)));
         let asks_for_tiles = kernel.masks || kernel.scores || kernel.grid == Grid::ScoreTiles;
         self.has_lengths &= asks_for_tiles || kernel.ends_rows && self.has_sink;
         self.has_sink &= kernel.ends_rows;
@@ -118,7 +119,7 @@ impl Specialization {
     /// What it binds: what its kernel does, and what its modifiers, masks and sink read.
     pub fn operands(&self) -> impl Iterator<Item = (Operand, Usage)> {
         let is_read = |operand: &Operand| {
-            let has_table = self.has_lengths && *operand == Operand::Tables;
+            let has_table = (self.has_lengths || self.has_lists) && *operand == Operand::Tables;
             has_table || self.score_mods.reads(*operand) || self.key_masks.reads(*operand)
         };
         let read = [Operand::Tables, Operand::Bias, Operand::KeyMask].into_iter().filter(is_read);

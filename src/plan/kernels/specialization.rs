@@ -136,6 +136,8 @@ pub struct Specialization {
     pub score_mods: Chain,
     /// What hides keys from rows, beside causal and window.
     pub key_masks: Chain,
+    /// Whether the tiles to visit are listed.
+    pub has_lists: bool,
     /// Whether each sequence has lengths of its own.
     pub has_lengths: bool,
     /// Whether a sink joins the sum of each row.

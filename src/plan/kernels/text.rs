@@ -65,4 +65,5 @@ pub(crate) enum Slot {
     RowReduce,
     RowUnits,
     TileRead,
+    Visits,
 }

@@ -1,0 +1,9 @@
+// |p − j| ≤ window, or j < global, or p < global: the table holds window and global.
+fn sees_longformer(cell: Cell) -> vec4<bool> {
+  let table = tables[TABLE_longformer];
+  let window = vec4<i32>(i32(tables[table]));
+  let global = vec4<i32>(i32(tables[table + 1u]));
+  let p = vec4<i32>(position_of(cell.batch, cell.i));
+  let j = keys_of_cell(cell);
+  return (abs(p - j) <= window) | (min(p, j) < global);
+}

@@ -1,6 +1,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::blocks::{BlockOptions, parse_sides};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, ScoreMod, Tiles, Workload, alibi_slopes};
@@ -45,6 +46,9 @@ pub struct RunOptions {
     /// of q), which is added to the scores after softcap and ALiBi, and a mask (BOOL or U8; not 0 = the row may see the key):
     /// batch × heads × seqlen_q × seqlen_kv, each of them or 1. A sink (f32, one for each head of q) joins the softmax's
     /// sum. seqlens_q and seqlens_kv (integers, one for each sequence) say how long each sequence is in padded tensors.
+    /// alibi_slopes (f32, heads, or batch × heads) are slopes for ALiBi. A block_mask (BOOL or U8, batch × heads × blocks of
+    /// rows × blocks of keys, the first two or 1) says which blocks are computed; document_ids (integers, [batch or 1,
+    /// seqlen_kv]) belong to --block-mask documents.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
     /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q), and with d_o also dq, dk and dv (like q, k and
@@ -61,6 +65,11 @@ pub struct RunOptions {
     pub causal: CausalOption,
     #[command(flatten)]
     pub scores: ScoreOptions,
+    #[command(flatten)]
+    pub blocks: BlockOptions,
+    /// Rows and keys of a block of the tensor block_mask. [default: 128,128]
+    #[arg(long, value_name = "Q,KV", value_parser = parse_sides)]
+    pub block_size: Option<[u32; 2]>,
     /// Keys before and after the diagonal that a row may see, both included; `inf` leaves a side unlimited. With
     /// --causal the right side is 0.
     #[arg(long, value_name = "LEFT,RIGHT", value_parser = parse_window, allow_hyphen_values = true)]
@@ -119,6 +128,8 @@ pub struct BenchOptions {
     pub causal: CausalOption,
     #[command(flatten)]
     pub scores: ScoreOptions,
+    #[command(flatten)]
+    pub blocks: BlockOptions,
     /// The type of Q, K, V and O.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements(), default_value = "f32")]
     pub element: Element,

@@ -8,6 +8,7 @@ use wgpu_flash_attention::{
 };
 
 use crate::arguments::{RunAlgorithm, RunOptions};
+use crate::blocks::{self, Pattern};
 use crate::device::Gpu;
 use crate::elements;
 use crate::failure::Result;
@@ -53,6 +54,7 @@ struct Answer {
 pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let file = File::read(&options.input)?;
     let mut inputs = file.inputs(options.layout)?;
+    add_blocks(options, &file, &mut inputs)?;
     let target = Target::new(&options.output)?;
 
     let element = options.element.unwrap_or(inputs.element);
@@ -97,6 +99,26 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     Ok(true)
 }
 
+/// The tensors that belong to options, which decide whether they may be there.
+fn add_blocks<'a>(options: &RunOptions, file: &'a File, inputs: &mut Inputs<'a>) -> Result<()> {
+    let shape = inputs.shape;
+    inputs.alibi_slopes = file.alibi_slopes(&shape)?;
+    inputs.document_ids = file.document_ids(&shape)?;
+    inputs.block_mask = file.block_mask(&shape, options.block_size.unwrap_or([128; 2]))?;
+    let pattern = options.blocks.block_mask.as_ref();
+    let reason = match (inputs.document_ids.is_some(), pattern == Some(&Pattern::Documents)) {
+        (false, true) => "has no document_ids, which --block-mask documents needs",
+        (true, false) => "has document_ids, which only --block-mask documents uses",
+        _ if inputs.block_mask.is_some() && pattern.is_some() => "has a block_mask: leave --block-mask out",
+        _ if inputs.block_mask.is_none() && options.block_size.is_some() => {
+            "has no block_mask, to whose blocks --block-size belongs"
+        }
+        _ if inputs.alibi_slopes.is_some() && options.scores.alibi => "has alibi_slopes: leave --alibi out",
+        _ => return Ok(()),
+    };
+    Err(file.failure(reason))
+}
+
 /// What a problem has beside shape, element and causal.
 fn what_else(problem: &AttentionProblem) -> Vec<String> {
     let mask = problem.mask;
@@ -123,6 +145,14 @@ fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
     let problem =
         AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(options.layout.of(&inputs.shape));
     let mut problem = options.scores.apply(options.causal.apply(problem));
+    if let Some(slopes) = &inputs.alibi_slopes {
+        problem = problem.with_score(ScoreMod::Alibi(slopes.clone()));
+    }
+    let documents = inputs.document_ids.as_ref().map(|(batch, ids)| (*batch, &ids[..]));
+    problem = options.blocks.apply(problem, documents);
+    if let Some((counts, sides, bytes)) = &inputs.block_mask {
+        problem = problem.with_key_mask(KeyMask::Blocks(blocks::of_tensor(*counts, *sides, bytes)));
+    }
     if let Some(bias) = &inputs.bias {
         let layout = EntryLayout::contiguous(bias.counts);
         problem = problem.with_score(ScoreMod::Bias { layout, element: bias.element });

@@ -37,6 +37,12 @@ pub struct Inputs<'a> {
     pub sink: Option<&'a [u8]>,
     /// Of each sequence, where they are given.
     pub lengths: Option<[Vec<u32>; 2]>,
+    /// `[heads]`, or `[batch, heads]`.
+    pub alibi_slopes: Option<Vec<f32>>,
+    /// Sequences, or 1 for all, and an id for each of their keys.
+    pub document_ids: Option<(u32, Vec<u32>)>,
+    /// Blocks of what counts, their rows and keys, and not 0 for each that is computed.
+    pub block_mask: Option<BlockTensor<'a>>,
 }
 
 /// A number for each sequence, query head, row and key, or one for all of a dimension.
@@ -45,6 +51,9 @@ pub struct Bias<'a> {
     pub element: Element,
     pub bytes: &'a [u8],
 }
+
+/// A block mask: counts, rows and keys of a block, and a byte for each.
+pub type BlockTensor<'a> = ([u32; 4], [u32; 2], &'a [u8]);
 
 /// A bit for each, packed along the keys.
 pub struct Mask {
@@ -64,7 +73,7 @@ impl File {
             .map_err(|error| self.failure(format_args!("not a sound safetensors file: {error}")))
     }
 
-    fn failure(&self, message: impl std::fmt::Display) -> Failure {
+    pub fn failure(&self, message: impl std::fmt::Display) -> Failure {
         Failure::new(format_args!("{}: {message}", self.path.display()))
     }
 
@@ -161,7 +170,23 @@ impl File {
         let (bias, mask, sink) = (self.bias(&shape)?, self.mask(&shape)?, self.sink(&shape)?);
         let lengths = self.lengths(&shape)?;
         let (element, q, k, v) = (q.element, q.bytes, k.bytes, v.bytes);
-        Ok(Inputs { shape, element, q, k, v, d_o, d_lse, bias, mask, sink, lengths })
+        let (alibi_slopes, document_ids, block_mask) = (None, None, None);
+        Ok(Inputs {
+            shape,
+            element,
+            q,
+            k,
+            v,
+            d_o,
+            d_lse,
+            bias,
+            mask,
+            sink,
+            lengths,
+            alibi_slopes,
+            document_ids,
+            block_mask,
+        })
     }
 
     fn bias(&self, shape: &AttentionShape) -> Result<Option<Bias<'_>>> {
@@ -198,7 +223,8 @@ impl File {
 
     /// seqlens_q and seqlens_kv, if one of them is given; the other then has the tensors' length throughout.
     fn lengths(&self, shape: &AttentionShape) -> Result<Option<[Vec<u32>; 2]>> {
-        let (q, kv) = (self.integers("seqlens_q", shape.batch)?, self.integers("seqlens_kv", shape.batch)?);
+        let of = |name| self.integers(name, &[&[shape.batch]], "[batch]");
+        let (q, kv) = (of("seqlens_q")?.map(|(_, lengths)| lengths), of("seqlens_kv")?.map(|(_, lengths)| lengths));
         if q.is_none() && kv.is_none() {
             return Ok(None);
         }
@@ -206,14 +232,58 @@ impl File {
         Ok(Some([q.unwrap_or_else(|| all(shape.seqlen_q)), kv.unwrap_or_else(|| all(shape.seqlen_kv))]))
     }
 
-    /// A tensor of one integer of any type for each sequence, none of them negative.
-    fn integers(&self, name: &str, batch: u32) -> Result<Option<Vec<u32>>> {
+    /// Slopes of ALiBi, if there are some.
+    pub fn alibi_slopes(&self, shape: &AttentionShape) -> Result<Option<Vec<f32>>> {
+        let Some(slopes) = self.optional("alibi_slopes")? else { return Ok(None) };
+        let (of_heads, of_both) = (vec![shape.num_heads], vec![shape.batch, shape.num_heads]);
+        if slopes.element != Element::F32 || (slopes.dims != of_heads && slopes.dims != of_both) {
+            return Err(self.failure(format_args!(
+                "alibi_slopes is {} of the shape {:?}; it must be f32 of {of_heads:?} or {of_both:?}",
+                slopes.element.name(),
+                slopes.dims
+            )));
+        }
+        Ok(Some(crate::elements::decode(Element::F32, slopes.bytes).map(|slope| slope as f32).collect()))
+    }
+
+    /// The documents of the keys, if there are some: sequences, or 1 for all, and ids.
+    pub fn document_ids(&self, shape: &AttentionShape) -> Result<Option<(u32, Vec<u32>)>> {
+        let (of_all, of_each) = ([1, shape.seqlen_kv], [shape.batch, shape.seqlen_kv]);
+        let ids = self.integers("document_ids", &[&of_all, &of_each], "[batch or 1, seqlen_kv]")?;
+        Ok(ids.map(|(dims, ids)| (dims[0], ids)))
+    }
+
+    /// Which blocks of these rows and keys are computed, if the file says so.
+    pub fn block_mask(&self, shape: &AttentionShape, sides: [u32; 2]) -> Result<Option<BlockTensor<'_>>> {
+        let tensors = self.parse()?;
+        let Ok(view) = tensors.tensor("block_mask") else { return Ok(None) };
+        if !matches!(view.dtype(), Dtype::BOOL | Dtype::U8) {
+            let dtype = view.dtype();
+            return Err(self.failure(format_args!("'block_mask' is stored as {dtype:?}; BOOL and U8 can be used")));
+        }
+        let whole = crate::blocks::counts_of(shape, sides);
+        let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
+        let fits = |counts: &[u32; 4]| {
+            counts.iter().zip(whole).enumerate().all(|(n, (count, whole))| *count == whole || n < 2 && *count == 1)
+        };
+        match <[u32; 4]>::try_from(&dims[..]).ok().filter(fits) {
+            Some(counts) => Ok(Some((counts, sides, view.data()))),
+            None => Err(self.failure(format_args!(
+                "'block_mask' has the shape {dims:?}; in blocks of {} rows and {} keys it must be {whole:?}, the first two or 1",
+                sides[0], sides[1]
+            ))),
+        }
+    }
+
+    /// A tensor of integers of any type, none of them negative, of one of these shapes. Its shape, and the integers.
+    fn integers(&self, name: &str, shapes: &[&[u32]], wanted: &str) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
         let tensors = self.parse()?;
         let Ok(view) = tensors.tensor(name) else { return Ok(None) };
-        if view.shape() != [batch as usize] {
-            let shape = view.shape();
-            return Err(self.failure(format_args!("'{name}' has the shape {shape:?}; it must be [batch] = [{batch}]")));
-        }
+        let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
+        let Some(fitting) = shapes.iter().find(|shape| ***shape == dims) else {
+            let most = shapes.last().copied().unwrap_or_default();
+            return Err(self.failure(format_args!("'{name}' has the shape {dims:?}; it must be {wanted} = {most:?}")));
+        };
         let (size, is_signed) = match view.dtype() {
             Dtype::U8 => (1, false),
             Dtype::I8 => (1, true),
@@ -237,9 +307,9 @@ impl File {
         };
         let integers = view.data().chunks_exact(size).map(integer);
         let lengths: Option<Vec<u32>> = integers.clone().map(|integer| u32::try_from(integer).ok()).collect();
-        lengths.map(Some).ok_or_else(|| {
+        lengths.map(|lengths| Some((fitting.to_vec(), lengths))).ok_or_else(|| {
             let wrong = integers.clone().find(|integer| u32::try_from(*integer).is_err()).unwrap_or_default();
-            self.failure(format_args!("'{name}' holds {wrong}; it must be the length of a sequence"))
+            self.failure(format_args!("'{name}' holds {wrong}; only 0 to 4294967295 can be used"))
         })
     }
 

@@ -150,7 +150,7 @@ fn what_fits_no_problem_is_refused() {
     refuses(
         lengths("seqlens_kv", Dtype::I16, &[-3, 5]),
         &[],
-        "'seqlens_kv' holds -3; it must be the length of a sequence",
+        "'seqlens_kv' holds -3; only 0 to 4294967295 can be used",
     );
     refuses(
         lengths("seqlens_kv", Dtype::U32, &[41, 5]),

@@ -3,7 +3,9 @@
 //! A row of dK needs P of every row, for which LSE and D are taken from what the forward pass left on the device. That was
 //! compared with the oracle in sampled rows; the gradients of rows are the oracle's from beginning to end.
 
-use wgpu_flash_attention::{AttentionProblem, Element, PreparedForward, TensorLayout, reference};
+use wgpu_flash_attention::{
+    AttentionProblem, AttentionShape, Element, KeyMask, PreparedForward, TensorLayout, reference,
+};
 
 use super::sample::{self, D_O, K, Q, Sample, V};
 use crate::device::Gpu;
@@ -130,6 +132,16 @@ impl<'a> Head<'a> {
         (first..first + u64::from(dim)).map(value).collect()
     }
 
+    /// Whether the block mask, if there is one, shows a key to a row.
+    fn sees(&self, head: u32, row: u32, key: u32) -> bool {
+        let AttentionShape { seqlen_q, seqlen_kv, .. } = self.problem.shape;
+        let offset = i64::from(seqlen_kv) - i64::from(seqlen_q);
+        self.problem.key_masks().iter().all(|mask| match mask {
+            KeyMask::Blocks(mask) => mask.sees(self.batch, head, row, key, offset),
+            other => unreachable!("bench gives no {} mask", other.name()),
+        })
+    }
+
     /// dQ of a few rows of the last query head.
     fn rows(&self) -> Vec<Expected> {
         let shape = self.problem.shape;
@@ -143,7 +155,7 @@ impl<'a> Head<'a> {
                     reference::forward_row(&sample::alone(self.problem), &q, &self.k, &self.v, self.batch, head, row);
                 let stats = (lse, dot(&o, &d_o));
                 let mut values = vec![0.0; shape.head_dim as usize];
-                for key in self.problem.visible_keys(row) {
+                for key in self.problem.visible_keys(row).filter(|key| self.sees(head, row, *key)) {
                     let (ds, _) = self.entry(&q, &d_o, stats, [head, row, key]);
                     add(&mut values, ds, self.row_of(&self.k, key, shape.head_dim));
                 }
@@ -173,14 +185,15 @@ impl<'a> Head<'a> {
             let o: Vec<f64> = elements::decode(self.problem.element, &o).collect();
             for (row, lse) in (0..shape.seqlen_q).zip(elements::decode(Element::F32, &lse)) {
                 let visible = self.problem.visible_keys(row);
-                if !keys.iter().any(|key| visible.contains(key)) {
+                let sees = |key: &u32| visible.contains(key) && self.sees(head, row, *key);
+                if !keys.iter().any(sees) {
                     continue;
                 }
                 let q = self.values(Q, &layout.q, row, head, shape.head_dim);
                 let d_o = self.values(D_O, &layout.o, row, head, shape.head_dim_v);
                 let at = (layout.o.index(self.batch, row, head) - start) as usize;
                 let stats = (lse, dot(&o[at..at + shape.head_dim_v as usize], &d_o));
-                for (n, &key) in keys.iter().enumerate().filter(|(_, key)| visible.contains(key)) {
+                for (n, &key) in keys.iter().enumerate().filter(|(_, key)| sees(key)) {
                     let (ds, p) = self.entry(&q, &d_o, stats, [head, row, key]);
                     add(&mut dk[n], ds, &q);
                     add(&mut dv[n], p, &d_o);

@@ -82,7 +82,8 @@ fn problems(options: &BenchOptions, gpu: &Gpu) -> Vec<AttentionProblem> {
                 .with_seqlen_kv(options.seqlen_kv.unwrap_or(seqlen));
             let problem =
                 AttentionProblem::new(shape).with_element(options.element).with_layout(AttentionLayout::bhsd(&shape));
-            problems.push(options.scores.apply(options.causal.apply(problem)));
+            let problem = options.scores.apply(options.causal.apply(problem));
+            problems.push(options.blocks.apply(problem, None));
         }
     }
     problems
@@ -115,6 +116,7 @@ fn conditions(options: &BenchOptions, problem: &AttentionProblem) -> String {
         text += &format!(", causal {}", causal.name());
     }
     problem.scores().iter().for_each(|modifier| text += &format!(", {}", modifier.name()));
+    problem.key_masks().iter().for_each(|mask| text += &format!(", {} mask", mask.name()));
     text
 }
 

@@ -1,7 +1,7 @@
 //! The grid of problems, without element and algorithm.
 
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, Element, EntryLayout, KeyMask, ScoreMod, alibi_slopes,
+    AttentionLayout, AttentionProblem, AttentionShape, BlockMask, Element, EntryLayout, KeyMask, ScoreMod, alibi_slopes,
 };
 
 /// One problem and the options it stands for.
@@ -92,6 +92,16 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
     if !quick {
         add("bias", new(shape(2, 2, 70, 93, 59)).with_causal().with_dropout(0.2, 7).with_score(bias([2, 1, 1, 93])));
         add("boolean mask", new(shape(2, 2, 70, 93, 59)).with_dropout(0.2, 7).with_key_mask(mask([2, 2, 70, 1])));
+    }
+
+    let blocks = |problem: AttentionProblem, mask| problem.with_key_mask(KeyMask::Blocks(mask));
+    add("block mask", blocks(new(shape(2, 4, 113, 203, 64).with_num_heads_kv(2)), BlockMask::longformer(17, 9)));
+    add("block mask", blocks(new(shape(1, 2, 150, 141, 64)).with_causal(), BlockMask::strided(29)));
+    if !quick {
+        let wide = shape(1, 2, 450, 460, 32);
+        add("block mask", blocks(new(wide).with_dropout(0.2, 7), BlockMask::bigbird(&wide, 3)));
+        let ids: Vec<u32> = (0..2 * 203).map(|key| key / 37).collect();
+        add("block mask", blocks(new(shape(2, 2, 113, 203, 59)).with_causal(), BlockMask::documents(2, &ids)));
     }
 
     let padded = new(shape(3, 4, 113, 203, 64).with_num_heads_kv(2)).with_causal();

@@ -97,35 +97,25 @@ impl Slot {
                 Access::Quad => wgsl!("slots/f32_store/quad.wgsl"),
                 Access::Single => wgsl!("slots/f32_store/single.wgsl"),
             },
-            Slot::RowEnd => match specialization.has_sink {
-                true => wgsl!("slots/row_end/sink.wgsl"),
-                false => wgsl!("slots/row_end/plain.wgsl"),
-            },
+            Slot::RowEnd if specialization.has_sink => wgsl!("slots/row_end/sink.wgsl"),
+            Slot::RowEnd => wgsl!("slots/row_end/plain.wgsl"),
             Slot::RowReduce => match specialization.row_reduce {
                 RowReduce::Alone => wgsl!("slots/row_reduce/alone.wgsl"),
                 RowReduce::Workgroup => wgsl!("slots/row_reduce/workgroup.wgsl"),
                 RowReduce::Subgroup => wgsl!("slots/row_reduce/subgroup.wgsl"),
             },
-            Slot::Keep => match specialization.has_dropout {
-                true => wgsl!("slots/keep/philox.wgsl"),
-                false => wgsl!("slots/keep/all.wgsl"),
-            },
-            Slot::Output => match kernel.spec().binds(Operand::OParts) {
-                true => wgsl!("slots/output/partial.wgsl"),
-                false => wgsl!("slots/output/whole.wgsl"),
-            },
-            Slot::Parts => match specialization.parts_in_f32 {
-                true => wgsl!("slots/parts/f32.wgsl"),
-                false => wgsl!("slots/parts/element.wgsl"),
-            },
+            Slot::Keep if specialization.has_dropout => wgsl!("slots/keep/philox.wgsl"),
+            Slot::Keep => wgsl!("slots/keep/all.wgsl"),
+            Slot::Output if kernel.spec().binds(Operand::OParts) => wgsl!("slots/output/partial.wgsl"),
+            Slot::Output => wgsl!("slots/output/whole.wgsl"),
+            Slot::Parts if specialization.parts_in_f32 => wgsl!("slots/parts/f32.wgsl"),
+            Slot::Parts => wgsl!("slots/parts/element.wgsl"),
             Slot::TileRead => match specialization.tiles.broadcast {
                 1 => wgsl!("slots/tile_read/own.wgsl"),
                 _ => wgsl!("slots/tile_read/broadcast.wgsl"),
             },
-            Slot::Visits => match specialization.has_lists {
-                true => wgsl!("slots/visits/blocks.wgsl"),
-                false => wgsl!("slots/visits/range.wgsl"),
-            },
+            Slot::Visits if specialization.has_lists => wgsl!("slots/visits/blocks.wgsl"),
+            Slot::Visits => wgsl!("slots/visits/range.wgsl"),
             Slot::MatrixOperand => match (storage, access) {
                 (Storage::F16, Access::Quad) => matrix_wgsl!("slots/matrix_operand/stored.wgsl"),
                 (Storage::F32, _) => matrix_wgsl!("slots/matrix_operand/split.wgsl"),
@@ -135,10 +125,8 @@ impl Slot {
                 1 => matrix_wgsl!("slots/matrix_parts/one.wgsl"),
                 _ => matrix_wgsl!("slots/matrix_parts/two.wgsl"),
             },
-            Slot::RowUnits => match storage.has_row_units() {
-                true => matrix_wgsl!("slots/row_units/own.wgsl"),
-                false => matrix_wgsl!("slots/row_units/one.wgsl"),
-            },
+            Slot::RowUnits if storage.has_row_units() => matrix_wgsl!("slots/row_units/own.wgsl"),
+            Slot::RowUnits => matrix_wgsl!("slots/row_units/one.wgsl"),
         })
     }
 }

@@ -423,7 +423,8 @@ fn bindings_match(variant: &Specialization, module: &Module) {
         })
         .collect();
     found.sort_by_key(|(_, binding, _)| *binding);
-    let operands: Vec<_> = variant.operands().collect();
+    let mut operands: Vec<_> = variant.operands().collect();
+    operands.sort_by_key(|(operand, _)| operand.binding());
     let expected: Vec<_> = operands.iter().map(|(op, usage)| (op.name().to_string(), op.binding(), *usage)).collect();
     assert_eq!(found, expected, "{variant:?}");
     let storage = operands.iter().filter(|(_, usage)| *usage != Usage::Uniform).count();

@@ -49,7 +49,8 @@ impl<'a, D> Buffers<'a, D> {
     ///
     /// Problems with a [bias](crate::ScoreMod::Bias), a [boolean mask](crate::KeyMask::Boolean) or a
     /// [sink](crate::AttentionProblem::with_sink) take [`Operand::Bias`], [`Operand::KeyMask`] or [`Operand::Sink`], forward and
-    /// backward; with a sink, backward calls also write [`Operand::DSink`]. Backward calls take [`Operand::DLse`], the gradient of
+    /// backward; with a sink, backward calls also write [`Operand::DSink`], and [with the gradient of a
+    /// bias](crate::AttentionProblem::with_bias_gradient) [`Operand::DBias`]. Backward calls take [`Operand::DLse`], the gradient of
     /// LSE, f32 `[batch, num_heads, seqlen_q]`, if the loss uses LSE.
     pub fn with(mut self, operand: Operand, slice: impl Into<Option<wgpu::BufferSlice<'a>>>) -> Self {
         self.slices[operand as usize] = slice.into();

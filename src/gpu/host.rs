@@ -161,6 +161,10 @@ pub struct BackwardOutput<T> {
     pub dv: Vec<T>,
     /// The gradient of the sinks, `[num_heads]`; empty without any.
     pub dsink: Vec<f32>,
+    /// The gradient of the bias, rounded to the bias's type, in the layout of
+    /// [`EntryLayout::of_gradient`](crate::EntryLayout::of_gradient); empty without
+    /// [`with_bias_gradient`](AttentionProblem::with_bias_gradient).
+    pub dbias: Vec<f32>,
 }
 
 impl FlashAttention {
@@ -216,7 +220,8 @@ impl FlashAttention {
         self.o_and_lse(plan, &inputs).await
     }
 
-    /// Uploads what the forward pass took and gave, and the gradient of O; reads the gradients of Q, K and V back.
+    /// Uploads what the forward pass took and gave, and the gradient of O; reads the gradients of Q, K and V back, and those of a
+    /// sink and a bias.
     ///
     /// # Errors
     /// As [`FlashAttention::forward`]; [`Error::ElementMismatch`] also for a problem with
@@ -261,12 +266,18 @@ impl FlashAttention {
             inputs.push(Input::new(&plan, Operand::DLse, d_lse)?);
         }
         inputs.extend(slices.entries.inputs(&plan)?);
+        let bias_element = plan.element(Operand::DBias);
         let outputs = self.run(plan, &inputs).await?;
         Ok(BackwardOutput {
             dq: outputs.get(Operand::Dq),
             dk: outputs.get(Operand::Dk),
             dv: outputs.get(Operand::Dv),
             dsink: outputs.get(Operand::DSink),
+            dbias: match bias_element {
+                Some(Element::F16) => in_f32::<half::f16>(outputs.get(Operand::DBias)),
+                Some(Element::Bf16) => in_f32::<half::bf16>(outputs.get(Operand::DBias)),
+                Some(Element::F32) | None => outputs.get(Operand::DBias),
+            },
         })
     }
 
@@ -343,6 +354,11 @@ impl FlashAttention {
 
 fn expect_element<T: ElementType>(expected: Element) -> Result<(), Error> {
     if T::ELEMENT == expected { Ok(()) } else { Err(Error::ElementMismatch { expected, found: T::ELEMENT }) }
+}
+
+/// 16-bit elements in f32, which holds all of them.
+fn in_f32<T: ElementType>(elements: Vec<T>) -> Vec<f32> {
+    elements.into_iter().map(|element| element.to_f64() as f32).collect()
 }
 
 /// The bytes of a tensor on the host.

@@ -30,7 +30,7 @@ impl Plan {
                 Self::of_merge(merge, capabilities)?
             }
         };
-        let more = more_steps(direction, &plan.problem);
+        let more: Vec<_> = more_steps(direction, &plan.problem).collect();
         for step in steps(direction, plan.problem.algorithm).iter().chain(more) {
             plan.take(step, builder)?;
         }
@@ -123,7 +123,7 @@ impl Plan {
         let owned: Vec<_> = passes.iter().map(|pass| pass.kernel.spec().owns).collect();
         let first = self.passes.len();
         self.passes.extend(passes);
-        self.stages.push(Stage { passes: first..self.passes.len(), cut: Cut::of(&owned) });
+        self.stages.push(Stage { passes: first..self.passes.len(), cut: Cut::of(&owned, &self.problem) });
     }
 
     /// Whether the device lets every pass bind its tensors.

@@ -72,6 +72,10 @@ fn check_modifiers(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
     if let Some((name, reason)) = fault_in(scores, "each modifier of the scores") {
         return Err(InvalidProblem::ScoreMod { name, reason });
     }
+    if problem.has_bias_gradient() && problem.bias_gradient().is_none() {
+        let reason = "its gradient is asked for, and the problem has no bias".to_owned();
+        return Err(InvalidProblem::ScoreMod { name: "bias", reason });
+    }
     let masks = problem.key_masks().iter().map(|mask| (mask.name(), mask.fault(&problem.shape)));
     if let Some((name, reason)) = fault_in(masks, "each kind of mask") {
         return Err(InvalidProblem::KeyMask { name, reason });

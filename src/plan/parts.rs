@@ -27,11 +27,12 @@ impl Plan {
         let shape = &self.problem.shape;
         let step = self.step(stage, lengths)?;
         self.check_number(stage, &step, lengths)?;
-        let cut = stage.cut;
+        let [_, _, cuts_rows, cuts_keys] = stage.cut.cuts();
         let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
-        // Rows that see nothing are written too, and so are keys that no row sees.
-        let rows = || if cut == Cut::Rows { firsts(lengths.seqlen_q, step.row_count) } else { firsts(1, 1) };
-        let keys = || if cut == Cut::Keys { firsts(lengths.seqlen_kv, step.key_count) } else { firsts(1, 1) };
+        // Rows that see nothing are written too, and so are keys that no row sees. Entries of no row or no key are sums of
+        // nothing.
+        let rows = || if cuts_rows { firsts(lengths.seqlen_q.max(1), step.row_count) } else { firsts(1, 1) };
+        let keys = || if cuts_keys { firsts(lengths.seqlen_kv.max(1), step.key_count) } else { firsts(1, 1) };
         let mut parts = Vec::new();
         for batch_first in firsts(shape.batch, step.batch_count) {
             for head_first in firsts(shape.query_heads(), step.head_count) {
@@ -62,22 +63,21 @@ impl Plan {
             Cut::Keys => keys,
             Cut::Groups => rows.max(keys),
             // The sum of no rows is 0.
-            Cut::Heads => 1,
+            Cut::Heads | Cut::Entries { .. } | Cut::Nothing => 1,
         };
-        written == 0 || self.problem.shape.batch == 0 || self.problem.shape.query_heads() == 0
+        let is_empty = stage.cut.is_of_entries() && self.required_len(Operand::DBias) == 0;
+        written == 0 || is_empty || self.problem.shape.batch == 0 || self.problem.shape.query_heads() == 0
     }
 
     /// Refuses parts without number, before any is made.
     fn check_number(&self, stage: &Stage, step: &Part, lengths: Lengths) -> Result<(), Error> {
         let shape = &self.problem.shape;
         let pieces = |all: u32, of: u32| u64::from(all.div_ceil(of.max(1)));
-        let cut = match stage.cut {
-            Cut::Rows => pieces(lengths.seqlen_q, step.row_count),
-            Cut::Keys => pieces(lengths.seqlen_kv, step.key_count),
-            Cut::Groups | Cut::Heads => 1,
-        };
+        let [_, _, cuts_rows, cuts_keys] = stage.cut.cuts();
+        let rows = if cuts_rows { pieces(lengths.seqlen_q, step.row_count) } else { 1 };
+        let keys = if cuts_keys { pieces(lengths.seqlen_kv, step.key_count) } else { 1 };
         let parts = pieces(shape.batch, step.batch_count) * pieces(shape.query_heads(), step.head_count);
-        let found = parts.saturating_mul(cut).saturating_mul(stage.passes.len() as u64);
+        let found = parts.saturating_mul(rows).saturating_mul(keys).saturating_mul(stage.passes.len() as u64);
         if found > MAX_DISPATCHES {
             return Err(Error::TooManyDispatches { found, max: MAX_DISPATCHES });
         }
@@ -114,9 +114,10 @@ impl Plan {
         let stride_row = self.s_stride_row(lengths);
         let [o_parts, lse_parts] = tensor::partial_results(part, self.problem.shape.head_dim_v, self.num_splits);
         let [s, dp] = [Operand::S, Operand::Dp].map(|operand| tensor::scores(operand, part, stride_row));
+        let dbias_sums = tensor::dbias_sums(&self.problem);
         let is_bound = |operand| self.passes.iter().any(|pass| pass.kernel.spec().binds(operand));
         let is_given = |operand| self.tensors.iter().any(|tensor| tensor.operand == operand);
-        let tensors = [s, tensor::row_stats(&self.problem), dp, o_parts, lse_parts].into_iter();
+        let tensors = [s, tensor::row_stats(&self.problem), dp, o_parts, lse_parts].into_iter().chain(dbias_sums);
         tensors.filter(move |tensor| is_bound(tensor.operand) && !is_given(tensor.operand))
     }
 
@@ -156,7 +157,8 @@ impl Plan {
         let cut = stage.cut;
         // Heads that share keys stay together where keys are owned, and where they share a workgroup.
         let packed = self.passes[stage.passes.clone()].iter().any(|pass| pass.kernel.spec().packs_heads);
-        let least_heads = if packed || cut != Cut::Rows { self.problem.shape.heads_per_kv() } else { 1 };
+        let alone = !packed && matches!(cut, Cut::Rows | Cut::Entries { .. });
+        let least_heads = if alone { 1 } else { self.problem.shape.heads_per_kv() };
         let halved = |count: u32, least: u32, all: u32| {
             let half = count.div_ceil(2).next_multiple_of(least);
             if half >= count.min(all) { least } else { half }
@@ -172,17 +174,14 @@ impl Plan {
             // Rows that fill whole tiles, so that a tile holds the same rows however the problem is cut.
             let tile_q = if packed { tile_q / common_divisor(tile_q, least_heads) } else { tile_q };
             let tile_kv = tiles.iter().map(|tiles| tiles.tile_kv).max().unwrap_or(1);
-            if step.batch_count > 1 {
-                step.batch_count = step.batch_count.div_ceil(2);
-            } else if step.head_count > least_heads {
-                step.head_count = halved(step.head_count, least_heads, shape.query_heads());
-            } else if cut == Cut::Rows && step.row_count > tile_q {
-                step.row_count = halved(step.row_count, tile_q, lengths.seqlen_q);
-            } else if cut == Cut::Keys && step.key_count > tile_kv {
-                step.key_count = halved(step.key_count, tile_kv, lengths.seqlen_kv);
-            } else {
+            let least = [1, least_heads, tile_q, tile_kv];
+            let mut counts = step.counts();
+            let Some(n) = cut.order().find(|n| cut.cuts()[*n] && counts[*n] > least[*n]) else {
                 return refusal.map_or(Ok(step), Err);
-            }
+            };
+            let all = [shape.batch, shape.query_heads(), lengths.seqlen_q, lengths.seqlen_kv];
+            counts[n] = halved(counts[n], least[n], all[n]);
+            step.set_counts(counts);
         }
     }
 
@@ -215,11 +214,12 @@ impl Plan {
         let allowed = (per_dimension * per_dimension).min(u64::from(u32::MAX));
         for index in stage.passes.clone() {
             if let Some(allowed) = self.capabilities.max_loop_turns
-                && self.turns(index, lengths) > allowed.into()
+                && self.turns(index, part, lengths) > allowed.into()
             {
                 return Some(self.too_many_turns(index, allowed));
             }
-            let needed = self.workgroups(index, part, lengths);
+            // Tiles are counted in 32 bits too.
+            let needed = self.workgroups(index, part, lengths).max(self.score_tiles(index, part));
             if needed > allowed {
                 return Some(Error::Unsupported {
                     feature: "grids of this size",
@@ -258,6 +258,8 @@ impl Plan {
         let pairs = match cut {
             Cut::Heads => part.row_count.into(),
             Cut::Rows | Cut::Groups => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
+            Cut::Entries { .. } => u64::from(part.row_count).saturating_mul(window.min(part.key_count.into())),
+            Cut::Nothing => 0,
             Cut::Keys => u64::from(part.key_count).saturating_mul(window.min(lengths.seqlen_q.into())),
         };
         let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
@@ -266,10 +268,30 @@ impl Plan {
             (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
             (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),
-            (Direction::Backward, Cut::Heads) => 1,
+            (Direction::Backward, Cut::Heads | Cut::Nothing) => 1,
+            (Direction::Backward, Cut::Entries { .. }) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Groups) => head_dim.max(head_dim_v),
         };
         heads.saturating_mul(pairs).saturating_mul(2 * products)
+    }
+
+    /// Which dimensions have entries of a bias of their own, in the stage of a pass; all but for the gradient of one.
+    fn own_entries(&self, index: usize) -> [bool; 4] {
+        let stage = self.stages.iter().find(|stage| stage.passes.contains(&index));
+        match stage.map(|stage| stage.cut) {
+            Some(Cut::Entries { own }) => own,
+            _ => [true; 4],
+        }
+    }
+
+    /// Tiles of scores that share a tile of entries of a bias.
+    pub(super) fn score_tiles(&self, index: usize, part: &Part) -> u64 {
+        part.tiles_of_entries(self.own_entries(index), self.passes[index].specialization.tiles)[1]
+    }
+
+    /// The lengths that a stage covers in a call.
+    pub(super) fn covered(&self, stage: &Stage, lengths: Lengths) -> Lengths {
+        if stage.cut.is_of_entries() { Lengths::of(&self.problem.shape) } else { lengths }
     }
 
     pub(super) fn workgroups(&self, index: usize, part: &Part, lengths: Lengths) -> u64 {
@@ -288,6 +310,11 @@ impl Plan {
             }
             Grid::Rows => rows,
             Grid::Heads => part.head_count.into(),
+            Grid::Entries => part.tiles_of_entries(self.own_entries(index), tiles)[0],
+            Grid::PairsOfEntries => {
+                let pairs = self.required_len(Operand::DBias).div_ceil(2);
+                pairs.div_ceil(self.passes[index].specialization.invocations().into())
+            }
             Grid::Quads => {
                 let quads = rows.saturating_mul(self.problem.shape.head_dim_v.div_ceil(4).into());
                 quads.div_ceil(self.passes[index].specialization.invocations().into())

@@ -160,7 +160,9 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
             let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_element);
             let written = [dq, dk, dv].map(Tensor::written);
             let dsink = problem.has_sink().then(|| of_each_head(problem, Operand::DSink).written());
-            [q, k, v, o, lse, d_o, d_lse].into_iter().chain(written).chain(dsink).chain(entries).collect()
+            let dbias = problem.bias_gradient().map(|(layout, element)| of_dbias(problem, Operand::DBias, &layout, element));
+            let more = dsink.into_iter().chain(dbias);
+            [q, k, v, o, lse, d_o, d_lse].into_iter().chain(written).chain(more).chain(entries).collect()
         }
     }
 }
@@ -191,6 +193,19 @@ fn of_entries(
     let entries = if stride_key == 0 { 1.min(problem.shape.seqlen_kv) } else { problem.shape.seqlen_kv.div_ceil(keys) };
     let tensor = of_rows(problem, operand, in_memory, entries, element);
     Tensor { follows: Follows::Whole, stride_dim: stride_key, ..tensor }
+}
+
+/// The gradient of a bias, or the sums that it becomes: an entry for each that the bias has of its own.
+fn of_dbias(problem: &AttentionProblem, operand: Operand, layout: &EntryLayout, element: Element) -> Tensor {
+    let tensor = of_entries(problem, operand, layout, 1, element).written();
+    let [batch, heads, rows, dim] = layout.own(&problem.shape);
+    Tensor { extent: Extent { batch, rows, heads, dim }, ..tensor }
+}
+
+/// Scratch memory for the sums that become the gradient of a bias in 16 bits.
+pub(super) fn dbias_sums(problem: &AttentionProblem) -> Option<Tensor> {
+    let (layout, _) = problem.bias_gradient()?;
+    Some(of_dbias(problem, Operand::DBiasSums, &layout, Element::F32))
 }
 
 /// The partial results that the caller of a merge gives.

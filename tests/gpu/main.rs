@@ -6,6 +6,7 @@ mod backward;
 mod backward_matrices;
 mod backward_properties;
 mod broadcast;
+mod dbias;
 mod determinism;
 mod dispatches;
 mod dropout;

@@ -3,6 +3,7 @@
 mod backward;
 mod backward_matrices;
 mod combine;
+mod dbias;
 mod decode;
 mod forward;
 mod forward_matrices;
@@ -52,6 +53,9 @@ impl Kernel {
             Kernel::StandardDk => &standard::DK,
             Kernel::StandardDq => &standard::DQ,
             Kernel::BackwardSink => &sink::SINK,
+            Kernel::FlashBackwardDbias => &dbias::DBIAS,
+            Kernel::FlashBackwardDbiasSums => &dbias::SUMS,
+            Kernel::RoundDbias => &dbias::ROUND,
         }
     }
 
@@ -87,7 +91,7 @@ impl Specialization {
         if !kernel.masks {
             self.key_masks = Chain::default();
         }
-        if !self.score_mods.reads(Operand::Bias) {
+        if !self.score_mods.reads(Operand::Bias) && !kernel.binds(Operand::DBias) {
             self.bias_element = None;
         }
         let asks_for_tiles = kernel.masks || kernel.scores || kernel.grid == Grid::ScoreTiles;

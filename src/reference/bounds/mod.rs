@@ -15,6 +15,7 @@
 //! | dV_jd | Σ_i f P_ij · \|dO_id\| · (P_ij's + 3 · \|LSE_i\|) + ε(Σ_i f P dO) + 4 · \|dV\|: LSE given in f32, and in other units |
 //! | dS_ij | \|dS_ij\| · (P_ij's + 2) + P_ij · f · (ε(Σ dO · V) + 2 · \|dP_ij\|) + P_ij · ε(D_i): dP − D cancels, its errors do not |
 //! | dQ_id | Σ_j scale · dS_ij's · \|K_jd\| + ε(Σ_j dS K) + 4 · \|dQ\|; what is common to a row, ε(D_i) and 3 · \|LSE_i\|, meets sums, not their sizes |
+//! | dBias | as dK, with 1 in place of scale · Q; sums go over all scores that share the entry |
 //! | dK_jd | Σ_i scale · (dS_ij's + 3 · \|LSE_i dS_ij\|) · \|Q_id\| + ε(Σ_i dS Q) + 4 · \|dK\| |
 //!
 //! f is 0 for what dropout drops, and its factor for what it keeps. [`Arithmetic`] says what kernels on cooperative matrices

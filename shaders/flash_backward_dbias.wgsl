@@ -14,8 +14,8 @@
 //     dBias = sum of dBias over the rows, or keys, that share an entry
 //
 // Where dBias has a stride of 0, all sequences, heads, rows or keys share an entry. A workgroup visits them all, always
-// in the same order. Of the others, each has its own workgroup. An invocation owns THREAD_ROWS rows by four neighbouring
-// keys. If a sum is divided among dispatches, each adds to what the last one wrote.
+// in the same order. Of the others, each has its own workgroup. An invocation owns THREAD_ROWS rows by four
+// neighbouring keys. If a sum is divided among dispatches, each adds to what the last one wrote.
 // S and LSE are in units of log2(e).
 
 // unroll SUM in SUM {

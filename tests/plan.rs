@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use wgpu_flash_attention::unstable::{Kernel, Origins};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, Error, MergeProblem, Plan,
-    Tiles, TunedTiles, Tuning, Workload,
+    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error, MergeProblem,
+    Plan, ScoreMod, Tiles, TunedTiles, Tuning, Workload,
 };
 
 fn discrete() -> Capabilities {
@@ -285,6 +285,12 @@ fn the_turns_of_loops_are_those_of_the_text() {
     );
 }
 
+/// With one bias of all heads and rows, whose gradient sums over them.
+fn biased(problem: &AttentionProblem, element: Element) -> AttentionProblem {
+    let layout = EntryLayout::contiguous([1, 1, 1, problem.shape.seqlen_kv]);
+    problem.clone().with_score(ScoreMod::Bias { layout, element }).with_bias_gradient()
+}
+
 /// Nothing that is planned passes a driver's limit; splits keep flash attention below it at any length.
 #[test]
 fn no_loop_takes_more_turns_than_the_driver_allows() {
@@ -316,6 +322,8 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                         flash,
                         Plan::forward(&standard, &capabilities).build(),
                         backward(&problem.clone().with_sink()),
+                        backward(&biased(&problem, Element::F32)),
+                        backward(&biased(&problem.clone().with_element(Element::F16), Element::F16)),
                         backward(&standard),
                     ] {
                         let Ok(plan) = plan else {

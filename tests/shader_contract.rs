@@ -84,6 +84,17 @@ fn variants() -> Vec<Specialization> {
     let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
     variants.extend(of_sink.passes().iter().map(|pass| pass.specialization));
+    // So is that of a bias, where one is asked for.
+    for &element in Element::ALL {
+        let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, 40)).with_element(element);
+        let problem = with_bias(problem.with_score(alibi()), element).with_score(softcap()).with_bias_gradient();
+        // dK and dV bind nine buffers.
+        let mut device = Capabilities::webgpu_defaults();
+        device.max_storage_buffers = 9;
+        let plan = Plan::backward(&problem, &device).build().expect("a bias has a gradient");
+        let specializations = plan.passes().iter().map(|pass| pass.specialization);
+        variants.extend(specializations.filter(|variant| variant.kernel.name().contains("dbias")));
+    }
     let mut variants: Vec<_> = variants.into_iter().collect();
     variants.sort_by_key(|variant| format!("{variant:?}"));
     variants
@@ -92,7 +103,7 @@ fn variants() -> Vec<Specialization> {
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 10] = [
+    let modifiers: [Modified; 12] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -101,6 +112,11 @@ fn variants_with_modifiers() -> Vec<Specialization> {
         |problem| {
             let element = problem.element;
             with_bias(problem, element)
+        },
+        |problem| with_bias(problem, Element::F32).with_bias_gradient(),
+        |problem| {
+            let element = problem.element;
+            with_bias(problem, element).with_bias_gradient()
         },
         with_boolean_mask,
         AttentionProblem::with_sink,
@@ -212,7 +228,8 @@ fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
 fn every_variant_with_modifiers_does_so_too() {
     let variants = variants_with_modifiers();
     for kernel in Kernel::ALL {
-        let is_plain = matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink);
+        let is_plain =
+            matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink | Kernel::RoundDbias);
         let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
         assert_eq!(is_planned, !is_plain, "{kernel:?}");
     }

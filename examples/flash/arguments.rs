@@ -48,7 +48,7 @@ pub struct RunOptions {
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
     /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q), and with d_o also dq, dk and dv (like q, k and
-    /// v), and dsink. Replaced only once it is complete.
+    /// v), dsink, and dbias (like bias). Replaced only once it is complete.
     #[arg(value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// `reference` is the f64 oracle on the CPU: slow, and rounded only when it is written.

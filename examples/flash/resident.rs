@@ -1,7 +1,7 @@
 //! Tensors that stay on the device between runs.
 
 use wgpu_flash_attention::{
-    AttentionProblem, BackwardBuffers, ForwardBuffers, Operand, PreparedBackward, PreparedForward,
+    AttentionProblem, BackwardBuffers, ForwardBuffers, Operand, PreparedBackward, PreparedForward, ScoreMod,
 };
 
 use crate::device::Gpu;
@@ -29,6 +29,7 @@ pub struct ResidentGradients {
     pub dk: wgpu::Buffer,
     pub dv: wgpu::Buffer,
     pub dsink: Option<wgpu::Buffer>,
+    pub dbias: Option<wgpu::Buffer>,
 }
 
 /// Elements of Q, K, V and O, or of their gradients.
@@ -96,11 +97,14 @@ impl Resident {
         prepared: &PreparedBackward,
         encoder: &mut wgpu::CommandEncoder,
     ) -> Result<()> {
-        let ResidentGradients { d_o, d_lse, dq, dk, dv, dsink } = gradients;
+        let ResidentGradients { d_o, d_lse, dq, dk, dv, dsink, dbias } = gradients;
         let [d_o, dq, dk, dv] = [d_o, dq, dk, dv].map(|buffer| buffer.slice(..));
         let buffers = BackwardBuffers::new(self.buffers(), d_o, dq, dk, dv);
-        let [d_lse, dsink] = [d_lse, dsink].map(|buffer| buffer.as_ref().map(|buffer| buffer.slice(..)));
-        Ok(prepared.encode(encoder, &buffers.with(Operand::DLse, d_lse).with(Operand::DSink, dsink))?)
+        let more = [(Operand::DLse, d_lse), (Operand::DSink, dsink), (Operand::DBias, dbias)];
+        let buffers = more.into_iter().fold(buffers, |buffers, (operand, buffer)| {
+            buffers.with(operand, buffer.as_ref().map(|buffer| buffer.slice(..)))
+        });
+        Ok(prepared.encode(encoder, &buffers)?)
     }
 
     /// Fills O and LSE with NaN, so that an answer can only come from the next run.
@@ -122,8 +126,13 @@ impl ResidentGradients {
             true => Some(buffer(gpu, "dsink", u64::from(problem.shape.num_heads) * 4).await?),
             false => None,
         };
+        let dbias = match dbias_bytes(problem) {
+            Some(bytes) => Some(buffer(gpu, "dbias", bytes).await?),
+            None => None,
+        };
         Ok(Self {
             dsink,
+            dbias,
             d_o: buffer(gpu, "dO", lengths.o * problem.element.size()).await?,
             d_lse,
             dq: buffer(gpu, "dQ", lengths.q * size).await?,
@@ -136,6 +145,18 @@ impl ResidentGradients {
     pub fn poison(&self, gpu: &Gpu) -> Result<()> {
         [&self.dq, &self.dk, &self.dv].into_iter().try_for_each(|buffer| poison(gpu, buffer))
     }
+}
+
+/// Bytes of the gradient of the bias, where it is asked for.
+pub fn dbias_bytes(problem: &AttentionProblem) -> Option<u64> {
+    let asked = problem.scores().iter().filter(|_| problem.has_bias_gradient());
+    asked.into_iter().find_map(|modifier| match modifier {
+        ScoreMod::Bias { layout, element } => {
+            let len = layout.of_gradient(&problem.shape).required_len(&problem.shape);
+            Some(len.saturating_mul(element.size()))
+        }
+        _ => None,
+    })
 }
 
 fn poison(gpu: &Gpu, buffer: &wgpu::Buffer) -> Result<()> {

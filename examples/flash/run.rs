@@ -64,6 +64,7 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         inputs = Inputs { element, q, k, v, d_o: d_o.as_deref(), ..inputs };
     }
 
+    let bias_in_file = inputs.bias.as_ref().map(|bias| (bias.counts, bias.element));
     // A bias of another 16-bit type than q is widened, which loses nothing.
     let is_odd = |bias: &Bias| bias.element != Element::F32 && bias.element != element;
     let odd_bias = inputs.bias.take_if(|bias| is_odd(bias));
@@ -73,6 +74,9 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     }
 
     let mut problem = problem(options, &inputs);
+    if inputs.bias.is_some() && inputs.d_o.is_some() {
+        problem = problem.with_bias_gradient();
+    }
     if options.algorithm == RunAlgorithm::Standard {
         problem = problem.with_algorithm(Algorithm::Standard);
     }
@@ -81,9 +85,14 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         RunAlgorithm::Reference => on_cpu(options, &problem, &inputs)?,
     };
 
+    if let (Some(in_file), Some(bias)) = (bias_in_file, &inputs.bias) {
+        let dbias = answer.outputs.gradients.iter_mut().find(|(operand, _)| *operand == Operand::DBias);
+        dbias.into_iter().for_each(|(_, bytes)| *bytes = dbias_for_file(bytes, bias.element, in_file));
+    }
     let gradient_element = problem.gradient_element();
     answer.summary.with = what_else(&problem);
-    let file = tensors::encoded(&problem.shape, options.layout, element, gradient_element, &answer.outputs)?;
+    let elements = [element, gradient_element];
+    let file = tensors::encoded(&problem.shape, options.layout, elements, bias_in_file, &answer.outputs)?;
     target.write(&file)?;
     if options.json {
         writeln!(out, "{}", json(&answer.summary))?;
@@ -95,6 +104,17 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         writeln!(out, "wrote {} and {last} to {}", first.join(", "), options.output.display())?;
     }
     Ok(true)
+}
+
+/// The gradient of a bias as the file has the bias: in its type, and with entries of 0 where the problem has no scores.
+fn dbias_for_file(bytes: &[u8], element: Element, (counts, in_file): ([u32; 4], Element)) -> Vec<u8> {
+    let mut bytes = match element == in_file {
+        true => bytes.to_vec(),
+        false => elements::encode(in_file, elements::decode(element, bytes)),
+    };
+    let len: usize = counts.iter().map(|count| *count as usize).product();
+    bytes.resize(len * in_file.size() as usize, 0);
+    bytes
 }
 
 /// What a problem has beside shape, element and causal.
@@ -229,6 +249,8 @@ async fn gradients_on_gpu(
         (Operand::Dv, &gradients.dv, v_len * size),
     ];
     written.extend(gradients.dsink.as_ref().map(|dsink| (Operand::DSink, dsink, u64::from(shape.num_heads) * 4)));
+    let dbias_len = resident::dbias_bytes(problem).unwrap_or(0);
+    written.extend(gradients.dbias.as_ref().map(|dbias| (Operand::DBias, dbias, dbias_len)));
     written.into_iter().map(|(operand, buffer, len)| Ok((operand, resident::read(gpu, buffer, 0, len)?))).collect()
 }
 
@@ -254,9 +276,10 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
         let of_inputs = [(Operand::Dq, gradients.dq), (Operand::Dk, gradients.dk), (Operand::Dv, gradients.dv)];
         let of_inputs = of_inputs.into_iter().map(|(operand, values)| (operand, element, values));
         let of_sink = inputs.sink.map(|_| (Operand::DSink, Element::F32, gradients.dsink));
+        let of_bias = inputs.bias.as_ref().map(|bias| (Operand::DBias, bias.element, gradients.dbias));
         let encoded =
             |(operand, element, values): (_, _, Vec<f64>)| (operand, elements::encode(element, values.into_iter()));
-        of_inputs.chain(of_sink).map(encoded).collect()
+        of_inputs.chain(of_sink).chain(of_bias).map(encoded).collect()
     });
     let outputs = Outputs {
         o: elements::encode(problem.element, answer.o.into_iter()),

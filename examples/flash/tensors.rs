@@ -314,12 +314,12 @@ pub struct Outputs {
     pub gradients: Vec<(Operand, Vec<u8>)>,
 }
 
-/// The bytes of a safetensors file with o and lse, and the gradients if there are any.
+/// The bytes of a safetensors file with o and lse, and the gradients if there are any, that of a bias in its shape and type.
 pub fn encoded(
     shape: &AttentionShape,
     layout: Layout,
-    element: Element,
-    gradient_element: Element,
+    [element, gradient_element]: [Element; 2],
+    bias: Option<([u32; 4], Element)>,
     outputs: &Outputs,
 ) -> Result<Vec<u8>> {
     let failed = |error| Failure::new(format_args!("the result is no safetensors file: {error}"));
@@ -341,6 +341,7 @@ pub fn encoded(
             Operand::Dq => of_element(num_heads, seqlen_q, head_dim),
             Operand::Dk => of_element(num_heads_kv, seqlen_kv, head_dim),
             Operand::Dv => of_element(num_heads_kv, seqlen_kv, head_dim_v),
+            Operand::DBias => bias.map_or((Element::F32, Vec::new()), |(counts, element)| (element, counts.to_vec())),
             _ => (Element::F32, vec![num_heads]),
         };
         tensors.push((operand.name(), dtype(element), dims.into_iter().map(|dim| dim as usize).collect(), bytes));

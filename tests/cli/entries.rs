@@ -90,7 +90,7 @@ fn flash_standard_and_reference_agree() {
     ];
     for (n, (entries, options)) in cases.iter().zip(options).enumerate() {
         let [reference, flash, standard] = answers(&place, entries, options);
-        let expected = 3 + usize::from(entries.iter().any(|entries| entries.name == "sink"));
+        let expected = 3 + entries.iter().filter(|entries| ["sink", "bias"].contains(&entries.name)).count();
         assert_eq!(reference.gradients.len(), expected, "case {n}");
         flash.agrees(&reference, 1e-5, &format!("flash, case {n}"));
         standard.agrees(&reference, 1e-5, &format!("standard, case {n}"));
@@ -124,6 +124,24 @@ fn entries_mean_what_they_say() {
     let slopes =
         |n: usize| -0.5f32.powi(2 * (n as i32 / 360 + 1)) * ((n / 40 % 9) as f32 + 31.0 - (n % 40) as f32).abs();
     agree(vec![bias([1, 4, 9, 40], slopes)], &answers(&place, &[], &["--alibi"]), "ALiBi");
+}
+
+/// It has the shape and the type of the bias in the file, whatever attention is computed in.
+#[test]
+fn the_gradient_of_a_bias_is_like_the_bias() {
+    let place = Workplace::new();
+    let wave = |n: usize| (n as f32 * 0.37).cos();
+    for (shape, options) in [([1, 4, 9, 40], &["--softcap", "3"][..]), ([2, 1, 1, 40], &["--element", "f16"])] {
+        let in_f16 = |n: usize| half::f16::from_f32(wave(n)).to_le_bytes();
+        let bytes = (0..shape.iter().product()).flat_map(in_f16).collect();
+        let halves = Entries { name: "bias", dtype: Dtype::F16, shape: shape.to_vec(), bytes };
+        let [reference, flash, standard] = answers(&place, &[halves], options);
+        let (found, of_reference) = (&flash.gradients[3], &reference.gradients[3]);
+        assert_eq!((&found.0, found.1.len()), (&shape.to_vec(), shape.iter().product()));
+        assert!(of_reference.1.iter().any(|value| *value != 0.0));
+        flash.agrees(&reference, 2e-3, "flash");
+        standard.agrees(&reference, 2e-3, "standard");
+    }
 }
 
 /// The answers with the row's number added to each LSE.

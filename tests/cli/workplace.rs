@@ -97,7 +97,7 @@ impl Workplace {
         let bytes = std::fs::read(&output).expect("OUT was written");
         let tensors = SafeTensors::deserialize(&bytes).expect("OUT is a safetensors file");
         let (o, lse) = (tensors.tensor("o").expect("o"), tensors.tensor("lse").expect("lse"));
-        let gradients = ["dq", "dk", "dv", "dsink"].map(|name| tensors.tensor(name).ok());
+        let gradients = ["dq", "dk", "dv", "dsink", "dbias"].map(|name| tensors.tensor(name).ok());
         assert_eq!(lse.dtype(), Dtype::F32);
         Answer {
             dtype: o.dtype(),
@@ -119,7 +119,7 @@ pub struct Answer {
     pub lse_shape: Vec<usize>,
     pub o: Vec<f64>,
     pub lse: Vec<f64>,
-    /// Shape and values of dq, dk, dv and dsink, those that there are.
+    /// Shape and values of dq, dk, dv, dsink and dbias, those that there are.
     pub gradients: Vec<(Vec<usize>, Vec<f64>)>,
     pub gradient_dtype: Option<Dtype>,
     pub stdout: String,

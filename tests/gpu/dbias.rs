@@ -1,7 +1,7 @@
 //! The gradient of a bias.
 
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, BackwardSlices, Call, Capabilities, Element, EntryLayout, Error, InvalidProblem,
+    AttentionProblem, AttentionShape, BackwardSlices, Call, Capabilities, Element, ElementType, EntryLayout, Error, InvalidProblem,
     KeyMask, Operand, Plan, ScoreMod, reference,
 };
 
@@ -45,8 +45,10 @@ fn every_element_mask_and_modifier() {
         let capped_after = biased(dense.clone(), ALL, Element::F32).with_score(ScoreMod::Softcap(2.0));
         let alibi = biased(dense.clone().with_score(ScoreMod::Alibi(vec![0.1, 0.2, 0.3, 0.4])), ALL, element);
         let padded = biased(dense, [true, false, false, true], element).with_lengths(vec![70, 31], vec![12, 45]);
-        let problems = [biased(windowed, ALL, element), capped, capped_after, alibi.with_sink(), padded.with_causal()];
-        for (seed, problem) in (21..).zip(problems) {
+        // A software driver compiles each for seconds.
+        let for_all = [biased(windowed, ALL, element), capped_after];
+        let for_f32 = [capped, alibi.with_sink(), padded.with_causal()].into_iter().filter(|_| element == Element::F32);
+        for (seed, problem) in (21..).zip(for_all.into_iter().chain(for_f32)) {
             check_gradients(full, &problem, &gradient_inputs(&problem, seed));
         }
     }
@@ -58,7 +60,7 @@ fn every_element_mask_and_modifier() {
 #[test]
 fn other_devices_and_odd_shapes() {
     let shape = AttentionShape::new(3, 3, 33, 7).with_seqlen_kv(35).with_head_dim_v(45);
-    for variant in [Variant::NoShaderF16, Variant::NoSubgroups, Variant::Checked, Variant::WebGpuDefaults] {
+    for variant in [Variant::NoShaderF16, Variant::Checked, Variant::WebGpuDefaults] {
         for (own, element) in [(ALL, Element::F16), ([false, true, true, false], Element::F32)] {
             let problem = biased(AttentionProblem::new(shape).with_element(Element::F16), own, element).with_causal();
             check_gradients(library(variant), &problem, &gradient_inputs(&problem, 41));
@@ -201,7 +203,7 @@ fn slices_give_it_in_f32() {
     let attention = library(Variant::Full);
     let problem = biased(AttentionProblem::new(shape()).with_element(Element::F16), [false, true, true, true], Element::F16);
     let given = gradient_inputs(&problem, 110);
-    let halves = |values: &[f64]| values.iter().map(|value| half::f16::from_f64(*value)).collect::<Vec<_>>();
+    let halves = |values: &[f64]| values.iter().map(|value| <half::f16 as ElementType>::from_f64(*value)).collect::<Vec<_>>();
     let [q, k, v, bias, d_o] =
         [&given.inputs.q, &given.inputs.k, &given.inputs.v, &given.inputs.bias, &given.d_o].map(|values| halves(values));
     let forward = reference::forward(given.inputs.case(&problem), &given.inputs.q, &given.inputs.k, &given.inputs.v);
@@ -210,7 +212,8 @@ fn slices_give_it_in_f32() {
     let slices = BackwardSlices::new(&q, &k, &v, &o, &lse, &d_o).with_bias(&bias);
     let found = pollster::block_on(attention.backward_in_f32(&problem, &slices)).expect("it runs").dbias;
     let expected = run_backward(attention, &problem.with_f32_gradients(), &given).dbias();
-    assert_eq!(found.iter().map(|value| f64::from(*value)).collect::<Vec<_>>(), expected);
+    let found: Vec<f64> = found.iter().map(|value| f64::from(*value)).collect();
+    assert!(found == expected);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use wgpu_flash_attention::unstable::{Kernel, Origins};
 use wgpu_flash_attention::{
     Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error, MergeProblem,
-    Plan, ScoreMod, Tiles, TunedTiles, Tuning, Workload,
+    Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning, Workload,
 };
 
 fn discrete() -> Capabilities {
@@ -315,6 +315,7 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                     [problem.clone(), problem.clone().with_causal(), problem.with_causal().with_dropout(0.1, 1)]
                 {
                     let standard = problem.clone().with_algorithm(Algorithm::Standard);
+                    let chosen = ProbabilitiesProblem::new(problem.clone(), 0..1, 0..rows);
                     let flash = Plan::forward(&problem, &capabilities).build();
                     assert!(flash.is_ok(), "{:?} {problem:?}", flash.err());
                     let backward = |problem| Plan::backward(problem, &capabilities).build();
@@ -325,6 +326,7 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                         backward(&biased(&problem, Element::F32)),
                         backward(&biased(&problem.clone().with_element(Element::F16), Element::F16)),
                         backward(&standard),
+                        Plan::probabilities(&chosen, &capabilities).build(),
                     ] {
                         let Ok(plan) = plan else {
                             refused += 1;

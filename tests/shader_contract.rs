@@ -8,7 +8,7 @@ use wgpu_flash_attention::unstable::{
 };
 use wgpu_flash_attention::{
     Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, EntryLayout,
-    KeyMask, MergeProblem, Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
+    KeyMask, MergeProblem, Operand, Plan, ProbabilitiesProblem, ScoreMod, TensorLayout, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -80,6 +80,7 @@ fn variants() -> Vec<Specialization> {
             }
         }
     }
+    variants.extend(variants_of_probabilities(AttentionProblem::with_causal));
     // Its gradient is a kernel, which depends on nothing else.
     let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
@@ -97,6 +98,18 @@ fn variants() -> Vec<Specialization> {
     }
     let mut variants: Vec<_> = variants.into_iter().collect();
     variants.sort_by_key(|variant| format!("{variant:?}"));
+    variants
+}
+
+/// Variants of the probabilities of such problems.
+fn variants_of_probabilities(modified: fn(AttentionProblem) -> AttentionProblem) -> Vec<Specialization> {
+    let mut variants = Vec::new();
+    for (&element, head_dim) in Element::ALL.iter().flat_map(|element| [(element, 64), (element, 59)]) {
+        let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, head_dim)).with_element(element);
+        let chosen = ProbabilitiesProblem::new(modified(problem), 1..3, 5..77);
+        let plan = Plan::probabilities(&chosen, &Capabilities::webgpu_defaults()).build();
+        variants.extend(plan.expect("every device has them").passes().iter().map(|pass| pass.specialization));
+    }
     variants
 }
 
@@ -153,6 +166,8 @@ fn variants_with_modifiers() -> Vec<Specialization> {
             }
         }
     }
+    let with_all = |problem| with_boolean_mask(with_bias(problem, Element::F32)).with_score(softcap()).with_score(alibi());
+    variants.extend(variants_of_probabilities(with_all));
     variants.into_iter().collect()
 }
 

@@ -9,11 +9,12 @@ use super::kernels::Kernel;
 use super::part::Cut;
 use super::passes::{Pass, Plan, Source, Stage};
 use super::splits;
-use super::tensor::{Tensor, parts_to_merge, tensors};
+use super::tensor::{Tensor, parts_to_merge, probabilities, tensors};
 use super::tiles::Tiles;
 use crate::error::{Error, InvalidProblem};
 use crate::operand::Usage;
-use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem};
+use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem, ProbabilitiesProblem};
+use std::ops::Range;
 
 impl Plan {
     /// Makes a plan: the work of [`PlanBuilder::build`].
@@ -24,6 +25,10 @@ impl Plan {
             Question::Forward(problem) | Question::Backward(problem) => {
                 builder.check_choices(problem.algorithm)?;
                 Self::without_passes(problem, capabilities, direction, tensors(problem, direction))?
+            }
+            Question::Probabilities(chosen) => {
+                builder.check_choices(Algorithm::Standard)?;
+                Self::of_probabilities(chosen, capabilities)?
             }
             Question::Merge(merge) => {
                 builder.check_choices(Algorithm::Flash)?;
@@ -55,6 +60,19 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The plan of probabilities, without passes.
+    fn of_probabilities(chosen: &ProbabilitiesProblem, capabilities: &Capabilities) -> Result<Self, Error> {
+        if let Some((name, Range { start, end }, count)) = chosen.fault() {
+            return Err(InvalidProblem::Chosen { name, start, end, count }.into());
+        }
+        let problem = &chosen.attention;
+        let mut tensors = tensors(problem, Direction::Probabilities);
+        tensors.push(probabilities(chosen));
+        let mut plan = Self::without_passes(problem, capabilities, Direction::Probabilities, tensors)?;
+        plan.chosen = Some((chosen.heads.clone(), chosen.rows.clone()));
+        Ok(plan)
+    }
+
     /// A plan without passes, of a problem that is sound and whose tensors the device can hold.
     fn without_passes(
         problem: &AttentionProblem,
@@ -79,6 +97,7 @@ impl Plan {
             tiles: Tiles::NONE,
             source: Source::Table,
             num_splits: 1,
+            chosen: None,
             tensors,
             scratch: Vec::new(),
         })
@@ -152,7 +171,7 @@ impl PlanBuilder<'_> {
         let direction = self.question.direction();
         let refuse = |what, reason: String| Err(Error::InvalidPlan { what, reason });
         let most = match (direction, algorithm) {
-            (Direction::Forward, _) | (Direction::Backward, Algorithm::Standard) => 1,
+            (Direction::Forward | Direction::Probabilities, _) | (Direction::Backward, Algorithm::Standard) => 1,
             (Direction::Backward, Algorithm::Flash) => 2,
             (Direction::Merge, _) => 0,
         };

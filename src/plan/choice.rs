@@ -53,6 +53,12 @@ pub(super) fn steps(direction: Direction, algorithm: Algorithm) -> &'static [Ste
                 &[PREPROCESS, Step { alternatives, tiles: Some(0) }]
             }
         }
+        (Direction::Probabilities, _) => {
+            const {
+                let alternatives: &[&[Kernel]] = &[&[Kernel::Probabilities]];
+                &[Step { alternatives, tiles: Some(0) }]
+            }
+        }
         // One kernel, and no tiles.
         (Direction::Merge, _) => &[],
     }

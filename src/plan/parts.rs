@@ -9,6 +9,7 @@ use super::tiles::{Owns, Tiles};
 use super::visible::window;
 use crate::error::Error;
 use crate::operand::Operand;
+use std::ops::Range;
 
 /// The most dispatches that one operation may make. A call holds them all in memory, about 600 bytes each; bounds on work
 /// as [`AttentionProblem::with_bounded_work`](crate::AttentionProblem::with_bounded_work) advises reach it after minutes of work.
@@ -28,25 +29,27 @@ impl Plan {
         let step = self.step(stage, lengths)?;
         self.check_number(stage, &step, lengths)?;
         let [_, _, cuts_rows, cuts_keys] = stage.cut.cuts();
-        let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
+        let firsts = |all: Range<u32>, step: u32| all.step_by(step.max(1) as usize);
         // Rows that see nothing are written too, and so are keys that no row sees. Entries of no row or no key are sums of
         // nothing.
-        let rows = || if cuts_rows { firsts(lengths.seqlen_q.max(1), step.row_count) } else { firsts(1, 1) };
-        let keys = || if cuts_keys { firsts(lengths.seqlen_kv.max(1), step.key_count) } else { firsts(1, 1) };
+        let (all_heads, all_rows) = (self.heads(), self.rows(lengths));
+        let all_keys = lengths.seqlen_kv;
+        let rows = || if cuts_rows { firsts(all_rows.start..all_rows.end.max(1), step.row_count) } else { firsts(0..1, 1) };
+        let keys = || if cuts_keys { firsts(0..all_keys.max(1), step.key_count) } else { firsts(0..1, 1) };
         let mut parts = Vec::new();
-        for batch_first in firsts(shape.batch, step.batch_count) {
-            for head_first in firsts(shape.query_heads(), step.head_count) {
+        for batch_first in firsts(0..shape.batch, step.batch_count) {
+            for head_first in firsts(all_heads.clone(), step.head_count) {
                 for row_first in rows() {
                     for key_first in keys() {
                         parts.push(Part {
                             batch_first,
                             batch_count: step.batch_count.min(shape.batch - batch_first),
                             head_first,
-                            head_count: step.head_count.min(shape.query_heads() - head_first),
+                            head_count: step.head_count.min(all_heads.end - head_first),
                             row_first,
-                            row_count: step.row_count.min(lengths.seqlen_q - row_first),
+                            row_count: step.row_count.min(all_rows.end - row_first),
                             key_first,
-                            key_count: step.key_count.min(lengths.seqlen_kv - key_first),
+                            key_count: step.key_count.min(all_keys - key_first),
                         });
                     }
                 }
@@ -57,7 +60,7 @@ impl Plan {
 
     /// Whether a stage has no row, or no key, to write something for.
     fn writes_nothing(&self, stage: &Stage, lengths: Lengths) -> bool {
-        let (rows, keys) = (lengths.seqlen_q, lengths.seqlen_kv);
+        let (rows, keys) = (self.rows(lengths).len() as u32, lengths.seqlen_kv);
         let written = match stage.cut {
             Cut::Rows => rows,
             Cut::Keys => keys,
@@ -74,9 +77,9 @@ impl Plan {
         let shape = &self.problem.shape;
         let pieces = |all: u32, of: u32| u64::from(all.div_ceil(of.max(1)));
         let [_, _, cuts_rows, cuts_keys] = stage.cut.cuts();
-        let rows = if cuts_rows { pieces(lengths.seqlen_q, step.row_count) } else { 1 };
+        let rows = if cuts_rows { pieces(self.rows(lengths).len() as u32, step.row_count) } else { 1 };
         let keys = if cuts_keys { pieces(lengths.seqlen_kv, step.key_count) } else { 1 };
-        let parts = pieces(shape.batch, step.batch_count) * pieces(shape.query_heads(), step.head_count);
+        let parts = pieces(shape.batch, step.batch_count) * pieces(self.heads().len() as u32, step.head_count);
         let found = parts.saturating_mul(rows).saturating_mul(keys).saturating_mul(stage.passes.len() as u64);
         if found > MAX_DISPATCHES {
             return Err(Error::TooManyDispatches { found, max: MAX_DISPATCHES });
@@ -151,7 +154,9 @@ impl Plan {
     /// until every limit holds. At one tile, the bounds on work and on partial results are ignored; other limits are errors.
     pub(super) fn step(&self, stage: &Stage, lengths: Lengths) -> Result<Part, Error> {
         let shape = &self.problem.shape;
-        let mut step = Part::whole(shape, lengths);
+        let (heads, rows) = (self.heads(), self.rows(lengths));
+        let (head_count, row_count) = (heads.len() as u32, rows.len() as u32);
+        let mut step = Part { head_first: heads.start, head_count, row_first: rows.start, row_count, ..Part::whole(shape, lengths) };
         let tiles: Vec<Tiles> =
             self.passes[stage.passes.clone()].iter().map(|pass| pass.specialization.tiles).collect();
         let cut = stage.cut;
@@ -179,7 +184,7 @@ impl Plan {
             let Some(n) = cut.order().find(|n| cut.cuts()[*n] && counts[*n] > least[*n]) else {
                 return refusal.map_or(Ok(step), Err);
             };
-            let all = [shape.batch, shape.query_heads(), lengths.seqlen_q, lengths.seqlen_kv];
+            let all = [shape.batch, head_count, row_count, lengths.seqlen_kv];
             counts[n] = halved(counts[n], least[n], all[n]);
             step.set_counts(counts);
         }
@@ -265,6 +270,7 @@ impl Plan {
         let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
         // Products of the largest dispatch: of the forward pass; of dQ, and of dK and dV, each with two recomputed.
         let products = match (self.direction, cut) {
+            (Direction::Probabilities, _) => head_dim,
             (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
             (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),

@@ -9,6 +9,7 @@ mod layout;
 mod lengths;
 mod mask;
 mod merge;
+mod probabilities;
 mod score;
 mod shape;
 
@@ -20,5 +21,6 @@ pub use key_mask::{KeyMask, pack_bits};
 pub use layout::{AttentionLayout, TensorLayout};
 pub use mask::{Alignment, Mask};
 pub use merge::MergeProblem;
+pub use probabilities::ProbabilitiesProblem;
 pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;

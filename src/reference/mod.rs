@@ -10,12 +10,15 @@ mod cores;
 mod forward;
 mod modifiers;
 mod philox;
+mod probabilities;
 
 pub use backward::{ReferenceGradients, backward, backward_for, backward_rounding_p};
 pub use bounds::{
     Arithmetic, BackwardErrors, ErrorTerms, ForwardErrors, backward_errors, error_before_storing, forward_errors,
+    probabilities_errors,
 };
 pub use case::Case;
 pub use forward::{ReferenceOutput, forward, forward_rounding_p, forward_row, keeps};
 pub use modifiers::score;
 pub use philox::philox4x32_10;
+pub use probabilities::probabilities;

@@ -20,6 +20,7 @@ mod masks;
 mod matrices;
 mod mutations;
 mod poison;
+mod probabilities;
 mod property;
 mod refused_calls;
 mod scores;

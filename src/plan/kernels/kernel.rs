@@ -52,6 +52,8 @@ pub enum Kernel {
     FlashBackwardDbiasSums,
     /// `round_dbias.wgsl`
     RoundDbias,
+    /// `probabilities.wgsl`
+    Probabilities,
 }
 
 impl Kernel {
@@ -81,5 +83,6 @@ impl Kernel {
         Kernel::FlashBackwardDbias,
         Kernel::FlashBackwardDbiasSums,
         Kernel::RoundDbias,
+        Kernel::Probabilities,
     ];
 }

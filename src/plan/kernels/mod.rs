@@ -56,6 +56,7 @@ impl Kernel {
             Kernel::FlashBackwardDbias => &dbias::DBIAS,
             Kernel::FlashBackwardDbiasSums => &dbias::SUMS,
             Kernel::RoundDbias => &dbias::ROUND,
+            Kernel::Probabilities => &standard::PROBABILITIES,
         }
     }
 

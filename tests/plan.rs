@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use wgpu_flash_attention::unstable::{Kernel, Origins};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error, MergeProblem,
-    Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning, Workload,
+    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error,
+    MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning, Workload,
 };
 
 fn discrete() -> Capabilities {

@@ -166,7 +166,8 @@ fn variants_with_modifiers() -> Vec<Specialization> {
             }
         }
     }
-    let with_all = |problem| with_boolean_mask(with_bias(problem, Element::F32)).with_score(softcap()).with_score(alibi());
+    let with_all =
+        |problem| with_boolean_mask(with_bias(problem, Element::F32)).with_score(softcap()).with_score(alibi());
     variants.extend(variants_of_probabilities(with_all));
     variants.into_iter().collect()
 }
@@ -243,8 +244,7 @@ fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
 fn every_variant_with_modifiers_does_so_too() {
     let variants = variants_with_modifiers();
     for kernel in Kernel::ALL {
-        let is_plain =
-            matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink | Kernel::RoundDbias);
+        let is_plain = matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink | Kernel::RoundDbias);
         let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
         assert_eq!(is_planned, !is_plain, "{kernel:?}");
     }

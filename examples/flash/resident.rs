@@ -1,7 +1,8 @@
 //! Tensors that stay on the device between runs.
 
 use wgpu_flash_attention::{
-    AttentionProblem, BackwardBuffers, ForwardBuffers, Operand, PreparedBackward, PreparedForward, ScoreMod,
+    AttentionProblem, BackwardBuffers, ForwardBuffers, Operand, PreparedBackward, PreparedForward,
+    ProbabilitiesBuffers, ProbabilitiesProblem, ScoreMod,
 };
 
 use crate::device::Gpu;
@@ -105,6 +106,22 @@ impl Resident {
             buffers.with(operand, buffer.as_ref().map(|buffer| buffer.slice(..)))
         });
         Ok(prepared.encode(encoder, &buffers)?)
+    }
+
+    /// Computes probabilities from what a forward pass has left in LSE, and reads them back.
+    pub async fn probabilities(&self, gpu: &Gpu, chosen: &ProbabilitiesProblem) -> Result<Vec<u8>> {
+        let prepared = gpu.attention.prepare_probabilities(chosen).await?;
+        let bytes = prepared.plan().required_bytes(Operand::Probabilities);
+        let written = buffer(gpu, "probabilities", bytes).await?;
+        let [q, k, lse, p] = [&self.q, &self.k, &self.lse, &written].map(|buffer| buffer.slice(..));
+        // A sink is a part of LSE.
+        let entries = self.entries.iter().filter(|(operand, _)| *operand != Operand::Sink);
+        let buffers = ProbabilitiesBuffers::new(q, k, lse, p);
+        let buffers = entries.fold(buffers, |buffers, (operand, buffer)| buffers.with(*operand, buffer.slice(..)));
+        let mut encoder = gpu.attention.device().create_command_encoder(&Default::default());
+        prepared.encode(&mut encoder, &buffers)?;
+        gpu.attention.queue().submit([encoder.finish()]);
+        read(gpu, &written, 0, bytes)
     }
 
     /// Fills O and LSE with NaN, so that an answer can only come from the next run.

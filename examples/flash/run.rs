@@ -3,8 +3,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, EntryLayout, KeyMask, Operand, Plan, ScoreMod,
-    reference,
+    Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, EntryLayout, KeyMask, Operand, Plan,
+    ProbabilitiesProblem, ScoreMod, reference,
 };
 
 use crate::arguments::{RunAlgorithm, RunOptions};
@@ -99,7 +99,8 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     } else {
         answer.summary.print(out)?;
         let gradients = answer.outputs.gradients.iter().map(|(operand, _)| operand.name());
-        let names: Vec<_> = ["o", "lse"].into_iter().chain(gradients).collect();
+        let probabilities = answer.outputs.probabilities.as_ref().map(|_| "probabilities");
+        let names: Vec<_> = ["o", "lse"].into_iter().chain(probabilities).chain(gradients).collect();
         let (last, first) = names.split_last().unwrap_or((&"", &[]));
         writeln!(out, "wrote {} and {last} to {}", first.join(", "), options.output.display())?;
     }
@@ -210,10 +211,15 @@ async fn on_gpu(
         Some(d_o) => gradients_on_gpu(&gpu, problem, &tensors, d_o, inputs.d_lse, &mut summary).await?,
         None => Vec::new(),
     };
+    let probabilities = match &options.probabilities {
+        Some(chosen) => Some((chosen.rows.len() as u32, tensors.probabilities(&gpu, &chosen.of(problem)).await?)),
+        None => None,
+    };
     let outputs = Outputs {
         o: resident::read(&gpu, &tensors.o, 0, o_len)?,
         lse: resident::read(&gpu, &tensors.lse, 0, shape.lse_len() * 4)?,
         gradients,
+        probabilities,
     };
     Ok(Answer { outputs, summary })
 }
@@ -259,6 +265,10 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
     let mut unlimited = Capabilities::webgpu_defaults();
     (unlimited.max_buffer, unlimited.max_binding) = (u64::MAX, u64::MAX);
     Plan::forward(problem, &unlimited).build()?;
+    let chosen = options.probabilities.as_ref().map(|chosen| chosen.of(problem));
+    if let Some(chosen) = &chosen {
+        Plan::probabilities(chosen, &unlimited).build()?;
+    }
     let [q, k, v] =
         [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());
     let bias: Option<Vec<f64>> = inputs.bias.as_ref().map(|bias| elements::decode(bias.element, bias.bytes).collect());
@@ -281,10 +291,15 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
             |(operand, element, values): (_, _, Vec<f64>)| (operand, elements::encode(element, values.into_iter()));
         of_inputs.chain(of_sink).chain(of_bias).map(encoded).collect()
     });
+    let probabilities = chosen.map(|ProbabilitiesProblem { heads, rows, .. }| {
+        let all = reference::probabilities(case, &q, &k, heads, rows.clone());
+        (rows.len() as u32, elements::encode(Element::F32, all.into_iter()))
+    });
     let outputs = Outputs {
         o: elements::encode(problem.element, answer.o.into_iter()),
         lse: elements::encode(Element::F32, answer.lse.into_iter()),
         gradients,
+        probabilities,
     };
     let summary =
         Summary { ms_median: ms, ms_min: ms, ..Summary::new(options, "reference", &problem.shape, problem.element) };

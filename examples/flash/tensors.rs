@@ -312,6 +312,8 @@ pub struct Outputs {
     pub lse: Vec<u8>,
     /// Those of the problem's inputs that have one; empty without d_o.
     pub gradients: Vec<(Operand, Vec<u8>)>,
+    /// Of one head, and of how many rows, if they are asked for.
+    pub probabilities: Option<(u32, Vec<u8>)>,
 }
 
 /// The bytes of a safetensors file with o and lse, and the gradients if there are any, that of a bias in its shape and type.
@@ -335,6 +337,10 @@ pub fn encoded(
         ("o", dtype(element), layout.o_dims(shape).map(|dim| dim as usize).to_vec(), &outputs.o),
         ("lse", Dtype::F32, lse_dims, &outputs.lse),
     ];
+    if let Some((rows, bytes)) = &outputs.probabilities {
+        let dims = [batch, 1, *rows, seqlen_kv].map(|dim| dim as usize).to_vec();
+        tensors.push(("probabilities", Dtype::F32, dims, bytes));
+    }
     for (operand, bytes) in &outputs.gradients {
         let of_element = |heads, rows, dim| (gradient_element, layout.dims_of(batch, heads, rows, dim).to_vec());
         let (element, dims) = match operand {

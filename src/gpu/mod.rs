@@ -13,7 +13,8 @@ mod scope;
 
 pub use attention::FlashAttention;
 pub use buffers::{
-    Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers, Probabilities, ProbabilitiesBuffers,
+    Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers, Probabilities,
+    ProbabilitiesBuffers,
 };
 pub use host::{BackwardOutput, BackwardSlices, ForwardOutput, ForwardSlices, ProbabilitiesSlices};
 pub use prepared::{Prepared, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities};

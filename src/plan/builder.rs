@@ -66,10 +66,7 @@ impl Plan {
     }
 
     /// Plans the probabilities of chosen heads and rows.
-    pub fn probabilities<'a>(
-        chosen: &'a ProbabilitiesProblem,
-        capabilities: &'a Capabilities,
-    ) -> PlanBuilder<'a> {
+    pub fn probabilities<'a>(chosen: &'a ProbabilitiesProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
         PlanBuilder::new(Question::Probabilities(chosen), capabilities)
     }
 

@@ -169,7 +169,9 @@ impl Params {
                 (self.lse_parts_offset, self.lse_parts_stride_split) = (offset, split);
                 (self.lse_parts_stride_batch, self.lse_parts_stride_head) = (batch, head);
             }
-            Operand::Bias | Operand::KeyMask | Operand::DBias => self.place_entries(tensor.operand, offset, [batch, head, row, dim]),
+            Operand::Bias | Operand::KeyMask | Operand::DBias => {
+                self.place_entries(tensor.operand, offset, [batch, head, row, dim])
+            }
             Operand::Sink => self.sink_offset = offset,
             Operand::DSink => self.dsink_offset = offset,
             // The sums start at 0, with the strides of what they become.

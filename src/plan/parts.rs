@@ -34,7 +34,8 @@ impl Plan {
         // nothing.
         let (all_heads, all_rows) = (self.heads(), self.rows(lengths));
         let all_keys = lengths.seqlen_kv;
-        let rows = || if cuts_rows { firsts(all_rows.start..all_rows.end.max(1), step.row_count) } else { firsts(0..1, 1) };
+        let rows =
+            || if cuts_rows { firsts(all_rows.start..all_rows.end.max(1), step.row_count) } else { firsts(0..1, 1) };
         let keys = || if cuts_keys { firsts(0..all_keys.max(1), step.key_count) } else { firsts(0..1, 1) };
         let mut parts = Vec::new();
         for batch_first in firsts(0..shape.batch, step.batch_count) {
@@ -156,7 +157,13 @@ impl Plan {
         let shape = &self.problem.shape;
         let (heads, rows) = (self.heads(), self.rows(lengths));
         let (head_count, row_count) = (heads.len() as u32, rows.len() as u32);
-        let mut step = Part { head_first: heads.start, head_count, row_first: rows.start, row_count, ..Part::whole(shape, lengths) };
+        let mut step = Part {
+            head_first: heads.start,
+            head_count,
+            row_first: rows.start,
+            row_count,
+            ..Part::whole(shape, lengths)
+        };
         let tiles: Vec<Tiles> =
             self.passes[stage.passes.clone()].iter().map(|pass| pass.specialization.tiles).collect();
         let cut = stage.cut;

@@ -171,7 +171,8 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
             let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_element);
             let written = [dq, dk, dv].map(Tensor::written);
             let dsink = problem.has_sink().then(|| of_each_head(problem, Operand::DSink).written());
-            let dbias = problem.bias_gradient().map(|(layout, element)| of_dbias(problem, Operand::DBias, &layout, element));
+            let dbias =
+                problem.bias_gradient().map(|(layout, element)| of_dbias(problem, Operand::DBias, &layout, element));
             let more = dsink.into_iter().chain(dbias);
             [q, k, v, o, lse, d_o, d_lse].into_iter().chain(written).chain(more).chain(entries).collect()
         }

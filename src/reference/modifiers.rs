@@ -24,7 +24,8 @@ pub fn score<'a>(problem: impl Into<Case<'a>>, [batch, head, row, key]: [u32; 4]
 
 /// What the problem's modifiers make of softmax_scale · q · k.
 pub(super) fn modified(problem: Case<'_>, s: f64, cell: Cell) -> Score {
-    let score = problem.scores().iter().fold(Score::unmodified(s), |before, modifier| before.then(modifier, problem, cell));
+    let score =
+        problem.scores().iter().fold(Score::unmodified(s), |before, modifier| before.then(modifier, problem, cell));
     if problem.scores().is_empty() {
         return score;
     }

@@ -106,6 +106,7 @@ impl Workplace {
             o: decode(&o),
             lse: decode(&lse),
             gradients: gradients.into_iter().flatten().map(|view| (view.shape().to_vec(), decode(&view))).collect(),
+            probabilities: tensors.tensor("probabilities").ok().map(|view| (view.shape().to_vec(), decode(&view))),
             gradient_dtype: tensors.tensor("dq").ok().map(|view| view.dtype()),
             stdout: text(&done.stdout),
         }
@@ -121,6 +122,8 @@ pub struct Answer {
     pub lse: Vec<f64>,
     /// Shape and values of dq, dk, dv, dsink and dbias, those that there are.
     pub gradients: Vec<(Vec<usize>, Vec<f64>)>,
+    /// Shape and values, where they are asked for.
+    pub probabilities: Option<(Vec<usize>, Vec<f64>)>,
     pub gradient_dtype: Option<Dtype>,
     pub stdout: String,
 }

@@ -1,8 +1,8 @@
 //! The gradient of a bias.
 
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, BackwardSlices, Call, Capabilities, Element, ElementType, EntryLayout, Error, InvalidProblem,
-    KeyMask, Operand, Plan, ScoreMod, reference,
+    AttentionProblem, AttentionShape, BackwardSlices, Call, Capabilities, Element, ElementType, EntryLayout, Error,
+    InvalidProblem, KeyMask, Operand, Plan, ScoreMod, reference,
 };
 
 use crate::support::{
@@ -67,7 +67,11 @@ fn other_devices_and_odd_shapes() {
         }
     }
     let Some(library) = with_matrices() else { return };
-    let problem = biased(AttentionProblem::new(AttentionShape { head_dim: 8, head_dim_v: 8, ..self::shape() }), ALL, Element::F32);
+    let problem = biased(
+        AttentionProblem::new(AttentionShape { head_dim: 8, head_dim_v: 8, ..self::shape() }),
+        ALL,
+        Element::F32,
+    );
     check_gradients(library, &problem, &gradient_inputs(&problem, 42));
 }
 
@@ -201,11 +205,13 @@ fn problems_of_nothing() {
 #[test]
 fn slices_give_it_in_f32() {
     let attention = library(Variant::Full);
-    let problem = biased(AttentionProblem::new(shape()).with_element(Element::F16), [false, true, true, true], Element::F16);
+    let problem =
+        biased(AttentionProblem::new(shape()).with_element(Element::F16), [false, true, true, true], Element::F16);
     let given = gradient_inputs(&problem, 110);
-    let halves = |values: &[f64]| values.iter().map(|value| <half::f16 as ElementType>::from_f64(*value)).collect::<Vec<_>>();
-    let [q, k, v, bias, d_o] =
-        [&given.inputs.q, &given.inputs.k, &given.inputs.v, &given.inputs.bias, &given.d_o].map(|values| halves(values));
+    let halves =
+        |values: &[f64]| values.iter().map(|value| <half::f16 as ElementType>::from_f64(*value)).collect::<Vec<_>>();
+    let [q, k, v, bias, d_o] = [&given.inputs.q, &given.inputs.k, &given.inputs.v, &given.inputs.bias, &given.d_o]
+        .map(|values| halves(values));
     let forward = reference::forward(given.inputs.case(&problem), &given.inputs.q, &given.inputs.k, &given.inputs.v);
     let lse: Vec<f32> = forward.lse.iter().map(|lse| *lse as f32).collect();
     let o = halves(&forward.o);
@@ -230,6 +236,7 @@ fn without_a_bias_or_bindings_it_is_refused() {
     let error = Plan::backward(&many, &capabilities).build().unwrap_err();
     assert!(matches!(error, Error::Unsupported { feature: "this many storage buffers", .. }), "{error}");
     assert!(Plan::forward(&many, &capabilities).build().is_ok());
-    let plan = Plan::backward(&biased(AttentionProblem::new(shape()), ALL, Element::F32), &capabilities).build().unwrap();
+    let plan =
+        Plan::backward(&biased(AttentionProblem::new(shape()), ALL, Element::F32), &capabilities).build().unwrap();
     assert_eq!(plan.required_len(Operand::DBias), 2 * 4 * 70 * 45);
 }

@@ -21,13 +21,7 @@ const ROUND_INVOCATIONS: u32 = 64;
 pub(super) const DBIAS: KernelSpec = KernelSpec {
     name: "flash_backward_dbias",
     file: wgsl!("flash_backward_dbias.wgsl"),
-    text: &[
-        common!("philox"),
-        OneOf(Slot::Element),
-        OneOf(Slot::Access),
-        common!("arithmetic"),
-        common!("row_stats"),
-    ],
+    text: &[common!("philox"), OneOf(Slot::Element), OneOf(Slot::Access), common!("arithmetic"), common!("row_stats")],
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (DO, Read), (RowStats, Read), (DBias, Write)],
     owns: Owns::Entries,
     grid: Grid::Entries,
@@ -48,12 +42,8 @@ pub(super) const DBIAS: KernelSpec = KernelSpec {
     },
     own_counts: |specialization| {
         let [k_chunks, v_chunks] = chunks(specialization);
-        let counts = [
-            ("CHUNK_QUADS", chunk_quads(specialization)),
-            ("K_CHUNKS", k_chunks),
-            ("V_CHUNKS", v_chunks),
-            ("KEYS", 4),
-        ];
+        let counts =
+            [("CHUNK_QUADS", chunk_quads(specialization)), ("K_CHUNKS", k_chunks), ("V_CHUNKS", v_chunks), ("KEYS", 4)];
         counts.into_iter().chain(NO_FETCHES).collect()
     },
     turns: |specialization, loops| {

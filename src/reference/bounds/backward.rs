@@ -261,13 +261,9 @@ impl RowGradients {
 
     /// How large each dS may be in a kernel: where dP − D cancels, what is left is rounding.
     fn sizes_of_ds(&self) -> impl Iterator<Item = f64> {
-        self.row
-            .entries
-            .iter()
-            .zip(&self.ds)
-            .map(|(entry, ds)| {
-                ds.value.abs() + U * self.plain_error_of(entry, ds, entry.score.slope) + 4.0 * U * ds.products
-            })
+        self.row.entries.iter().zip(&self.ds).map(|(entry, ds)| {
+            ds.value.abs() + U * self.plain_error_of(entry, ds, entry.score.slope) + 4.0 * U * ds.products
+        })
     }
 
     /// dQ of the row, without softmax_scale, and the size of its largest term.

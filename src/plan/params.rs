@@ -169,24 +169,19 @@ impl Params {
                 (self.lse_parts_offset, self.lse_parts_stride_split) = (offset, split);
                 (self.lse_parts_stride_batch, self.lse_parts_stride_head) = (batch, head);
             }
-            Operand::Bias | Operand::KeyMask | Operand::DBias => {
+            Operand::Bias | Operand::KeyMask | Operand::DBias | Operand::Probabilities => {
                 self.place_entries(tensor.operand, offset, [batch, head, row, dim])
             }
             Operand::Sink => self.sink_offset = offset,
             Operand::DSink => self.dsink_offset = offset,
-            // The sums start at 0, with the strides of what they become.
-            Operand::DBiasSums => {}
-            Operand::Probabilities => {
-                (self.probabilities_offset, self.s_stride_row) = (offset, row);
-                (self.probabilities_stride_batch, self.probabilities_stride_head) = (batch, head);
-            }
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
-            Operand::Dp | Operand::Params | Operand::Tables => {}
+            // The sums start at 0, with the strides of what they become.
+            Operand::Dp | Operand::DBiasSums | Operand::Params | Operand::Tables => {}
         }
     }
 
-    /// Writes where the entries of a bias, its gradient or a mask lie, and the strides of batch, head, row and key.
+    /// Writes where the entries of a bias, its gradient, a mask or probabilities lie, and the strides of batch, head, row and key.
     fn place_entries(&mut self, operand: Operand, offset: u32, [batch, head, row, key]: [u32; 4]) {
         match operand {
             Operand::Bias => {
@@ -196,6 +191,10 @@ impl Params {
             Operand::DBias => {
                 (self.dbias_offset, self.dbias_stride_batch, self.dbias_stride_head) = (offset, batch, head);
                 (self.dbias_stride_row, self.dbias_stride_key) = (row, key);
+            }
+            Operand::Probabilities => {
+                (self.probabilities_offset, self.s_stride_row) = (offset, row);
+                (self.probabilities_stride_batch, self.probabilities_stride_head) = (batch, head);
             }
             _ => {
                 (self.key_mask_offset, self.key_mask_stride_batch, self.key_mask_stride_head) = (offset, batch, head);

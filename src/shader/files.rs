@@ -61,6 +61,14 @@ fn chained(slot: &str, name: &str) -> Option<File> {
     CHAINED.iter().find(|file| file.name == format!("slots/{slot}/{name}.wgsl")).copied()
 }
 
+/// How an entry of a bias in 16 bits is encoded.
+fn bias_half(element: Option<Element>) -> File {
+    match element {
+        Some(Element::Bf16) => wgsl!("slots/element/bf16.wgsl"),
+        _ => wgsl!("slots/element/f16_packed.wgsl"),
+    }
+}
+
 impl Slot {
     /// The one of its files that a specialization needs, if it needs one.
     fn file(self, specialization: &Specialization) -> Option<File> {
@@ -77,10 +85,7 @@ impl Slot {
                 (Access::Single, Storage::F32 | Storage::F16) => wgsl!("slots/access/single.wgsl"),
                 (Access::Single, Storage::F16Packed | Storage::Bf16) => wgsl!("slots/access/half_word.wgsl"),
             },
-            Slot::BiasHalf => match specialization.bias_element {
-                Some(Element::Bf16) => wgsl!("slots/element/bf16.wgsl"),
-                _ => wgsl!("slots/element/f16_packed.wgsl"),
-            },
+            Slot::BiasHalf => bias_half(specialization.bias_element),
             Slot::F32Store => match access {
                 _ if !specialization.f32_gradients => return None,
                 Access::Quad => wgsl!("slots/f32_store/quad.wgsl"),

@@ -211,6 +211,18 @@ pub enum InvalidProblem {
         /// Heads of K and V.
         num_heads_kv: u32,
     },
+    /// A range of heads or rows for probabilities that is empty, or of which the problem has not all.
+    #[error("{name} {start}..{end} are chosen; the problem has {name} 0..{count}, and at least one must be chosen")]
+    Chosen {
+        /// `heads` or `rows`.
+        name: &'static str,
+        /// The first of the range.
+        start: u32,
+        /// One past its last.
+        end: u32,
+        /// How many the problem has.
+        count: u32,
+    },
     /// A head dimension outside 1 to 256.
     #[error("{name} = {found}; kernels exist for 1 to {max}")]
     HeadDim {

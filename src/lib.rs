@@ -40,6 +40,7 @@ pub use error::{Error, InvalidProblem};
 pub use gpu::{
     Backward, BackwardBuffers, BackwardOutput, BackwardSlices, Buffers, FlashAttention, Forward, ForwardBuffers,
     ForwardOutput, ForwardSlices, Merge, MergeBuffers, Prepared, PreparedBackward, PreparedForward, PreparedMerge,
+    PreparedProbabilities, Probabilities, ProbabilitiesBuffers, ProbabilitiesSlices,
 };
 pub use operand::Operand;
 pub use plan::{
@@ -48,7 +49,8 @@ pub use plan::{
 };
 pub use problem::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, Dropout, Element,
-    ElementType, EntryLayout, KeyMask, Mask, MergeProblem, ScoreMod, TensorLayout, alibi_slopes, pack_bits,
+    ElementType, EntryLayout, KeyMask, Mask, MergeProblem, ProbabilitiesProblem, ScoreMod, TensorLayout, alibi_slopes,
+    pack_bits,
 };
 /// The crates whose types are part of this crate's interface.
 pub use {half, wgpu};

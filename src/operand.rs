@@ -49,6 +49,12 @@ pub enum Operand {
     Sink = 19,
     /// The gradient of the sinks.
     DSink = 20,
+    /// The gradient of the bias.
+    DBias = 21,
+    /// The sums that become the gradient of a bias in 16 bits, in f32.
+    DBiasSums = 22,
+    /// Probabilities of chosen heads and rows.
+    Probabilities = 23,
 }
 
 impl Operand {
@@ -75,6 +81,9 @@ impl Operand {
         Operand::KeyMask,
         Operand::Sink,
         Operand::DSink,
+        Operand::DBias,
+        Operand::DBiasSums,
+        Operand::Probabilities,
     ];
 
     /// Its number in the bind group.
@@ -106,6 +115,9 @@ impl Operand {
             Operand::KeyMask => "key_mask",
             Operand::Sink => "sink",
             Operand::DSink => "dsink",
+            Operand::DBias => "dbias",
+            Operand::DBiasSums => "dbias_sums",
+            Operand::Probabilities => "probabilities",
         }
     }
 

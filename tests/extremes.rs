@@ -10,7 +10,7 @@ use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource, Spe
 use wgpu_flash_attention::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Capabilities,
     DeviceClass, Dropout, Element, EntryLayout, Error, InvalidProblem, KeyMask, Mask, MergeProblem, Operand, Plan,
-    ScoreMod, TensorLayout, Tiles, TunedTiles, Tuning, Workload, reference,
+    ProbabilitiesProblem, ScoreMod, TensorLayout, Tiles, TunedTiles, Tuning, Workload, reference,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
@@ -265,8 +265,9 @@ fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionPro
     // Lists of vast problems take a second.
     let is_vast = u64::from(problem.shape.seqlen_q) * u64::from(problem.shape.seqlen_kv) > 1 << 34;
     let blocks = prop_oneof![if is_vast { 500 } else { 8 } => Just(Vec::new()), 2 => blocks];
-    (Just(problem.clone()), entries(), entries(), element, prop::bool::weighted(0.2), lengths, blocks).prop_map(
-        |(mut problem, bias, mask, element, has_sink, lengths, blocks)| {
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.5));
+    (Just(problem.clone()), entries(), entries(), element, flags, lengths, blocks).prop_map(
+        |(mut problem, bias, mask, element, (has_sink, has_bias_gradient), lengths, blocks)| {
             if let Some((seqlens_q, seqlens_kv)) = lengths {
                 problem = problem.with_lengths(seqlens_q, seqlens_kv);
             }
@@ -275,7 +276,9 @@ fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionPro
             }
             if let Some(layout) = bias {
                 let _ = layout.required_len(&problem.shape);
+                let _ = layout.of_gradient(&problem.shape).required_len(&problem.shape);
                 problem = problem.with_score(ScoreMod::Bias { layout, element });
+                problem = if has_bias_gradient { problem.with_bias_gradient() } else { problem };
             }
             if let Some(layout) = mask {
                 let _ = layout.required_words(&problem.shape);
@@ -425,6 +428,9 @@ fn extremes_are_answered_or_refused() {
         let _ = reference::keeps(&problem, problem.shape.batch, problem.shape.num_heads, u32::MAX, u32::MAX);
         let merge = MergeProblem::of(&problem, num_splits);
         let strided = merge.clone().with_strides(origin, u64::from(num_splits)).with_parts_in_f32();
+        let (heads, rows) = (problem.shape.num_heads, problem.shape.seqlen_q);
+        let chosen = ProbabilitiesProblem::new(problem.clone(), heads / 2..heads, rows / 3..rows);
+        let anywhere = ProbabilitiesProblem::new(problem.clone(), 0..num_splits, workgroups..num_splits);
         let tuned = TunedTiles::new(Workload::of(&problem), problem.element, 256, tiles);
         let tuning = Tuning::new(vec![tuned]).with_workgroups(workgroups);
         let mut plans = vec![
@@ -437,6 +443,8 @@ fn extremes_are_answered_or_refused() {
             Plan::backward(&problem, &capabilities).with_tiles(&[tiles, other_tiles]).build(),
             Plan::merge(&merge, &capabilities).build(),
             Plan::merge(&strided, &capabilities).build(),
+            Plan::probabilities(&chosen, &capabilities).build(),
+            Plan::probabilities(&anywhere, &capabilities).with_tiles(&[tiles]).build(),
         ];
         let candidates = Plan::candidates(&problem, &capabilities);
         plans.extend(

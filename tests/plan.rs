@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use wgpu_flash_attention::unstable::{Kernel, Origins};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, Error, MergeProblem, Plan,
-    Tiles, TunedTiles, Tuning, Workload,
+    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error,
+    MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning, Workload,
 };
 
 fn discrete() -> Capabilities {
@@ -285,6 +285,12 @@ fn the_turns_of_loops_are_those_of_the_text() {
     );
 }
 
+/// With one bias of all heads and rows, whose gradient sums over them.
+fn biased(problem: &AttentionProblem, element: Element) -> AttentionProblem {
+    let layout = EntryLayout::contiguous([1, 1, 1, problem.shape.seqlen_kv]);
+    problem.clone().with_score(ScoreMod::Bias { layout, element }).with_bias_gradient()
+}
+
 /// Nothing that is planned passes a driver's limit; splits keep flash attention below it at any length.
 #[test]
 fn no_loop_takes_more_turns_than_the_driver_allows() {
@@ -309,6 +315,7 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                     [problem.clone(), problem.clone().with_causal(), problem.with_causal().with_dropout(0.1, 1)]
                 {
                     let standard = problem.clone().with_algorithm(Algorithm::Standard);
+                    let chosen = ProbabilitiesProblem::new(problem.clone(), 0..1, 0..rows);
                     let flash = Plan::forward(&problem, &capabilities).build();
                     assert!(flash.is_ok(), "{:?} {problem:?}", flash.err());
                     let backward = |problem| Plan::backward(problem, &capabilities).build();
@@ -316,7 +323,10 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                         flash,
                         Plan::forward(&standard, &capabilities).build(),
                         backward(&problem.clone().with_sink()),
+                        backward(&biased(&problem, Element::F32)),
+                        backward(&biased(&problem.clone().with_element(Element::F16), Element::F16)),
                         backward(&standard),
+                        Plan::probabilities(&chosen, &capabilities).build(),
                     ] {
                         let Ok(plan) = plan else {
                             refused += 1;

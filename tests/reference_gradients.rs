@@ -1,7 +1,7 @@
 //! The oracle's gradients against central finite differences of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE in f64. No GPU.
 
 use wgpu_flash_attention::reference::{Case, backward, backward_rounding_p, forward};
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, ScoreMod};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element, EntryLayout, ScoreMod};
 
 /// Distinct, irregular values in [−1, 1].
 fn values(len: u64, first: usize) -> Vec<f64> {
@@ -137,6 +137,54 @@ fn gradients_of_sinks_are_those_of_finite_differences() {
             }
         }
     }
+}
+
+/// The gradient of each entry of a bias, wherever it stands in the chain and whatever shares it.
+#[test]
+fn gradients_of_biases_are_those_of_finite_differences() {
+    let shape = AttentionShape::new(2, 4, 5, 3).with_num_heads_kv(2).with_seqlen_kv(6).with_head_dim_v(2);
+    let element = Element::F32;
+    let slopes = ScoreMod::Alibi(vec![0.1, 0.2, 0.3, 0.4]);
+    let mut checked = 0;
+    for counts in [[2, 4, 5, 6], [1, 4, 5, 6], [2, 1, 1, 6], [1, 1, 5, 1], [1, 1, 1, 1]] {
+        let layout = EntryLayout::contiguous(counts);
+        let bias = ScoreMod::Bias { layout, element };
+        let chains = [
+            vec![bias.clone()],
+            vec![ScoreMod::Softcap(0.7), bias.clone()],
+            vec![slopes.clone(), bias, ScoreMod::Softcap(0.7)],
+        ];
+        for (chain, scores) in chains.into_iter().enumerate() {
+            let problem = scores.into_iter().fold(AttentionProblem::new(shape), AttentionProblem::with_score);
+            let problem = match chain {
+                0 => problem.with_lengths(vec![5, 3], vec![6, 2]),
+                1 => problem.with_causal().with_dropout(0.3, 4),
+                _ => problem.with_sink(),
+            };
+            let problem = problem.with_bias_gradient();
+            let inputs = inputs(&problem);
+            let ([q, k, v], sink) = (&inputs.tensors, values(4, 6000));
+            let bias = values(layout.required_len(&shape), 5000);
+            let case = Case::new(&problem, &bias, &[]).with_sink(&sink);
+            let gradients = backward(case, q, k, v, &inputs.d_o, Some(&inputs.d_lse));
+            assert_eq!(gradients.dbias.len(), bias.len());
+            for (entry, found) in gradients.dbias.iter().enumerate() {
+                const STEP: f64 = 1e-5;
+                let moved = |step: f64| {
+                    let mut bias = bias.clone();
+                    bias[entry] += step;
+                    let output = forward(Case::new(&problem, &bias, &[]).with_sink(&sink), q, k, v);
+                    let of_o: f64 = output.o.iter().zip(&inputs.d_o).map(|(o, d_o)| o * d_o).sum();
+                    let of_lse = output.lse.iter().zip(&inputs.d_lse).filter(|(lse, _)| lse.is_finite());
+                    of_o + of_lse.map(|(lse, d_lse)| lse * d_lse).sum::<f64>()
+                };
+                let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+                assert!((found - expected).abs() <= 1e-8, "dbias[{entry}]: {found}, not {expected}; {problem:?}");
+                checked += 1;
+            }
+        }
+    }
+    assert_eq!(checked, 3 * (240 + 120 + 12 + 5 + 1));
 }
 
 /// The second sequence has three rows and two keys.

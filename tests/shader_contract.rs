@@ -8,7 +8,7 @@ use wgpu_flash_attention::unstable::{
 };
 use wgpu_flash_attention::{
     Algorithm, AttentionLayout, AttentionProblem, AttentionShape, BlockMask, Capabilities, DeviceClass, Element,
-    EntryLayout, KeyMask, MergeProblem, Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
+    EntryLayout, KeyMask, MergeProblem, Operand, Plan, ProbabilitiesProblem, ScoreMod, TensorLayout, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -80,19 +80,43 @@ fn variants() -> Vec<Specialization> {
             }
         }
     }
+    variants.extend(variants_of_probabilities(AttentionProblem::with_causal));
     // Its gradient is a kernel, which depends on nothing else.
     let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
     variants.extend(of_sink.passes().iter().map(|pass| pass.specialization));
+    // So is that of a bias, where one is asked for.
+    for &element in Element::ALL {
+        let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, 40)).with_element(element);
+        let problem = with_bias(problem.with_score(alibi()), element).with_score(softcap()).with_bias_gradient();
+        // dK and dV bind nine buffers.
+        let mut device = Capabilities::webgpu_defaults();
+        device.max_storage_buffers = 9;
+        let plan = Plan::backward(&problem, &device).build().expect("a bias has a gradient");
+        let specializations = plan.passes().iter().map(|pass| pass.specialization);
+        variants.extend(specializations.filter(|variant| variant.kernel.name().contains("dbias")));
+    }
     let mut variants: Vec<_> = variants.into_iter().collect();
     variants.sort_by_key(|variant| format!("{variant:?}"));
+    variants
+}
+
+/// Variants of the probabilities of such problems.
+fn variants_of_probabilities(modified: fn(AttentionProblem) -> AttentionProblem) -> Vec<Specialization> {
+    let mut variants = Vec::new();
+    for (&element, head_dim) in Element::ALL.iter().flat_map(|element| [(element, 64), (element, 59)]) {
+        let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, head_dim)).with_element(element);
+        let chosen = ProbabilitiesProblem::new(modified(problem), 1..3, 5..77);
+        let plan = Plan::probabilities(&chosen, &Capabilities::webgpu_defaults()).build();
+        variants.extend(plan.expect("every device has them").passes().iter().map(|pass| pass.specialization));
+    }
     variants
 }
 
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 12] = [
+    let modifiers: [Modified; 14] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -101,6 +125,11 @@ fn variants_with_modifiers() -> Vec<Specialization> {
         |problem| {
             let element = problem.element;
             with_bias(problem, element)
+        },
+        |problem| with_bias(problem, Element::F32).with_bias_gradient(),
+        |problem| {
+            let element = problem.element;
+            with_bias(problem, element).with_bias_gradient()
         },
         with_boolean_mask,
         with_patterns,
@@ -139,6 +168,9 @@ fn variants_with_modifiers() -> Vec<Specialization> {
             }
         }
     }
+    let with_all =
+        |problem| with_boolean_mask(with_bias(problem, Element::F32)).with_score(softcap()).with_score(alibi());
+    variants.extend(variants_of_probabilities(with_all));
     variants.into_iter().collect()
 }
 
@@ -231,7 +263,7 @@ fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
 fn every_variant_with_modifiers_does_so_too() {
     let variants = variants_with_modifiers();
     for kernel in Kernel::ALL {
-        let is_plain = matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink);
+        let is_plain = matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink | Kernel::RoundDbias);
         let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
         assert_eq!(is_planned, !is_plain, "{kernel:?}");
     }
@@ -442,7 +474,8 @@ fn bindings_match(variant: &Specialization, module: &Module) {
         })
         .collect();
     found.sort_by_key(|(_, binding, _)| *binding);
-    let operands: Vec<_> = variant.operands().collect();
+    let mut operands: Vec<_> = variant.operands().collect();
+    operands.sort_by_key(|(operand, _)| operand.binding());
     let expected: Vec<_> = operands.iter().map(|(op, usage)| (op.name().to_string(), op.binding(), *usage)).collect();
     assert_eq!(found, expected, "{variant:?}");
     let storage = operands.iter().filter(|(_, usage)| *usage != Usage::Uniform).count();

@@ -13,7 +13,7 @@ const fn can_cross_threads<T: Send + Sync + 'static>() {}
 fn types_can_cross_threads() {
     const {
         can_cross_threads::<FlashAttention>();
-        can_cross_threads::<(PreparedForward, PreparedBackward, PreparedMerge)>();
+        can_cross_threads::<(PreparedForward, PreparedBackward, PreparedMerge, PreparedProbabilities)>();
         can_cross_threads::<(ForwardBuffers, BackwardBuffers, MergeBuffers)>();
         can_cross_threads::<(ForwardOutput<f32>, BackwardOutput<f32>, BackwardSlices<f32>)>();
         can_cross_threads::<(Error, InvalidProblem, Operand)>();

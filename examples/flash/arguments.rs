@@ -1,10 +1,13 @@
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::blocks::{BlockOptions, parse_sides};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, ScoreMod, Tiles, Workload, alibi_slopes};
+use wgpu_flash_attention::{
+    Algorithm, AttentionProblem, Element, ProbabilitiesProblem, ScoreMod, Tiles, Workload, alibi_slopes,
+};
 
 /// Exact attention on the GPU: compute, check, time.
 #[derive(Parser)]
@@ -52,7 +55,7 @@ pub struct RunOptions {
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
     /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q), and with d_o also dq, dk and dv (like q, k and
-    /// v), and dsink. Replaced only once it is complete.
+    /// v), dsink, and dbias (like bias). Replaced only once it is complete.
     #[arg(value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// `reference` is the f64 oracle on the CPU: slow, and rounded only when it is written.
@@ -89,6 +92,10 @@ pub struct RunOptions {
     /// Writes dq, dk and dv in f32, the type they are summed in.
     #[arg(long)]
     pub f32_gradients: bool,
+    /// Also writes probabilities (f32, batch × 1 × rows × seqlen_kv) of one head of q and its rows from FIRST to END − 1, both
+    /// counted from 0: with all modifiers and masks, before dropout.
+    #[arg(long, value_name = "HEAD:FIRST..END", value_parser = parse_chosen)]
+    pub probabilities: Option<Chosen>,
     /// Prints one JSON object instead of a summary.
     #[arg(long)]
     pub json: bool,
@@ -300,6 +307,20 @@ pub struct Window {
     pub right: Option<u32>,
 }
 
+/// A head and its rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    pub head: u32,
+    pub rows: Range<u32>,
+}
+
+impl Chosen {
+    pub fn of(&self, problem: &AttentionProblem) -> ProbabilitiesProblem {
+        // Planning refuses what the problem has not.
+        ProbabilitiesProblem::new(problem.clone(), self.head..self.head.saturating_add(1), self.rows.clone())
+    }
+}
+
 /// `--causal` takes its value after a space as well, but only one of its two words: in `--causal in.safetensors` the
 /// file stays a file.
 pub fn join_causal(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -347,6 +368,14 @@ fn algorithms() -> impl TypedValueParser<Value = Algorithm> {
 fn parse_window(text: &str) -> Result<Window, String> {
     let (left, right) = text.split_once(',').ok_or("give two numbers of keys, such as 128,0 or 256,inf")?;
     Ok(Window { left: parse_side(left)?, right: parse_side(right)? })
+}
+
+fn parse_chosen(text: &str) -> Result<Chosen, String> {
+    let parts = text.split_once(':').and_then(|(head, rows)| Some((head, rows.split_once("..")?)));
+    let number = |text: &str| text.trim().parse::<u32>().ok();
+    let chosen =
+        parts.and_then(|(head, (first, end))| Some(Chosen { head: number(head)?, rows: number(first)?..number(end)? }));
+    chosen.ok_or_else(|| format!("'{text}' is no head and range of rows: give them as 3:0..16, the end not included"))
 }
 
 fn parse_side(text: &str) -> Result<Option<u32>, String> {

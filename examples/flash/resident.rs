@@ -2,6 +2,7 @@
 
 use wgpu_flash_attention::{
     AttentionProblem, BackwardBuffers, ForwardBuffers, Operand, PreparedBackward, PreparedForward,
+    ProbabilitiesBuffers, ProbabilitiesProblem, ScoreMod,
 };
 
 use crate::device::Gpu;
@@ -29,6 +30,7 @@ pub struct ResidentGradients {
     pub dk: wgpu::Buffer,
     pub dv: wgpu::Buffer,
     pub dsink: Option<wgpu::Buffer>,
+    pub dbias: Option<wgpu::Buffer>,
 }
 
 /// Elements of Q, K, V and O, or of their gradients.
@@ -96,11 +98,30 @@ impl Resident {
         prepared: &PreparedBackward,
         encoder: &mut wgpu::CommandEncoder,
     ) -> Result<()> {
-        let ResidentGradients { d_o, d_lse, dq, dk, dv, dsink } = gradients;
+        let ResidentGradients { d_o, d_lse, dq, dk, dv, dsink, dbias } = gradients;
         let [d_o, dq, dk, dv] = [d_o, dq, dk, dv].map(|buffer| buffer.slice(..));
         let buffers = BackwardBuffers::new(self.buffers(), d_o, dq, dk, dv);
-        let [d_lse, dsink] = [d_lse, dsink].map(|buffer| buffer.as_ref().map(|buffer| buffer.slice(..)));
-        Ok(prepared.encode(encoder, &buffers.with(Operand::DLse, d_lse).with(Operand::DSink, dsink))?)
+        let more = [(Operand::DLse, d_lse), (Operand::DSink, dsink), (Operand::DBias, dbias)];
+        let buffers = more.into_iter().fold(buffers, |buffers, (operand, buffer)| {
+            buffers.with(operand, buffer.as_ref().map(|buffer| buffer.slice(..)))
+        });
+        Ok(prepared.encode(encoder, &buffers)?)
+    }
+
+    /// Computes probabilities from what a forward pass has left in LSE, and reads them back.
+    pub async fn probabilities(&self, gpu: &Gpu, chosen: &ProbabilitiesProblem) -> Result<Vec<u8>> {
+        let prepared = gpu.attention.prepare_probabilities(chosen).await?;
+        let bytes = prepared.plan().required_bytes(Operand::Probabilities);
+        let written = buffer(gpu, "probabilities", bytes).await?;
+        let [q, k, lse, p] = [&self.q, &self.k, &self.lse, &written].map(|buffer| buffer.slice(..));
+        // A sink is a part of LSE.
+        let entries = self.entries.iter().filter(|(operand, _)| *operand != Operand::Sink);
+        let buffers = ProbabilitiesBuffers::new(q, k, lse, p);
+        let buffers = entries.fold(buffers, |buffers, (operand, buffer)| buffers.with(*operand, buffer.slice(..)));
+        let mut encoder = gpu.attention.device().create_command_encoder(&Default::default());
+        prepared.encode(&mut encoder, &buffers)?;
+        gpu.attention.queue().submit([encoder.finish()]);
+        read(gpu, &written, 0, bytes)
     }
 
     /// Fills O and LSE with NaN, so that an answer can only come from the next run.
@@ -122,8 +143,13 @@ impl ResidentGradients {
             true => Some(buffer(gpu, "dsink", u64::from(problem.shape.num_heads) * 4).await?),
             false => None,
         };
+        let dbias = match dbias_bytes(problem) {
+            Some(bytes) => Some(buffer(gpu, "dbias", bytes).await?),
+            None => None,
+        };
         Ok(Self {
             dsink,
+            dbias,
             d_o: buffer(gpu, "dO", lengths.o * problem.element.size()).await?,
             d_lse,
             dq: buffer(gpu, "dQ", lengths.q * size).await?,
@@ -136,6 +162,18 @@ impl ResidentGradients {
     pub fn poison(&self, gpu: &Gpu) -> Result<()> {
         [&self.dq, &self.dk, &self.dv].into_iter().try_for_each(|buffer| poison(gpu, buffer))
     }
+}
+
+/// Bytes of the gradient of the bias, where it is asked for.
+pub fn dbias_bytes(problem: &AttentionProblem) -> Option<u64> {
+    let asked = problem.scores().iter().filter(|_| problem.has_bias_gradient());
+    asked.into_iter().find_map(|modifier| match modifier {
+        ScoreMod::Bias { layout, element } => {
+            let len = layout.of_gradient(&problem.shape).required_len(&problem.shape);
+            Some(len.saturating_mul(element.size()))
+        }
+        _ => None,
+    })
 }
 
 fn poison(gpu: &Gpu, buffer: &wgpu::Buffer) -> Result<()> {

@@ -3,8 +3,8 @@ use std::time::Instant;
 
 use serde::Serialize;
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, EntryLayout, KeyMask, Operand, Plan, ScoreMod,
-    reference,
+    Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, EntryLayout, KeyMask, Operand, Plan,
+    ProbabilitiesProblem, ScoreMod, reference,
 };
 
 use crate::arguments::{RunAlgorithm, RunOptions};
@@ -66,6 +66,7 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         inputs = Inputs { element, q, k, v, d_o: d_o.as_deref(), ..inputs };
     }
 
+    let bias_in_file = inputs.bias.as_ref().map(|bias| (bias.counts, bias.element));
     // A bias of another 16-bit type than q is widened, which loses nothing.
     let is_odd = |bias: &Bias| bias.element != Element::F32 && bias.element != element;
     let odd_bias = inputs.bias.take_if(|bias| is_odd(bias));
@@ -75,6 +76,9 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     }
 
     let mut problem = problem(options, &inputs);
+    if inputs.bias.is_some() && inputs.d_o.is_some() {
+        problem = problem.with_bias_gradient();
+    }
     if options.algorithm == RunAlgorithm::Standard {
         problem = problem.with_algorithm(Algorithm::Standard);
     }
@@ -83,16 +87,22 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         RunAlgorithm::Reference => on_cpu(options, &problem, &inputs)?,
     };
 
+    if let (Some(in_file), Some(bias)) = (bias_in_file, &inputs.bias) {
+        let dbias = answer.outputs.gradients.iter_mut().find(|(operand, _)| *operand == Operand::DBias);
+        dbias.into_iter().for_each(|(_, bytes)| *bytes = dbias_for_file(bytes, bias.element, in_file));
+    }
     let gradient_element = problem.gradient_element();
     answer.summary.with = what_else(&problem);
-    let file = tensors::encoded(&problem.shape, options.layout, element, gradient_element, &answer.outputs)?;
+    let elements = [element, gradient_element];
+    let file = tensors::encoded(&problem.shape, options.layout, elements, bias_in_file, &answer.outputs)?;
     target.write(&file)?;
     if options.json {
         writeln!(out, "{}", json(&answer.summary))?;
     } else {
         answer.summary.print(out)?;
         let gradients = answer.outputs.gradients.iter().map(|(operand, _)| operand.name());
-        let names: Vec<_> = ["o", "lse"].into_iter().chain(gradients).collect();
+        let probabilities = answer.outputs.probabilities.as_ref().map(|_| "probabilities");
+        let names: Vec<_> = ["o", "lse"].into_iter().chain(probabilities).chain(gradients).collect();
         let (last, first) = names.split_last().unwrap_or((&"", &[]));
         writeln!(out, "wrote {} and {last} to {}", first.join(", "), options.output.display())?;
     }
@@ -117,6 +127,17 @@ fn add_blocks<'a>(options: &RunOptions, file: &'a File, inputs: &mut Inputs<'a>)
         _ => return Ok(()),
     };
     Err(file.failure(reason))
+}
+
+/// The gradient of a bias as the file has the bias: in its type, and with entries of 0 where the problem has no scores.
+fn dbias_for_file(bytes: &[u8], element: Element, (counts, in_file): ([u32; 4], Element)) -> Vec<u8> {
+    let mut bytes = match element == in_file {
+        true => bytes.to_vec(),
+        false => elements::encode(in_file, elements::decode(element, bytes)),
+    };
+    let len: usize = counts.iter().map(|count| *count as usize).product();
+    bytes.resize(len * in_file.size() as usize, 0);
+    bytes
 }
 
 /// What a problem has beside shape, element and causal.
@@ -220,10 +241,15 @@ async fn on_gpu(
         Some(d_o) => gradients_on_gpu(&gpu, problem, &tensors, d_o, inputs.d_lse, &mut summary).await?,
         None => Vec::new(),
     };
+    let probabilities = match &options.probabilities {
+        Some(chosen) => Some((chosen.rows.len() as u32, tensors.probabilities(&gpu, &chosen.of(problem)).await?)),
+        None => None,
+    };
     let outputs = Outputs {
         o: resident::read(&gpu, &tensors.o, 0, o_len)?,
         lse: resident::read(&gpu, &tensors.lse, 0, shape.lse_len() * 4)?,
         gradients,
+        probabilities,
     };
     Ok(Answer { outputs, summary })
 }
@@ -259,6 +285,8 @@ async fn gradients_on_gpu(
         (Operand::Dv, &gradients.dv, v_len * size),
     ];
     written.extend(gradients.dsink.as_ref().map(|dsink| (Operand::DSink, dsink, u64::from(shape.num_heads) * 4)));
+    let dbias_len = resident::dbias_bytes(problem).unwrap_or(0);
+    written.extend(gradients.dbias.as_ref().map(|dbias| (Operand::DBias, dbias, dbias_len)));
     written.into_iter().map(|(operand, buffer, len)| Ok((operand, resident::read(gpu, buffer, 0, len)?))).collect()
 }
 
@@ -267,6 +295,10 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
     let mut unlimited = Capabilities::webgpu_defaults();
     (unlimited.max_buffer, unlimited.max_binding) = (u64::MAX, u64::MAX);
     Plan::forward(problem, &unlimited).build()?;
+    let chosen = options.probabilities.as_ref().map(|chosen| chosen.of(problem));
+    if let Some(chosen) = &chosen {
+        Plan::probabilities(chosen, &unlimited).build()?;
+    }
     let [q, k, v] =
         [inputs.q, inputs.k, inputs.v].map(|bytes| elements::decode(inputs.element, bytes).collect::<Vec<_>>());
     let bias: Option<Vec<f64>> = inputs.bias.as_ref().map(|bias| elements::decode(bias.element, bias.bytes).collect());
@@ -284,14 +316,20 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
         let of_inputs = [(Operand::Dq, gradients.dq), (Operand::Dk, gradients.dk), (Operand::Dv, gradients.dv)];
         let of_inputs = of_inputs.into_iter().map(|(operand, values)| (operand, element, values));
         let of_sink = inputs.sink.map(|_| (Operand::DSink, Element::F32, gradients.dsink));
+        let of_bias = inputs.bias.as_ref().map(|bias| (Operand::DBias, bias.element, gradients.dbias));
         let encoded =
             |(operand, element, values): (_, _, Vec<f64>)| (operand, elements::encode(element, values.into_iter()));
-        of_inputs.chain(of_sink).map(encoded).collect()
+        of_inputs.chain(of_sink).chain(of_bias).map(encoded).collect()
+    });
+    let probabilities = chosen.map(|ProbabilitiesProblem { heads, rows, .. }| {
+        let all = reference::probabilities(case, &q, &k, heads, rows.clone());
+        (rows.len() as u32, elements::encode(Element::F32, all.into_iter()))
     });
     let outputs = Outputs {
         o: elements::encode(problem.element, answer.o.into_iter()),
         lse: elements::encode(Element::F32, answer.lse.into_iter()),
         gradients,
+        probabilities,
     };
     let summary =
         Summary { ms_median: ms, ms_min: ms, ..Summary::new(options, "reference", &problem.shape, problem.element) };

@@ -382,14 +382,16 @@ pub struct Outputs {
     pub lse: Vec<u8>,
     /// Those of the problem's inputs that have one; empty without d_o.
     pub gradients: Vec<(Operand, Vec<u8>)>,
+    /// Of one head, and of how many rows, if they are asked for.
+    pub probabilities: Option<(u32, Vec<u8>)>,
 }
 
-/// The bytes of a safetensors file with o and lse, and the gradients if there are any.
+/// The bytes of a safetensors file with o and lse, and the gradients if there are any, that of a bias in its shape and type.
 pub fn encoded(
     shape: &AttentionShape,
     layout: Layout,
-    element: Element,
-    gradient_element: Element,
+    [element, gradient_element]: [Element; 2],
+    bias: Option<([u32; 4], Element)>,
     outputs: &Outputs,
 ) -> Result<Vec<u8>> {
     let failed = |error| Failure::new(format_args!("the result is no safetensors file: {error}"));
@@ -405,12 +407,17 @@ pub fn encoded(
         ("o", dtype(element), layout.o_dims(shape).map(|dim| dim as usize).to_vec(), &outputs.o),
         ("lse", Dtype::F32, lse_dims, &outputs.lse),
     ];
+    if let Some((rows, bytes)) = &outputs.probabilities {
+        let dims = [batch, 1, *rows, seqlen_kv].map(|dim| dim as usize).to_vec();
+        tensors.push(("probabilities", Dtype::F32, dims, bytes));
+    }
     for (operand, bytes) in &outputs.gradients {
         let of_element = |heads, rows, dim| (gradient_element, layout.dims_of(batch, heads, rows, dim).to_vec());
         let (element, dims) = match operand {
             Operand::Dq => of_element(num_heads, seqlen_q, head_dim),
             Operand::Dk => of_element(num_heads_kv, seqlen_kv, head_dim),
             Operand::Dv => of_element(num_heads_kv, seqlen_kv, head_dim_v),
+            Operand::DBias => bias.map_or((Element::F32, Vec::new()), |(counts, element)| (element, counts.to_vec())),
             _ => (Element::F32, vec![num_heads]),
         };
         tensors.push((operand.name(), dtype(element), dims.into_iter().map(|dim| dim as usize).collect(), bytes));

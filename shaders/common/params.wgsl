@@ -50,7 +50,7 @@ struct Params {
   lse_offset: u32,
   lse_stride_batch: u32,
   lse_stride_head: u32,
-  // Elements from one row of the score matrix to the next (standard attention).
+  // Elements from one row of the score matrix to the next (standard attention), or of probabilities.
   s_stride_row: u32,
   // The keys that this dispatch covers; all of them but where a workgroup owns keys.
   key_first: u32,
@@ -100,6 +100,16 @@ struct Params {
   // One f32 for each query head.
   sink_offset: u32,
   dsink_offset: u32,
+  // Entries of the gradient of a bias. What is repeated has a stride of 0.
+  dbias_offset: u32,
+  dbias_stride_batch: u32,
+  dbias_stride_head: u32,
+  dbias_stride_row: u32,
+  dbias_stride_key: u32,
+  // Probabilities, in rows of s_stride_row.
+  probabilities_offset: u32,
+  probabilities_stride_batch: u32,
+  probabilities_stride_head: u32,
 }
 
 @group(0) @binding(BINDING_params) var<uniform> params: Params;

@@ -5,7 +5,7 @@ use super::device;
 use super::pipeline::Pipelines;
 use crate::error::Error;
 use crate::plan::{Capabilities, Direction, Plan, PlanBuilder, Tuning};
-use crate::problem::{AttentionProblem, MergeProblem};
+use crate::problem::{AttentionProblem, MergeProblem, ProbabilitiesProblem};
 use std::sync::Arc;
 
 /// Attention on one device: its capabilities, and the pipelines and uniforms made so far. Clones share them.
@@ -135,6 +135,11 @@ impl FlashAttention {
     /// Plans a merge of partial results for this device.
     pub fn plan_merge<'a>(&'a self, merge: &'a MergeProblem) -> PlanBuilder<'a> {
         Plan::merge(merge, &self.capabilities)
+    }
+
+    /// Plans the probabilities of chosen heads and rows for this device.
+    pub fn plan_probabilities<'a>(&'a self, chosen: &'a ProbabilitiesProblem) -> PlanBuilder<'a> {
+        Plan::probabilities(chosen, &self.capabilities)
     }
 
     /// What planning knows of the device.

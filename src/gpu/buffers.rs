@@ -14,11 +14,16 @@ pub enum Forward {}
 #[derive(Clone, Copy, Debug)]
 pub enum Backward {}
 
+/// Q, K and LSE to the probabilities of chosen heads and rows.
+#[derive(Clone, Copy, Debug)]
+pub enum Probabilities {}
+
 /// The merge of partial results to O and LSE.
 #[derive(Clone, Copy, Debug)]
 pub enum Merge {}
 
-/// The caller's buffers of one call of the operation `D`: [`ForwardBuffers`], [`BackwardBuffers`] or [`MergeBuffers`].
+/// The caller's buffers of one call of the operation `D`: [`ForwardBuffers`], [`BackwardBuffers`], [`MergeBuffers`] or
+/// [`ProbabilitiesBuffers`].
 ///
 /// All need `BufferUsages::STORAGE` and offsets that are multiples of 16 bytes. Inputs may share a buffer. A tensor that is
 /// written may not share its buffer. A tensor without elements takes any buffer.
@@ -39,6 +44,9 @@ pub type BackwardBuffers<'a> = Buffers<'a, Backward>;
 /// The caller's buffers of one merge.
 pub type MergeBuffers<'a> = Buffers<'a, Merge>;
 
+/// The caller's buffers of one call for probabilities.
+pub type ProbabilitiesBuffers<'a> = Buffers<'a, Probabilities>;
+
 impl<'a, D> Buffers<'a, D> {
     fn of(slices: Slices<'a>, given: &[(Operand, wgpu::BufferSlice<'a>)]) -> Self {
         let buffers = Self { slices, operation: PhantomData };
@@ -49,7 +57,8 @@ impl<'a, D> Buffers<'a, D> {
     ///
     /// Problems with a [bias](crate::ScoreMod::Bias), a [boolean mask](crate::KeyMask::Boolean) or a
     /// [sink](crate::AttentionProblem::with_sink) take [`Operand::Bias`], [`Operand::KeyMask`] or [`Operand::Sink`], forward and
-    /// backward; with a sink, backward calls also write [`Operand::DSink`]. Backward calls take [`Operand::DLse`], the gradient of
+    /// backward; with a sink, backward calls also write [`Operand::DSink`], and [with the gradient of a
+    /// bias](crate::AttentionProblem::with_bias_gradient) [`Operand::DBias`]. Backward calls take [`Operand::DLse`], the gradient of
     /// LSE, f32 `[batch, num_heads, seqlen_q]`, if the loss uses LSE.
     pub fn with(mut self, operand: Operand, slice: impl Into<Option<wgpu::BufferSlice<'a>>>) -> Self {
         self.slices[operand as usize] = slice.into();
@@ -103,6 +112,21 @@ impl<'a> MergeBuffers<'a> {
         lse: wgpu::BufferSlice<'a>,
     ) -> Self {
         let given = [(Operand::OParts, o_parts), (Operand::LseParts, lse_parts), (Operand::O, o), (Operand::Lse, lse)];
+        Self::of(Slices::default(), &given)
+    }
+}
+
+impl<'a> ProbabilitiesBuffers<'a> {
+    /// Reads the queries `q`, the keys `k` and the `lse` of the forward pass, f32 `[batch, num_heads, seqlen_q]`, all of the whole
+    /// problem; writes `probabilities`, f32 `[batch, chosen heads, chosen rows, seqlen_kv]`. A bias and a mask come by
+    /// [`Buffers::with`]. A sink is a part of LSE.
+    pub fn new(
+        q: wgpu::BufferSlice<'a>,
+        k: wgpu::BufferSlice<'a>,
+        lse: wgpu::BufferSlice<'a>,
+        probabilities: wgpu::BufferSlice<'a>,
+    ) -> Self {
+        let given = [(Operand::Q, q), (Operand::K, k), (Operand::Lse, lse), (Operand::Probabilities, probabilities)];
         Self::of(Slices::default(), &given)
     }
 }

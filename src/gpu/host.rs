@@ -6,7 +6,7 @@ use super::operation::Operation;
 use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Call, Operand, Plan, Usage};
-use crate::problem::{AttentionProblem, Element, ElementType, MergeProblem};
+use crate::problem::{AttentionProblem, Element, ElementType, MergeProblem, ProbabilitiesProblem};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -149,6 +149,39 @@ impl<'a, T> BackwardSlices<'a, T> {
     }
 }
 
+/// What the slice form of probabilities takes, all of the whole problem, each in its layout and perhaps longer than needed.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+#[non_exhaustive]
+pub struct ProbabilitiesSlices<'a, T> {
+    /// Queries.
+    pub q: &'a [T],
+    /// Keys.
+    pub k: &'a [T],
+    /// The log-sum-exp of the forward pass, `[batch, num_heads, seqlen_q]`. A sink is a part of it.
+    pub lse: &'a [f32],
+    entries: EntrySlices<'a>,
+}
+
+impl<'a, T> ProbabilitiesSlices<'a, T> {
+    /// Q, K and LSE; no bias and no mask.
+    pub fn new(q: &'a [T], k: &'a [T], lse: &'a [f32]) -> Self {
+        Self { q, k, lse, entries: EntrySlices::default() }
+    }
+
+    /// Adds the entries of [`ScoreMod::Bias`](crate::ScoreMod::Bias).
+    pub fn with_bias<B: ElementType>(mut self, bias: &'a [B]) -> Self {
+        self.entries.bias = Some((B::ELEMENT, bytemuck::cast_slice(bias)));
+        self
+    }
+
+    /// Adds the words of [`KeyMask::Boolean`](crate::KeyMask::Boolean).
+    pub fn with_key_mask(mut self, words: &'a [u32]) -> Self {
+        self.entries.key_mask = Some(words);
+        self
+    }
+}
+
 /// What the slice form of the backward pass returns, in the problem's gradient layout; places between rows are 0.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -161,6 +194,10 @@ pub struct BackwardOutput<T> {
     pub dv: Vec<T>,
     /// The gradient of the sinks, `[num_heads]`; empty without any.
     pub dsink: Vec<f32>,
+    /// The gradient of the bias, rounded to the bias's type, in the layout of
+    /// [`EntryLayout::of_gradient`](crate::EntryLayout::of_gradient); empty without
+    /// [`with_bias_gradient`](AttentionProblem::with_bias_gradient).
+    pub dbias: Vec<f32>,
 }
 
 impl FlashAttention {
@@ -216,7 +253,27 @@ impl FlashAttention {
         self.o_and_lse(plan, &inputs).await
     }
 
-    /// Uploads what the forward pass took and gave, and the gradient of O; reads the gradients of Q, K and V back.
+    /// Uploads Q, K and the LSE of the forward pass; reads the probabilities of the chosen heads and rows back, `[batch, chosen
+    /// heads, chosen rows, seqlen_kv]`.
+    ///
+    /// # Errors
+    /// As [`FlashAttention::forward_with`], and those of [`FlashAttention::prepare_probabilities`].
+    pub async fn probabilities<T: ElementType>(
+        &self,
+        chosen: &ProbabilitiesProblem,
+        slices: &ProbabilitiesSlices<'_, T>,
+    ) -> Result<Vec<f32>, Error> {
+        expect_element::<T>(chosen.attention.element)?;
+        let plan = self.plan_probabilities(chosen).build()?;
+        let mut inputs = slices.entries.inputs(&plan)?;
+        inputs.push(Input::new(&plan, Operand::Q, slices.q)?);
+        inputs.push(Input::new(&plan, Operand::K, slices.k)?);
+        inputs.push(Input::new(&plan, Operand::Lse, slices.lse)?);
+        Ok(self.run(plan, &inputs).await?.get(Operand::Probabilities))
+    }
+
+    /// Uploads what the forward pass took and gave, and the gradient of O; reads the gradients of Q, K and V back, and those of a
+    /// sink and a bias.
     ///
     /// # Errors
     /// As [`FlashAttention::forward`]; [`Error::ElementMismatch`] also for a problem with
@@ -261,12 +318,18 @@ impl FlashAttention {
             inputs.push(Input::new(&plan, Operand::DLse, d_lse)?);
         }
         inputs.extend(slices.entries.inputs(&plan)?);
+        let bias_element = plan.element(Operand::DBias);
         let outputs = self.run(plan, &inputs).await?;
         Ok(BackwardOutput {
             dq: outputs.get(Operand::Dq),
             dk: outputs.get(Operand::Dk),
             dv: outputs.get(Operand::Dv),
             dsink: outputs.get(Operand::DSink),
+            dbias: match bias_element {
+                Some(Element::F16) => in_f32::<half::f16>(outputs.get(Operand::DBias)),
+                Some(Element::Bf16) => in_f32::<half::bf16>(outputs.get(Operand::DBias)),
+                Some(Element::F32) | None => outputs.get(Operand::DBias),
+            },
         })
     }
 
@@ -343,6 +406,11 @@ impl FlashAttention {
 
 fn expect_element<T: ElementType>(expected: Element) -> Result<(), Error> {
     if T::ELEMENT == expected { Ok(()) } else { Err(Error::ElementMismatch { expected, found: T::ELEMENT }) }
+}
+
+/// 16-bit elements in f32, which holds all of them.
+fn in_f32<T: ElementType>(elements: Vec<T>) -> Vec<f32> {
+    elements.into_iter().map(|element| element.to_f64() as f32).collect()
 }
 
 /// The bytes of a tensor on the host.

@@ -12,6 +12,9 @@ mod prepared;
 mod scope;
 
 pub use attention::FlashAttention;
-pub use buffers::{Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers};
-pub use host::{BackwardOutput, BackwardSlices, ForwardOutput, ForwardSlices};
-pub use prepared::{Prepared, PreparedBackward, PreparedForward, PreparedMerge};
+pub use buffers::{
+    Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers, Probabilities,
+    ProbabilitiesBuffers,
+};
+pub use host::{BackwardOutput, BackwardSlices, ForwardOutput, ForwardSlices, ProbabilitiesSlices};
+pub use prepared::{Prepared, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities};

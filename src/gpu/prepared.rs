@@ -1,16 +1,16 @@
 //! Prepared operations, and their encoding into the caller's command encoder.
 
 use super::attention::FlashAttention;
-use super::buffers::{Backward, Buffers, Forward, Merge};
+use super::buffers::{Backward, Buffers, Forward, Merge, Probabilities};
 use super::operation::Operation;
 use crate::error::Error;
 use crate::plan::{Call, Direction, Origins, Plan};
-use crate::problem::{AttentionProblem, MergeProblem};
+use crate::problem::{AttentionProblem, MergeProblem, ProbabilitiesProblem};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// An operation that is checked, planned and compiled: a [`PreparedForward`], [`PreparedBackward`] or [`PreparedMerge`].
-/// Encode it as often as you like. Calls use uniforms and bind groups of earlier calls again. Clones share pipelines,
+/// An operation that is checked, planned and compiled: a [`PreparedForward`], [`PreparedBackward`], [`PreparedMerge`]
+/// or [`PreparedProbabilities`]. Encode it as often as you like. Calls use uniforms and bind groups of earlier calls again. Clones share pipelines,
 /// scratch memory and bind groups.
 #[derive(Clone, Debug)]
 pub struct Prepared<D> {
@@ -26,6 +26,9 @@ pub type PreparedBackward = Prepared<Backward>;
 
 /// A merge of partial results. Its calls have no seed and no keys.
 pub type PreparedMerge = Prepared<Merge>;
+
+/// Probabilities of chosen heads and rows. Its calls take the lengths of the forward call whose LSE they read.
+pub type PreparedProbabilities = Prepared<Probabilities>;
 
 impl FlashAttention {
     /// Checks a problem, plans it, compiles its pipelines and allocates its scratch memory. If the problem is refused, it is
@@ -53,6 +56,15 @@ impl FlashAttention {
     /// As `prepare_forward`.
     pub async fn prepare_merge(&self, merge: &MergeProblem) -> Result<PreparedMerge, Error> {
         self.prepare(self.plan_merge(merge).build()?, Direction::Merge).await
+    }
+
+    /// As [`prepare_forward`](FlashAttention::prepare_forward), for the probabilities of chosen heads and rows.
+    ///
+    /// # Errors
+    /// As `prepare_forward`; [`InvalidProblem::Chosen`](crate::InvalidProblem::Chosen) for a range that is empty, or that the
+    /// problem has not.
+    pub async fn prepare_probabilities(&self, chosen: &ProbabilitiesProblem) -> Result<PreparedProbabilities, Error> {
+        self.prepare(self.plan_probabilities(chosen).build()?, Direction::Probabilities).await
     }
 
     /// Compiles a forward plan that was made for this device's capabilities.

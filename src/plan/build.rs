@@ -10,11 +10,12 @@ use super::kernels::Kernel;
 use super::part::Cut;
 use super::passes::{Pass, Plan, Source, Stage};
 use super::splits;
-use super::tensor::{Tensor, parts_to_merge, tensors};
+use super::tensor::{Tensor, parts_to_merge, probabilities, tensors};
 use super::tiles::Tiles;
 use crate::error::{Error, InvalidProblem};
 use crate::operand::Usage;
-use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem};
+use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem, ProbabilitiesProblem};
+use std::ops::Range;
 
 impl Plan {
     /// Makes a plan: the work of [`PlanBuilder::build`].
@@ -26,12 +27,16 @@ impl Plan {
                 builder.check_choices(problem.algorithm)?;
                 Self::without_passes(problem, capabilities, direction, tensors(problem, direction))?
             }
+            Question::Probabilities(chosen) => {
+                builder.check_choices(Algorithm::Standard)?;
+                Self::of_probabilities(chosen, capabilities)?
+            }
             Question::Merge(merge) => {
                 builder.check_choices(Algorithm::Flash)?;
                 Self::of_merge(merge, capabilities)?
             }
         };
-        let more = more_steps(direction, &plan.problem);
+        let more: Vec<_> = more_steps(direction, &plan.problem).collect();
         for step in steps(direction, plan.problem.algorithm).iter().chain(more) {
             plan.take(step, builder)?;
         }
@@ -54,6 +59,19 @@ impl Plan {
         let mut pass = plan.pass(Kernel::Combine, Tiles::NONE);
         pass.specialization.parts_in_f32 = merge.parts_element == Element::F32;
         plan.add_stage(vec![pass]);
+        Ok(plan)
+    }
+
+    /// The plan of probabilities, without passes.
+    fn of_probabilities(chosen: &ProbabilitiesProblem, capabilities: &Capabilities) -> Result<Self, Error> {
+        if let Some((name, Range { start, end }, count)) = chosen.fault() {
+            return Err(InvalidProblem::Chosen { name, start, end, count }.into());
+        }
+        let problem = &chosen.attention;
+        let mut tensors = tensors(problem, Direction::Probabilities);
+        tensors.push(probabilities(chosen));
+        let mut plan = Self::without_passes(problem, capabilities, Direction::Probabilities, tensors)?;
+        plan.chosen = Some((chosen.heads.clone(), chosen.rows.clone()));
         Ok(plan)
     }
 
@@ -81,6 +99,7 @@ impl Plan {
             tiles: Tiles::NONE,
             source: Source::Table,
             num_splits: 1,
+            chosen: None,
             tensors,
             scratch: Vec::new(),
         })
@@ -125,7 +144,7 @@ impl Plan {
         let owned: Vec<_> = passes.iter().map(|pass| pass.kernel.spec().owns).collect();
         let first = self.passes.len();
         self.passes.extend(passes);
-        self.stages.push(Stage { passes: first..self.passes.len(), cut: Cut::of(&owned) });
+        self.stages.push(Stage { passes: first..self.passes.len(), cut: Cut::of(&owned, &self.problem) });
     }
 
     /// Whether the device lets every pass bind its tensors.
@@ -171,7 +190,7 @@ impl PlanBuilder<'_> {
         let direction = self.question.direction();
         let refuse = |what, reason: String| Err(Error::InvalidPlan { what, reason });
         let most = match (direction, algorithm) {
-            (Direction::Forward, _) | (Direction::Backward, Algorithm::Standard) => 1,
+            (Direction::Forward | Direction::Probabilities, _) | (Direction::Backward, Algorithm::Standard) => 1,
             (Direction::Backward, Algorithm::Flash) => 2,
             (Direction::Merge, _) => 0,
         };

@@ -6,7 +6,7 @@ use super::passes::Plan;
 use super::tiles::Tiles;
 use super::tuning::{self, Tuning};
 use crate::error::Error;
-use crate::problem::{AttentionProblem, MergeProblem};
+use crate::problem::{AttentionProblem, MergeProblem, ProbabilitiesProblem};
 
 /// What is planned.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,7 @@ pub(super) enum Question<'a> {
     Forward(&'a AttentionProblem),
     Backward(&'a AttentionProblem),
     Merge(&'a MergeProblem),
+    Probabilities(&'a ProbabilitiesProblem),
 }
 
 impl Question<'_> {
@@ -22,6 +23,7 @@ impl Question<'_> {
             Question::Forward(_) => Direction::Forward,
             Question::Backward(_) => Direction::Backward,
             Question::Merge(_) => Direction::Merge,
+            Question::Probabilities(_) => Direction::Probabilities,
         }
     }
 }
@@ -61,6 +63,11 @@ impl Plan {
     /// Plans a merge of partial results. A merge has no choice of tiles or splits.
     pub fn merge<'a>(merge: &'a MergeProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
         PlanBuilder::new(Question::Merge(merge), capabilities)
+    }
+
+    /// Plans the probabilities of chosen heads and rows.
+    pub fn probabilities<'a>(chosen: &'a ProbabilitiesProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
+        PlanBuilder::new(Question::Probabilities(chosen), capabilities)
     }
 
     /// The tiles worth measuring for a forward problem of flash attention on a device, the planner's own choice first; none

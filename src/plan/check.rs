@@ -77,6 +77,10 @@ fn check_modifiers(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
         let reason = format!("it is one too many; a problem may have {}", Chain::LONGEST);
         return Err(InvalidProblem::KeyMask { name: mask.name(), reason });
     }
+    if problem.has_bias_gradient() && problem.bias_gradient().is_none() {
+        let reason = "its gradient is asked for, and the problem has no bias".to_owned();
+        return Err(InvalidProblem::ScoreMod { name: "bias", reason });
+    }
     let masks = problem.key_masks().iter().map(|mask| (mask.name(), mask.fault(&problem.shape)));
     if let Some((name, reason)) = fault_in(masks, "each kind of mask") {
         return Err(InvalidProblem::KeyMask { name, reason });

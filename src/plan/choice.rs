@@ -53,15 +53,30 @@ pub(super) fn steps(direction: Direction, algorithm: Algorithm) -> &'static [Ste
                 &[PREPROCESS, Step { alternatives, tiles: Some(0) }]
             }
         }
+        (Direction::Probabilities, _) => {
+            const {
+                let alternatives: &[&[Kernel]] = &[&[Kernel::Probabilities]];
+                &[Step { alternatives, tiles: Some(0) }]
+            }
+        }
         // One kernel, and no tiles.
         (Direction::Merge, _) => &[],
     }
 }
 
 /// The steps that come after those, for what else of a problem has a gradient.
-pub(super) fn more_steps(direction: Direction, problem: &AttentionProblem) -> &'static [Step] {
+pub(super) fn more_steps(direction: Direction, problem: &AttentionProblem) -> impl Iterator<Item = &'static Step> {
     const SINK: Step = Step { alternatives: &[&[Kernel::BackwardSink]], tiles: None };
-    if direction == Direction::Backward && problem.has_sink() { &[SINK] } else { &[] }
+    const BIAS: Step = Step { alternatives: &[&[Kernel::FlashBackwardDbias]], tiles: None };
+    const SUMS: Step = Step { alternatives: &[&[Kernel::FlashBackwardDbiasSums]], tiles: None };
+    const ROUND: Step = Step { alternatives: &[&[Kernel::RoundDbias]], tiles: None };
+    let sink: &[Step] = if problem.has_sink() { const { &[SINK] } } else { &[] };
+    let bias: &[Step] = match problem.bias_gradient() {
+        Some((_, Element::F32)) => const { &[BIAS] },
+        Some(_) => const { &[SUMS, ROUND] },
+        None => &[],
+    };
+    sink.iter().chain(bias).filter(move |_| direction == Direction::Backward)
 }
 
 /// The kernels that answer a step on this device, and their tiles.

@@ -1,4 +1,4 @@
-/// What an operation computes: attention, its gradients, or a merge of partial results.
+/// What an operation computes: attention, its gradients, a merge of partial results, or probabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Direction {
@@ -8,4 +8,6 @@ pub enum Direction {
     Backward,
     /// Partial results to O and LSE.
     Merge,
+    /// Q, K and LSE to the probabilities of chosen heads and rows.
+    Probabilities,
 }

@@ -139,7 +139,7 @@ impl Plan {
         let lengths = Lengths::new(shape, seqlen_q, seqlen_kv);
         let mut dispatches = Vec::new();
         for stage in &self.stages {
-            for part in self.parts(stage, lengths)? {
+            for part in self.parts(stage, self.covered(stage, lengths))? {
                 for index in stage.passes.clone() {
                     // Without keys there are no scores to compute.
                     if self.workgroups(index, &part, lengths) > 0 {
@@ -172,7 +172,7 @@ impl Plan {
         for tensor in &tensors {
             params.place(tensor, offsets[tensor.operand as usize]);
         }
-        Dispatch { pass: index, grid, turns: self.turns(index, lengths), params, windows }
+        Dispatch { pass: index, grid, turns: self.turns(index, &part, lengths), params, windows }
     }
 
     /// Workgroups, folded into two dimensions.

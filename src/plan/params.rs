@@ -104,6 +104,14 @@ uniform! {
         key_mask_stride_key: u32,
         sink_offset: u32,
         dsink_offset: u32,
+        dbias_offset: u32,
+        dbias_stride_batch: u32,
+        dbias_stride_head: u32,
+        dbias_stride_row: u32,
+        dbias_stride_key: u32,
+        probabilities_offset: u32,
+        probabilities_stride_batch: u32,
+        probabilities_stride_head: u32,
     }
 }
 
@@ -161,23 +169,37 @@ impl Params {
                 (self.lse_parts_offset, self.lse_parts_stride_split) = (offset, split);
                 (self.lse_parts_stride_batch, self.lse_parts_stride_head) = (batch, head);
             }
-            Operand::Bias | Operand::KeyMask => self.place_entries(tensor.operand, offset, [batch, head, row, dim]),
+            Operand::Bias | Operand::KeyMask | Operand::DBias | Operand::Probabilities => {
+                self.place_entries(tensor.operand, offset, [batch, head, row, dim])
+            }
             Operand::Sink => self.sink_offset = offset,
             Operand::DSink => self.dsink_offset = offset,
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
-            Operand::Dp | Operand::Params | Operand::Tables => {}
+            // The sums start at 0, with the strides of what they become.
+            Operand::Dp | Operand::DBiasSums | Operand::Params | Operand::Tables => {}
         }
     }
 
-    /// Writes where the entries of a bias or a mask lie, and the strides of batch, head, row and key.
+    /// Writes where the entries of a bias, its gradient, a mask or probabilities lie, and the strides of batch, head, row and key.
     fn place_entries(&mut self, operand: Operand, offset: u32, [batch, head, row, key]: [u32; 4]) {
-        if operand == Operand::Bias {
-            (self.bias_offset, self.bias_stride_batch, self.bias_stride_head) = (offset, batch, head);
-            (self.bias_stride_row, self.bias_stride_key) = (row, key);
-        } else {
-            (self.key_mask_offset, self.key_mask_stride_batch, self.key_mask_stride_head) = (offset, batch, head);
-            (self.key_mask_stride_row, self.key_mask_stride_key) = (row, key);
+        match operand {
+            Operand::Bias => {
+                (self.bias_offset, self.bias_stride_batch, self.bias_stride_head) = (offset, batch, head);
+                (self.bias_stride_row, self.bias_stride_key) = (row, key);
+            }
+            Operand::DBias => {
+                (self.dbias_offset, self.dbias_stride_batch, self.dbias_stride_head) = (offset, batch, head);
+                (self.dbias_stride_row, self.dbias_stride_key) = (row, key);
+            }
+            Operand::Probabilities => {
+                (self.probabilities_offset, self.s_stride_row) = (offset, row);
+                (self.probabilities_stride_batch, self.probabilities_stride_head) = (batch, head);
+            }
+            _ => {
+                (self.key_mask_offset, self.key_mask_stride_batch, self.key_mask_stride_head) = (offset, batch, head);
+                (self.key_mask_stride_row, self.key_mask_stride_key) = (row, key);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A part of the problem: what one dispatch covers.
 
-use super::tiles::Owns;
-use crate::problem::AttentionShape;
+use super::tiles::{Owns, Tiles};
+use crate::problem::{AttentionProblem, AttentionShape};
 
 /// What a part holds besides whole sequences and heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,17 +14,50 @@ pub(super) enum Cut {
     Groups,
     /// Whole heads, of all sequences one after another: a sum over them all.
     Heads,
+    /// Any ranges, of which entries of a bias have their sums. These dimensions, of batch, heads, rows and keys, have entries of
+    /// their own; along the others, each part adds to what the last one wrote.
+    Entries { own: [bool; 4] },
+    /// All at once.
+    Nothing,
 }
 
 impl Cut {
     /// That of passes which run one after another on a part, and own these.
-    pub fn of(owned: &[Owns]) -> Self {
+    pub fn of(owned: &[Owns], problem: &AttentionProblem) -> Self {
         match owned {
             [Owns::Heads] => Cut::Heads,
+            [Owns::Entries] => {
+                let layout = problem.bias_gradient().map(|(layout, _)| layout);
+                let strides = layout.map_or([0; 4], |l| [l.stride_batch, l.stride_head, l.stride_row, l.stride_key]);
+                Cut::Entries { own: strides.map(|stride| stride > 0) }
+            }
+            [Owns::Everything] => Cut::Nothing,
             [Owns::Keys, rest @ ..] if rest.iter().all(|owns| *owns == Owns::Keys) => Cut::Keys,
             owned if owned.contains(&Owns::Keys) => Cut::Groups,
             _ => Cut::Rows,
         }
+    }
+
+    /// Whether batch, heads, rows and keys may be cut.
+    pub fn cuts(self) -> [bool; 4] {
+        match self {
+            Cut::Rows => [true, true, true, false],
+            Cut::Keys => [true, true, false, true],
+            Cut::Groups | Cut::Heads => [true, true, false, false],
+            Cut::Entries { .. } => [true; 4],
+            Cut::Nothing => [false; 4],
+        }
+    }
+
+    /// In which order they are. What has entries of its own comes first, so that sums stay whole as long as they can.
+    pub fn order(self) -> impl Iterator<Item = usize> {
+        let own = if let Cut::Entries { own } = self { own } else { [true; 4] };
+        (0..4).filter(move |n| own[*n]).chain((0..4).filter(move |n| !own[*n]))
+    }
+
+    /// Whether it is of entries, which exist whatever the lengths of a call.
+    pub fn is_of_entries(self) -> bool {
+        matches!(self, Cut::Entries { .. } | Cut::Nothing)
     }
 }
 
@@ -54,6 +87,26 @@ impl Part {
             key_first: 0,
             key_count: lengths.seqlen_kv,
         }
+    }
+
+    /// Its sequences, heads, rows and keys.
+    pub fn counts(&self) -> [u32; 4] {
+        [self.batch_count, self.head_count, self.row_count, self.key_count]
+    }
+
+    pub fn set_counts(&mut self, counts: [u32; 4]) {
+        [self.batch_count, self.head_count, self.row_count, self.key_count] = counts;
+    }
+
+    /// Where dimensions have entries of their own: tiles of entries, and tiles of scores that share each of them.
+    pub fn tiles_of_entries(&self, own: [bool; 4], tiles: Tiles) -> [u64; 2] {
+        let sides = [1, 1, tiles.tile_q, tiles.tile_kv];
+        let mut numbers = [1u64; 2];
+        for ((count, side), is_own) in self.counts().into_iter().zip(sides).zip(own) {
+            let number = &mut numbers[usize::from(!is_own)];
+            *number = number.saturating_mul(count.div_ceil(side).into());
+        }
+        numbers
     }
 }
 

@@ -9,6 +9,7 @@ use super::tiles::{Owns, Tiles};
 use super::visible::window;
 use crate::error::Error;
 use crate::operand::Operand;
+use std::ops::Range;
 
 /// The most dispatches that one operation may make. A call holds them all in memory, about 600 bytes each; bounds on work
 /// as [`AttentionProblem::with_bounded_work`](crate::AttentionProblem::with_bounded_work) advises reach it after minutes of work.
@@ -27,25 +28,29 @@ impl Plan {
         let shape = &self.problem.shape;
         let step = self.step(stage, lengths)?;
         self.check_number(stage, &step, lengths)?;
-        let cut = stage.cut;
-        let firsts = |end: u32, step: u32| (0..end).step_by(step.max(1) as usize);
-        // Rows that see nothing are written too, and so are keys that no row sees.
-        let rows = || if cut == Cut::Rows { firsts(lengths.seqlen_q, step.row_count) } else { firsts(1, 1) };
-        let keys = || if cut == Cut::Keys { firsts(lengths.seqlen_kv, step.key_count) } else { firsts(1, 1) };
+        let [_, _, cuts_rows, cuts_keys] = stage.cut.cuts();
+        let firsts = |all: Range<u32>, step: u32| all.step_by(step.max(1) as usize);
+        // Rows that see nothing are written too, and so are keys that no row sees. Entries of no row or no key are sums of
+        // nothing.
+        let (all_heads, all_rows) = (self.heads(), self.rows(lengths));
+        let all_keys = lengths.seqlen_kv;
+        let rows =
+            || if cuts_rows { firsts(all_rows.start..all_rows.end.max(1), step.row_count) } else { firsts(0..1, 1) };
+        let keys = || if cuts_keys { firsts(0..all_keys.max(1), step.key_count) } else { firsts(0..1, 1) };
         let mut parts = Vec::new();
-        for batch_first in firsts(shape.batch, step.batch_count) {
-            for head_first in firsts(shape.query_heads(), step.head_count) {
+        for batch_first in firsts(0..shape.batch, step.batch_count) {
+            for head_first in firsts(all_heads.clone(), step.head_count) {
                 for row_first in rows() {
                     for key_first in keys() {
                         parts.push(Part {
                             batch_first,
                             batch_count: step.batch_count.min(shape.batch - batch_first),
                             head_first,
-                            head_count: step.head_count.min(shape.query_heads() - head_first),
+                            head_count: step.head_count.min(all_heads.end - head_first),
                             row_first,
-                            row_count: step.row_count.min(lengths.seqlen_q - row_first),
+                            row_count: step.row_count.min(all_rows.end - row_first),
                             key_first,
-                            key_count: step.key_count.min(lengths.seqlen_kv - key_first),
+                            key_count: step.key_count.min(all_keys - key_first),
                         });
                     }
                 }
@@ -56,28 +61,27 @@ impl Plan {
 
     /// Whether a stage has no row, or no key, to write something for.
     fn writes_nothing(&self, stage: &Stage, lengths: Lengths) -> bool {
-        let (rows, keys) = (lengths.seqlen_q, lengths.seqlen_kv);
+        let (rows, keys) = (self.rows(lengths).len() as u32, lengths.seqlen_kv);
         let written = match stage.cut {
             Cut::Rows => rows,
             Cut::Keys => keys,
             Cut::Groups => rows.max(keys),
             // The sum of no rows is 0.
-            Cut::Heads => 1,
+            Cut::Heads | Cut::Entries { .. } | Cut::Nothing => 1,
         };
-        written == 0 || self.problem.shape.batch == 0 || self.problem.shape.query_heads() == 0
+        let is_empty = stage.cut.is_of_entries() && self.required_len(Operand::DBias) == 0;
+        written == 0 || is_empty || self.problem.shape.batch == 0 || self.problem.shape.query_heads() == 0
     }
 
     /// Refuses parts without number, before any is made.
     fn check_number(&self, stage: &Stage, step: &Part, lengths: Lengths) -> Result<(), Error> {
         let shape = &self.problem.shape;
         let pieces = |all: u32, of: u32| u64::from(all.div_ceil(of.max(1)));
-        let cut = match stage.cut {
-            Cut::Rows => pieces(lengths.seqlen_q, step.row_count),
-            Cut::Keys => pieces(lengths.seqlen_kv, step.key_count),
-            Cut::Groups | Cut::Heads => 1,
-        };
-        let parts = pieces(shape.batch, step.batch_count) * pieces(shape.query_heads(), step.head_count);
-        let found = parts.saturating_mul(cut).saturating_mul(stage.passes.len() as u64);
+        let [_, _, cuts_rows, cuts_keys] = stage.cut.cuts();
+        let rows = if cuts_rows { pieces(self.rows(lengths).len() as u32, step.row_count) } else { 1 };
+        let keys = if cuts_keys { pieces(lengths.seqlen_kv, step.key_count) } else { 1 };
+        let parts = pieces(shape.batch, step.batch_count) * pieces(self.heads().len() as u32, step.head_count);
+        let found = parts.saturating_mul(rows).saturating_mul(keys).saturating_mul(stage.passes.len() as u64);
         if found > MAX_DISPATCHES {
             return Err(Error::TooManyDispatches { found, max: MAX_DISPATCHES });
         }
@@ -114,9 +118,10 @@ impl Plan {
         let stride_row = self.s_stride_row(lengths);
         let [o_parts, lse_parts] = tensor::partial_results(part, self.problem.shape.head_dim_v, self.num_splits);
         let [s, dp] = [Operand::S, Operand::Dp].map(|operand| tensor::scores(operand, part, stride_row));
+        let dbias_sums = tensor::dbias_sums(&self.problem);
         let is_bound = |operand| self.passes.iter().any(|pass| pass.kernel.spec().binds(operand));
         let is_given = |operand| self.tensors.iter().any(|tensor| tensor.operand == operand);
-        let tensors = [s, tensor::row_stats(&self.problem), dp, o_parts, lse_parts].into_iter();
+        let tensors = [s, tensor::row_stats(&self.problem), dp, o_parts, lse_parts].into_iter().chain(dbias_sums);
         tensors.filter(move |tensor| is_bound(tensor.operand) && !is_given(tensor.operand))
     }
 
@@ -150,13 +155,22 @@ impl Plan {
     /// until every limit holds. At one tile, the bounds on work and on partial results are ignored; other limits are errors.
     pub(super) fn step(&self, stage: &Stage, lengths: Lengths) -> Result<Part, Error> {
         let shape = &self.problem.shape;
-        let mut step = Part::whole(shape, lengths);
+        let (heads, rows) = (self.heads(), self.rows(lengths));
+        let (head_count, row_count) = (heads.len() as u32, rows.len() as u32);
+        let mut step = Part {
+            head_first: heads.start,
+            head_count,
+            row_first: rows.start,
+            row_count,
+            ..Part::whole(shape, lengths)
+        };
         let tiles: Vec<Tiles> =
             self.passes[stage.passes.clone()].iter().map(|pass| pass.specialization.tiles).collect();
         let cut = stage.cut;
         // Heads that share keys stay together where keys are owned, and where they share a workgroup.
         let packed = self.passes[stage.passes.clone()].iter().any(|pass| pass.kernel.spec().packs_heads);
-        let least_heads = if packed || cut != Cut::Rows { self.problem.shape.heads_per_kv() } else { 1 };
+        let alone = !packed && matches!(cut, Cut::Rows | Cut::Entries { .. });
+        let least_heads = if alone { 1 } else { self.problem.shape.heads_per_kv() };
         let halved = |count: u32, least: u32, all: u32| {
             let half = count.div_ceil(2).next_multiple_of(least);
             if half >= count.min(all) { least } else { half }
@@ -172,17 +186,14 @@ impl Plan {
             // Rows that fill whole tiles, so that a tile holds the same rows however the problem is cut.
             let tile_q = if packed { tile_q / common_divisor(tile_q, least_heads) } else { tile_q };
             let tile_kv = tiles.iter().map(|tiles| tiles.tile_kv).max().unwrap_or(1);
-            if step.batch_count > 1 {
-                step.batch_count = step.batch_count.div_ceil(2);
-            } else if step.head_count > least_heads {
-                step.head_count = halved(step.head_count, least_heads, shape.query_heads());
-            } else if cut == Cut::Rows && step.row_count > tile_q {
-                step.row_count = halved(step.row_count, tile_q, lengths.seqlen_q);
-            } else if cut == Cut::Keys && step.key_count > tile_kv {
-                step.key_count = halved(step.key_count, tile_kv, lengths.seqlen_kv);
-            } else {
+            let least = [1, least_heads, tile_q, tile_kv];
+            let mut counts = step.counts();
+            let Some(n) = cut.order().find(|n| cut.cuts()[*n] && counts[*n] > least[*n]) else {
                 return refusal.map_or(Ok(step), Err);
-            }
+            };
+            let all = [shape.batch, head_count, row_count, lengths.seqlen_kv];
+            counts[n] = halved(counts[n], least[n], all[n]);
+            step.set_counts(counts);
         }
     }
 
@@ -215,11 +226,12 @@ impl Plan {
         let allowed = (per_dimension * per_dimension).min(u64::from(u32::MAX));
         for index in stage.passes.clone() {
             if let Some(allowed) = self.capabilities.max_loop_turns
-                && self.turns(index, lengths) > allowed.into()
+                && self.turns(index, part, lengths) > allowed.into()
             {
                 return Some(self.too_many_turns(index, allowed));
             }
-            let needed = self.workgroups(index, part, lengths);
+            // Tiles are counted in 32 bits too.
+            let needed = self.workgroups(index, part, lengths).max(self.score_tiles(index, part));
             if needed > allowed {
                 return Some(Error::Unsupported {
                     feature: "grids of this size",
@@ -258,18 +270,41 @@ impl Plan {
         let pairs = match cut {
             Cut::Heads => part.row_count.into(),
             Cut::Rows | Cut::Groups => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
+            Cut::Entries { .. } => u64::from(part.row_count).saturating_mul(window.min(part.key_count.into())),
+            Cut::Nothing => 0,
             Cut::Keys => u64::from(part.key_count).saturating_mul(window.min(lengths.seqlen_q.into())),
         };
         let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
         // Products of the largest dispatch: of the forward pass; of dQ, and of dK and dV, each with two recomputed.
         let products = match (self.direction, cut) {
+            (Direction::Probabilities, _) => head_dim,
             (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
             (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),
-            (Direction::Backward, Cut::Heads) => 1,
+            (Direction::Backward, Cut::Heads | Cut::Nothing) => 1,
+            (Direction::Backward, Cut::Entries { .. }) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Groups) => head_dim.max(head_dim_v),
         };
         heads.saturating_mul(pairs).saturating_mul(2 * products)
+    }
+
+    /// Which dimensions have entries of a bias of their own, in the stage of a pass; all but for the gradient of one.
+    fn own_entries(&self, index: usize) -> [bool; 4] {
+        let stage = self.stages.iter().find(|stage| stage.passes.contains(&index));
+        match stage.map(|stage| stage.cut) {
+            Some(Cut::Entries { own }) => own,
+            _ => [true; 4],
+        }
+    }
+
+    /// Tiles of scores that share a tile of entries of a bias.
+    pub(super) fn score_tiles(&self, index: usize, part: &Part) -> u64 {
+        part.tiles_of_entries(self.own_entries(index), self.passes[index].specialization.tiles)[1]
+    }
+
+    /// The lengths that a stage covers in a call.
+    pub(super) fn covered(&self, stage: &Stage, lengths: Lengths) -> Lengths {
+        if stage.cut.is_of_entries() { Lengths::of(&self.problem.shape) } else { lengths }
     }
 
     pub(super) fn workgroups(&self, index: usize, part: &Part, lengths: Lengths) -> u64 {
@@ -288,6 +323,11 @@ impl Plan {
             }
             Grid::Rows => rows,
             Grid::Heads => part.head_count.into(),
+            Grid::Entries => part.tiles_of_entries(self.own_entries(index), tiles)[0],
+            Grid::PairsOfEntries => {
+                let pairs = self.required_len(Operand::DBias).div_ceil(2);
+                pairs.div_ceil(self.passes[index].specialization.invocations().into())
+            }
             Grid::Quads => {
                 let quads = rows.saturating_mul(self.problem.shape.head_dim_v.div_ceil(4).into());
                 quads.div_ceil(self.passes[index].specialization.invocations().into())

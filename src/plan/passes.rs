@@ -3,7 +3,7 @@
 use super::capabilities::Capabilities;
 use super::direction::Direction;
 use super::kernels::{Kernel, Specialization};
-use super::part::Cut;
+use super::part::{Cut, Lengths};
 use super::tensor::Tensor;
 use super::tiles::Tiles;
 use crate::operand::Operand;
@@ -53,6 +53,8 @@ pub struct Plan {
     pub(super) source: Source,
     /// Splits of the keys, or partial results to merge.
     pub(super) num_splits: u32,
+    /// The heads and rows whose probabilities are computed.
+    pub(super) chosen: Option<(Range<u32>, Range<u32>)>,
     /// The caller's tensors.
     pub(super) tensors: Vec<Tensor>,
     pub(super) scratch: Vec<(Operand, u64)>,
@@ -79,9 +81,20 @@ impl Plan {
         self.num_splits
     }
 
-    /// Forward, backward or merge.
+    /// Forward, backward, merge or probabilities.
     pub fn direction(&self) -> Direction {
         self.direction
+    }
+
+    /// The query heads that it is about.
+    pub(super) fn heads(&self) -> Range<u32> {
+        self.chosen.as_ref().map_or(0..self.problem.shape.query_heads(), |(heads, _)| heads.clone())
+    }
+
+    /// The rows that it is about, of those of a call.
+    pub(super) fn rows(&self, lengths: Lengths) -> Range<u32> {
+        let rows = self.chosen.as_ref().map_or(0..lengths.seqlen_q, |(_, rows)| rows.clone());
+        rows.start.min(lengths.seqlen_q)..rows.end.min(lengths.seqlen_q)
     }
 
     /// The tiles of its kernels, or of the last one (dQ) where they differ.

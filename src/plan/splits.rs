@@ -68,7 +68,7 @@ pub(super) fn num_splits(
     let mut splits = busy.max(sums);
     if let Some(most) = capabilities.max_loop_turns {
         let kv_tiles = keys.div_ceil(tiles.tile_kv.into());
-        let fits = |splits: u64| turns_of(specialization, problem, lengths, splits as u32) <= most.into();
+        let fits = |splits: u64| turns_of(specialization, problem, lengths, [splits, 1]) <= most.into();
         while splits < kv_tiles && !fits(splits) {
             splits = (2 * splits).min(kv_tiles);
         }
@@ -87,8 +87,9 @@ impl Plan {
     }
 
     /// Turns of all loops that an invocation takes at most in a dispatch of this pass.
-    pub(super) fn turns(&self, index: usize, lengths: Lengths) -> u64 {
-        turns_of(&self.passes[index].specialization, &self.problem, lengths, self.splits_of(lengths))
+    pub(super) fn turns(&self, index: usize, part: &Part, lengths: Lengths) -> u64 {
+        let (splits, score_tiles) = (self.splits_of(lengths), self.score_tiles(index, part));
+        turns_of(&self.passes[index].specialization, &self.problem, lengths, [splits.into(), score_tiles])
     }
 
     /// Whether a part takes more scratch memory for its partial results than it should, if it can be cut.

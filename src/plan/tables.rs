@@ -15,7 +15,7 @@ const NUMBER: usize = 2 * Chain::LONGEST + 3;
 fn number_of_lists(specialization: &Specialization) -> usize {
     match specialization.kernel.spec().owns {
         Owns::Keys => NUMBER - 1,
-        Owns::Rows | Owns::Heads => NUMBER - 2,
+        Owns::Rows | Owns::Heads | Owns::Entries | Owns::Everything => NUMBER - 2,
     }
 }
 

@@ -3,7 +3,9 @@
 use super::direction::Direction;
 use super::part::Part;
 use crate::operand::{Operand, Usage};
-use crate::problem::{AttentionProblem, Element, EntryLayout, KeyMask, MergeProblem, ScoreMod, TensorLayout};
+use crate::problem::{
+    AttentionProblem, Element, EntryLayout, KeyMask, MergeProblem, ProbabilitiesProblem, ScoreMod, TensorLayout,
+};
 
 /// Counts along batch, rows, heads and the contiguous dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub(crate) struct Extent {
 pub(crate) enum Follows {
     /// The dispatch's rows, of its query heads.
     Rows,
+    /// As `Rows`, of a tensor that begins with this query head and row.
+    ChosenRows { head_first: u32, row_first: u32 },
     /// The dispatch's keys, of the KV heads that its query heads share: `heads_per_kv` query heads for each.
     Keys { heads_per_kv: u32 },
     /// All of it, whatever the dispatch: its entries are found by their place in the whole problem.
@@ -85,7 +89,7 @@ impl Tensor {
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
                 Extent { heads: last - part.head_first / heads_per_kv + 1, ..at_most }
             }
-            Follows::Rows | Follows::Whole | Follows::Scratch => at_most,
+            Follows::Rows | Follows::ChosenRows { .. } | Follows::Whole | Follows::Scratch => at_most,
         }
     }
 
@@ -93,7 +97,9 @@ impl Tensor {
     pub(super) fn extent_at_most(&self, part: &Part) -> Extent {
         let (batch, dim) = (part.batch_count, self.extent.dim);
         match self.follows {
-            Follows::Rows => Extent { batch, rows: part.row_count, heads: part.head_count, dim },
+            Follows::Rows | Follows::ChosenRows { .. } => {
+                Extent { batch, rows: part.row_count, heads: part.head_count, dim }
+            }
             Follows::Keys { heads_per_kv } => {
                 let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
                 Extent { batch, rows: part.key_count, heads: heads.min(self.extent.heads), dim }
@@ -108,6 +114,9 @@ impl Tensor {
             Follows::Rows => self.layout.index(part.batch_first, part.row_first, part.head_first),
             Follows::Keys { heads_per_kv } => {
                 self.layout.index(part.batch_first, part.key_first, part.head_first / heads_per_kv)
+            }
+            Follows::ChosenRows { head_first, row_first } => {
+                self.layout.index(part.batch_first, part.row_first - row_first, part.head_first - head_first)
             }
             Follows::Whole => self.layout.offset,
             Follows::Scratch => 0,
@@ -137,7 +146,8 @@ pub(super) fn in_quads(tensors: &[Tensor]) -> bool {
     tensors.iter().filter(of_elements).all(is_quad)
 }
 
-/// The caller's tensors. Those of a merge that hold its parts come from [`parts_to_merge`].
+/// The caller's tensors. Those of a merge that hold its parts come from [`parts_to_merge`], probabilities from
+/// [`probabilities`].
 pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<Tensor> {
     let AttentionProblem { shape, layout, .. } = problem;
     let element = problem.element;
@@ -150,6 +160,7 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     match direction {
         Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
         Direction::Merge => vec![o.written(), lse.written()],
+        Direction::Probabilities => [q, k, lse].into_iter().chain(tensors_of_entries(problem)).collect(),
         Direction::Backward => {
             let layout = problem.gradient_layout();
             let gradient_element = problem.gradient_element();
@@ -160,7 +171,10 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
             let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_element);
             let written = [dq, dk, dv].map(Tensor::written);
             let dsink = problem.has_sink().then(|| of_each_head(problem, Operand::DSink).written());
-            [q, k, v, o, lse, d_o, d_lse].into_iter().chain(written).chain(dsink).chain(entries).collect()
+            let dbias =
+                problem.bias_gradient().map(|(layout, element)| of_dbias(problem, Operand::DBias, &layout, element));
+            let more = dsink.into_iter().chain(dbias);
+            [q, k, v, o, lse, d_o, d_lse].into_iter().chain(written).chain(more).chain(entries).collect()
         }
     }
 }
@@ -194,6 +208,19 @@ fn of_entries(
     Tensor { follows: Follows::Whole, stride_dim: stride_key, ..tensor }
 }
 
+/// The gradient of a bias, or the sums that it becomes: an entry for each that the bias has of its own.
+fn of_dbias(problem: &AttentionProblem, operand: Operand, layout: &EntryLayout, element: Element) -> Tensor {
+    let tensor = of_entries(problem, operand, layout, 1, element).written();
+    let [batch, heads, rows, dim] = layout.own(&problem.shape);
+    Tensor { extent: Extent { batch, rows, heads, dim }, ..tensor }
+}
+
+/// Scratch memory for the sums that become the gradient of a bias in 16 bits.
+pub(super) fn dbias_sums(problem: &AttentionProblem) -> Option<Tensor> {
+    let (layout, _) = problem.bias_gradient()?;
+    Some(of_dbias(problem, Operand::DBiasSums, &layout, Element::F32))
+}
+
 /// The partial results that the caller of a merge gives.
 pub(super) fn parts_to_merge(merge: &MergeProblem) -> [Tensor; 2] {
     let problem = merge.rows();
@@ -204,6 +231,19 @@ pub(super) fn parts_to_merge(merge: &MergeProblem) -> [Tensor; 2] {
         Tensor { num_splits, stride_split: merge.stride_split, ..o },
         Tensor { num_splits, stride_split: merge.lse_stride_split, ..lse },
     ]
+}
+
+/// The probabilities of the chosen heads and rows.
+pub(super) fn probabilities(chosen: &ProbabilitiesProblem) -> Tensor {
+    let ProbabilitiesProblem { attention, heads, rows } = chosen;
+    let (num_heads, num_rows, dim) = (heads.len() as u32, rows.len() as u32, attention.shape.seqlen_kv);
+    let layout = TensorLayout::bhsd(num_rows, num_heads, dim);
+    let tensor = of_rows(attention, Operand::Probabilities, layout, dim, Element::F32).written();
+    Tensor {
+        extent: Extent { rows: num_rows, heads: num_heads, ..tensor.extent },
+        follows: Follows::ChosenRows { head_first: heads.start, row_first: rows.start },
+        ..tensor
+    }
 }
 
 /// Scratch memory for LSE and D, two f32 for each row: contiguous `[batch, num_heads, seqlen_q, 2]`.

@@ -46,6 +46,10 @@ pub(crate) enum Owns {
     Keys,
     /// Whole heads, of all sequences. Such a kernel has no tiles.
     Heads,
+    /// Entries of a bias: rows by keys. It goes over all tiles of scores that share them.
+    Entries,
+    /// All. Such a kernel has no tiles.
+    Everything,
 }
 
 impl Tiles {
@@ -105,16 +109,16 @@ impl Tiles {
     /// Rows, or keys, of the tile that a workgroup owns.
     pub(crate) const fn owned(&self, owns: Owns) -> u32 {
         match owns {
-            Owns::Rows | Owns::Heads => self.tile_q,
             Owns::Keys => self.tile_kv,
+            _ => self.tile_q,
         }
     }
 
     /// Keys, or rows, of a tile that the workgroup goes over.
     pub(crate) const fn passing(&self, owns: Owns) -> u32 {
         match owns {
-            Owns::Rows | Owns::Heads => self.tile_kv,
             Owns::Keys => self.tile_q,
+            _ => self.tile_kv,
         }
     }
 

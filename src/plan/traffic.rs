@@ -8,10 +8,16 @@ impl Plan {
     /// Bytes that the kernels read from and write to device memory. They are counted from the tiles: what each workgroup
     /// loads and stores, without reuse between workgroups. Caches make the true number smaller. 2⁶⁴ − 1 if there are more.
     pub fn traffic_bytes(&self) -> u64 {
-        let heads = u128::from(self.problem.shape.batch) * u128::from(self.problem.shape.num_heads);
+        let chosen = self.chosen.as_ref().map_or(self.problem.shape.num_heads, |(heads, _)| heads.len() as u32);
+        let heads = u128::from(self.problem.shape.batch) * u128::from(chosen);
         let of_one_head: u128 =
             self.passes.iter().map(|pass| (pass.kernel.spec().traffic)(&self.traffic_of(pass))).sum();
-        u64::try_from(of_one_head.saturating_mul(heads)).unwrap_or(u64::MAX)
+        let of_all = of_one_head.saturating_mul(heads);
+        // As if each row saw as many keys as the mean.
+        let of_chosen = self.chosen.as_ref().map_or(of_all, |(_, rows)| {
+            of_all.saturating_mul(rows.len() as u128) / u128::from(self.problem.shape.seqlen_q.max(1))
+        });
+        u64::try_from(of_chosen).unwrap_or(u64::MAX)
     }
 
     /// What a pass may move for one head.

@@ -1,5 +1,6 @@
 use super::dropout::Dropout;
 use super::element::Element;
+use super::entries::EntryLayout;
 use super::key_mask::KeyMask;
 use super::layout::AttentionLayout;
 use super::lengths::Lengths;
@@ -70,6 +71,7 @@ pub struct AttentionProblem {
     /// What hides keys from rows, beside `mask`.
     key_masks: Vec<KeyMask>,
     has_sink: bool,
+    has_bias_gradient: bool,
     /// Of each sequence, where they differ.
     lengths: Option<Lengths>,
 }
@@ -91,6 +93,7 @@ impl AttentionProblem {
             scores: Vec::new(),
             key_masks: Vec::new(),
             has_sink: false,
+            has_bias_gradient: false,
             lengths: None,
         }
     }
@@ -203,6 +206,26 @@ impl AttentionProblem {
         self
     }
 
+    /// Backward: the gradient of the [bias](ScoreMod::Bias) too, in the bias's type, in the buffer of
+    /// [`Operand::DBias`](crate::Operand::DBias). It is the gradient with respect to the score to which an entry was added, summed
+    /// over all scores that share the entry. It lies as [`EntryLayout::of_gradient`] says, contiguous `[batch or 1, num_heads or 1,
+    /// seqlen_q or 1, seqlen_kv or 1]`, with a 1 where the bias has a stride of 0. Entries that no row sees are 0.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, EntryLayout, ScoreMod};
+    ///
+    /// // One bias for each head, as in T5.
+    /// let shape = AttentionShape::new(4, 12, 512, 64);
+    /// let layout = EntryLayout::contiguous([1, 12, 512, 512]);
+    /// let bias = ScoreMod::Bias { layout, element: wgpu_flash_attention::Element::F32 };
+    /// let problem = AttentionProblem::new(shape).with_score(bias).with_bias_gradient();
+    /// assert_eq!(layout.of_gradient(&shape).required_len(&shape), 12 * 512 * 512);
+    /// ```
+    pub fn with_bias_gradient(mut self) -> Self {
+        self.has_bias_gradient = true;
+        self
+    }
+
     /// Chooses the algorithm.
     pub fn with_algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = algorithm;
@@ -253,6 +276,20 @@ impl AttentionProblem {
     /// Whether a logit for each head joins the softmax's sum.
     pub fn has_sink(&self) -> bool {
         self.has_sink
+    }
+
+    /// Whether the backward pass computes the gradient of the bias.
+    pub fn has_bias_gradient(&self) -> bool {
+        self.has_bias_gradient
+    }
+
+    /// Layout and type of the bias's gradient, if there is a bias and its gradient is asked for.
+    pub(crate) fn bias_gradient(&self) -> Option<(EntryLayout, Element)> {
+        let bias = self.scores.iter().find_map(|modifier| match modifier {
+            ScoreMod::Bias { layout, element } => Some((layout.of_gradient(&self.shape), *element)),
+            ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => None,
+        });
+        bias.filter(|_| self.has_bias_gradient)
     }
 
     /// The factor on Q Kᵀ that is used.

@@ -40,6 +40,17 @@ impl EntryLayout {
         Self { stride_key: u64::from(keys != 1), ..words }
     }
 
+    /// The layout of the gradient of a bias that lies as this says, in a problem of this shape: contiguous, with one entry for all of
+    /// a dimension that has a stride of 0 here. Entries that share memory in another way each have a gradient of their own.
+    pub fn of_gradient(&self, shape: &AttentionShape) -> Self {
+        Self::contiguous(self.own(shape))
+    }
+
+    /// How many entries of its own each dimension has: batch, heads, rows and keys.
+    pub(crate) fn own(&self, shape: &AttentionShape) -> [u32; 4] {
+        self.steps(shape, shape.seqlen_kv).map(|(_, stride, count)| if stride == 0 { count.min(1) } else { count })
+    }
+
     /// Entries that a buffer must hold for a problem of this shape: 0 without any. Numbers past 64 bits become 2⁶⁴ − 1.
     pub fn required_len(&self, shape: &AttentionShape) -> u64 {
         self.span(shape, shape.seqlen_kv)

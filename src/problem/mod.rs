@@ -11,6 +11,7 @@ mod lengths;
 mod mask;
 mod merge;
 mod philox;
+mod probabilities;
 mod score;
 mod shape;
 
@@ -25,5 +26,6 @@ pub use layout::{AttentionLayout, TensorLayout};
 pub use mask::{Alignment, Mask};
 pub use merge::MergeProblem;
 pub use philox::philox4x32_10;
+pub use probabilities::ProbabilitiesProblem;
 pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;

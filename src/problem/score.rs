@@ -21,7 +21,8 @@ pub enum ScoreMod {
     /// one below −2e38 counts as −∞, so `f32::MIN` does too, and one above 2e38 as +∞.
     ///
     /// The entries come by [`ForwardSlices::with_bias`](crate::ForwardSlices::with_bias), or in a buffer by
-    /// [`Buffers::with`](crate::Buffers::with).
+    /// [`Buffers::with`](crate::Buffers::with). Its gradient comes by
+    /// [`AttentionProblem::with_bias_gradient`](super::AttentionProblem::with_bias_gradient).
     Bias {
         /// Where each entry lies.
         layout: EntryLayout,

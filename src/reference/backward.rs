@@ -1,8 +1,9 @@
 use super::case::Case;
 use super::cores;
 use super::forward::{keeps, row_cost, slice};
-use super::modifiers::modified;
+use super::modifiers::{modified, modified_from_bias};
 use crate::problem::TensorLayout;
+use std::collections::BTreeMap;
 
 /// What the backward pass computes, in f64, in the problem's gradient layout. Elements between the tensors' own are 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -16,6 +17,9 @@ pub struct ReferenceGradients {
     pub dv: Vec<f64>,
     /// The gradient of each head's sink; empty without one.
     pub dsink: Vec<f64>,
+    /// The gradient of the bias, in the layout of [`EntryLayout::of_gradient`](crate::EntryLayout::of_gradient); empty where it is
+    /// not asked for.
+    pub dbias: Vec<f64>,
 }
 
 /// The gradients of Φ = Σ dO ∘ O + Σ dLSE ∘ LSE with respect to Q, K and V. Q, K and V lie in the problem's layouts, dO in that
@@ -97,6 +101,7 @@ fn backward_with(
         dk: zeros(&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
         dv: zeros(&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v),
         dsink: if problem.has_sink() { vec![0.0; shape.num_heads as usize] } else { Vec::new() },
+        dbias: vec![0.0; problem.len_of_dbias()],
     };
     if gradients.dq.is_empty() && gradients.dk.is_empty() {
         return gradients;
@@ -112,7 +117,8 @@ fn backward_with(
     });
 
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
-    for (group, Group { dq, dk, dv, dsink }) in computed.iter().enumerate() {
+    for (group, Group { dq, dk, dv, dsink, dbias }) in computed.iter().enumerate() {
+        dbias.iter().for_each(|(entry, of_entry)| gradients.dbias[*entry] += of_entry);
         let (batch, head_kv) = ((group / heads_kv) as u32, (group % heads_kv) as u32);
         for (head, of_head) in (head_kv * heads_per_kv..).zip(dsink).filter(|_| problem.has_sink()) {
             gradients.dsink[head as usize] += of_head;
@@ -141,6 +147,8 @@ struct Group {
     dv: Vec<f64>,
     /// Of the sink of each query head.
     dsink: Vec<f64>,
+    /// Of the entries of the bias that its scores have.
+    dbias: BTreeMap<usize, f64>,
 }
 
 fn of_kv_head(
@@ -159,6 +167,7 @@ fn of_kv_head(
         dk: vec![0.0; shape.seqlen_kv as usize * dim],
         dv: vec![0.0; shape.seqlen_kv as usize * dim_v],
         dsink: vec![0.0; heads_per_kv as usize],
+        dbias: BTreeMap::new(),
     };
     for member in 0..heads_per_kv {
         let head = head_kv * heads_per_kv + member;
@@ -182,8 +191,12 @@ fn of_kv_head(
                 group.dsink[member as usize] -= (problem.sink((batch, head, row)) - lse).exp() * (delta - d_lse_row);
             }
             let dq_first = (member as usize * shape.seqlen_q as usize + row as usize) * dim;
-            for Entry { key, p, factor, dp, slope } in entries {
-                let ds = round(p * (dp - delta + d_lse_row) * slope);
+            for Entry { key, p, factor, dp, slope, slope_of_bias } in entries {
+                let of_s = p * (dp - delta + d_lse_row);
+                if let Some(entry) = problem.entry_of_dbias((batch, head, row, key)) {
+                    *group.dbias.entry(entry).or_default() += of_s * slope_of_bias;
+                }
+                let ds = round(of_s * slope);
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
                 add(&mut group.dq[dq_first..dq_first + dim], scale * ds, k_row);
                 add(&mut group.dk[key as usize * dim..][..dim], scale * ds, q_row);
@@ -204,8 +217,9 @@ struct Entry {
     factor: f64,
     /// The gradient of P.
     dp: f64,
-    /// The derivative of S by softmax_scale · q · k.
+    /// The derivative of S by softmax_scale · q · k, and by the score to which a bias was added.
     slope: f64,
+    slope_of_bias: f64,
 }
 
 /// Those of a row of Q, with its dO and LSE.
@@ -220,12 +234,14 @@ fn entries_of(
     let entry = |key: u32| {
         let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
         let v_row = slice(v, &layout.v, batch, key, head_kv, shape.head_dim_v);
-        let s = modified(problem, problem.softmax_scale() * dot(q_row, k_row), (batch, head, row, key));
+        let (product, cell) = (problem.softmax_scale() * dot(q_row, k_row), (batch, head, row, key));
+        let s = modified(problem, product, cell);
+        let slope_of_bias = modified_from_bias(problem, product, cell).slope;
         let kept = keeps(&problem, batch, head, row, key);
         let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
         // What is dropped has no gradient, whatever it is.
         let dp = if kept { factor * dot(d_o_row, v_row) } else { 0.0 };
-        Entry { key, p: (s.value - lse).exp(), factor, dp, slope: s.slope }
+        Entry { key, p: (s.value - lse).exp(), factor, dp, slope: s.slope, slope_of_bias }
     };
     problem.keys((batch, head, row)).map(entry).collect()
 }

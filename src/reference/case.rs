@@ -49,6 +49,16 @@ impl<'a> Case<'a> {
         })
     }
 
+    /// The number of a cell's entry in the gradient of the bias, where that is asked for.
+    pub(super) fn entry_of_dbias(&self, cell: Cell) -> Option<usize> {
+        self.problem.bias_gradient().map(|(layout, _)| entry(&layout, cell))
+    }
+
+    /// Entries that the gradient of the bias has.
+    pub(super) fn len_of_dbias(&self) -> usize {
+        self.problem.bias_gradient().map_or(0, |(layout, _)| layout.required_len(&self.problem.shape) as usize)
+    }
+
     /// The entry of the bias for a cell.
     pub(super) fn bias(&self, layout: &EntryLayout, cell: Cell) -> f64 {
         self.bias[entry(layout, cell)]

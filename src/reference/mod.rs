@@ -9,12 +9,15 @@ mod case;
 mod cores;
 mod forward;
 mod modifiers;
+mod probabilities;
 
 pub use crate::problem::philox4x32_10;
 pub use backward::{ReferenceGradients, backward, backward_for, backward_rounding_p};
 pub use bounds::{
     Arithmetic, BackwardErrors, ErrorTerms, ForwardErrors, backward_errors, error_before_storing, forward_errors,
+    probabilities_errors,
 };
 pub use case::Case;
 pub use forward::{ReferenceOutput, forward, forward_rounding_p, forward_row, keeps};
 pub use modifiers::score;
+pub use probabilities::probabilities;

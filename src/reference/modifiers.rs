@@ -24,15 +24,8 @@ pub fn score<'a>(problem: impl Into<Case<'a>>, [batch, head, row, key]: [u32; 4]
 
 /// What the problem's modifiers make of softmax_scale · q · k.
 pub(super) fn modified(problem: Case<'_>, s: f64, cell: Cell) -> Score {
-    let unmodified = Score { value: s, slope: 1.0, bend: 0.0, rounding: 0.0, slope_rounding: 0.0 };
-    let score = problem.scores().iter().fold(unmodified, |before, modifier| {
-        let after = match modifier {
-            ScoreMod::Softcap(softcap) => softcapped(before.value, f64::from(*softcap), problem.element),
-            ScoreMod::Alibi(slopes) => with_alibi(before.value, &problem, slopes, cell),
-            ScoreMod::Bias { layout, .. } => with_bias(before.value, problem.bias(layout, cell)),
-        };
-        after.of(before)
-    });
+    let score =
+        problem.scores().iter().fold(Score::unmodified(s), |before, modifier| before.then(modifier, problem, cell));
     if problem.scores().is_empty() {
         return score;
     }
@@ -42,7 +35,36 @@ pub(super) fn modified(problem: Case<'_>, s: f64, cell: Cell) -> Score {
     Score { rounding: score.rounding + conversion, ..score }
 }
 
+/// The same as a function of the score to which the bias was added.
+pub(super) fn modified_from_bias(problem: Case<'_>, s: f64, cell: Cell) -> Score {
+    let start = Score { rounding: 2.0 * s.abs(), ..Score::unmodified(s) };
+    let (mut score, mut slope_before) = (start, 1.0);
+    for modifier in problem.scores() {
+        score = score.then(modifier, problem, cell);
+        if let ScoreMod::Bias { .. } = modifier {
+            slope_before = score.slope;
+            score = Score { rounding: score.rounding, ..Score::unmodified(score.value) };
+        }
+    }
+    // What moves the product moves the score to which the bias is added by its slope.
+    Score { bend: score.bend * slope_before, ..score }
+}
+
 impl Score {
+    fn unmodified(value: f64) -> Self {
+        Self { value, slope: 1.0, bend: 0.0, rounding: 0.0, slope_rounding: 0.0 }
+    }
+
+    /// What one more modifier makes of it.
+    fn then(self, modifier: &ScoreMod, problem: Case<'_>, cell: Cell) -> Self {
+        let after = match modifier {
+            ScoreMod::Softcap(softcap) => softcapped(self.value, f64::from(*softcap), problem.element),
+            ScoreMod::Alibi(slopes) => with_alibi(self.value, &problem, slopes, cell),
+            ScoreMod::Bias { layout, .. } => with_bias(self.value, problem.bias(layout, cell)),
+        };
+        after.of(self)
+    }
+
     /// A modifier's score of what others have made.
     fn of(self, inner: Self) -> Self {
         Self {

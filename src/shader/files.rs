@@ -42,7 +42,8 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
 fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
     let Specialization { score_mods, key_masks, bias_element, .. } = *specialization;
     let scores = (!score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
-    let entries = bias_element.map(|element| match element {
+    let added = bias_element.filter(|_| score_mods.reads(Operand::Bias));
+    let entries = added.map(|element| match element {
         Element::F32 => wgsl!("slots/bias_element/f32.wgsl"),
         Element::F16 => wgsl!("slots/bias_element/f16.wgsl"),
         Element::Bf16 => wgsl!("slots/bias_element/bf16.wgsl"),
@@ -76,6 +77,14 @@ fn chained(slot: &str, name: &str) -> Option<File> {
     CHAINED.iter().find(|file| file.name == format!("slots/{slot}/{name}.wgsl")).copied()
 }
 
+/// How an entry of a bias in 16 bits is encoded.
+fn bias_half(element: Option<Element>) -> File {
+    match element {
+        Some(Element::Bf16) => wgsl!("slots/element/bf16.wgsl"),
+        _ => wgsl!("slots/element/f16_packed.wgsl"),
+    }
+}
+
 impl Slot {
     /// The one of its files that a specialization needs, if it needs one.
     fn file(self, specialization: &Specialization) -> Option<File> {
@@ -92,6 +101,7 @@ impl Slot {
                 (Access::Single, Storage::F32 | Storage::F16) => wgsl!("slots/access/single.wgsl"),
                 (Access::Single, Storage::F16Packed | Storage::Bf16) => wgsl!("slots/access/half_word.wgsl"),
             },
+            Slot::BiasHalf => bias_half(specialization.bias_element),
             Slot::F32Store => match access {
                 _ if !specialization.f32_gradients => return None,
                 Access::Quad => wgsl!("slots/f32_store/quad.wgsl"),

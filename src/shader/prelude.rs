@@ -109,13 +109,15 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("SCORE_MODS", specialization.score_mods.names().collect());
     lists.names("KEY_MASKS", specialization.key_masks.names().collect());
     lists.names("SCORE_MODS_BACK", specialization.score_mods.names().rev().collect());
+    let back_to_bias = specialization.score_mods.names().rev().take_while(|name| *name != "bias");
+    lists.names("SCORE_MODS_BACK_TO_BIAS", back_to_bias.collect());
     // The same for scores that are modified, and for those that are not.
     let is_modified = !specialization.score_mods.is_empty();
     lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
-        Owns::Rows | Owns::Heads => vec!["k", "v"],
+        _ => vec!["k", "v"],
     };
     lists.names("WALKED", walked);
     lists.names("SEEN_LOOPS", if specialization.masked_loop { vec!["whole", "partial"] } else { vec!["any"] });

@@ -90,7 +90,7 @@ fn flash_standard_and_reference_agree() {
     ];
     for (n, (entries, options)) in cases.iter().zip(options).enumerate() {
         let [reference, flash, standard] = answers(&place, entries, options);
-        let expected = 3 + usize::from(entries.iter().any(|entries| entries.name == "sink"));
+        let expected = 3 + entries.iter().filter(|entries| ["sink", "bias"].contains(&entries.name)).count();
         assert_eq!(reference.gradients.len(), expected, "case {n}");
         flash.agrees(&reference, 1e-5, &format!("flash, case {n}"));
         standard.agrees(&reference, 1e-5, &format!("standard, case {n}"));
@@ -105,7 +105,9 @@ fn entries_mean_what_they_say() {
     let plain = answers(&place, &[], &[]);
     let agree = |entries: Vec<Entries>, expected: &[Answer; 3], what: &str| {
         for (found, expected) in answers(&place, &entries, &[]).iter().zip(expected) {
-            found.agrees(expected, 1e-5, what);
+            // A bias has a gradient, an option has none.
+            let gradients = found.gradients[..3].to_vec();
+            Answer { gradients, ..found.clone() }.agrees(expected, 1e-5, what);
         }
     };
     agree(vec![bias(all, |_| 0.0), mask(Dtype::BOOL, all, |_| true)], &plain, "nothing added, nothing hidden");
@@ -124,6 +126,57 @@ fn entries_mean_what_they_say() {
     let slopes =
         |n: usize| -0.5f32.powi(2 * (n as i32 / 360 + 1)) * ((n / 40 % 9) as f32 + 31.0 - (n % 40) as f32).abs();
     agree(vec![bias([1, 4, 9, 40], slopes)], &answers(&place, &[], &["--alibi"]), "ALiBi");
+}
+
+#[test]
+fn probabilities_of_one_head() {
+    let place = Workplace::new();
+    let entries = [bias([1, 4, 9, 40], |n| (n as f32 * 0.37).cos()), sink(&[0.5, -1.0, 3.0, 0.0])];
+    let options = ["--causal", "--dropout", "0.2", "--probabilities", "2:3..9"];
+    let all = answers(&place, &entries, &options);
+    let of = |answer: &Answer| answer.probabilities.clone().expect("they are asked for");
+    let (shape, expected) = of(&all[0]);
+    assert_eq!((&shape[..], expected.len()), (&[2, 1, 6, 40][..], 480));
+    for found in &all[1..] {
+        let (of_found, found) = of(found);
+        assert_eq!(of_found, shape);
+        assert!(found.iter().zip(&expected).all(|(found, expected)| (found - expected).abs() < 1e-6));
+    }
+    // Row 3 sees the keys up to 34; the sink takes a part.
+    assert!(expected[..35].iter().all(|p| *p > 0.0) && expected[35..40].iter().all(|p| *p == 0.0));
+    assert!(expected.chunks(40).all(|row| row.iter().sum::<f64>() < 0.999));
+    assert_eq!(answers(&place, &entries, &[])[1].probabilities, None);
+
+    let (input, output) = (place.write("in", &file(&[])), place.path("out"));
+    let refuses = |chosen: &str, reason: &str| {
+        for algorithm in ["flash", "reference"] {
+            let options = ["run", &input, &output, "--algorithm", algorithm, "--probabilities", chosen];
+            place.refuses(&options, reason);
+        }
+    };
+    refuses("4:0..1", "heads 4..5 are chosen; the problem has heads 0..4");
+    refuses("4294967295:0..1", "heads 4294967295..4294967295 are chosen");
+    refuses("0:5..10", "rows 5..10 are chosen; the problem has rows 0..9");
+    refuses("0:3..3", "rows 3..3 are chosen");
+    refuses("0:3", "'0:3' is no head and range of rows");
+}
+
+/// It has the shape and the type of the bias in the file, whatever attention is computed in.
+#[test]
+fn the_gradient_of_a_bias_is_like_the_bias() {
+    let place = Workplace::new();
+    let wave = |n: usize| (n as f32 * 0.37).cos();
+    for (shape, options) in [([1, 4, 9, 40], &["--softcap", "3"][..]), ([2, 1, 1, 40], &["--element", "f16"])] {
+        let in_f16 = |n: usize| half::f16::from_f32(wave(n)).to_le_bytes();
+        let bytes = (0..shape.iter().product()).flat_map(in_f16).collect();
+        let halves = Entries { name: "bias", dtype: Dtype::F16, shape: shape.to_vec(), bytes };
+        let [reference, flash, standard] = answers(&place, &[halves], options);
+        let (found, of_reference) = (&flash.gradients[3], &reference.gradients[3]);
+        assert_eq!((&found.0, found.1.len()), (&shape.to_vec(), shape.iter().product()));
+        assert!(of_reference.1.iter().any(|value| *value != 0.0));
+        flash.agrees(&reference, 2e-3, "flash");
+        standard.agrees(&reference, 2e-3, "standard");
+    }
 }
 
 /// The answers with the row's number added to each LSE.

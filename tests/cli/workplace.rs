@@ -97,7 +97,7 @@ impl Workplace {
         let bytes = std::fs::read(&output).expect("OUT was written");
         let tensors = SafeTensors::deserialize(&bytes).expect("OUT is a safetensors file");
         let (o, lse) = (tensors.tensor("o").expect("o"), tensors.tensor("lse").expect("lse"));
-        let gradients = ["dq", "dk", "dv", "dsink"].map(|name| tensors.tensor(name).ok());
+        let gradients = ["dq", "dk", "dv", "dsink", "dbias"].map(|name| tensors.tensor(name).ok());
         assert_eq!(lse.dtype(), Dtype::F32);
         Answer {
             dtype: o.dtype(),
@@ -106,6 +106,7 @@ impl Workplace {
             o: decode(&o),
             lse: decode(&lse),
             gradients: gradients.into_iter().flatten().map(|view| (view.shape().to_vec(), decode(&view))).collect(),
+            probabilities: tensors.tensor("probabilities").ok().map(|view| (view.shape().to_vec(), decode(&view))),
             gradient_dtype: tensors.tensor("dq").ok().map(|view| view.dtype()),
             stdout: text(&done.stdout),
         }
@@ -119,8 +120,10 @@ pub struct Answer {
     pub lse_shape: Vec<usize>,
     pub o: Vec<f64>,
     pub lse: Vec<f64>,
-    /// Shape and values of dq, dk, dv and dsink, those that there are.
+    /// Shape and values of dq, dk, dv, dsink and dbias, those that there are.
     pub gradients: Vec<(Vec<usize>, Vec<f64>)>,
+    /// Shape and values, where they are asked for.
+    pub probabilities: Option<(Vec<usize>, Vec<f64>)>,
     pub gradient_dtype: Option<Dtype>,
     pub stdout: String,
 }

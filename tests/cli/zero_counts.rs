@@ -13,7 +13,10 @@ fn counts_of_zero_give_empty_tensors_and_zeros() {
     {
         let (q, k, v) = ([batch, heads, rows, 8], [batch, heads_kv, keys, 8], [batch, heads_kv, keys, 5]);
         let o = [batch, heads, rows, 5];
-        let tensors = [("q", q), ("k", k), ("v", v), ("d_o", o)].map(|(name, dims)| (name, Dtype::F32, dims));
+        // All rows share its entries, even where there are none.
+        let bias = [1, 1, 1, keys];
+        let tensors = [("q", q), ("k", k), ("v", v), ("d_o", o), ("bias", bias)];
+        let tensors = tensors.map(|(name, dims)| (name, Dtype::F32, dims));
         let input = place.write("in", &file(&tensors));
         for algorithm in ["flash", "standard", "reference"] {
             let answer = place.run(&input, &["--algorithm", algorithm]);
@@ -21,7 +24,7 @@ fn counts_of_zero_give_empty_tensors_and_zeros() {
             assert!(answer.o.iter().all(|o| *o == 0.0), "{algorithm}");
             assert!(answer.lse.iter().all(|lse| *lse == f64::NEG_INFINITY), "{algorithm}");
             let shapes: Vec<_> = answer.gradients.iter().map(|(shape, _)| &shape[..]).collect();
-            assert_eq!(shapes, [q, k, v], "{algorithm}");
+            assert_eq!(shapes, [q, k, v, bias], "{algorithm}");
             assert!(answer.gradients.iter().flat_map(|(_, values)| values).all(|value| *value == 0.0), "{algorithm}");
         }
     }

@@ -87,6 +87,8 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
 
     let bias = |counts| ScoreMod::Bias { layout: EntryLayout::contiguous(counts), element: Element::F32 };
     add("bias", new(shape(2, 4, 113, 203, 64).with_num_heads_kv(2)).with_score(bias([1, 4, 113, 203])));
+    let shared = new(shape(2, 4, 70, 93, 64).with_num_heads_kv(2)).with_score(bias([1, 4, 70, 93]));
+    add("bias gradient", shared.with_causal().with_bias_gradient());
     let mask = |counts| KeyMask::Boolean(EntryLayout::packed_bits(counts));
     add("boolean mask", new(shape(2, 2, 150, 141, 64)).with_causal().with_key_mask(mask([2, 1, 150, 141])));
     if !quick {

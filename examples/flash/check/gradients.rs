@@ -1,6 +1,6 @@
 //! The backward pass against the oracle's gradients.
 
-use wgpu_flash_attention::reference::{self, ErrorTerms};
+use wgpu_flash_attention::reference::{self, Arithmetic, ErrorTerms};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, BackwardSlices, Element, ElementType};
 
 use super::{Inputs, Report, arithmetic, exact, plan};
@@ -58,6 +58,9 @@ pub async fn compare<T: ElementType>(
         row.add(T::ELEMENT, (&dk, &for_o.dk, &bound(&errors.dk)), &problem, "dk");
         row.add(T::ELEMENT, (&dv, &for_o.dv, &bound(&errors.dv)), &problem, "dv");
         row.add(Element::F32, (&exact(&answer.dsink), &for_o.dsink, &bound(&errors.dsink)), &problem, "dsink");
+        // No kernel computes it on matrices.
+        let of_bias: Vec<f64> = errors.dbias.iter().map(|error| error.bound(&Arithmetic::F32)).collect();
+        row.add(Element::F32, (&exact(&answer.dbias), &for_o.dbias, &of_bias), &problem, "dbias");
         for of_all in [(&dq[..], &oracle.dq[..]), (&dk, &oracle.dk), (&dv, &oracle.dv)] {
             report.suite(Pass::Backward, T::ELEMENT, algorithm, of_all);
         }

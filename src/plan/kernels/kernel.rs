@@ -46,6 +46,14 @@ pub enum Kernel {
     StandardDq,
     /// `backward_sink.wgsl`
     BackwardSink,
+    /// `flash_backward_dbias.wgsl`
+    FlashBackwardDbias,
+    /// `flash_backward_dbias.wgsl`, of a bias in 16 bits
+    FlashBackwardDbiasSums,
+    /// `round_dbias.wgsl`
+    RoundDbias,
+    /// `probabilities.wgsl`
+    Probabilities,
 }
 
 impl Kernel {
@@ -72,5 +80,9 @@ impl Kernel {
         Kernel::StandardDk,
         Kernel::StandardDq,
         Kernel::BackwardSink,
+        Kernel::FlashBackwardDbias,
+        Kernel::FlashBackwardDbiasSums,
+        Kernel::RoundDbias,
+        Kernel::Probabilities,
     ];
 }

@@ -3,6 +3,7 @@
 mod backward;
 mod backward_matrices;
 mod combine;
+mod dbias;
 mod decode;
 mod forward;
 mod forward_matrices;
@@ -52,6 +53,10 @@ impl Kernel {
             Kernel::StandardDk => &standard::DK,
             Kernel::StandardDq => &standard::DQ,
             Kernel::BackwardSink => &sink::SINK,
+            Kernel::FlashBackwardDbias => &dbias::DBIAS,
+            Kernel::FlashBackwardDbiasSums => &dbias::SUMS,
+            Kernel::RoundDbias => &dbias::ROUND,
+            Kernel::Probabilities => &standard::PROBABILITIES,
         }
     }
 
@@ -87,7 +92,7 @@ impl Specialization {
         if !kernel.masks {
             self.key_masks = Chain::default();
         }
-        if !self.score_mods.reads(Operand::Bias) {
+        if !self.score_mods.reads(Operand::Bias) && !kernel.binds(Operand::DBias) {
             self.bias_element = None;
         }
         self.has_lists &= kernel.text.iter().any(|piece| matches!(piece, Piece::OneOf(Slot::Visits)));

@@ -80,6 +80,10 @@ pub(crate) enum Grid {
     Heads,
     /// Quads of O, as many as a workgroup has invocations.
     Quads,
+    /// Tiles of the entries of a bias that have sums of their own.
+    Entries,
+    /// Pairs of entries of a bias, as many as a workgroup has invocations.
+    PairsOfEntries,
 }
 
 /// Bytes of what a pass moves for one head, each as often as it is moved.

@@ -52,6 +52,16 @@ pub(super) const SCORES: KernelSpec = KernelSpec {
     ..PRODUCT
 };
 
+/// Probabilities of chosen rows: an operation by itself.
+pub(super) const PROBABILITIES: KernelSpec = KernelSpec {
+    name: "probabilities",
+    file: wgsl!("probabilities.wgsl"),
+    operands: &[(Params, Uniform), (Q, Read), (K, Read), (Lse, Read), (Operand::Probabilities, Write)],
+    scores: true,
+    traffic: |bytes| bytes.passing_q + bytes.k + bytes.lse + bytes.s,
+    ..SCORES
+};
+
 pub(super) const DP: KernelSpec = KernelSpec {
     name: "standard_dp",
     file: wgsl!("standard_dp.wgsl"),

@@ -54,6 +54,7 @@ pub(crate) enum Piece {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Access,
+    BiasHalf,
     Element,
     F32Store,
     Keep,

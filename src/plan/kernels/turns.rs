@@ -23,6 +23,8 @@ pub(crate) struct Loops {
     /// Rows of a sequence, whatever they see, and sequences.
     pub all_rows: u64,
     pub sequences: u64,
+    /// Tiles of scores that share a tile of entries of a bias.
+    pub score_tiles: u64,
     /// Turns of one draw of dropout, 0 without it.
     pub philox: u64,
 }

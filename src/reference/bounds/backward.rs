@@ -7,6 +7,7 @@ use crate::reference::case::Case;
 use crate::reference::cores;
 use crate::reference::forward::{row_cost, slice};
 use crate::reference::modifiers::Score;
+use std::collections::BTreeMap;
 
 /// What bounds the errors of the backward pass, in the problem's gradient layout.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +21,8 @@ pub struct BackwardErrors {
     pub dv: Vec<ErrorTerms>,
     /// Of the gradient of each head's sink; empty without one.
     pub dsink: Vec<ErrorTerms>,
+    /// Of each entry of the gradient of the bias; empty where it is not asked for. No kernel computes it on matrices.
+    pub dbias: Vec<ErrorTerms>,
 }
 
 /// What bounds the errors of dQ, dK and dV for these inputs, against the gradients for the O given
@@ -46,8 +49,9 @@ pub fn backward_errors<'a>(
         let len = layout.required_len(shape.batch, rows, heads, dim).expect("a gradient has an extent");
         vec![ErrorTerms::default(); len as usize]
     });
-    let mut errors = BackwardErrors { dq, dk, dv, dsink: Vec::new() };
+    let mut errors = BackwardErrors { dq, dk, dv, dsink: Vec::new(), dbias: Vec::new() };
     let mut dsink = vec![Gathered::default(); if problem.has_sink() { shape.num_heads as usize } else { 0 }];
+    let mut dbias = vec![Gathered::default(); problem.len_of_dbias()];
     if shape.num_heads_kv == 0 {
         return errors;
     }
@@ -57,7 +61,8 @@ pub fn backward_errors<'a>(
     let groups = cores::map((shape.batch * shape.num_heads_kv) as usize, cost, |group| {
         of_kv_head(&given, (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv))
     });
-    for (group, Group { gradients: [dq, dk, dv], dsink: of_group }) in groups.iter().enumerate() {
+    for (group, Group { gradients: [dq, dk, dv], dsink: of_group, dbias: of_entries }) in groups.iter().enumerate() {
+        of_entries.iter().for_each(|(entry, part)| dbias[*entry].append(part));
         let (batch, head_kv) = (group as u32 / shape.num_heads_kv, group as u32 % shape.num_heads_kv);
         let heads = dsink.iter_mut().skip((head_kv * heads_per_kv) as usize);
         heads.zip(of_group).for_each(|(whole, part)| whole.append(part));
@@ -76,6 +81,7 @@ pub fn backward_errors<'a>(
         }
     }
     errors.dsink = dsink.into_iter().map(|dsink| dsink.finish(1.0)).collect();
+    errors.dbias = dbias.into_iter().map(|dbias| dbias.finish(1.0)).collect();
     errors
 }
 
@@ -98,6 +104,7 @@ impl Gathered {
     fn append(&mut self, other: &Gathered) {
         self.sum.append(&other.sum);
         self.errors.plain += other.errors.plain;
+        self.errors.products += other.errors.products;
         self.errors.flushed += other.errors.flushed;
     }
 
@@ -125,7 +132,9 @@ struct Ds {
 /// What one row gives to all gradients.
 struct RowGradients {
     row: Row,
+    /// Of softmax_scale · q · k, and of the score to which a bias was added.
     ds: Vec<Ds>,
+    of_bias: Vec<Ds>,
     /// D, and its error in units of U.
     delta_value: f64,
     delta: f64,
@@ -137,6 +146,8 @@ struct Group {
     gradients: [Vec<ErrorTerms>; 3],
     /// Of the sink of each query head.
     dsink: Vec<Gathered>,
+    /// Of the entries of the bias that its scores have.
+    dbias: BTreeMap<usize, Gathered>,
 }
 
 fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
@@ -151,6 +162,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
     // The largest terms, which share their unit of f16 with all others.
     let mut largest = [0.0f64; 3];
     let mut dsink = vec![Gathered::default(); heads_per_kv as usize];
+    let mut dbias = BTreeMap::new();
     for (member, row) in (0..heads_per_kv).flat_map(|member| (0..shape.seqlen_q).map(move |row| (member, row))) {
         let head = head_kv * heads_per_kv + member;
         let Some(gradients) = RowGradients::new(given, (batch, head, row)) else {
@@ -162,6 +174,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
         gradients.add_to_dk(&mut dk, q_row);
         gradients.add_to_dv(&mut dv, d_o_row);
         gradients.add_to_dsink(&mut dsink[member as usize]);
+        gradients.add_to_dbias(&mut dbias, &problem, (batch, head, row));
         let (of_row, largest_of_row) = gradients.dq(&problem, k);
         dq.extend(of_row.into_iter().map(|gathered| gathered.finish(scale)));
         let largest_ds = gradients.sizes_of_ds().fold(0.0, f64::max);
@@ -184,7 +197,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
     let largest_d_o = largest[2].max(2f64.powi(-5) * largest_in(given, (batch, head_kv)));
     let dk = dk.into_iter().map(|dk| finish(dk, scale, LEFT * largest[1])).collect();
     let dv = dv.into_iter().map(|dv| finish(dv, keep_scale, LEFT * largest_d_o)).collect();
-    Group { gradients: [dq, dk, dv], dsink }
+    Group { gradients: [dq, dk, dv], dsink, dbias }
 }
 
 /// The largest |dO| of the query heads that share a KV head.
@@ -213,16 +226,16 @@ impl RowGradients {
         let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[flat]);
         let mut delta = Sum::of(d_o_row.iter().zip(o_row).map(|(d_o, o)| d_o * o));
         delta.add(-d_lse_row);
-        let of_entry = |entry: &Entry| {
+        let of_entry = |entry: &Entry, score: Score| {
             let v_row = slice(v, &layout.v, batch, entry.key, scores.head_kv, shape.head_dim_v);
             let kept = d_o_row.iter().zip(v_row).filter(|_| entry.factor != 0.0);
             let dp = Sum::of(kept.map(|(d_o, v)| entry.factor * d_o * v));
             let value = entry.p * (dp.total - delta.total);
-            // Of S, and then, back through the modifiers, of softmax_scale · q · k.
+            // Of S, and then, back through the modifiers, of softmax_scale · q · k or of the score to which a bias was added.
             let plain = value.abs() * (entry.plain + 2.0) + entry.p * 2.0 * dp.total.abs();
             let products = value.abs() * entry.products + entry.p * dp.rounding();
             let flushed = SMALLEST * (1.0 + (dp.total - delta.total).abs());
-            let Score { slope, bend, slope_rounding, .. } = entry.score;
+            let Score { slope, bend, slope_rounding, .. } = score;
             Ds {
                 value: value * slope,
                 plain: plain * slope.abs() + value.abs() * (slope_rounding + bend.abs() * entry.product_plain),
@@ -230,8 +243,10 @@ impl RowGradients {
                 flushed: flushed * slope.abs(),
             }
         };
-        let ds = scores.entries.iter().map(of_entry).collect();
-        Some(Self { ds, row: scores, delta_value: delta.total, delta: delta.rounding() })
+        let ds = scores.entries.iter().map(|entry| of_entry(entry, entry.score)).collect();
+        let with_bias = scores.entries.iter().filter(|_| problem.has_bias_gradient());
+        let of_bias = with_bias.map(|entry| of_entry(entry, entry.from_bias)).collect();
+        Some(Self { ds, of_bias, row: scores, delta_value: delta.total, delta: delta.rounding() })
     }
 
     /// The relative error of all P of the row: LSE is rounded, and multiplied with log2(e), which is rounded too.
@@ -240,17 +255,15 @@ impl RowGradients {
     }
 
     /// The plain error of a dS, with what it shares with its row.
-    fn plain_error_of(&self, entry: &Entry, ds: &Ds) -> f64 {
-        ds.plain + entry.p * entry.score.slope.abs() * self.delta + self.of_lse() * ds.value.abs()
+    fn plain_error_of(&self, entry: &Entry, ds: &Ds, slope: f64) -> f64 {
+        ds.plain + entry.p * slope.abs() * self.delta + self.of_lse() * ds.value.abs()
     }
 
     /// How large each dS may be in a kernel: where dP − D cancels, what is left is rounding.
     fn sizes_of_ds(&self) -> impl Iterator<Item = f64> {
-        self.row
-            .entries
-            .iter()
-            .zip(&self.ds)
-            .map(|(entry, ds)| ds.value.abs() + U * self.plain_error_of(entry, ds) + 4.0 * U * ds.products)
+        self.row.entries.iter().zip(&self.ds).map(|(entry, ds)| {
+            ds.value.abs() + U * self.plain_error_of(entry, ds, entry.score.slope) + 4.0 * U * ds.products
+        })
     }
 
     /// dQ of the row, without softmax_scale, and the size of its largest term.
@@ -287,9 +300,25 @@ impl RowGradients {
         dsink.errors.flushed += SMALLEST * (1.0 + self.delta_value.abs());
     }
 
+    fn add_to_dbias(
+        &self,
+        dbias: &mut BTreeMap<usize, Gathered>,
+        problem: &Case<'_>,
+        (batch, head, row): (u32, u32, u32),
+    ) {
+        for (entry, ds) in self.row.entries.iter().zip(&self.of_bias) {
+            let Some(number) = problem.entry_of_dbias((batch, head, row, entry.key)) else { return };
+            let dbias = dbias.entry(number).or_default();
+            dbias.sum.add(ds.value);
+            dbias.errors.plain += self.plain_error_of(entry, ds, entry.from_bias.slope);
+            dbias.errors.products += ds.products;
+            dbias.errors.flushed += ds.flushed;
+        }
+    }
+
     fn add_to_dk(&self, dk: &mut [Gathered], q_row: &[f64]) {
         for (entry, ds) in self.row.entries.iter().zip(&self.ds) {
-            let plain = self.plain_error_of(entry, ds);
+            let plain = self.plain_error_of(entry, ds, entry.score.slope);
             for (dk, q) in dk[entry.key as usize * q_row.len()..].iter_mut().zip(q_row) {
                 dk.sum.add(ds.value * q);
                 dk.errors.plain += plain * q.abs();

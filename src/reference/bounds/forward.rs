@@ -5,7 +5,7 @@ use crate::problem::AttentionProblem;
 use crate::reference::case::Case;
 use crate::reference::cores;
 use crate::reference::forward::{keeps, position, row_cost, slice};
-use crate::reference::modifiers::{Score, modified};
+use crate::reference::modifiers::{Score, modified, modified_from_bias};
 
 /// What bounds the errors of the forward pass.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +70,8 @@ pub(super) struct Entry {
     pub products: f64,
     /// S as a function of softmax_scale · q · k, whose own errors are these.
     pub score: Score,
+    /// S as a function of the score to which a bias was added.
+    pub from_bias: Score,
     pub product_plain: f64,
     pub product: f64,
 }
@@ -80,21 +82,22 @@ impl Row {
         let scale = problem.softmax_scale();
         let head_kv = head / (shape.num_heads / shape.num_heads_kv);
         let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
-        let scores: Vec<(u32, Sum, Score)> = problem
+        let scores: Vec<(u32, Sum, [Score; 2])> = problem
             .keys((batch, head, row))
             .map(|key| {
                 let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
                 let sum = Sum::of(q_row.iter().zip(k_row).map(|(q, k)| scale * q * k));
-                (key, sum, modified(problem, sum.total, (batch, head, row, key)))
+                let cell = (batch, head, row, key);
+                (key, sum, [modified(problem, sum.total, cell), modified_from_bias(problem, sum.total, cell)])
             })
             .collect();
         let sink = problem.sink((batch, head, row));
-        let values = || scores.iter().map(|(.., s)| s.value).chain([sink]);
+        let values = || scores.iter().map(|(.., [s, _])| s.value).chain([sink]);
         let max = values().fold(f64::NEG_INFINITY, f64::max);
         let lse = max + values().map(|value| (value - max).exp()).sum::<f64>().ln();
         let is_empty = max == f64::NEG_INFINITY && values().all(|value| !value.is_nan());
         let lse = if is_empty { f64::NEG_INFINITY } else { lse };
-        let entry = |(key, sum, score): &(u32, Sum, Score)| {
+        let entry = |(key, sum, [score, from_bias]): &(u32, Sum, [Score; 2])| {
             let p = (score.value - lse).exp();
             let kept = keeps(&problem, batch, head, row, *key);
             let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
@@ -103,7 +106,8 @@ impl Row {
             let of_product = |error: f64| if score.slope == 0.0 { 0.0 } else { score.slope.abs() * error };
             let plain = 4.0 + 2.0 * (score.value - lse).abs() + of_product(product_plain) + score.rounding;
             let products = of_product(product);
-            Entry { key: *key, p, factor, plain, products, score: *score, product_plain, product }
+            let (score, from_bias) = (*score, *from_bias);
+            Entry { key: *key, p, factor, plain, products, score, from_bias, product_plain, product }
         };
         // A score of −∞ is exact, and so is its P.
         let entries: Vec<Entry> = scores.iter().map(entry).filter(|entry| entry.p != 0.0).collect();

@@ -5,7 +5,7 @@
 
 use wgpu_flash_attention::reference::{self, Arithmetic, BackwardErrors, ErrorTerms, ReferenceGradients};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, BackwardBuffers, Call, Element, ForwardBuffers, Operand, TensorLayout,
+    Algorithm, AttentionProblem, BackwardBuffers, Call, Element, ForwardBuffers, Operand, ScoreMod, TensorLayout,
 };
 
 use super::data::{Inputs, Random, gaps_of, inputs};
@@ -52,12 +52,15 @@ fn gaps(problem: &AttentionProblem, operand: Operand) -> Vec<bool> {
     gaps_of(&layout, counts)
 }
 
-/// dQ, dK and dV in the problem's gradient layout, bit for bit, and the gradient of the sink, where there is one.
+/// dQ, dK and dV in the problem's gradient layout, bit for bit, and the gradients of the sink and of the bias, where there are
+/// some.
 #[derive(Clone, PartialEq)]
 pub struct Gradients {
     element: Element,
     bytes: [Vec<u8>; 3],
     dsink: Vec<u8>,
+    bias_element: Element,
+    dbias: Vec<u8>,
     /// How the kernels computed them.
     arithmetic: Arithmetic,
 }
@@ -65,7 +68,7 @@ pub struct Gradients {
 impl Gradients {
     /// Gradients that came about in another way than [`run_backward`], in the bytes of their buffers.
     pub fn of(element: Element, bytes: [Vec<u8>; 3], arithmetic: Arithmetic) -> Self {
-        Self { element, bytes, dsink: Vec::new(), arithmetic }
+        Self { element, bytes, dsink: Vec::new(), bias_element: Element::F32, dbias: Vec::new(), arithmetic }
     }
 
     /// dQ, dK and dV.
@@ -76,6 +79,11 @@ impl Gradients {
     /// Of the sink of each head.
     pub fn dsink(&self) -> Vec<f64> {
         from_bytes(Element::F32, &self.dsink)
+    }
+
+    /// Of the entries of the bias.
+    pub fn dbias(&self) -> Vec<f64> {
+        from_bytes(self.bias_element, &self.dbias)
     }
 
     /// With NaN in the gaps of the layout.
@@ -131,6 +139,17 @@ pub struct GradientTensors {
     entries: Vec<(Operand, Guarded)>,
     outputs: [Guarded; 3],
     dsink: Option<Guarded>,
+    dbias: Option<Guarded>,
+}
+
+/// Entries of the gradient of the bias, where it is asked for, and their type.
+fn dbias_of(problem: &AttentionProblem) -> Option<(u64, Element)> {
+    problem.scores().iter().filter(|_| problem.has_bias_gradient()).find_map(|modifier| match modifier {
+        ScoreMod::Bias { layout, element } => {
+            Some((layout.of_gradient(&problem.shape).required_len(&problem.shape), *element))
+        }
+        _ => None,
+    })
 }
 
 const OUTPUTS: [Operand; 3] = [Operand::Dq, Operand::Dk, Operand::Dv];
@@ -152,6 +171,7 @@ impl GradientTensors {
             d_lse: given.d_lse.as_deref().map(upload_f32),
             entries: upload_entries(library, problem, inputs),
             dsink: problem.has_sink().then(|| Guarded::poisoned(library, u64::from(problem.shape.num_heads) * 4)),
+            dbias: dbias_of(problem).map(|(len, element)| Guarded::poisoned(library, len * element.size())),
             outputs: OUTPUTS.map(|operand| Guarded::poisoned(library, gaps(problem, operand).len() as u64 * size)),
         }
     }
@@ -163,6 +183,7 @@ impl GradientTensors {
         let buffers = BackwardBuffers::new(ForwardBuffers::new(q, k, v, o, lse), d_o, dq, dk, dv);
         let buffers = buffers.with(Operand::DLse, self.d_lse.as_ref().map(Guarded::slice));
         let buffers = buffers.with(Operand::DSink, self.dsink.as_ref().map(Guarded::slice));
+        let buffers = buffers.with(Operand::DBias, self.dbias.as_ref().map(Guarded::slice));
         self.entries.iter().fold(buffers, |buffers, (operand, tensor)| buffers.with(*operand, tensor.slice()))
     }
 
@@ -187,7 +208,10 @@ impl GradientTensors {
         let prepared = library.prepare_gradients(problem);
         let arithmetic = prepared.map_or(Arithmetic::F32, |prepared| arithmetic_of(prepared.plan()));
         let dsink = self.dsink.as_ref().map_or(Vec::new(), |dsink| dsink.read(library));
-        Gradients { element, bytes, dsink, arithmetic }
+        let mut dbias = self.dbias.as_ref().map_or(Vec::new(), |dbias| dbias.read(library));
+        let (len, bias_element) = dbias_of(problem).unwrap_or((0, Element::F32));
+        dbias.truncate((len * bias_element.size()) as usize);
+        Gradients { element, bytes, dsink, bias_element, dbias, arithmetic }
     }
 }
 
@@ -249,6 +273,7 @@ pub fn check_gradients(library: &Library, problem: &AttentionProblem, given: &Gr
             share.assert(&format!("{algorithm}: {tensor}"), problem);
         }
         answer.share_of_dsink(gradients).assert(&format!("{algorithm}: dsink"), problem);
+        answer.share_of_dbias(gradients).assert(&format!("{algorithm}: dbias"), problem);
     }
     flash
 }
@@ -292,6 +317,13 @@ impl<'a> GradientAnswer<'a> {
         let expected = (&self.expected.dsink[..], &self.errors.dsink[..]);
         let gaps = vec![false; expected.0.len()];
         Share::largest(Element::F32, &found.dsink(), expected, &gaps, &found.arithmetic)
+    }
+
+    /// The same of the bias's gradient, which no kernel computes on matrices.
+    pub fn share_of_dbias(&self, found: &Gradients) -> Share {
+        let expected = (&self.expected.dbias[..], &self.errors.dbias[..]);
+        let gaps = vec![false; expected.0.len()];
+        Share::largest(found.bias_element, &found.dbias(), expected, &gaps, &Arithmetic::F32)
     }
 }
 

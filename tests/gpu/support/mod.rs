@@ -16,6 +16,8 @@ pub use gradients::{
     GradientAnswer, GradientInputs, GradientTensors, Gradients, check_both, check_gradients, gradient_inputs,
     run_backward, run_backward_calls, run_backward_dispatch_by_dispatch,
 };
-pub use run::{Guarded, Output, Tensors, arithmetic_of, problem_of, run, run_calls, run_dispatch_by_dispatch};
+pub use run::{
+    Guarded, Output, Tensors, arithmetic_of, from_bytes, problem_of, run, run_calls, run_dispatch_by_dispatch, to_bytes,
+};
 pub use texts::{Texts, text_of};
 pub use tolerance::{Answer, Share, check, check_answer};

@@ -209,7 +209,7 @@ pub(super) fn upload_entries(
     inputs.entries(problem).into_iter().map(upload).collect()
 }
 
-pub(super) fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
+pub fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
     match element {
         Element::F32 => values.iter().flat_map(|value| (*value as f32).to_le_bytes()).collect(),
         Element::F16 => values.iter().flat_map(|value| <f16 as ElementType>::from_f64(*value).to_le_bytes()).collect(),
@@ -220,7 +220,7 @@ pub(super) fn to_bytes(element: Element, values: &[f64]) -> Vec<u8> {
     }
 }
 
-pub(super) fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f64> {
+pub fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f64> {
     let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
     match element {
         Element::F32 => bytes.chunks_exact(4).map(|word| f32::from_le_bytes(word.try_into().unwrap()).into()).collect(),

@@ -48,9 +48,11 @@ pub type MergeBuffers<'a> = Buffers<'a, Merge>;
 pub type ProbabilitiesBuffers<'a> = Buffers<'a, Probabilities>;
 
 impl<'a, D> Buffers<'a, D> {
-    fn of(slices: Slices<'a>, given: &[(Operand, wgpu::BufferSlice<'a>)]) -> Self {
-        let buffers = Self { slices, operation: PhantomData };
-        given.iter().fold(buffers, |buffers, (operand, slice)| buffers.with(*operand, *slice))
+    fn of(mut slices: Slices<'a>, given: &[(Operand, wgpu::BufferSlice<'a>)]) -> Self {
+        for (operand, slice) in given {
+            slices[*operand as usize] = Some(*slice);
+        }
+        Self { slices, operation: PhantomData }
     }
 
     /// Sets the buffer of a tensor; `None` removes it. Encoding refuses a tensor that the operation does not have.

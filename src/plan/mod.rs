@@ -36,6 +36,8 @@ pub use passes::{Pass, Plan};
 pub use tiles::Tiles;
 pub use tuning::{TunedTiles, Tuning, Workload};
 
+#[cfg(target_arch = "wasm32")]
+pub(crate) use kernels::shortened;
 pub(crate) use kernels::{File, Piece, Slot, matrix_wgsl, wgsl};
 pub(crate) use tensor::Tensor;
 pub(crate) use tiles::Owns;

@@ -77,9 +77,11 @@ impl Prepared {
         required_len(self.plan(), tensor)
     }
 
-    /// The element of a tensor.
+    /// The type of a tensor's entries. Those of a mask are words.
     pub fn element(&self, tensor: &str) -> Option<String> {
-        Some(self.plan().element(operand(tensor)?)?.name().into())
+        let operand = operand(tensor)?;
+        let element = self.plan().element(operand)?.name();
+        Some(if operand == Operand::KeyMask { "u32" } else { element }.into())
     }
 
     /// Whether the problem's layout places a tensor; the others are contiguous.
@@ -173,6 +175,6 @@ fn required_len(plan: &Plan, tensor: &str) -> f64 {
 }
 
 /// The operand that the TypeScript side calls by this name.
-fn operand(name: &str) -> Option<Operand> {
+pub(crate) fn operand(name: &str) -> Option<Operand> {
     Operand::ALL.iter().copied().find(|operand| operand.name() == name)
 }

@@ -1,6 +1,12 @@
 use crate::error::Failure;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::{Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, TensorLayout};
+use wgpu_flash_attention::{
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, EntryLayout, KeyMask, ScoreMod,
+    TensorLayout, alibi_slopes,
+};
+
+/// The most heads whose slopes of ALiBi are made here. Memory for more may not exist.
+const MAX_ALIBI_HEADS: u32 = 1 << 16;
 
 /// An `AttentionProblem`, set field by field.
 #[wasm_bindgen]
@@ -23,11 +29,7 @@ impl Problem {
     }
 
     pub fn element(&mut self, name: &str) -> Result<(), Failure> {
-        self.0.element = Element::ALL
-            .iter()
-            .copied()
-            .find(|element| element.name() == name)
-            .ok_or_else(|| Failure::new("InvalidProblem", format!("element = '{name}'; it is f32, f16 or bf16")))?;
+        self.0.element = element(name)?;
         Ok(())
     }
 
@@ -71,6 +73,47 @@ impl Problem {
         self.0.softmax_scale = Some(softmax_scale);
     }
 
+    pub fn softcap(&mut self, softcap: f32) {
+        self.0 = self.0.clone().with_score(ScoreMod::Softcap(softcap));
+    }
+
+    /// ALiBi with these slopes, or with the usual ones.
+    pub fn alibi(&mut self, slopes: Option<Vec<f32>>) -> Result<(), Failure> {
+        let num_heads = self.0.shape.num_heads;
+        let slopes = match slopes {
+            Some(slopes) => slopes,
+            None if num_heads <= MAX_ALIBI_HEADS => alibi_slopes(num_heads),
+            None => {
+                let message = format!("alibi = true and numHeads = {num_heads}; at most {MAX_ALIBI_HEADS} have slopes");
+                return Err(Failure::new("InvalidProblem", message));
+            }
+        };
+        self.0 = self.0.clone().with_score(ScoreMod::Alibi(slopes));
+        Ok(())
+    }
+
+    /// A bias of these counts, contiguous.
+    pub fn bias(&mut self, batch: u32, heads: u32, rows: u32, keys: u32, name: &str) -> Result<(), Failure> {
+        let layout = EntryLayout::contiguous([batch, heads, rows, keys]);
+        let element = element(name)?;
+        self.0 = self.0.clone().with_score(ScoreMod::Bias { layout, element });
+        Ok(())
+    }
+
+    /// A boolean mask of these counts, in packed bits.
+    pub fn key_mask(&mut self, batch: u32, heads: u32, rows: u32, keys: u32) {
+        let layout = EntryLayout::packed_bits([batch, heads, rows, keys]);
+        self.0 = self.0.clone().with_key_mask(KeyMask::Boolean(layout));
+    }
+
+    pub fn sink(&mut self) {
+        self.0 = self.0.clone().with_sink();
+    }
+
+    pub fn lengths(&mut self, seqlens_q: Vec<u32>, seqlens_kv: Vec<u32>) {
+        self.0 = self.0.clone().with_lengths(seqlens_q, seqlens_kv);
+    }
+
     /// Seed and offset come with each call.
     pub fn dropout(&mut self, dropout_p: f64) {
         self.0 = self.0.clone().with_dropout(dropout_p, 0);
@@ -108,4 +151,9 @@ impl Problem {
     pub fn flops(&self) -> f64 {
         self.0.forward_flops() as f64
     }
+}
+
+fn element(name: &str) -> Result<Element, Failure> {
+    let found = Element::ALL.iter().copied().find(|element| element.name() == name);
+    found.ok_or_else(|| Failure::new("InvalidProblem", format!("element = '{name}'; it is f32, f16 or bf16")))
 }

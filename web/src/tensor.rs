@@ -1,7 +1,7 @@
-use crate::attention::Attention;
+use crate::attention::{Attention, operand};
 use crate::error::Failure;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::{BackwardBuffers, ForwardBuffers, Operand, wgpu};
+use wgpu_flash_attention::{BackwardBuffers, Buffers, ForwardBuffers, Operand, wgpu};
 
 /// A storage buffer of the TypeScript side, as wgpu sees it.
 #[wasm_bindgen]
@@ -21,10 +21,10 @@ impl Tensor {
     }
 }
 
-/// The tensors of one call, by the crate's names.
+/// The tensors of one call.
 #[wasm_bindgen]
 #[derive(Default)]
-pub struct Tensors(Vec<(String, wgpu::Buffer)>);
+pub struct Tensors(Vec<(Operand, wgpu::Buffer)>);
 
 #[wasm_bindgen]
 impl Tensors {
@@ -33,27 +33,35 @@ impl Tensors {
         Self::default()
     }
 
-    pub fn add(&mut self, name: String, tensor: &Tensor) {
-        self.0.push((name, tensor.0.clone()));
+    /// Adds the tensor of the crate's name `name`.
+    pub fn add(&mut self, name: &str, tensor: &Tensor) -> Result<(), Failure> {
+        let operand = operand(name).ok_or_else(|| Failure::new("Buffer", format!("there is no tensor {name}")))?;
+        self.0.push((operand, tensor.0.clone()));
+        Ok(())
     }
 }
 
 impl Tensors {
-    fn find(&self, name: &str) -> Option<wgpu::BufferSlice<'_>> {
-        self.0.iter().find(|(other, _)| other == name).map(|(_, buffer)| buffer.slice(..))
-    }
-
-    fn get(&self, name: &str) -> Result<wgpu::BufferSlice<'_>, Failure> {
-        self.find(name).ok_or_else(|| Failure::new("Buffer", format!("{name} is missing")))
+    fn get<const N: usize>(&self, operands: [Operand; N]) -> Result<[wgpu::BufferSlice<'_>; N], Failure> {
+        let find = |operand: &Operand| self.0.iter().find(|(other, _)| other == operand);
+        if let Some(missing) = operands.iter().find(|operand| find(operand).is_none()) {
+            return Err(Failure::new("Buffer", format!("{missing} is missing")));
+        }
+        Ok(operands.map(|operand| find(&operand).map_or(self.0[0].1.slice(..), |(_, buffer)| buffer.slice(..))))
     }
 
     pub(crate) fn forward(&self) -> Result<ForwardBuffers<'_>, Failure> {
-        Ok(ForwardBuffers::new(self.get("q")?, self.get("k")?, self.get("v")?, self.get("o")?, self.get("lse")?))
+        let [q, k, v, o, lse] = self.get([Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse])?;
+        Ok(self.with_all(ForwardBuffers::new(q, k, v, o, lse)))
     }
 
     pub(crate) fn backward(&self) -> Result<BackwardBuffers<'_>, Failure> {
-        let (d_o, dq, dk, dv) = (self.get("d_o")?, self.get("dq")?, self.get("dk")?, self.get("dv")?);
-        let buffers = BackwardBuffers::new(self.forward()?, d_o, dq, dk, dv);
-        Ok(buffers.with(Operand::DLse, self.find("d_lse")))
+        let [d_o, dq, dk, dv] = self.get([Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv])?;
+        Ok(BackwardBuffers::new(self.forward()?, d_o, dq, dk, dv))
+    }
+
+    /// Those that only some problems have, too.
+    fn with_all<'a, D>(&'a self, buffers: Buffers<'a, D>) -> Buffers<'a, D> {
+        self.0.iter().fold(buffers, |buffers, (operand, buffer)| buffers.with(*operand, buffer.slice(..)))
     }
 }

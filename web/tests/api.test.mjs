@@ -10,7 +10,9 @@ const NAMES = [
   'answers without subgroups and shader-f16', "the browser's features are used", 'nothing to see, nothing to do, NaN',
   'the same bits, however the work is split', 'calls at the same time', 'dropout seeds', 'tensors on the GPU',
   "the caller's device and buffers", 'requestDevice is put back', 'every misuse has its own error', 'abort',
-  'the page stays alive', 'a lost device', 'no WebGPU', '16-bit elements', 'gradients', 'plans',
+  'the page stays alive', 'a lost device', 'no WebGPU', '16-bit elements', 'gradients',
+  'the reference of modifiers is right', 'biases', 'masks', 'softcap and ALiBi', 'sinks', 'lengths of sequences',
+  'all modifiers at once', 'every misuse of modifiers has its own error', 'plans',
 ];
 
 for (const [name, open] of Object.entries(browsers)) {

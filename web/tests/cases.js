@@ -2,10 +2,11 @@
 // in a page of each browser.
 import {
   AttentionError, DeviceLostError, FlashAttention, GpuTensor, InvalidProblemError, InvalidTensorError, NoWebGPUError,
-  UnsupportedError, fromBf16, fromF16, toBf16, toF16,
+  UnsupportedError, fromBf16, fromF16, packMask, toBf16, toF16,
 } from '../pkg/index.js';
 import { forward as reference, largestError, philox, sizes, strides } from '../demo/reference.js';
 import { backward as referenceBackward } from './gradients.js';
+import { backward as modifiedBackward, forward as modifiedForward } from './modifiers.js';
 
 function assert(condition, message) {
   if (!condition) throw new Error(message);
@@ -518,6 +519,217 @@ async function gradients() {
   }
 }
 
+/** Relative to the largest entry; that of `flash demo`, for f32. */
+const BOUND = 1e-5;
+
+function assertNear(found, expected, message, more = 0) {
+  assertEqual(found.length, expected.length, `${message}: length`);
+  const largest = expected.reduce((largest, value) => Number.isFinite(value) ? Math.max(largest, Math.abs(value)) : largest, 0);
+  const error = largestError(found, expected);
+  assert(error <= (BOUND + more) * largest, `${message} errs by ${error}, where the largest entry is ${largest}`);
+}
+
+/** O, LSE and all gradients of a problem with modifiers against f64. Gradients are asked for in f32. */
+async function checkModified(name, problem, change = () => undefined) {
+  const flash = await attention();
+  const [encode, decode] = HALVES[problem.element ?? 'f32'];
+  const { batch, numHeads, seqlen, headDim, headDimV } = sizes(problem.shape);
+  const tensors = inputs(problem);
+  const dO = encode(random(batch * seqlen * numHeads * headDimV, 11));
+  const dLse = random(batch * numHeads * seqlen, 12);
+  change({ ...tensors, dO, dLse }, headDim);
+  const arrays = Object.values(tensors).map(decode);
+  const { bias } = problem;
+  const inNumbers = bias ? { ...problem, bias: { ...bias, data: bias.data instanceof Uint16Array ? decode(bias.data) : bias.data } } : problem;
+  const expected = modifiedForward(inNumbers, ...arrays);
+  const { o, lse } = await flash.forward({ ...problem, ...tensors });
+  // Half a unit in the last place of f16.
+  assertNear(decode(o), expected.o, `${name}: O`, problem.element ? 2 ** -11 : 0);
+  assertNear(lse, expected.lse, `${name}: LSE`);
+  const all = { ...problem, ...tensors, o, lse, dO, dLse };
+  const gradients = await flash.backward({ ...all, ...problem.element ? { gradientElement: 'f32' } : {} });
+  const exact = modifiedBackward(inNumbers, ...arrays, decode(o), decode(dO), dLse);
+  for (const tensor of ['dq', 'dk', 'dv']) assertNear(gradients[tensor], exact[tensor], `${name}: ${tensor}`);
+  assertEqual(gradients.dSink !== undefined, problem.sink !== undefined, `${name}: whether there is dSink`);
+  if (problem.sink) assertNear(gradients.dSink, exact.dSink, `${name}: dSink`);
+  return { ...all, gradients, expected };
+}
+
+/** The formulas of `modifiers.js` against central differences. */
+async function theModifiedReferenceIsRight() {
+  const problem = {
+    shape: { batch: 2, numHeads: 4, numHeadsKv: 2, seqlen: 3, seqlenKv: 4, headDim: 3, headDimV: 2 }, causal: true, window: [2, 0],
+    softcap: 1.5, alibi: true, bias: { data: random(12, 51), shape: [1, 1, 3, 4] },
+    mask: { data: Uint8Array.of(1, 1, 0, 1, 1, 1, 1, 0), shape: [2, 1, 1, 4] }, sink: Float64Array.of(0.5, -0.5, 1, 0),
+    seqlensQ: [3, 2], seqlensKv: [4, 3],
+  };
+  const [q, k, v] = Object.values(inputs(problem)).map((tensor) => Float64Array.from(tensor));
+  const [dO, dLse] = [random(48, 52), random(24, 53)];
+  const phi = () => {
+    const { o, lse } = modifiedForward(problem, q, k, v);
+    const ofLse = lse.reduce((sum, value, index) => value === -Infinity ? sum : sum + value * dLse[index], 0);
+    return o.reduce((sum, value, index) => sum + value * dO[index], ofLse);
+  };
+  const exact = modifiedBackward(problem, q, k, v, modifiedForward(problem, q, k, v).o, dO, dLse);
+  for (const [tensor, gradient] of [[q, exact.dq], [k, exact.dk], [v, exact.dv], [problem.sink, exact.dSink]]) {
+    tensor.forEach((value, index) => {
+      const step = 1e-5;
+      tensor[index] = value + step;
+      const above = phi();
+      tensor[index] = value - step;
+      const difference = (above - phi()) / (2 * step);
+      tensor[index] = value;
+      assert(Math.abs(difference - gradient[index]) < 1e-8, `${difference} by differences, ${gradient[index]} by formula`);
+    });
+  }
+}
+
+/** A mask of bytes: not 0 where `random` is above −0.5. */
+function randomMask(length, seed) {
+  return Uint8Array.from(random(length, seed), (value, index) => value > -0.5 ? 1 + index % 255 : 0);
+}
+
+async function biases() {
+  const shape = { batch: 2, numHeads: 2, seqlen: 40, headDim: 8 };
+  const data = random(2 * 40 * 40, 21).map((value) => value < -1 ? -Infinity : value);
+  // Row 3 of head 0 has no score.
+  data.fill(-Infinity, 3 * 40, 4 * 40);
+  const { lse } = await checkModified('a bias', { shape, bias: { data, shape: [1, 2, 40, 40] } });
+  assert(lse[3] === -Infinity && Number.isFinite(lse[4]), 'a row whose scores are all −∞');
+  await checkModified('causal with a bias for each sequence and row', { shape, causal: true, bias: { data: random(80, 22), shape: [2, 1, 40, 1] } });
+  const halves = { shape: { ...shape, seqlenKv: 44 }, element: 'f16', causal: true };
+  await checkModified('a bias in f16', { ...halves, bias: { data: toF16(random(2 * 2 * 40 * 44, 23)) } });
+}
+
+async function masks() {
+  const shape = { batch: 2, numHeads: 4, numHeadsKv: 2, seqlen: 20, seqlenKv: 40, headDim: 8 };
+  const data = randomMask(2 * 20 * 40, 31).fill(0, 5 * 40, 6 * 40);
+  const problem = { shape, mask: { data, shape: [2, 1, 20, 40] } };
+  const { gradients, o, lse, q, k, v, dO, dLse } = await checkModified('a mask', problem);
+  assert(lse[5] === -Infinity && o.slice(5 * 32, 6 * 32).every((value) => value === 0), 'a row that sees nothing');
+  assert(gradients.dq.slice(5 * 32, 6 * 32).every((value) => value === 0), 'its gradient');
+
+  // Packed bits, and everything on the GPU: the same bits.
+  const words = packMask(data, 40);
+  assertEqual(words.length, 2 * 20 * 2, 'words');
+  assertEqual([...packMask([true, false, true, false, false, 1], 3)], [0b101, 0b100], 'bits');
+  const packed = await flash(problem, { q, k, v }, words);
+  assertSameBits(packed.o, o, 'a mask of packed bits');
+  const onGpu = {};
+  for (const [name, array] of Object.entries({ q, k, v, dO, dLse, words })) onGpu[name] = await (await attention()).upload(array);
+  const { words: mask, ...tensors } = onGpu;
+  assert(mask.element === 'u32', 'the type of words');
+  assertSameBits(await mask.read(), words, 'words up and down');
+  const resident = await flash(problem, tensors, mask);
+  assertSameBits(await resident.o.read(), o, 'a mask on the GPU');
+  const back = await (await attention()).backward({ ...problem, ...tensors, o: resident.o, lse: resident.lse, mask: { ...problem.mask, data: mask } });
+  for (const name of ['dq', 'dk', 'dv']) assertSameBits(await back[name].read(), gradients[name], `${name} on the GPU`);
+  for (const tensor of [...Object.values(onGpu), resident.o, resident.lse, back.dq, back.dk, back.dv]) tensor.destroy();
+
+  async function flash(problem, tensors, data) {
+    return (await attention()).forward({ ...problem, ...tensors, mask: { ...problem.mask, data } });
+  }
+}
+
+async function softcapAndAlibi() {
+  const shape = { batch: 2, numHeads: 3, seqlen: 40, headDim: 8 };
+  await checkModified('ALiBi and softcap', { shape, causal: true, softcap: 1.5, alibi: true });
+  await checkModified('slopes of ALiBi', { shape: { ...shape, seqlenKv: 47 }, causal: 'top-left', alibiSlopes: [0.5, 0.25, 0, 1, -0.5, 0.125] });
+}
+
+async function sinks() {
+  const shape = { batch: 2, numHeads: 2, seqlen: 40, seqlenKv: 24, headDim: 8 };
+  const problem = { shape, causal: true, window: [4, 0], sink: Float32Array.of(0.5, -1) };
+  const { gradients, lse, expected, ...all } = await checkModified('sinks and a window', problem);
+  assert(lse[0] === 0.5 && expected.o[0] === 0, 'a row that sees no key has its sink');
+  const flash = await attention();
+  const [q, sink] = [await flash.upload(all.q), await flash.upload(all.sink)];
+  const { dq, dk, dv, dSink } = await flash.backward({ ...all, lse, q, sink });
+  assertSameBits(await dSink.read(), gradients.dSink, 'dSink on the GPU');
+  for (const tensor of [q, sink, dq, dk, dv, dSink]) tensor.destroy();
+}
+
+async function lengthsOfSequences() {
+  const shape = { batch: 3, numHeads: 2, seqlen: 40, seqlenKv: 44, headDim: 8 };
+  const [seqlensQ, seqlensKv] = [[40, 7, 0], [9, 44, 5]];
+  const problem = { shape, seqlensQ, seqlensKv, causal: true, sink: Float32Array.of(0.3, -0.2) };
+  const { o, lse } = await checkModified('lengths, with NaN in the padding', problem, (tensors, headDim) => {
+    const pad = (tensor, rows, lengths) => lengths.forEach((length, b) => tensor.fill(NaN, (b * rows + length) * 2 * headDim, (b + 1) * rows * 2 * headDim));
+    for (const name of ['q', 'dO']) pad(tensors[name], 40, seqlensQ);
+    for (const name of ['k', 'v']) pad(tensors[name], 44, seqlensKv);
+  });
+  assert(o.slice(80 * 16).every((value) => value === 0) && lse.slice(160).every((value) => value === -Infinity), 'a sequence without rows');
+  const keys = Uint32Array.of(9, 44, 5);
+  const tensors = inputs({ shape });
+  const flash = await attention();
+  const [some, other] = [await flash.forward({ shape, ...tensors, seqlensKv: keys }), await flash.forward({ shape, ...tensors, seqlensKv: [9, 44, 6] })];
+  assertNear(some.o, modifiedForward({ shape, seqlensKv: keys }, ...Object.values(tensors)).o, 'lengths of keys alone');
+  assert(largestError(some.o, other.o) > 0.01, 'other lengths, the same answer');
+}
+
+/** Nine storage buffers, of which WebGPU promises eight. */
+async function everythingAtOnce() {
+  const shape = { batch: 2, numHeads: 2, seqlen: 40, headDim: 8 };
+  const problem = {
+    shape, causal: true, softcap: 2, alibi: true, bias: { data: random(1600, 41), shape: [1, 1, 40, 40] },
+    mask: { data: randomMask(160, 42), shape: [2, 2, 1, 40] }, sink: Float32Array.of(0.1, 0.2), seqlensQ: [40, 34], seqlensKv: [40, 34],
+  };
+  const adapter = await navigator.gpu.requestAdapter();
+  const maxStorageBuffersPerShaderStage = adapter.limits.maxStorageBuffersPerShaderStage;
+  const flash = await FlashAttention.create({ device: await adapter.requestDevice({ requiredLimits: { maxStorageBuffersPerShaderStage } }) });
+  const tensors = inputs(problem);
+  const least = await FlashAttention.create({ device: await (await navigator.gpu.requestAdapter()).requestDevice() });
+  await assertThrows(least.forward({ ...problem, ...tensors }), UnsupportedError, 'flash_forward binds 9, max_storage_buffers_per_shader_stage = 8');
+  if (maxStorageBuffersPerShaderStage >= 9) {
+    assertNear((await flash.forward({ ...problem, ...tensors })).o, modifiedForward(problem, ...Object.values(tensors)).o, 'all at once');
+  }
+  for (const { device } of [flash, least]) device.destroy();
+}
+
+async function misuseOfModifiers() {
+  const flash = await attention();
+  const shape = { batch: 2, numHeads: 2, seqlen: 40, seqlenKv: 4, headDim: 4 };
+  const good = { shape, ...inputs({ shape }) };
+  const refused = (change, type, text) => assertThrows(flash.forward({ ...good, ...change }), type, text);
+  await refused({ softcap: -1 }, InvalidProblemError, 'softcap: -1 is given; it must be above 0 and finite');
+  await refused({ softcap: NaN }, InvalidProblemError, 'softcap: NaN');
+  await refused({ softcap: '5' }, InvalidProblemError, 'softcap = 5; it must be a number');
+  await refused({ alibi: 1 }, InvalidProblemError, 'alibi = 1; it is true or false');
+  await refused({ alibi: true, alibiSlopes: [1, 2] }, InvalidProblemError, 'alibi and alibiSlopes are both given');
+  await refused({ alibi: true, shape: { ...shape, numHeads: 2 ** 31 } }, InvalidProblemError, 'alibi = true and numHeads = 2147483648');
+  await refused({ alibiSlopes: [1, 2, 3] }, InvalidProblemError, 'alibiSlopes has 3 numbers; it must have numHeads = 2, or batch · numHeads = 4');
+  await refused({ alibiSlopes: [1, 1e40] }, InvalidProblemError, 'alibiSlopes[1] = 1e+40; it must be a finite f32');
+  await refused({ alibiSlopes: 0.5 }, InvalidProblemError, 'alibiSlopes = 0.5; it must be an array of numbers');
+  const data = new Float32Array(160);
+  await refused({ bias: data }, InvalidProblemError, 'bias is of type Float32Array; pass { data, shape }');
+  await refused({ bias: { data, shape: [1, 3, 40, 4] } }, InvalidProblemError, 'bias.shape[1] = 3; it must be numHeads = 2, or 1');
+  await refused({ bias: { data, shape: [40, 4] } }, InvalidProblemError, 'bias.shape = 40,4; it must be [batch or 1');
+  await refused({ bias: { data } }, InvalidTensorError, 'bias.data has 160 elements, but its shape [2, 2, 40, 4] needs 640');
+  await refused({ bias: { shape: [1, 1, 40, 4] } }, InvalidTensorError, 'bias.data is undefined');
+  await refused({ bias: { data: [...data], shape: [1, 1, 40, 4] } }, InvalidTensorError, 'bias.data is of type Array');
+  await refused({ bias: { data: new Uint16Array(160), shape: [1, 1, 40, 4] } }, InvalidProblemError, 'bias: it is in F16; it must be in F32');
+  await refused({ bias: { data, element: 'f16', shape: [1, 1, 40, 4] } }, InvalidTensorError, "element is 'f16', but bias.data is a Float32Array");
+  await refused({ mask: {} }, InvalidTensorError, 'mask.data is undefined; pass a Uint8Array');
+  await refused({ mask: true }, InvalidProblemError, 'mask is of type Boolean; pass { data, shape }');
+  await refused({ mask: { data, shape: [1, 1, 40, 4] } }, InvalidTensorError, 'mask.data is of type Float32Array');
+  await refused({ mask: { data: new Uint8Array(159), shape: [1, 1, 40, 4] } }, InvalidTensorError, 'mask.data has 159 elements, but its shape [1, 1, 40, 4] needs 160');
+  await refused({ mask: { data: new Uint32Array(160), shape: [1, 1, 40, 4] } }, InvalidTensorError, 'mask.data has 160 elements, but its shape [1, 1, 40, 1] needs 40');
+  await refused({ sink: new Float32Array(3) }, InvalidTensorError, 'sink has 3 elements, but its shape needs 2');
+  await refused({ sink: true }, InvalidTensorError, 'sink is of type Boolean');
+  await refused({ sink: new Uint16Array(2) }, InvalidTensorError, 'sink is a Uint16Array');
+  await refused({ seqlensKv: [4] }, InvalidProblemError, 'seqlensKv has 1 numbers; it must have batch = 2');
+  await refused({ seqlensKv: [4, 5] }, InvalidProblemError, 'seqlensKv[1] = 5; it must be a whole number from 0 to 4');
+  await refused({ seqlensQ: [1.5, 4] }, InvalidProblemError, 'seqlensQ[0] = 1.5; it must be a whole number');
+  await refused({ seqlensQ: 4 }, InvalidProblemError, 'seqlensQ = 4; it must be an array of numbers');
+  await refused({ q: new Uint32Array(64) }, InvalidTensorError, 'q holds u32, but f32 is expected');
+  await assertThrows((async () => packMask([1, 0, 1], 2))(), InvalidTensorError, 'a mask of 3 entries has no rows of 2 keys');
+  const words = await flash.upload(data);
+  await refused({ mask: { data: words, shape: [1, 1, 40, 4] } }, InvalidTensorError, 'mask.data is a GpuTensor of f32');
+  words.destroy();
+  // All of them leave it in order.
+  await flash.forward(good);
+}
+
 async function plans() {
   const flash = await attention();
   const plan = await flash.plan({ shape: SHAPE, causal: true });
@@ -526,6 +738,8 @@ async function plans() {
   const standard = await flash.plan({ shape: SHAPE, algorithm: 'standard' });
   assertEqual(standard.kernels, ['standard_scores', 'standard_softmax', 'standard_output'], 'kernels of standard attention');
   assert(standard.extraBytes >= 4 * 2 * 100 * 100, 'it has the score matrix');
+  const modified = await flash.plan({ shape: SHAPE, softcap: 5, alibi: true, bias: { shape: [1, 2, 100, 1] }, sink: true });
+  assertEqual(modified.kernels, ['flash_forward'], 'a problem with modifiers, without their tensors');
 }
 
 export const cases = {
@@ -550,5 +764,13 @@ export const cases = {
   'no WebGPU': noWebGPU,
   '16-bit elements': halves,
   'gradients': gradients,
+  'the reference of modifiers is right': theModifiedReferenceIsRight,
+  'biases': biases,
+  'masks': masks,
+  'softcap and ALiBi': softcapAndAlibi,
+  'sinks': sinks,
+  'lengths of sequences': lengthsOfSequences,
+  'all modifiers at once': everythingAtOnce,
+  'every misuse of modifiers has its own error': misuseOfModifiers,
   'plans': plans,
 };

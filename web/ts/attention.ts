@@ -2,12 +2,14 @@ import { Device } from './device.js';
 import { InvalidTensorError } from './errors.js';
 import { load, type WasmSource } from './load.js';
 import { Operations } from './operations.js';
+import { entriesOf } from './modifiers.js';
 import { dropoutSeed, isDense, toWasm } from './options.js';
 import type { AttentionProblem, BackwardOptions, Direction, Element, ForwardOptions, TensorData } from './options.js';
 import type {
   BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, RunStats,
 } from './results.js';
-import { GpuTensor, arrayName, bufferBytes, elementSize, type Float16ArrayLike, type TensorArray } from './tensor.js';
+import { GpuTensor, arrayName, bufferBytes, elementOf, elementSize, tensorType } from './tensor.js';
+import type { ArrayName, TensorArray, TensorElement } from './tensor.js';
 import { Throughput } from './throughput.js';
 import { BufferUsage } from './usage.js';
 import { Tensors, type Prepared } from './wasm.js';
@@ -29,8 +31,6 @@ export interface CreateOptions {
 /** The typed array that comes back for one that went in. */
 type Returned<T> = T extends Float32Array ? Float32Array<ArrayBuffer> : T extends Uint16Array ? Uint16Array<ArrayBuffer> : T;
 
-type ArrayName = NonNullable<ReturnType<typeof arrayName>>;
-
 interface Output {
   /** The crate's name. */
   name: string;
@@ -38,7 +38,7 @@ interface Output {
 }
 
 /** What tensors are called here, where the crate's name differs. */
-const CALLED: Record<string, string> = { d_o: 'dO', d_lse: 'dLse' };
+const CALLED: Record<string, string> = { d_o: 'dO', d_lse: 'dLse', bias: 'bias.data', key_mask: 'mask.data', dsink: 'dSink' };
 
 /**
  * Exact attention on one GPU device.
@@ -127,16 +127,18 @@ export class FlashAttention {
     options: ForwardOptions & { q: Q; output?: 'array' },
   ): Promise<ForwardArrays<Returned<Q>>>;
   async forward(options: ForwardOptions & { output?: 'gpu' | 'array' }): Promise<ForwardArrays | ForwardTensors> {
-    const { q, k, v } = options;
+    const { q, k, v, sink } = options;
     const { element, array } = tensorType({ q, k, v }, options.element);
+    const ofHeads: Record<string, TensorData> = sink === undefined ? {} : { sink };
+    tensorType(ofHeads, 'f32');
     const outputs: Output[] = [{ name: 'o', array }, { name: 'lse', array: 'Float32Array' }];
-    const { tensors, stats } = await this.#compute('forward', options, element, { q, k, v }, outputs);
+    const { tensors, stats } = await this.#compute('forward', options, element, { q, k, v, ...ofHeads }, outputs);
     return { o: tensors[0], lse: tensors[1], stats } as ForwardArrays | ForwardTensors;
   }
 
   /**
-   * Computes the gradients of Q, K and V from what the forward call took and gave, and the gradient of O. Arrays and
-   * tensors on the GPU as in `forward`. The gradients have the layout of their tensors, or `bshd` for `packed-qkv`.
+   * Computes the gradients of Q, K, V and the sinks from what the forward call took and gave, and the gradient of O. Arrays
+   * and tensors on the GPU as in `forward`. The gradients have the layout of their tensors, or `bshd` for `packed-qkv`.
    *
    * @throws as `forward`
    */
@@ -148,39 +150,42 @@ export class FlashAttention {
     options: BackwardOptions & { q: Q; output?: 'array' },
   ): Promise<BackwardArrays<Returned<Q>>>;
   async backward(options: BackwardOptions & { output?: 'gpu' | 'array' }): Promise<BackwardArrays | BackwardTensors> {
-    const { q, k, v, o, lse, dO, dLse, gradientElement } = options;
+    const { q, k, v, o, lse, dO, dLse, sink, gradientElement } = options;
     const { element, array } = tensorType({ q, k, v, o, dO }, options.element);
-    tensorType(dLse === undefined ? { lse } : { lse, dLse }, 'f32');
+    const inF32: Record<string, TensorData> = { lse, ...dLse === undefined ? {} : { dLse }, ...sink === undefined ? {} : { sink } };
+    tensorType(inF32, 'f32');
     const kind = gradientElement === 'f32' ? 'Float32Array' : array;
-    const inputs = { q, k, v, o, lse, d_o: dO, ...dLse === undefined ? {} : { d_lse: dLse } };
-    const outputs = ['dq', 'dk', 'dv'].map((name) => ({ name, array: kind }));
-    const { tensors: [dq, dk, dv], stats } = await this.#compute('backward', options, element, inputs, outputs);
-    return { dq, dk, dv, stats } as BackwardArrays | BackwardTensors;
+    const { dLse: d_lse, ...others } = inF32;
+    const inputs = { q, k, v, o, d_o: dO, ...others, ...d_lse === undefined ? {} : { d_lse } };
+    const outputs: Output[] = ['dq', 'dk', 'dv'].map((name) => ({ name, array: kind }));
+    if (sink !== undefined) outputs.push({ name: 'dsink', array: 'Float32Array' });
+    const { tensors: [dq, dk, dv, dSink], stats } = await this.#compute('backward', options, element, inputs, outputs);
+    return { dq, dk, dv, ...dSink === undefined ? {} : { dSink }, stats } as BackwardArrays | BackwardTensors;
   }
 
   /**
    * Copies a typed array to the GPU, where it stays until `destroy()`. A `Uint16Array` holds f16 bits, or bf16 bits with
-   * `element: 'bf16'`.
+   * `element: 'bf16'`; a `Uint32Array` holds the bits of a mask, as `packMask` makes them.
    */
-  async upload(data: Exclude<TensorData, GpuTensor>, { element }: { element?: Element } = {}): Promise<GpuTensor> {
+  async upload(data: Exclude<TensorData, GpuTensor> | Uint32Array, { element }: { element?: Element } = {}): Promise<GpuTensor> {
     this.#device.check();
     const array = arrayName(data);
-    if (array === undefined) throw new InvalidTensorError('upload takes a Float32Array, Uint16Array or Float16Array');
+    if (array === undefined) throw new InvalidTensorError('upload takes a Float32Array, Uint16Array, Float16Array or Uint32Array');
     return this.#upload(data, elementOf('the array', array, element), []);
   }
 
   /**
    * Your own buffer of this device as a tensor, without a copy. It needs `GPUBufferUsage.STORAGE` (and `COPY_SRC` for
-   * `read`), holds the elements from byte 0, and stays yours to destroy.
+   * `read`), holds the elements from byte 0, and stays yours to destroy. That of a mask has `element: 'u32'`.
    */
-  wrap(buffer: GPUBuffer, { element = 'f32', length = Math.floor(buffer.size / elementSize(element)) }: { element?: Element; length?: number } = {}): GpuTensor {
+  wrap(buffer: GPUBuffer, { element = 'f32', length = Math.floor(buffer.size / elementSize(element)) }: { element?: TensorElement; length?: number } = {}): GpuTensor {
     this.#device.check();
     if (!(buffer.usage & BufferUsage.STORAGE)) throw new InvalidTensorError('the buffer was created without GPUBufferUsage.STORAGE');
     if (buffer.size % 4 !== 0) throw new InvalidTensorError(`the buffer has ${buffer.size} bytes; make it a multiple of 4`);
     if (length * elementSize(element) > buffer.size) {
       throw new InvalidTensorError(`${length} elements of ${element} do not fit a buffer of ${buffer.size} bytes`);
     }
-    const array = element === 'f32' ? 'Float32Array' : 'Uint16Array';
+    const array = element === 'f32' ? 'Float32Array' : element === 'u32' ? 'Uint32Array' : 'Uint16Array';
     return new GpuTensor(this.#device, buffer, this.#device.adopt(buffer), length, element, array, false);
   }
 
@@ -195,22 +200,23 @@ export class FlashAttention {
     direction: Direction,
     options: (ForwardOptions | BackwardOptions) & { output?: 'gpu' | 'array' },
     element: Element,
-    inputs: Record<string, TensorData>,
+    given: Record<string, TensorData>,
     outputs: Output[],
   ): Promise<{ tensors: (TensorArray | GpuTensor)[]; stats: RunStats }> {
     this.#device.check();
     options.signal?.throwIfAborted();
+    const inputs = { ...given, ...entriesOf(options, element) };
     const { boundedWork = this.#throughput.bound() } = options;
     const onGpu = (options.output ?? (options.q instanceof GpuTensor ? 'gpu' : 'array')) === 'gpu';
     return this.#operations.use(direction, options, element, boundedWork === false ? undefined : boundedWork, async (prepared, flops) => {
-      for (const [name, data] of Object.entries(inputs)) {
+      for (const [name, data] of Object.entries(given)) {
         const isExact = isDense(options) || !prepared.has_layout(name);
         checkLength(CALLED[name] ?? name, data, prepared.required_len(name), isExact);
       }
       const made: GpuTensor[] = [];
       try {
         // One array that is passed twice (packed layouts) is uploaded once.
-        const uploaded = new Map<TensorData, GpuTensor>();
+        const uploaded = new Map<TensorData | Uint32Array, GpuTensor>();
         const tensors: Record<string, GpuTensor> = {};
         for (const [name, data] of Object.entries(inputs)) {
           const tensor = data instanceof GpuTensor ? data
@@ -271,7 +277,7 @@ export class FlashAttention {
     }
   }
 
-  async #upload(data: Exclude<TensorData, GpuTensor>, element: Element, made: GpuTensor[]): Promise<GpuTensor> {
+  async #upload(data: Exclude<TensorData, GpuTensor> | Uint32Array, element: TensorElement, made: GpuTensor[]): Promise<GpuTensor> {
     const tensor = await this.#allocate(data.length, element, arrayName(data)!, made);
     const { error } = this.#device.caught('uploading a tensor', () => {
       const { queue } = this.#device.gpu;
@@ -289,7 +295,7 @@ export class FlashAttention {
     return tensor;
   }
 
-  async #allocate(length: number, element: Element, array: ArrayName, made: GpuTensor[]): Promise<GpuTensor> {
+  async #allocate(length: number, element: TensorElement, array: ArrayName, made: GpuTensor[]): Promise<GpuTensor> {
     const usage = BufferUsage.STORAGE | BufferUsage.COPY_SRC | BufferUsage.COPY_DST;
     const size = bufferBytes(length, element);
     const { result: buffer, error } = this.#device.caught(`allocating ${size} bytes`, () => this.#device.gpu.createBuffer({ size, usage }));
@@ -300,40 +306,12 @@ export class FlashAttention {
   }
 }
 
-/** The element of some tensors, which is `element` if that is given, and the kind of array that the first one is. */
-function tensorType(tensors: Record<string, TensorData>, element: Element | undefined): { element: Element; array: ArrayName } {
-  let first: ArrayName | undefined;
-  for (const [name, data] of Object.entries(tensors) as [string, unknown][]) {
-    const array = data instanceof GpuTensor ? data.array : arrayName(data);
-    if (array === undefined) {
-      throw new InvalidTensorError(`${name} is ${describe(data)}; pass a Float32Array, Uint16Array, Float16Array or GpuTensor`);
-    }
-    const found = data instanceof GpuTensor ? data.element : elementOf(name, array, element);
-    element ??= found;
-    if (found !== element) throw new InvalidTensorError(`${name} holds ${found}, but ${element} is expected; convert it`);
-    first ??= array;
-  }
-  return { element: element!, array: first! };
-}
-
 /** The element that an operation stores a tensor in, by the crate's name. */
-function elementIn(prepared: Prepared, name: string): Element {
-  return prepared.element(name) as Element;
-}
-
-function elementOf(name: string, array: ArrayName, element: Element | undefined): Element {
-  const fits = { Float32Array: ['f32'], Uint16Array: ['f16', 'bf16'], Float16Array: ['f16'] }[array] as Element[];
-  if (element === undefined || fits.includes(element)) return element ?? fits[0]!;
-  const helper = array === 'Float32Array' ? `; convert it with ${element === 'f16' ? 'toF16' : 'toBf16'}` : '';
-  throw new InvalidTensorError(`element is '${element}', but ${name} is a ${array}${helper}`);
+function elementIn(prepared: Prepared, name: string): TensorElement {
+  return prepared.element(name) as TensorElement;
 }
 
 function checkLength(name: string, { length }: TensorData, needed: number, isDense: boolean): void {
   if (isDense ? length === needed : length >= needed) return;
   throw new InvalidTensorError(`${name} has ${length} elements, but its shape needs ${isDense ? '' : 'at least '}${needed}`);
-}
-
-function describe(data: unknown): string {
-  if (data === undefined || data === null) return String(data);
-  return `of type ${(data as object).constructor?.name ?? typeof data}`;
 }

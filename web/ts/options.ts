@@ -1,4 +1,6 @@
+import { U32, number, sizesOf, whole } from './checks.js';
 import { InvalidProblemError, fromWasm } from './errors.js';
+import { modify } from './modifiers.js';
 import type { Float16ArrayLike, GpuTensor } from './tensor.js';
 import { Problem } from './wasm.js';
 
@@ -46,7 +48,40 @@ export interface Dropout {
 }
 
 /**
- * `O = dropout(softmax(mask(softmaxScale · Q Kᵀ))) V`, without the tensors.
+ * How many entries a bias or a mask has along each dimension, whatever the layout of Q: as many as the problem, or 1, which is
+ * repeated. `[1, 1, seqlen, seqlenKv]` is one matrix for all sequences and heads, `[batch, 1, 1, seqlenKv]` a row for each
+ * sequence.
+ */
+export type EntryShape = readonly [batch: number, numHeads: number, seqlen: number, seqlenKv: number];
+
+/** An entry for each sequence, head of Q, row and key. */
+export interface Entries {
+  /** `[batch, numHeads, seqlen, seqlenKv]`, all of the problem's, if left out. */
+  shape?: EntryShape | undefined;
+}
+
+/** What is added to the scores. Entries of −∞ give scores of −∞. */
+export interface Bias extends Entries {
+  /** The stored type: `f32`, or the problem's element. Left out, it is that of `data`. */
+  element?: Element | undefined;
+  /** The entries, contiguous in `shape`. `plan` does without. */
+  data?: TensorData | undefined;
+}
+
+/** Which keys each row may see, beside `causal`, `window` and lengths. */
+export interface Mask extends Entries {
+  /**
+   * The entries, contiguous in `shape`: a byte for each, not 0 where the row may attend (`Uint8Array`); or a bit for each, as
+   * `packMask` has them (`Uint32Array`, or a tensor of it on the GPU). `plan` does without.
+   */
+  data?: MaskData | undefined;
+}
+
+/** The entries of a mask: bytes, packed bits, or packed bits on the GPU. */
+export type MaskData = Uint8Array | Uint32Array | GpuTensor;
+
+/**
+ * `O = dropout(softmax(mask(S))) V` with `S = softcap(softmaxScale · Q Kᵀ) + ALiBi + bias`, without the tensors.
  *
  * Q is `[batch, seqlen, numHeads, headDim]`, K `[batch, seqlenKv, numHeadsKv, headDim]`,
  * V `[batch, seqlenKv, numHeadsKv, headDimV]` and O `[batch, seqlen, numHeads, headDimV]`, unless `layout` says otherwise.
@@ -69,6 +104,31 @@ export interface AttentionProblem {
   window?: readonly [left: number | null, right: number | null] | undefined;
   /** The factor on Q Kᵀ; 1/√headDim if left out. */
   softmaxScale?: number | undefined;
+  /** S becomes softcap · tanh(S / softcap), before ALiBi and bias. 0 is none, as if left out. */
+  softcap?: number | undefined;
+  /** ALiBi with the usual slopes: S becomes S − slope · |i + offset − j|, with the offset of the diagonal of `causal`. */
+  alibi?: boolean | undefined;
+  /** ALiBi with these slopes instead: `[numHeads]`, or `[batch, numHeads]`. */
+  alibiSlopes?: readonly number[] | Float32Array | undefined;
+  /** Added to the scores. */
+  bias?: Bias | undefined;
+  /** Hides keys from rows: a boolean mask. */
+  mask?: Mask | undefined;
+  /**
+   * A logit for each head of Q, f32 `[numHeads]`, that joins the softmax's sum and has no value:
+   * `LSE = ln(Σ exp(S) + exp(sink))`. `plan` takes `true` for it.
+   */
+  sink?: Float32Array | GpuTensor | true | undefined;
+  /**
+   * How many rows of each sequence exist, `[batch]`, at most `seqlen`, which it is for all if left out. O of the others is 0
+   * and LSE −Infinity, and they have no gradient.
+   */
+  seqlensQ?: readonly number[] | Uint32Array | Int32Array | undefined;
+  /**
+   * How many keys of each sequence exist, `[batch]`, at most `seqlenKv`, which it is for all if left out. The diagonal of
+   * `causal` is that of the sequence: its last row sees its last key, so padded self-attention needs both lengths.
+   */
+  seqlensKv?: readonly number[] | Uint32Array | Int32Array | undefined;
   /** None if left out. */
   dropout?: Dropout | undefined;
   /** `flash` (the default), or `standard`: the same meaning in three kernels that write the score matrix to memory. */
@@ -92,8 +152,15 @@ export interface RunOptions {
   boundedWork?: number | false | undefined;
 }
 
+/** Tensors of the problem's options, which `plan` does without and a call does not. */
+export interface Given {
+  bias?: Bias & { data: TensorData } | undefined;
+  mask?: Mask & { data: MaskData } | undefined;
+  sink?: Float32Array | GpuTensor | undefined;
+}
+
 /** Everything that one call takes. */
-export interface ForwardOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
+export interface ForwardOptions<T extends TensorData = TensorData> extends Omit<AttentionProblem, keyof Given>, Given, RunOptions {
   /** Queries. */
   q: T;
   /** Keys. */
@@ -103,7 +170,7 @@ export interface ForwardOptions<T extends TensorData = TensorData> extends Atten
 }
 
 /** Everything that one backward call takes; the problem, seed and offset of dropout included, is that of the forward call. */
-export interface BackwardOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
+export interface BackwardOptions<T extends TensorData = TensorData> extends Omit<AttentionProblem, keyof Given>, Given, RunOptions {
   /** Queries. */
   q: T;
   /** Keys. */
@@ -125,18 +192,6 @@ export interface BackwardOptions<T extends TensorData = TensorData> extends Atte
 /** @internal Which of the two operations. */
 export type Direction = 'forward' | 'backward';
 
-function whole(name: string, value: unknown, max: number): number {
-  if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= max) return value;
-  throw new InvalidProblemError(`${name} = ${String(value)}; it must be a whole number from 0 to ${max}`);
-}
-
-function number(name: string, value: unknown): number {
-  if (typeof value === 'number') return value;
-  throw new InvalidProblemError(`${name} = ${String(value)}; it must be a number`);
-}
-
-const U32 = 0xffff_ffff;
-
 /** @internal What of dropout may change from call to call. */
 export function dropoutSeed({ seed = 0, offset = 0 }: Partial<Dropout> = {}): { seed: bigint; offset: number } {
   return {
@@ -152,13 +207,7 @@ export function isDense(problem: AttentionProblem): boolean {
 
 /** @internal The problem as WebAssembly has it; what its numbers cannot say is refused here. */
 export function toWasm(problem: AttentionProblem & Pick<Partial<BackwardOptions>, 'gradientElement'>, element: Element, maxFlops: number | undefined): Problem {
-  const { shape } = problem;
-  if (typeof shape !== 'object' || shape === null) {
-    throw new InvalidProblemError('shape is missing: pass { batch, numHeads, seqlen, headDim }');
-  }
-  const { batch = 1, numHeads = 1, numHeadsKv = numHeads, seqlen, seqlenKv = seqlen, headDim, headDimV = headDim } = shape;
-  const sizes = { batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV };
-  for (const [name, value] of Object.entries(sizes)) whole(`shape.${name}`, value, U32);
+  const { batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV } = sizesOf(problem);
   const wasm = new Problem(batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV);
   try {
     wasm.element(element);
@@ -184,6 +233,7 @@ export function toWasm(problem: AttentionProblem & Pick<Partial<BackwardOptions>
       wasm.window(left, right);
     }
     if (softmaxScale !== undefined) wasm.softmax_scale(number('softmaxScale', softmaxScale));
+    modify(wasm, problem, element);
     if (dropout !== undefined) wasm.dropout(number('dropout.p', dropout.p));
     if (algorithm === 'standard') wasm.standard();
     else if (algorithm !== undefined && algorithm !== 'flash') {

@@ -36,6 +36,8 @@ export interface BackwardArrays<T = TensorArray> {
   dk: T;
   /** The gradient of V, summed likewise. */
   dv: T;
+  /** The gradient of the sinks, `[numHeads]`, where there are sinks. */
+  dSink?: Float32Array<ArrayBuffer>;
   stats: RunStats;
 }
 
@@ -47,6 +49,8 @@ export interface BackwardTensors {
   dk: GpuTensor;
   /** The gradient of V, summed likewise. */
   dv: GpuTensor;
+  /** The gradient of the sinks, f32 `[numHeads]`, where there are sinks. */
+  dSink?: GpuTensor;
   stats: RunStats;
 }
 

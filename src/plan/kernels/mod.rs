@@ -20,6 +20,8 @@ pub use kernel::Kernel;
 pub use specialization::{Access, Chain, RowReduce, Specialization, Storage};
 
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
+#[cfg(target_arch = "wasm32")]
+pub(crate) use text::shortened;
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
 pub(super) use turns::{Loops, PHILOX};
 

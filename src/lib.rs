@@ -47,8 +47,9 @@ pub use plan::{
     Workload,
 };
 pub use problem::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, Dropout, Element, ElementType,
-    EntryLayout, KeyMask, Mask, MergeProblem, ScoreMod, TensorLayout, alibi_slopes, pack_bits,
+    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, AuxType, Dropout, Element, ElementType,
+    EntryLayout, KeyMask, Mask, MaskWgsl, MergeProblem, ScoreMod, ScoreWgsl, TensorLayout, WgslFault, WgslOptions,
+    alibi_slopes, pack_bits,
 };
 /// The crates whose types are part of this crate's interface.
 pub use {half, wgpu};

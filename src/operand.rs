@@ -49,6 +49,8 @@ pub enum Operand {
     Sink = 19,
     /// The gradient of the sinks.
     DSink = 20,
+    /// Data that functions in the caller's own WGSL read.
+    Aux = 21,
 }
 
 impl Operand {
@@ -75,6 +77,7 @@ impl Operand {
         Operand::KeyMask,
         Operand::Sink,
         Operand::DSink,
+        Operand::Aux,
     ];
 
     /// Its number in the bind group.
@@ -106,6 +109,7 @@ impl Operand {
             Operand::KeyMask => "key_mask",
             Operand::Sink => "sink",
             Operand::DSink => "dsink",
+            Operand::Aux => "aux",
         }
     }
 

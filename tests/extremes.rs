@@ -131,7 +131,7 @@ fn tiles_of_any_sides_have_numbers() {
     let model =
         Plan::forward(&AttentionProblem::new(AttentionShape::new(1, 1, 64, 64)), &Capabilities::webgpu_defaults())
             .build();
-    let model = model.unwrap().passes()[0].specialization;
+    let model = model.unwrap().passes()[0].specialization.clone();
     let outcome = runner.run(&(tiles, dims), |(tiles, (head_dim, head_dim_v, kernel))| {
         let (tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side) = tiles;
         let mut tiles = Tiles::new(tile_q, tile_kv, thread_rows, lanes);

@@ -7,8 +7,9 @@ use wgpu_flash_attention::unstable::{
     Dialect, Kernel, Params, RowReduce, ShaderSource, Specialization, Storage, Usage,
 };
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Capabilities, DeviceClass, Element, EntryLayout,
-    KeyMask, MergeProblem, Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, Capabilities, DeviceClass, Element,
+    EntryLayout, KeyMask, MaskWgsl, MergeProblem, Operand, Plan, ScoreMod, ScoreWgsl, TensorLayout, WgslOptions,
+    alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -61,7 +62,7 @@ fn variants() -> Vec<Specialization> {
                         let merge = MergeProblem::of(&problem, 3);
                         for merge in [merge.clone().with_parts_in_f32(), merge.clone().with_strides(1 << 20, 1 << 20)] {
                             let plan = Plan::merge(&merge, &device).build().expect("every device merges");
-                            variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                            variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()));
                         }
                         for problem in
                             [problem.clone(), problem.clone().with_causal(), problem.with_causal().with_dropout(0.1, 7)]
@@ -72,7 +73,7 @@ fn variants() -> Vec<Specialization> {
                             let in_f32 =
                                 Plan::backward(&problem.with_f32_gradients(), &device).build().expect("in f32 too");
                             for plan in [forward, backward, in_f32] {
-                                variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                                variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()));
                             }
                         }
                     }
@@ -83,7 +84,7 @@ fn variants() -> Vec<Specialization> {
     // Its gradient is a kernel, which depends on nothing else.
     let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
-    variants.extend(of_sink.passes().iter().map(|pass| pass.specialization));
+    variants.extend(of_sink.passes().iter().map(|pass| pass.specialization.clone()));
     let mut variants: Vec<_> = variants.into_iter().collect();
     variants.sort_by_key(|variant| format!("{variant:?}"));
     variants
@@ -92,7 +93,7 @@ fn variants() -> Vec<Specialization> {
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 10] = [
+    let modifiers: [Modified; 13] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -106,6 +107,9 @@ fn variants_with_modifiers() -> Vec<Specialization> {
         AttentionProblem::with_sink,
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]),
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]).with_sink().with_score(alibi()),
+        |problem| problem.with_score(score_mod(GRADIENT)).with_aux(9),
+        |problem| with_mask_mod(problem).with_aux(9),
+        |problem| with_mask_mod(problem.with_score(softcap())),
     ];
     let few = |device: &Capabilities| {
         device.max_workgroup_storage != 32_768 && device.device_class != DeviceClass::Integrated
@@ -128,7 +132,7 @@ fn variants_with_modifiers() -> Vec<Specialization> {
                             Plan::forward(&problem, &device).build().expect("every device runs every problem");
                         let backward = Plan::backward(&problem, &device).build().expect("backward too");
                         let passes = forward.passes().iter().chain(backward.passes());
-                        let specializations = passes.map(|pass| pass.specialization);
+                        let specializations = passes.map(|pass| pass.specialization.clone());
                         variants.extend(specializations.filter(|v| {
                             v.has_sink || v.has_lengths || !(v.score_mods.is_empty() && v.key_masks.is_empty())
                         }));
@@ -137,7 +141,44 @@ fn variants_with_modifiers() -> Vec<Specialization> {
             }
         }
     }
+    // Without its gradient, a score_mod has forward kernels alone.
+    let forward_alone =
+        AttentionProblem::new(AttentionShape::new(2, 4, 1000, 64)).with_score(score_mod("")).with_aux(9);
+    let plan = Plan::forward(&forward_alone, &Capabilities::webgpu_defaults()).build().expect("it has forward kernels");
+    variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()));
     variants.into_iter().collect()
+}
+
+/// The caller's own functions, with a loop, a struct, a helper and data.
+const OWN_SCORE: &str = "
+struct Curve { bend: f32, bias: f32 }
+fn curve(q_idx: u32, kv_idx: u32) -> Curve {
+  var sum = 0.0;
+  for (var i = 0u; i < 4u; i++) { sum += aux[(q_idx + i) % 9u]; }
+  return Curve(sum, aux[kv_idx % arrayLength(&aux)]);
+}
+fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
+  let c = curve(q_idx, kv_idx);
+  return fma(c.bend * score, score, c.bias);
+}
+";
+const GRADIENT: &str = "
+fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
+  return grad * 2.0 * curve(q_idx, kv_idx).bend * score;
+}
+";
+
+fn score_mod(gradient: &str) -> ScoreMod {
+    ScoreMod::Wgsl(ScoreWgsl::new(&format!("{OWN_SCORE}{gradient}")).unwrap())
+}
+
+/// With data in u32, if the problem has no score modifiers.
+fn with_mask_mod(problem: AttentionProblem) -> AttentionProblem {
+    let entry = if problem.scores().is_empty() { "aux[kv_idx]" } else { "kv_idx" };
+    let text =
+        format!("fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool {{ return {entry} > q_idx; }}");
+    let options = WgslOptions::new().with_aux(AuxType::U32);
+    problem.with_key_mask(KeyMask::Wgsl(MaskWgsl::with_options(&text, options).unwrap()))
 }
 
 fn softcap() -> ScoreMod {
@@ -366,7 +407,9 @@ fn write_variants_for_other_compilers() {
         let name = format!("{}-{number}", variant.kernel.name());
         let tint = ShaderSource::new(variant, Dialect::Tint).unwrap();
         std::fs::write(folder.join(format!("{name}.wgsl")), tint.text()).unwrap();
-        let of_kind = kinds.entry(Specialization { tiles, head_dim: 0, head_dim_v: 0, ..*variant }).or_insert(0);
+        let mut kind = variant.clone();
+        (kind.tiles, kind.head_dim, kind.head_dim_v) = (tiles, 0, 0);
+        let of_kind = kinds.entry(kind).or_insert(0);
         if *of_kind % 9 == 0 {
             let (module, info, _) = compile(variant);
             std::fs::write(folder.join(format!("{name}.hlsl")), hlsl(variant, &module, &info)).unwrap();

@@ -166,7 +166,8 @@ impl Params {
             Operand::DSink => self.dsink_offset = offset,
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
-            Operand::Dp | Operand::Params | Operand::Tables => {}
+            // Aux is bound from its first entry to its last.
+            Operand::Dp | Operand::Params | Operand::Tables | Operand::Aux => {}
         }
     }
 

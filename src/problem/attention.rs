@@ -6,6 +6,7 @@ use super::lengths::Lengths;
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
+use super::wgsl::Snippet;
 
 /// How the answer is computed. Both algorithms have the same meaning, including masks and dropout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -69,6 +70,8 @@ pub struct AttentionProblem {
     scores: Vec<ScoreMod>,
     /// What hides keys from rows, beside `mask`.
     key_masks: Vec<KeyMask>,
+    /// Entries of the data that functions in the caller's own WGSL read.
+    aux_len: Option<u32>,
     has_sink: bool,
     /// Of each sequence, where they differ.
     lengths: Option<Lengths>,
@@ -90,6 +93,7 @@ impl AttentionProblem {
             gradient_element: None,
             scores: Vec::new(),
             key_masks: Vec::new(),
+            aux_len: None,
             has_sink: false,
             lengths: None,
         }
@@ -176,6 +180,17 @@ impl AttentionProblem {
         self
     }
 
+    /// Says how many entries `aux` has, the data that [`ScoreMod::Wgsl`] and [`KeyMask::Wgsl`] read: one array, f32 or u32, in the
+    /// buffer of [`Operand::Aux`](crate::Operand::Aux). Its slice starts at a multiple of the device's
+    /// `min_storage_buffer_offset_alignment`.
+    ///
+    /// They come by [`ForwardSlices::with_aux`](crate::ForwardSlices::with_aux), or in a buffer by
+    /// [`Buffers::with`](crate::Buffers::with).
+    pub fn with_aux(mut self, len: u32) -> Self {
+        self.aux_len = Some(len);
+        self
+    }
+
     /// Gives each sequence lengths of its own, `[batch]` each: its rows from `seqlens_q` on and its keys from `seqlens_kv` on do
     /// not exist, whatever the tensors hold there. Such rows have O = 0 and LSE = −∞, and no gradient. The offset of causal
     /// masks, windows and ALiBi is that of the sequence: seqlens_kv − seqlens_q.
@@ -248,6 +263,23 @@ impl AttentionProblem {
     /// What hides keys from rows, beside causal and window. None for most problems.
     pub fn key_masks(&self) -> &[KeyMask] {
         &self.key_masks
+    }
+
+    /// The entries of `aux`, the data that functions in the caller's own WGSL read, if there is any.
+    pub fn aux_len(&self) -> Option<u32> {
+        self.aux_len
+    }
+
+    /// The functions in the caller's own WGSL.
+    pub(crate) fn snippets(&self) -> impl Iterator<Item = &Snippet> {
+        let of_scores = self.scores.iter().filter_map(|modifier| match modifier {
+            ScoreMod::Wgsl(wgsl) => Some(&wgsl.0),
+            _ => None,
+        });
+        of_scores.chain(self.key_masks.iter().filter_map(|mask| match mask {
+            KeyMask::Wgsl(wgsl) => Some(&wgsl.0),
+            KeyMask::Boolean(_) => None,
+        }))
     }
 
     /// Whether a logit for each head joins the softmax's sum.

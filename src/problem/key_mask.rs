@@ -1,5 +1,6 @@
 use super::entries::EntryLayout;
 use super::shape::AttentionShape;
+use super::wgsl::MaskWgsl;
 use crate::operand::Operand;
 
 /// A mask that hides keys from rows, beside causal and window. See
@@ -14,6 +15,9 @@ pub enum KeyMask {
     /// They come by [`ForwardSlices::with_key_mask`](crate::ForwardSlices::with_key_mask), or in a buffer by
     /// [`Buffers::with`](crate::Buffers::with).
     Boolean(EntryLayout),
+    /// A row sees a key where a function in the caller's own WGSL says so, `mask_mod`. Every tile is visited, whatever it hides:
+    /// give causal and windows beside it where they hold.
+    Wgsl(MaskWgsl),
 }
 
 impl KeyMask {
@@ -21,21 +25,23 @@ impl KeyMask {
     pub const fn name(&self) -> &'static str {
         match self {
             KeyMask::Boolean(_) => "boolean",
+            KeyMask::Wgsl(_) => "mask_mod",
         }
     }
 
     /// The operand that its WGSL reads, if it reads one.
-    pub(crate) const fn reads(&self) -> Option<Operand> {
+    pub(crate) fn reads(&self) -> Option<Operand> {
         match self {
             KeyMask::Boolean(_) => Some(Operand::KeyMask),
+            KeyMask::Wgsl(wgsl) => wgsl.reads_aux().then_some(Operand::Aux),
         }
     }
 
     /// The words that its WGSL reads from [`Operand::Tables`](crate::Operand::Tables).
     pub(crate) fn table(&self, _shape: &AttentionShape) -> Vec<u32> {
         match self {
-            // A tensor of the caller's, whose strides are in the uniform.
-            KeyMask::Boolean(_) => Vec::new(),
+            // Tensors of the caller's.
+            KeyMask::Boolean(_) | KeyMask::Wgsl(_) => Vec::new(),
         }
     }
 
@@ -47,6 +53,8 @@ impl KeyMask {
                 layout.stride_key
             )),
             KeyMask::Boolean(layout) => layout.fault(shape),
+            // Its text was checked when it was made.
+            KeyMask::Wgsl(_) => None,
         }
     }
 }

@@ -11,6 +11,7 @@ mod mask;
 mod merge;
 mod score;
 mod shape;
+mod wgsl;
 
 pub use attention::{Algorithm, AttentionProblem};
 pub use dropout::Dropout;
@@ -22,3 +23,5 @@ pub use mask::{Alignment, Mask};
 pub use merge::MergeProblem;
 pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;
+pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions};
+pub(crate) use wgsl::{Role, Snippet};

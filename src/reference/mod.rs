@@ -15,7 +15,7 @@ pub use backward::{ReferenceGradients, backward, backward_for, backward_rounding
 pub use bounds::{
     Arithmetic, BackwardErrors, ErrorTerms, ForwardErrors, backward_errors, error_before_storing, forward_errors,
 };
-pub use case::Case;
+pub use case::{Case, MaskModFn, ScoreModFn};
 pub use forward::{ReferenceOutput, forward, forward_rounding_p, forward_row, keeps};
-pub use modifiers::score;
+pub use modifiers::{Score, score};
 pub use philox::philox4x32_10;

@@ -4,6 +4,7 @@ use super::dialect::Dialect;
 use super::unroll::Lists;
 use crate::operand::{Operand, Usage};
 use crate::plan::{Owns, RowReduce, Specialization, Storage};
+use crate::problem::Role;
 use std::fmt::Display;
 
 /// The prelude of a kernel, and the lists that its text unrolls over.
@@ -29,6 +30,13 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     constant(&mut text, "HAS_KEY_MASKS", !specialization.key_masks.is_empty());
     // ALiBi takes from a score what its key is far from the diagonal.
     constant(&mut text, "NEAREST_FIRST", specialization.score_mods.names().any(|name| name == "alibi"));
+    for snippet in specialization.wgsl.snippets() {
+        let name = match snippet.role {
+            Role::Score => "SCORE_TURNS",
+            Role::Mask => "MASK_TURNS",
+        };
+        constant(&mut text, name, format_args!("{}u", snippet.max_turns));
+    }
     constant(&mut text, "HAS_LENGTHS", specialization.has_lengths);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     constant(&mut text, "HAS_SCORE_MODS", !specialization.score_mods.is_empty());

@@ -18,6 +18,7 @@ mod long;
 mod masks;
 mod matrices;
 mod mutations;
+mod own_wgsl;
 mod poison;
 mod property;
 mod refused_calls;

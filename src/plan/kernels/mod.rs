@@ -19,6 +19,7 @@ pub use kernel::Kernel;
 pub use specialization::{Access, Chain, RowReduce, Specialization, Storage};
 
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
+pub(crate) use specialization::OwnWgsl;
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
 pub(super) use turns::{Loops, PHILOX};
 
@@ -83,9 +84,11 @@ impl Specialization {
         self.has_dropout &= kernel.drops;
         if !kernel.scores {
             self.score_mods = Chain::default();
+            self.wgsl.score = None;
         }
         if !kernel.masks {
             self.key_masks = Chain::default();
+            self.wgsl.mask = None;
         }
         if !self.score_mods.reads(Operand::Bias) {
             self.bias_element = None;
@@ -121,7 +124,7 @@ impl Specialization {
             let has_table = self.has_lengths && *operand == Operand::Tables;
             has_table || self.score_mods.reads(*operand) || self.key_masks.reads(*operand)
         };
-        let read = [Operand::Tables, Operand::Bias, Operand::KeyMask].into_iter().filter(is_read);
+        let read = [Operand::Tables, Operand::Bias, Operand::KeyMask, Operand::Aux].into_iter().filter(is_read);
         let more = read.chain(self.has_sink.then_some(Operand::Sink));
         self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))
     }

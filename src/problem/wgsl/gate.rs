@@ -51,9 +51,10 @@ mod native {
         // The declaration is last, so that lines are the caller's.
         let harness = format!("@group(0) @binding(0) var<storage, read> aux: array<{}>;\n", aux.name());
         let source = format!("{text}\n{harness}");
-        let module = compile(&source)?;
+        let module = parse(&source)?;
         let reader = Reader { module: &module, globals: &["aux"] };
         let mut found = reader.read()?;
+        validate(&module)?;
         reader.expect_function(role.function(), signature(role))?;
         found.has_gradient = role == Role::Score && reader.function(GRADIENT).is_some();
         if found.has_gradient {
@@ -78,8 +79,9 @@ mod native {
             let line = source[..at.min(source.len())].matches('\n').count() + 1;
             format!("the library fails to rewrite this text (line {line}: {reason}); please report it")
         };
-        let module = compile(&source).map_err(failed)?;
+        let module = parse(&source).map_err(failed)?;
         Reader { module: &module, globals: &["aux", "wgsl_turns_left", "wgsl_is_spent"] }.read().map_err(failed)?;
+        validate(&module).map_err(failed)?;
         let functions = module.functions.iter().map(|(_, function)| &function.name);
         let mut names = functions.chain(module.constants.iter().map(|(_, constant)| &constant.name)).flatten();
         match names.find(|name| !name.starts_with(role.prefix()) && *name != "wgsl_aux") {
@@ -112,9 +114,8 @@ mod native {
         }
     }
 
-    /// A validated module of the text.
-    fn compile(source: &str) -> Result<Module, Refusal> {
-        let module = parse_str(source).map_err(|error| {
+    fn parse(source: &str) -> Result<Module, Refusal> {
+        parse_str(source).map_err(|error| {
             let label = error.labels().next();
             // Arrays that are too large have no place.
             let start = label.as_ref().and_then(|(span, _)| span.to_range()).map(|range| range.start);
@@ -125,10 +126,13 @@ mod native {
                 .chain(error.notes())
                 .fold(error.message().to_owned(), |message, more| format!("{message}; {more}"));
             (at, message)
-        })?;
+        })
+    }
+
+    fn validate(module: &Module) -> Result<(), Refusal> {
         // Without any capability: no f16, no f64, no subgroups.
         let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
-        validator.validate(&module).map_err(|error| {
+        validator.validate(module).map(|_| ()).map_err(|error| {
             // The narrowest place, and the deepest cause.
             let places = error.spans().filter_map(|(span, _)| span.to_range());
             let at = places.min_by_key(|range| range.len()).map_or(0, |range| range.start);
@@ -137,8 +141,7 @@ mod native {
                 cause = deeper;
             }
             (at, cause.to_string())
-        })?;
-        Ok(module)
+        })
     }
 
     /// Reads a module.

@@ -105,7 +105,7 @@ impl Default for WgslOptions {
 /// assert!(relative.reads_aux() && !relative.has_gradient());
 ///
 /// let fault = ScoreWgsl::new("fn score_mod(score: f32) -> f32 { return score; }").unwrap_err();
-/// assert_eq!((fault.line(), fault.column()), (1, 4));
+/// assert_eq!((fault.line(), fault.column()), (1, 1));
 /// # Ok::<(), wgpu_flash_attention::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

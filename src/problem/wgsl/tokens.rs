@@ -139,7 +139,7 @@ fn refuse_words(tokens: &[Token]) -> Result<(), Refusal> {
             "var" if next(1) == "<" && next(2) != "function" => {
                 "only variables of functions are allowed; use var without <…>, const, or data in aux"
             }
-            "aux" if !(next(1) == "[" || is_counted(tokens, index)) => {
+            "aux" if !is_counted(tokens, index) && (next(1) != "[" || is_pointed_to(tokens, index)) => {
                 "aux is the name of your data; it can be read as aux[i] or counted as arrayLength(&aux), nothing else"
             }
             word if word.starts_with("wgsl_") && token.kind == Kind::Word => {
@@ -157,6 +157,13 @@ pub(super) fn is_counted(tokens: &[Token], aux: usize) -> bool {
     let around = |step: usize| aux.checked_sub(step).and_then(|at| tokens.get(at)).map_or("", |token| token.text);
     [around(3), around(2), around(1)] == ["arrayLength", "(", "&"]
         && tokens.get(aux + 1).is_some_and(|token| token.text == ")")
+}
+
+/// Whether the token before is the `&` of a pointer, not that of two operands.
+fn is_pointed_to(tokens: &[Token], aux: usize) -> bool {
+    let before = |step: usize| aux.checked_sub(step).and_then(|at| tokens.get(at));
+    let ends_operand = |token: &Token| token.kind != Kind::Mark && token.text != "return" || ")]".contains(token.text);
+    before(1).is_some_and(|token| token.text == "&") && !before(2).is_some_and(ends_operand)
 }
 
 /// What is open: its expression so far.

@@ -60,7 +60,12 @@ fn malformed_texts() {
     expect(&with_globals("}"), 1, 1, "expected global item");
     expect(&with_globals("/* a /* b */"), 1, 1, "this comment is never closed");
     expect(&with_body("return score; # no"), 2, 15, "");
-    expect(&with_globals("fn f(x: f32) -> f32 { return x; }\nfn f(x: f32) -> f32 { return x; }"), 2, 4, "redefinition of `f`");
+    expect(
+        &with_globals("fn f(x: f32) -> f32 { return x; }\nfn f(x: f32) -> f32 { return x; }"),
+        2,
+        4,
+        "redefinition of `f`",
+    );
     expect("\u{0}", 1, 1, "not allowed");
 }
 
@@ -137,7 +142,12 @@ fn aux_is_read_and_counted_alone() {
 fn too_much() {
     let nested = |open: &str, close: &str, count: usize| format!("{}score{}", open.repeat(count), close.repeat(count));
     expect(&with_body(&format!("return {};", nested("(", ")", 30_000))), 2, 56, "brackets are nested deeper than 50");
-    expect(&with_body(&format!("return {};", nested("f32(", ")", 12_000))), 2, 203, "brackets are nested deeper than 50");
+    expect(
+        &with_body(&format!("return {};", nested("f32(", ")", 12_000))),
+        2,
+        203,
+        "brackets are nested deeper than 50",
+    );
     expect(&with_body(&format!("{} return score;", "{".repeat(30_000))), 2, 49, "brackets are nested deeper than 50");
     expect(&with_body(&format!("return score{};", "+score".repeat(9_000))), 2, 1213, "more than 200 operators");
     expect(&with_body(&format!("return {}score;", "- ".repeat(20_000))), 2, 408, "more than 200 operators");
@@ -180,7 +190,9 @@ fn loops_without_a_limit() {
 /// Characters that some compilers take for the end of a line, or that hide what a text says.
 #[test]
 fn misleading_characters() {
-    for character in ['\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}', '\u{200e}', '\u{202e}', '\u{2066}', '\u{7f}'] {
+    for character in
+        ['\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}', '\u{200e}', '\u{202e}', '\u{2066}', '\u{7f}']
+    {
         expect(&with_body(&format!("// {character} return 1.0;\nreturn score;")), 2, 4, "is not allowed");
     }
     expect(&with_body("let größe = 1.0;\nreturn größe;"), 2, 7, "write names in ASCII");

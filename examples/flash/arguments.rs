@@ -5,6 +5,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use wgpu_flash_attention::{Algorithm, AttentionProblem, Element, ScoreMod, Tiles, Workload, alibi_slopes};
 
+use crate::own_wgsl::{OwnWgsl, WgslFiles};
+
 /// Exact attention on the GPU: compute, check, time.
 #[derive(Parser)]
 #[command(name = "flash", version, arg_required_else_help = true)]
@@ -61,6 +63,8 @@ pub struct RunOptions {
     pub causal: CausalOption,
     #[command(flatten)]
     pub scores: ScoreOptions,
+    #[command(flatten)]
+    pub wgsl: WgslFiles,
     /// Keys before and after the diagonal that a row may see, both included; `inf` leaves a side unlimited. With
     /// --causal the right side is 0.
     #[arg(long, value_name = "LEFT,RIGHT", value_parser = parse_window, allow_hyphen_values = true)]
@@ -119,6 +123,8 @@ pub struct BenchOptions {
     pub causal: CausalOption,
     #[command(flatten)]
     pub scores: ScoreOptions,
+    #[command(flatten)]
+    pub wgsl: WgslFiles,
     /// The type of Q, K, V and O.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements(), default_value = "f32")]
     pub element: Element,
@@ -190,7 +196,7 @@ impl CausalOption {
     }
 }
 
-/// What becomes of the scores before the mask. Softcap comes before ALiBi, as in FlashAttention, cuDNN and ONNX.
+/// What becomes of the scores before the mask. Softcap comes first, as in FlashAttention, cuDNN and ONNX.
 #[derive(Args)]
 pub struct ScoreOptions {
     /// Keeps scores between −X and X: each score s becomes X · tanh(s / X). 0 is off.
@@ -202,10 +208,11 @@ pub struct ScoreOptions {
 }
 
 impl ScoreOptions {
-    pub fn apply(&self, mut problem: AttentionProblem) -> AttentionProblem {
+    pub fn apply(&self, mut problem: AttentionProblem, own: &OwnWgsl) -> AttentionProblem {
         if let Some(softcap) = self.softcap.filter(|softcap| *softcap != 0.0) {
             problem = problem.with_score(ScoreMod::Softcap(softcap));
         }
+        problem = own.modify(problem);
         // Without rows there are no scores, and any number of heads fits into a small file.
         if self.alibi && problem.shape.seqlen_q > 0 {
             let slopes = alibi_slopes(problem.shape.num_heads);

@@ -68,3 +68,7 @@ pub mod unstable {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/flex-attention.md")]
+struct FlexAttention;

@@ -268,3 +268,24 @@ fn damaged_texts() {
     }
     assert!(taken > 0, "some damage does no harm");
 }
+
+/// Every text of the page for people who come from FlexAttention.
+#[test]
+fn texts_of_the_documentation() {
+    let page = include_str!("../docs/flex-attention.md");
+    let blocks: Vec<&str> = page.split("```wgsl\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), page.matches("\n## ").count(), "each section has a text");
+    for block in blocks {
+        let is_u32 = block.contains("aux: array<u32>");
+        let options = WgslOptions::new().with_aux(if is_u32 { AuxType::U32 } else { AuxType::F32 });
+        let reads_aux = if block.contains("fn score_mod(") {
+            let score = ScoreWgsl::with_options(block, options).unwrap_or_else(|fault| panic!("{fault}\n{block}"));
+            assert!(score.has_gradient(), "{block}");
+            score.reads_aux()
+        } else {
+            let mask = MaskWgsl::with_options(block, options).unwrap_or_else(|fault| panic!("{fault}\n{block}"));
+            mask.reads_aux()
+        };
+        assert_eq!(reads_aux, block.contains("aux: array<"), "{block}");
+    }
+}

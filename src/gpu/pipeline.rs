@@ -82,7 +82,7 @@ async fn compile(
 
 #[expect(unsafe_code, reason = "wgpu's bounds checks cost 10 % of the speed")]
 fn unchecked_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
-    // SAFETY: the text is this library's own, without user WGSL. Every index stays inside its binding: the planner
+    // SAFETY: the text is this library's own; kernels with text of the caller go the other way. Every index stays inside its binding: the planner
     // binds windows that hold whole tensors, and the kernels guard rows, keys and dimensions by the same lengths.
     // Every loop ends, and every divisor is at least 1.
     unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }

@@ -245,13 +245,14 @@ fn loops_without_end() {
     check(library(Variant::Full), &plain, &inputs(&plain, 63));
 }
 
-/// An index past the end of aux reads its last entry, and nothing of what lies behind it in the buffer.
+/// An index past the end of aux reads its last entry, and nothing of what lies behind it in the buffer. One past the end of a
+/// variable reads some entry of it.
 #[test]
 fn indices_out_of_bounds() {
     let text = "
         fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
           let far = array<u32, 4>(3u, 4u, 4294967295u, 1u << 30u);
-          return score + aux[far[kv_idx % 4u]] + aux[-1 - i32(kv_idx)] + f32(arrayLength(&aux));
+          return score + aux[far[kv_idx % 4u + q_idx]] + aux[-1 - i32(kv_idx)] + f32(arrayLength(&aux));
         }";
     let problem = AttentionProblem::new(shape()).with_score(ScoreMod::Wgsl(ScoreWgsl::new(text).unwrap())).with_aux(3);
     let mut given = inputs(&problem, 71);

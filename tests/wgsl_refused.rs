@@ -92,6 +92,7 @@ fn what_a_function_must_not_do() {
     expect(&with_globals("fn f(t: texture_2d<f32>) {}"), 1, 1, "this type is not allowed");
     expect(&with_body("return f32(f16(score));"), 2, 12, "");
     expect(&with_body("return f32(f64(score));"), 2, 12, "");
+    assert!(!refused(&with_body("return f32(1h);")).message().contains("by adding"));
     expect(&with_globals("fn f(x: f32) -> f32 { return f(x); }"), 1, 4, "recursive");
     expect(&with_globals("fn f(x: f32) -> f32 { return g(x); }\nfn g(x: f32) -> f32 { return f(x); }"), 2, 4, "cyclic");
 }
@@ -106,6 +107,11 @@ fn names_of_the_library() {
         expect(&with_body(&format!("return f32({name});")), 2, 12, "names that begin with wgsl_ are the library's");
         expect(&with_globals(&format!("const {name} = 1.0;")), 1, 7, "names that begin with wgsl_ are the library's");
     }
+    for (name, column) in [("let u32", 5), ("var f32", 5), ("const vec3f", 7)] {
+        expect(&with_body(&format!("{name} = 1.0;\nreturn aux[kv_idx];")), 2, column, "this is the name of a type");
+    }
+    expect(&with_globals("alias u32 = i32;"), 1, 7, "this is the name of a type");
+    expect(&with_globals("fn f(array: f32) -> f32 { loop { } return array; }"), 1, 6, "this is the name of a type");
     let own = "
         const q = 2.0;
         struct tables { k: f32, q: f32, params: array<f32, 2> }

@@ -13,7 +13,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     let tiles = specialization.tiles;
     let counts = kernel.counts(specialization);
     let mut text = enables(specialization, dialect);
-    for operand in Operand::ALL {
+    // naga writes constants that nothing uses; without this one, shaders stay as they were.
+    let binds_aux = specialization.operands().any(|(operand, _)| operand == Operand::Aux);
+    for operand in Operand::ALL.iter().filter(|operand| binds_aux || **operand != Operand::Aux) {
         constant(&mut text, &format!("BINDING_{}", operand.name()), format_args!("{}u", operand.binding()));
     }
     if let Some(sums) = kernel.row_sums {

@@ -121,10 +121,9 @@ mod native {
             let start = label.as_ref().and_then(|(span, _)| span.to_range()).map(|range| range.start);
             let at = start.or_else(|| source.find("array")).unwrap_or(0);
             let detail = label.map(|(_, text)| text).filter(|text| !text.is_empty() && !error.message().contains(text));
-            let message = detail
-                .into_iter()
-                .chain(error.notes())
-                .fold(error.message().to_owned(), |message, more| format!("{message}; {more}"));
+            // Directives are refused, so advice on extensions is of no use.
+            let more = detail.into_iter().chain(error.notes()).filter(|more| !more.contains("xtension"));
+            let message = more.fold(error.message().to_owned(), |message, more| format!("{message}; {more}"));
             (at, message)
         })
     }

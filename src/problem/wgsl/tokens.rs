@@ -142,6 +142,7 @@ fn refuse_words(tokens: &[Token]) -> Result<(), Refusal> {
             "aux" if !is_counted(tokens, index) && (next(1) != "[" || is_pointed_to(tokens, index)) => {
                 "aux is the name of your data; it can be read as aux[i] or counted as arrayLength(&aux), nothing else"
             }
+            word if is_type(word) && declares(tokens, index) => "this is the name of a type; choose another name",
             word if word.starts_with("wgsl_") && token.kind == Kind::Word => {
                 "names that begin with wgsl_ are the library's; choose another name"
             }
@@ -150,6 +151,20 @@ fn refuse_words(tokens: &[Token]) -> Result<(), Refusal> {
         return Err((token.at, reason.to_owned()));
     }
     Ok(())
+}
+
+/// Whether WGSL has a type, or types, of this name. `rewrite` writes some of them.
+fn is_type(word: &str) -> bool {
+    let sized = word.strip_prefix("vec").or(word.strip_prefix("mat"));
+    matches!(word, "array" | "bool" | "f32" | "i32" | "u32")
+        || sized.is_some_and(|size| size.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Whether the token is a name that is declared here.
+fn declares(tokens: &[Token], index: usize) -> bool {
+    let before = index.checked_sub(1).map_or("", |before| tokens[before].text);
+    let is_before_type = tokens.get(index + 1).is_some_and(|next| next.text == ":");
+    is_before_type || matches!(before, "let" | "var" | "const" | "fn" | "alias" | "struct")
 }
 
 /// Whether the token is the aux of `arrayLength(&aux)`.

@@ -1,5 +1,5 @@
 use crate::operand::Operand;
-use crate::problem::Element;
+use crate::problem::{AuxType, Element, WgslFault};
 
 /// Everything that can go wrong. Each message says what was given, what is allowed and what to do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -155,6 +155,21 @@ pub enum Error {
         count: usize,
     },
 
+    /// A text of the caller's own WGSL that is refused.
+    #[error("{0}")]
+    Wgsl(#[from] WgslFault),
+
+    /// Data for the caller's own functions, of another type than they read.
+    #[error(
+        "the functions read aux as {expected:?}, the slice holds {found:?}; convert it, or use WgslOptions::with_aux"
+    )]
+    AuxMismatch {
+        /// What the functions read.
+        expected: AuxType,
+        /// What the slice holds.
+        found: AuxType,
+    },
+
     /// WGSL that does not compile.
     #[error("{file}:{line}: {message}")]
     Shader {
@@ -190,6 +205,7 @@ fn too_short(form: &str, how: &str, operand: Operand, [needed, found]: [u64; 2],
         (0, Operand::Bias) => "with_bias",
         (0, Operand::KeyMask) => "with_key_mask",
         (0, Operand::Sink) => "with_sink",
+        (0, Operand::Aux) => "with_aux",
         _ => return format!("the {form} for {operand} is {how}: the tensor needs {needed} {unit}, {found} were given"),
     };
     let remedy = match form {
@@ -276,6 +292,12 @@ pub enum InvalidProblem {
         /// Its name.
         name: &'static str,
         /// What was given, and what is allowed.
+        reason: String,
+    },
+    /// Data for functions in the caller's own WGSL that does not fit them.
+    #[error("aux: {reason}")]
+    Aux {
+        /// What was given, and what to do.
         reason: String,
     },
     /// Lengths of sequences that cannot be theirs.

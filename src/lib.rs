@@ -48,9 +48,9 @@ pub use plan::{
     Workload,
 };
 pub use problem::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, Dropout, Element,
-    ElementType, EntryLayout, KeyMask, Mask, MergeProblem, ProbabilitiesProblem, ScoreMod, TensorLayout, alibi_slopes,
-    pack_bits,
+    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockKind, BlockMask, Dropout,
+    Element, ElementType, EntryLayout, KeyMask, Mask, MaskWgsl, MergeProblem, ProbabilitiesProblem, ScoreMod,
+    ScoreWgsl, TensorLayout, WgslFault, WgslOptions, alibi_slopes, pack_bits,
 };
 /// The crates whose types are part of this crate's interface.
 pub use {half, wgpu};
@@ -69,3 +69,7 @@ pub mod unstable {
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/flex-attention.md")]
+struct FlexAttention;

@@ -55,6 +55,8 @@ pub enum Operand {
     DBiasSums = 22,
     /// Probabilities of chosen heads and rows.
     Probabilities = 23,
+    /// Data that functions in the caller's own WGSL read.
+    Aux = 24,
 }
 
 impl Operand {
@@ -84,6 +86,7 @@ impl Operand {
         Operand::DBias,
         Operand::DBiasSums,
         Operand::Probabilities,
+        Operand::Aux,
     ];
 
     /// Its number in the bind group.
@@ -118,6 +121,7 @@ impl Operand {
             Operand::DBias => "dbias",
             Operand::DBiasSums => "dbias_sums",
             Operand::Probabilities => "probabilities",
+            Operand::Aux => "aux",
         }
     }
 

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
-use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource, Specialization};
+use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource};
 use wgpu_flash_attention::{
     Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Capabilities,
-    DeviceClass, Dropout, Element, EntryLayout, Error, InvalidProblem, KeyMask, Mask, MergeProblem, Operand, Plan,
-    ProbabilitiesProblem, ScoreMod, TensorLayout, Tiles, TunedTiles, Tuning, Workload, reference,
+    DeviceClass, Dropout, Element, EntryLayout, Error, InvalidProblem, KeyMask, Mask, MaskWgsl, MergeProblem, Operand,
+    Plan, ProbabilitiesProblem, ScoreMod, TensorLayout, Tiles, TunedTiles, Tuning, WgslOptions, Workload, reference,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
@@ -131,13 +131,15 @@ fn tiles_of_any_sides_have_numbers() {
     let model =
         Plan::forward(&AttentionProblem::new(AttentionShape::new(1, 1, 64, 64)), &Capabilities::webgpu_defaults())
             .build();
-    let model = model.unwrap().passes()[0].specialization;
+    let model = model.unwrap().passes()[0].specialization.clone();
     let outcome = runner.run(&(tiles, dims), |(tiles, (head_dim, head_dim_v, kernel))| {
         let (tile_q, tile_kv, thread_rows, lanes, key_lanes, broadcast, matrix_side) = tiles;
         let mut tiles = Tiles::new(tile_q, tile_kv, thread_rows, lanes);
         (tiles.key_lanes, tiles.broadcast, tiles.matrix_side) = (key_lanes, broadcast, matrix_side);
         let _ = (tiles.invocations(), tiles.quads(head_dim));
-        let specialization = Specialization { kernel, tiles, head_dim, head_dim_v, ..model };
+        let mut specialization = model.clone();
+        (specialization.kernel, specialization.tiles) = (kernel, tiles);
+        (specialization.head_dim, specialization.head_dim_v) = (head_dim, head_dim_v);
         let _ = (specialization.workgroup_bytes(), specialization.invocations(), tiles.to_string());
         if tile_q.max(tile_kv) <= 64 {
             let _ = ShaderSource::new(&specialization, Dialect::Naga);
@@ -252,6 +254,14 @@ fn block_mask(shape: AttentionShape) -> impl Strategy<Value = BlockMask> {
     ]
 }
 
+/// A mask with a loop, which reads data of any length.
+fn with_own_wgsl(problem: AttentionProblem, aux_len: Option<u32>) -> AttentionProblem {
+    let text = "fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool { loop { break; } return aux[kv_idx] > 0.0; }";
+    let mask = MaskWgsl::with_options(text, WgslOptions::new().with_max_turns(u32::MAX)).expect("it is a mask");
+    let problem = problem.with_key_mask(KeyMask::Wgsl(mask));
+    aux_len.into_iter().fold(problem, AttentionProblem::with_aux)
+}
+
 /// With a bias, a boolean mask, a sink, or none of them.
 fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionProblem> {
     let entries = || prop::option::weighted(0.2, entry_layout(problem.shape).boxed());
@@ -266,8 +276,12 @@ fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionPro
     let is_vast = u64::from(problem.shape.seqlen_q) * u64::from(problem.shape.seqlen_kv) > 1 << 34;
     let blocks = prop_oneof![if is_vast { 500 } else { 8 } => Just(Vec::new()), 2 => blocks];
     let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.5));
-    (Just(problem.clone()), entries(), entries(), element, flags, lengths, blocks).prop_map(
-        |(mut problem, bias, mask, element, (has_sink, has_bias_gradient), lengths, blocks)| {
+    let aux = prop::option::weighted(0.2, prop_oneof![Just(None), any::<u32>().prop_map(Some)]);
+    (Just(problem.clone()), entries(), entries(), element, flags, lengths, blocks, aux).prop_map(
+        |(mut problem, bias, mask, element, (has_sink, has_bias_gradient), lengths, blocks, aux)| {
+            if let Some(aux_len) = aux {
+                problem = with_own_wgsl(problem, aux_len);
+            }
             if let Some((seqlens_q, seqlens_kv)) = lengths {
                 problem = problem.with_lengths(seqlens_q, seqlens_kv);
             }

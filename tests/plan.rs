@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use wgpu_flash_attention::unstable::{Kernel, Origins};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error,
-    MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning, Workload,
+    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error, KeyMask,
+    MaskWgsl, MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning, WgslOptions, Workload,
 };
 
 fn discrete() -> Capabilities {
@@ -344,4 +344,29 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
     let on_matrices = Kernel::ALL.iter().copied().filter(|kernel| kernel.name().contains("cooperative")).count();
     assert_eq!(planned.len() + on_matrices, Kernel::ALL.len(), "every kernel without matrices is planned");
     assert!(refused > 0);
+}
+
+/// Loops of the caller's own functions count, at least once for each score of a workgroup's row of tiles. Without a loop they
+/// count nothing.
+#[test]
+fn loops_of_own_functions_count() {
+    let mut capabilities = Capabilities::webgpu_defaults();
+    capabilities.max_loop_turns = Some(65_535);
+    let plain = AttentionProblem::new(AttentionShape::new(1, 1, 64, 16).with_seqlen_kv(8_192));
+    let masked = |body: &str, max_turns: u32| {
+        let text = format!("fn mask_mod(b: u32, h: u32, q_idx: u32, kv_idx: u32) -> bool {{ {body} return true; }}");
+        let mask = MaskWgsl::with_options(&text, WgslOptions::new().with_max_turns(max_turns)).unwrap();
+        plain.clone().with_key_mask(KeyMask::Wgsl(mask))
+    };
+    let plan = |problem: &AttentionProblem| Plan::forward(problem, &capabilities).with_splits(256).build().unwrap();
+    let of = |problem: &AttentionProblem| turns(&plan(problem)).into_iter().map(|(_, turns)| turns).max().unwrap();
+    assert_eq!(of(&masked("", 4096)), of(&plain));
+    let (few, more) = (of(&masked("loop { break; }", 4)), of(&masked("loop { break; }", 8)));
+    let tiles = plan(&plain).tiles();
+    let scores_of_an_invocation =
+        u64::from(tiles.tile_q * tiles.tile_kv / plan(&plain).passes()[0].specialization.invocations());
+    assert!(few >= of(&plain) + 4 * scores_of_an_invocation, "{few} of {}", of(&plain));
+    assert!(more > few);
+    let by_itself = |problem: &AttentionProblem| Plan::forward(problem, &capabilities).build().unwrap().num_splits();
+    assert!(by_itself(&masked("loop { break; }", 100)) > by_itself(&plain));
 }

@@ -7,8 +7,9 @@ use wgpu_flash_attention::unstable::{
     Dialect, Kernel, Params, RowReduce, ShaderSource, Specialization, Storage, Usage,
 };
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, BlockMask, Capabilities, DeviceClass, Element,
-    EntryLayout, KeyMask, MergeProblem, Operand, Plan, ProbabilitiesProblem, ScoreMod, TensorLayout, alibi_slopes,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockMask, Capabilities, DeviceClass,
+    Element, EntryLayout, KeyMask, MaskWgsl, MergeProblem, Operand, Plan, ProbabilitiesProblem, ScoreMod, ScoreWgsl,
+    TensorLayout, WgslOptions, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -61,7 +62,7 @@ fn variants() -> Vec<Specialization> {
                         let merge = MergeProblem::of(&problem, 3);
                         for merge in [merge.clone().with_parts_in_f32(), merge.clone().with_strides(1 << 20, 1 << 20)] {
                             let plan = Plan::merge(&merge, &device).build().expect("every device merges");
-                            variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                            variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()));
                         }
                         for problem in
                             [problem.clone(), problem.clone().with_causal(), problem.with_causal().with_dropout(0.1, 7)]
@@ -72,7 +73,7 @@ fn variants() -> Vec<Specialization> {
                             let in_f32 =
                                 Plan::backward(&problem.with_f32_gradients(), &device).build().expect("in f32 too");
                             for plan in [forward, backward, in_f32] {
-                                variants.extend(plan.passes().iter().map(|pass| pass.specialization));
+                                variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()));
                             }
                         }
                     }
@@ -84,7 +85,7 @@ fn variants() -> Vec<Specialization> {
     // Its gradient is a kernel, which depends on nothing else.
     let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
-    variants.extend(of_sink.passes().iter().map(|pass| pass.specialization));
+    variants.extend(of_sink.passes().iter().map(|pass| pass.specialization.clone()));
     // So is that of a bias, where one is asked for.
     for &element in Element::ALL {
         let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, 40)).with_element(element);
@@ -93,7 +94,7 @@ fn variants() -> Vec<Specialization> {
         let mut device = Capabilities::webgpu_defaults();
         device.max_storage_buffers = 9;
         let plan = Plan::backward(&problem, &device).build().expect("a bias has a gradient");
-        let specializations = plan.passes().iter().map(|pass| pass.specialization);
+        let specializations = plan.passes().iter().map(|pass| pass.specialization.clone());
         variants.extend(specializations.filter(|variant| variant.kernel.name().contains("dbias")));
     }
     let mut variants: Vec<_> = variants.into_iter().collect();
@@ -108,7 +109,7 @@ fn variants_of_probabilities(modified: fn(AttentionProblem) -> AttentionProblem)
         let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, head_dim)).with_element(element);
         let chosen = ProbabilitiesProblem::new(modified(problem), 1..3, 5..77);
         let plan = Plan::probabilities(&chosen, &Capabilities::webgpu_defaults()).build();
-        variants.extend(plan.expect("every device has them").passes().iter().map(|pass| pass.specialization));
+        variants.extend(plan.expect("every device has them").passes().iter().map(|pass| pass.specialization.clone()));
     }
     variants
 }
@@ -116,7 +117,7 @@ fn variants_of_probabilities(modified: fn(AttentionProblem) -> AttentionProblem)
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 14] = [
+    let modifiers: [Modified; 17] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -137,6 +138,9 @@ fn variants_with_modifiers() -> Vec<Specialization> {
         AttentionProblem::with_sink,
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]),
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]).with_sink().with_score(alibi()),
+        |problem| problem.with_score(score_mod(GRADIENT)).with_aux(9),
+        |problem| with_mask_mod(problem).with_aux(9),
+        |problem| with_mask_mod(problem.with_score(softcap())),
     ];
     let few = |device: &Capabilities| {
         device.max_workgroup_storage != 32_768 && device.device_class != DeviceClass::Integrated
@@ -159,7 +163,7 @@ fn variants_with_modifiers() -> Vec<Specialization> {
                             Plan::forward(&problem, &device).build().expect("every device runs every problem");
                         let backward = Plan::backward(&problem, &device).build().expect("backward too");
                         let passes = forward.passes().iter().chain(backward.passes());
-                        let specializations = passes.map(|pass| pass.specialization);
+                        let specializations = passes.map(|pass| pass.specialization.clone());
                         variants.extend(specializations.filter(|v| {
                             v.has_sink || v.has_lengths || !(v.score_mods.is_empty() && v.key_masks.is_empty())
                         }));
@@ -171,7 +175,44 @@ fn variants_with_modifiers() -> Vec<Specialization> {
     let with_all =
         |problem| with_boolean_mask(with_bias(problem, Element::F32)).with_score(softcap()).with_score(alibi());
     variants.extend(variants_of_probabilities(with_all));
+    // Without its gradient, a score_mod has forward kernels alone.
+    let forward_alone =
+        AttentionProblem::new(AttentionShape::new(2, 4, 1000, 64)).with_score(score_mod("")).with_aux(9);
+    let plan = Plan::forward(&forward_alone, &Capabilities::webgpu_defaults()).build().expect("it has forward kernels");
+    variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()));
     variants.into_iter().collect()
+}
+
+/// The caller's own functions, with a loop, a struct, a helper and data.
+const OWN_SCORE: &str = "
+struct Curve { bend: f32, bias: f32 }
+fn curve(q_idx: u32, kv_idx: u32) -> Curve {
+  var sum = 0.0;
+  for (var i = 0u; i < 4u; i++) { sum += aux[(q_idx + i) % 9u]; }
+  return Curve(sum, aux[kv_idx % arrayLength(&aux)]);
+}
+fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
+  let c = curve(q_idx, kv_idx);
+  return fma(c.bend * score, score, c.bias);
+}
+";
+const GRADIENT: &str = "
+fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
+  return grad * 2.0 * curve(q_idx, kv_idx).bend * score;
+}
+";
+
+fn score_mod(gradient: &str) -> ScoreMod {
+    ScoreMod::Wgsl(ScoreWgsl::new(&format!("{OWN_SCORE}{gradient}")).unwrap())
+}
+
+/// With data in u32, if the problem has no score modifiers.
+fn with_mask_mod(problem: AttentionProblem) -> AttentionProblem {
+    let entry = if problem.scores().is_empty() { "aux[kv_idx]" } else { "kv_idx" };
+    let text =
+        format!("fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool {{ return {entry} > q_idx; }}");
+    let options = WgslOptions::new().with_aux(AuxType::U32);
+    problem.with_key_mask(KeyMask::Wgsl(MaskWgsl::with_options(&text, options).unwrap()))
 }
 
 fn softcap() -> ScoreMod {
@@ -417,7 +458,9 @@ fn write_variants_for_other_compilers() {
         let name = format!("{}-{number}", variant.kernel.name());
         let tint = ShaderSource::new(variant, Dialect::Tint).unwrap();
         std::fs::write(folder.join(format!("{name}.wgsl")), tint.text()).unwrap();
-        let of_kind = kinds.entry(Specialization { tiles, head_dim: 0, head_dim_v: 0, ..*variant }).or_insert(0);
+        let mut kind = variant.clone();
+        (kind.tiles, kind.head_dim, kind.head_dim_v) = (tiles, 0, 0);
+        let of_kind = kinds.entry(kind).or_insert(0);
         if *of_kind % 9 == 0 {
             let (module, info, _) = compile(variant);
             std::fs::write(folder.join(format!("{name}.hlsl")), hlsl(variant, &module, &info)).unwrap();

@@ -9,6 +9,8 @@ use wgpu_flash_attention::{
     Algorithm, AttentionProblem, Element, ProbabilitiesProblem, ScoreMod, Tiles, Workload, alibi_slopes,
 };
 
+use crate::own_wgsl::{OwnWgsl, WgslFiles};
+
 /// Exact attention on the GPU: compute, check, time.
 #[derive(Parser)]
 #[command(name = "flash", version, arg_required_else_help = true)]
@@ -73,6 +75,8 @@ pub struct RunOptions {
     /// Rows and keys of a block of the tensor block_mask. [default: 128,128]
     #[arg(long, value_name = "Q,KV", value_parser = parse_sides)]
     pub block_size: Option<[u32; 2]>,
+    #[command(flatten)]
+    pub wgsl: WgslFiles,
     /// Keys before and after the diagonal that a row may see, both included; `inf` leaves a side unlimited. With
     /// --causal the right side is 0.
     #[arg(long, value_name = "LEFT,RIGHT", value_parser = parse_window, allow_hyphen_values = true)]
@@ -137,6 +141,8 @@ pub struct BenchOptions {
     pub scores: ScoreOptions,
     #[command(flatten)]
     pub blocks: BlockOptions,
+    #[command(flatten)]
+    pub wgsl: WgslFiles,
     /// The type of Q, K, V and O.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements(), default_value = "f32")]
     pub element: Element,
@@ -208,7 +214,7 @@ impl CausalOption {
     }
 }
 
-/// What becomes of the scores before the mask. Softcap comes before ALiBi, as in FlashAttention, cuDNN and ONNX.
+/// What becomes of the scores before the mask. Softcap comes first, as in FlashAttention, cuDNN and ONNX.
 #[derive(Args)]
 pub struct ScoreOptions {
     /// Keeps scores between −X and X: each score s becomes X · tanh(s / X). 0 is off.
@@ -220,10 +226,11 @@ pub struct ScoreOptions {
 }
 
 impl ScoreOptions {
-    pub fn apply(&self, mut problem: AttentionProblem) -> AttentionProblem {
+    pub fn apply(&self, mut problem: AttentionProblem, own: &OwnWgsl) -> AttentionProblem {
         if let Some(softcap) = self.softcap.filter(|softcap| *softcap != 0.0) {
             problem = problem.with_score(ScoreMod::Softcap(softcap));
         }
+        problem = own.modify(problem);
         // Without rows there are no scores, and any number of heads fits into a small file.
         if self.alibi && problem.shape.seqlen_q > 0 {
             let slopes = alibi_slopes(problem.shape.num_heads);

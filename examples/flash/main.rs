@@ -10,6 +10,7 @@ mod device;
 mod elements;
 mod failure;
 mod info;
+mod own_wgsl;
 mod random;
 mod resident;
 mod run;

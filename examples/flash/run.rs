@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Capabilities, Element, EntryLayout, KeyMask, Operand, Plan,
+    Algorithm, AttentionProblem, AttentionShape, AuxType, Capabilities, Element, EntryLayout, KeyMask, Operand, Plan,
     ProbabilitiesProblem, ScoreMod, reference,
 };
 
@@ -11,7 +11,8 @@ use crate::arguments::{RunAlgorithm, RunOptions};
 use crate::blocks::{self, Pattern};
 use crate::device::Gpu;
 use crate::elements;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
+use crate::own_wgsl::OwnWgsl;
 use crate::resident::{self, Resident, ResidentGradients};
 use crate::target::Target;
 use crate::tensors::{self, Bias, File, Inputs, Outputs};
@@ -75,7 +76,13 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         inputs.bias = Some(Bias { counts: bias.counts, element: Element::F32, bytes });
     }
 
-    let mut problem = problem(options, &inputs);
+    let own = options.wgsl.read(inputs.aux.map_or(AuxType::F32, |(of_words, _)| of_words))?;
+    if options.algorithm == RunAlgorithm::Reference && !own.is_empty() {
+        return Err(Failure::new(
+            "the f64 oracle cannot run WGSL: --algorithm reference takes no --score-mod or --mask-mod",
+        ));
+    }
+    let mut problem = problem(options, &inputs, &own);
     if inputs.bias.is_some() && inputs.d_o.is_some() {
         problem = problem.with_bias_gradient();
     }
@@ -150,7 +157,10 @@ fn what_else(problem: &AttentionProblem) -> Vec<String> {
         ScoreMod::Softcap(softcap) => format!("softcap {softcap}"),
         other => other.name().to_owned(),
     });
-    let masks = problem.key_masks().iter().map(|mask| format!("{} mask", mask.name()));
+    let masks = problem.key_masks().iter().map(|mask| match mask {
+        KeyMask::Wgsl(_) => mask.name().to_owned(),
+        _ => format!("{} mask", mask.name()),
+    });
     let sink = problem.has_sink().then(|| "sink".to_owned());
     let lengths = problem.has_lengths().then(|| "lengths of sequences".to_owned());
     let dropout = problem.dropout.map(|dropout| format!("dropout {}", dropout.dropout_p));
@@ -162,10 +172,10 @@ pub fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
+fn problem(options: &RunOptions, inputs: &Inputs, own: &OwnWgsl) -> AttentionProblem {
     let problem =
         AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(options.layout.of(&inputs.shape));
-    let mut problem = options.scores.apply(options.causal.apply(problem));
+    let mut problem = options.scores.apply(options.causal.apply(problem), own);
     if let Some(slopes) = &inputs.alibi_slopes {
         problem = problem.with_score(ScoreMod::Alibi(slopes.clone()));
     }
@@ -180,6 +190,10 @@ fn problem(options: &RunOptions, inputs: &Inputs) -> AttentionProblem {
     }
     if let Some(mask) = &inputs.mask {
         problem = problem.with_key_mask(KeyMask::Boolean(EntryLayout::packed_bits(mask.counts)));
+    }
+    problem = own.mask(problem);
+    if let Some((_, words)) = inputs.aux {
+        problem = problem.with_aux(u32::try_from(words.len() / 4).unwrap_or(u32::MAX));
     }
     if inputs.sink.is_some() {
         problem = problem.with_sink();
@@ -219,6 +233,9 @@ async fn on_gpu(
     }
     if let Some(sink) = inputs.sink {
         tensors.add(&gpu, Operand::Sink, sink.to_vec()).await?;
+    }
+    if let Some((_, words)) = inputs.aux {
+        tensors.add(&gpu, Operand::Aux, words.to_vec()).await?;
     }
     for (buffer, bytes) in [(&tensors.q, inputs.q), (&tensors.k, inputs.k), (&tensors.v, inputs.v)] {
         resident::upload(&gpu, buffer, 0, bytes.to_vec())?;

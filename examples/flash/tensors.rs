@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use wgpu_flash_attention::{AttentionLayout, AttentionShape, Element, Operand};
+use wgpu_flash_attention::{AttentionLayout, AttentionShape, AuxType, Element, Operand};
 
 use crate::arguments::Layout;
 use crate::failure::{Failure, Result};
@@ -43,6 +43,8 @@ pub struct Inputs<'a> {
     pub document_ids: Option<(u32, Vec<u32>)>,
     /// Blocks of what counts, their rows and keys, and not 0 for each that is computed.
     pub block_mask: Option<BlockTensor<'a>>,
+    /// What functions in the user's own WGSL read: words of this type.
+    pub aux: Option<(AuxType, &'a [u8])>,
 }
 
 /// A number for each sequence, query head, row and key, or one for all of a dimension.
@@ -168,7 +170,7 @@ impl File {
         }
         let (d_o, d_lse) = (d_o.map(|tensor| tensor.bytes), d_lse.map(|tensor| tensor.bytes));
         let (bias, mask, sink) = (self.bias(&shape)?, self.mask(&shape)?, self.sink(&shape)?);
-        let lengths = self.lengths(&shape)?;
+        let (lengths, aux) = (self.lengths(&shape)?, self.aux()?);
         let (element, q, k, v) = (q.element, q.bytes, k.bytes, v.bytes);
         let (alibi_slopes, document_ids, block_mask) = (None, None, None);
         Ok(Inputs {
@@ -186,6 +188,7 @@ impl File {
             alibi_slopes,
             document_ids,
             block_mask,
+            aux,
         })
     }
 
@@ -272,6 +275,21 @@ impl File {
                 "'block_mask' has the shape {dims:?}; in blocks of {} rows and {} keys it must be {whole:?}, the first two or 1",
                 sides[0], sides[1]
             ))),
+        }
+    }
+
+    /// Numbers of any shape, f32, u32 or i32, none of the last negative.
+    fn aux(&self) -> Result<Option<(AuxType, &[u8])>> {
+        let tensors = self.parse()?;
+        let Ok(view) = tensors.tensor("aux") else { return Ok(None) };
+        let is_negative = |word: &[u8]| word[3] > 127;
+        match view.dtype() {
+            Dtype::F32 => Ok(Some((AuxType::F32, view.data()))),
+            Dtype::I32 if view.data().chunks_exact(4).any(is_negative) => {
+                Err(self.failure("'aux' holds a negative integer; WGSL reads it as u32"))
+            }
+            Dtype::U32 | Dtype::I32 => Ok(Some((AuxType::U32, view.data()))),
+            other => Err(self.failure(format_args!("'aux' is stored as {other:?}; F32, U32 and I32 can be used"))),
         }
     }
 

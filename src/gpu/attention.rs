@@ -106,8 +106,8 @@ impl FlashAttention {
         self
     }
 
-    /// Whether wgpu adds bounds checks to every access. Off by default, because all WGSL comes from this library and is in
-    /// bounds by construction.
+    /// Whether wgpu adds bounds checks to every access. Off by default, because WGSL of this library is in bounds by construction.
+    /// Kernels with functions in the caller's own WGSL always have them.
     pub fn with_checked_shaders(mut self, checked_shaders: bool) -> Self {
         if checked_shaders != self.checked_shaders {
             self.checked_shaders = checked_shaders;

@@ -57,6 +57,9 @@ impl<'a, D> Buffers<'a, D> {
 
     /// Sets the buffer of a tensor; `None` removes it. Encoding refuses a tensor that the operation does not have.
     ///
+    /// Problems with [data for functions in WGSL](crate::AttentionProblem::with_aux) take [`Operand::Aux`], whose slice starts at a
+    /// multiple of the device's `min_storage_buffer_offset_alignment`.
+    ///
     /// Problems with a [bias](crate::ScoreMod::Bias), a [boolean mask](crate::KeyMask::Boolean) or a
     /// [sink](crate::AttentionProblem::with_sink) take [`Operand::Bias`], [`Operand::KeyMask`] or [`Operand::Sink`], forward and
     /// backward; with a sink, backward calls also write [`Operand::DSink`], and [with the gradient of a

@@ -6,7 +6,7 @@ use super::operation::Operation;
 use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Call, Operand, Plan, Usage};
-use crate::problem::{AttentionProblem, Element, ElementType, MergeProblem, ProbabilitiesProblem};
+use crate::problem::{AttentionProblem, AuxType, Element, ElementType, MergeProblem, ProbabilitiesProblem};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,24 +59,46 @@ impl<'a, T> ForwardSlices<'a, T> {
         self.entries.sink = Some(sink);
         self
     }
+
+    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read f32.
+    pub fn with_aux(mut self, aux: &'a [f32]) -> Self {
+        self.entries.aux = Some((AuxType::F32, bytemuck::cast_slice(aux)));
+        self
+    }
+
+    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read u32.
+    pub fn with_aux_u32(mut self, aux: &'a [u32]) -> Self {
+        self.entries.aux = Some((AuxType::U32, bytemuck::cast_slice(aux)));
+        self
+    }
 }
 
-/// The entries of a bias, in their element, the words of a mask, and the logits of a sink.
+/// The entries of a bias, in their element, the words of a mask, the logits of a sink, and data for functions in WGSL.
 #[derive(Clone, Copy, Debug, Default)]
 struct EntrySlices<'a> {
     bias: Option<(Element, &'a [u8])>,
     key_mask: Option<&'a [u32]>,
     sink: Option<&'a [f32]>,
+    aux: Option<(AuxType, &'a [u8])>,
 }
 
 impl<'a> EntrySlices<'a> {
     /// What the plan reads of them. What was given and the plan does not read is refused with the other buffers.
     fn inputs(&self, plan: &Plan) -> Result<Vec<Input<'a>>, Error> {
-        // The plan counts words of a mask as f32.
+        // The plan counts words of a mask, and all that aux holds, as f32.
         let words = self.key_mask.map(|words| (Element::F32, bytemuck::cast_slice(words)));
         let sink = self.sink.map(|logits| (Element::F32, bytemuck::cast_slice(logits)));
+        let aux = self.aux.map(|(_, bytes)| (Element::F32, bytes));
+        let read = plan.problem().snippets().find_map(|snippet| snippet.aux);
+        if let (Some((found, _)), Some(expected)) = (self.aux, read)
+            && found != expected
+        {
+            return Err(Error::AuxMismatch { expected, found });
+        }
         let mut inputs = Vec::new();
-        for (operand, given) in [(Operand::Bias, self.bias), (Operand::KeyMask, words), (Operand::Sink, sink)] {
+        let of_all =
+            [(Operand::Bias, self.bias), (Operand::KeyMask, words), (Operand::Sink, sink), (Operand::Aux, aux)];
+        for (operand, given) in of_all {
             let Some(expected) = plan.element(operand) else {
                 inputs.extend(given.map(|(_, bytes)| Input { operand, bytes }));
                 continue;
@@ -145,6 +167,18 @@ impl<'a, T> BackwardSlices<'a, T> {
     /// Adds the logits of [`AttentionProblem::with_sink`], f32 `[num_heads]`.
     pub fn with_sink(mut self, sink: &'a [f32]) -> Self {
         self.entries.sink = Some(sink);
+        self
+    }
+
+    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read f32.
+    pub fn with_aux(mut self, aux: &'a [f32]) -> Self {
+        self.entries.aux = Some((AuxType::F32, bytemuck::cast_slice(aux)));
+        self
+    }
+
+    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read u32.
+    pub fn with_aux_u32(mut self, aux: &'a [u32]) -> Self {
+        self.entries.aux = Some((AuxType::U32, bytemuck::cast_slice(aux)));
         self
     }
 }

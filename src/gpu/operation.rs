@@ -11,9 +11,6 @@ use crate::plan::{Call, Dispatch, Operand, Origins, Params, Plan, Tensor, Usage,
 use std::num::NonZeroU64;
 use std::sync::Arc;
 
-/// Buffers start at multiples of this, so that four elements of any type are aligned.
-const BUFFER_ALIGNMENT: u64 = 16;
-
 /// A plan with its pipelines, scratch memory and bind groups.
 #[derive(Clone, Debug)]
 pub(super) struct Operation {
@@ -93,9 +90,9 @@ impl Operation {
         if !memory::is_there(self.attention.backend, slice.buffer()) {
             return Err(Error::BufferDestroyed { operand });
         }
-        let found = slice.offset();
-        if found % BUFFER_ALIGNMENT != 0 {
-            return Err(Error::BufferAlignment { operand, needed: BUFFER_ALIGNMENT, found });
+        let (needed, found) = (self.plan.slice_alignment(operand), slice.offset());
+        if found % needed != 0 {
+            return Err(Error::BufferAlignment { operand, needed, found });
         }
         if tensor.usage == Usage::Write {
             for other in self.plan.tensors().iter().filter(|other| other.operand != operand) {

@@ -28,7 +28,7 @@ impl Pipelines {
             return Ok(pipeline.clone());
         }
         let pipeline = Arc::new(compile(device, checked_shaders, specialization).await?);
-        Ok(self.lock().entry(*specialization).or_insert(pipeline).clone())
+        Ok(self.lock().entry(specialization.clone()).or_insert(pipeline).clone())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Specialization, Arc<Pipeline>>> {
@@ -50,8 +50,9 @@ async fn compile(
         label: Some(kernel.name()),
         source: wgpu::ShaderSource::Wgsl(source.text().into()),
     };
+    let is_checked = checked_shaders || specialization.has_own_wgsl();
     let module =
-        if checked_shaders { device.create_shader_module(descriptor) } else { unchecked_module(device, descriptor) };
+        if is_checked { device.create_shader_module(descriptor) } else { unchecked_module(device, descriptor) };
     if let Err(error) = scope.close().await {
         return Err(shader_error(&module, &source, error).await);
     }
@@ -70,7 +71,7 @@ async fn compile(
         entry_point: Some("main"),
         compilation_options: wgpu::PipelineCompilationOptions {
             // The kernels write all workgroup memory that they read.
-            zero_initialize_workgroup_memory: checked_shaders,
+            zero_initialize_workgroup_memory: is_checked,
             ..Default::default()
         },
         cache: None,
@@ -81,7 +82,7 @@ async fn compile(
 
 #[expect(unsafe_code, reason = "wgpu's bounds checks cost 10 % of the speed")]
 fn unchecked_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
-    // SAFETY: the text is this library's own, without user WGSL. Every index stays inside its binding: the planner
+    // SAFETY: the text is this library's own; kernels with text of the caller go the other way. Every index stays inside its binding: the planner
     // binds windows that hold whole tensors, and the kernels guard rows, keys and dimensions by the same lengths.
     // Every loop ends, and every divisor is at least 1.
     unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }

@@ -17,7 +17,7 @@ const READ_AHEAD: usize = 4;
 fn block_masks(problem: &AttentionProblem) -> impl Iterator<Item = &BlockMask> {
     problem.key_masks().iter().filter_map(|mask| match mask {
         KeyMask::Blocks(mask) => Some(mask),
-        KeyMask::Boolean(_) => None,
+        KeyMask::Boolean(_) | KeyMask::Wgsl(_) => None,
     })
 }
 

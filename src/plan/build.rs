@@ -82,7 +82,7 @@ impl Plan {
         direction: Direction,
         tensors: Vec<Tensor>,
     ) -> Result<Self, Error> {
-        check(problem, &tensors)?;
+        check(problem, direction, &tensors)?;
         for tensor in &tensors {
             let (operand, allowed) = (tensor.operand, capabilities.max_buffer);
             let needed = tensor.bytes().ok_or(InvalidProblem::LayoutOverflows(operand))?;

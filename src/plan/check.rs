@@ -1,10 +1,11 @@
 //! Whether a problem is sound. Nothing else refuses a problem.
 
+use super::direction::Direction;
 use super::kernels::Chain;
 use super::tensor::{Extent, Tensor};
 use crate::error::{Error, InvalidProblem};
 use crate::operand::Usage;
-use crate::problem::{AttentionProblem, Element, TensorLayout};
+use crate::problem::{AttentionProblem, Element, Role, TensorLayout};
 
 /// The largest head_dim and head_dim_v that a kernel exists for.
 pub const MAX_HEAD_DIM: u32 = 256;
@@ -12,7 +13,7 @@ pub const MAX_HEAD_DIM: u32 = 256;
 /// The largest batch, number of heads and length: positions, and sums of a position and a window, stay within i32.
 pub const MAX_LENGTH: u32 = 1 << 29;
 
-pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<(), Error> {
+pub(super) fn check(problem: &AttentionProblem, direction: Direction, tensors: &[Tensor]) -> Result<(), Error> {
     let shape = &problem.shape;
     if shape.num_heads != 0 && (shape.num_heads_kv == 0 || !shape.num_heads.is_multiple_of(shape.num_heads_kv)) {
         let (num_heads, num_heads_kv) = (shape.num_heads, shape.num_heads_kv);
@@ -44,6 +45,7 @@ pub(super) fn check(problem: &AttentionProblem, tensors: &[Tensor]) -> Result<()
         return Err(InvalidProblem::SoftmaxScale(scale).into());
     }
     check_modifiers(problem)?;
+    check_wgsl(problem, direction)?;
     if let Some((name, reason)) = problem.lengths().and_then(|lengths| lengths.fault(&problem.shape)) {
         return Err(InvalidProblem::Lengths { name, reason }.into());
     }
@@ -84,6 +86,31 @@ fn check_modifiers(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
     let masks = problem.key_masks().iter().map(|mask| (mask.name(), mask.fault(&problem.shape)));
     if let Some((name, reason)) = fault_in(masks, "each kind of mask") {
         return Err(InvalidProblem::KeyMask { name, reason });
+    }
+    Ok(())
+}
+
+/// Whether the functions in the caller's own WGSL have what they need.
+fn check_wgsl(problem: &AttentionProblem, direction: Direction) -> Result<(), InvalidProblem> {
+    let mut readers = problem.snippets().filter_map(|snippet| Some((snippet.role.function(), snippet.aux?)));
+    let reason = match (readers.next(), readers.next(), problem.aux_len()) {
+        (Some((reader, _)), _, None) => format!("{reader} reads it; say how long it is by AttentionProblem::with_aux"),
+        (None, _, Some(_)) => "it is given, and no function in WGSL reads it; leave it out".to_owned(),
+        (Some(_), _, Some(0)) => "it has 0 entries; it must have one".to_owned(),
+        (Some((one, of_one)), Some((other, of_other)), _) if of_one != of_other => {
+            format!("{one} reads {}, {other} reads {}; both must read one type", of_one.name(), of_other.name())
+        }
+        _ => return check_gradient(problem, direction),
+    };
+    Err(InvalidProblem::Aux { reason })
+}
+
+/// Whether a gradient can be computed, if one is asked for.
+fn check_gradient(problem: &AttentionProblem, direction: Direction) -> Result<(), InvalidProblem> {
+    let has_no_gradient = problem.snippets().any(|snippet| snippet.role == Role::Score && !snippet.has_gradient);
+    if direction == Direction::Backward && has_no_gradient {
+        let reason = "gradients need it, and the text of score_mod does not define it".into();
+        return Err(InvalidProblem::ScoreMod { name: "score_mod_grad", reason });
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
-use super::kernels::{Access, Chain, Kernel, RowReduce, Specialization, Storage};
+use super::kernels::{Access, Chain, Kernel, OwnWgsl, RowReduce, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
@@ -171,6 +171,7 @@ pub(super) fn specialize(
         has_lists: problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Blocks(_))),
         has_lengths: problem.lengths().is_some(),
         key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
+        wgsl: OwnWgsl::of(problem),
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),
         parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,

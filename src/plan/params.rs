@@ -177,7 +177,8 @@ impl Params {
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
             // The sums start at 0, with the strides of what they become.
-            Operand::Dp | Operand::DBiasSums | Operand::Params | Operand::Tables => {}
+            // Aux is bound from its first entry to its last.
+            Operand::Dp | Operand::DBiasSums | Operand::Params | Operand::Tables | Operand::Aux => {}
         }
     }
 

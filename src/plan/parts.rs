@@ -146,6 +146,13 @@ impl Plan {
         self.capabilities.binding_alignment.max(1)
     }
 
+    /// The buffer of a tensor starts at a multiple of this: four elements of any type are aligned. Aux is bound alone, so that its
+    /// length is that of the binding.
+    pub(crate) fn slice_alignment(&self, operand: Operand) -> u64 {
+        const QUAD: u64 = 16;
+        if operand == Operand::Aux { self.binding_alignment().max(QUAD) } else { QUAD }
+    }
+
     /// The longest binding: a shader addresses its elements with 32 bits.
     pub(super) fn max_binding(&self) -> u64 {
         self.capabilities.max_binding.min(u64::from(u32::MAX) - 3)
@@ -253,11 +260,15 @@ impl Plan {
         } else {
             "seqlen_kv"
         };
+        let own = match self.passes[index].specialization.wgsl.snippets().any(|snippet| snippet.has_loops) {
+            true => ", give the loops of score_mod and mask_mod fewer turns (WgslOptions::with_max_turns)",
+            false => "",
+        };
         Error::Unsupported {
             feature: "loops this long",
             reason: format!(
                 "{} would take more than {allowed} turns of its loops, after which this driver ends a shader; make \
-                 {lengths} smaller, or use a newer driver (Mesa 25 or later)",
+                 {lengths} smaller{own}, or use a newer driver (Mesa 25 or later)",
                 kernel.name()
             ),
         }

@@ -11,7 +11,7 @@ use crate::problem::{Algorithm, AttentionProblem, Element};
 use std::ops::Range;
 
 /// One kernel of an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Pass {
     /// The kernel.

@@ -156,7 +156,8 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     let v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
     let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
-    let entries = tensors_of_entries(problem).chain(problem.has_sink().then(|| of_each_head(problem, Operand::Sink)));
+    let sink = problem.has_sink().then(|| of_each_head(problem, Operand::Sink));
+    let entries = tensors_of_entries(problem).chain(sink).chain(problem.aux_len().map(|len| aux(problem, len)));
     match direction {
         Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
         Direction::Merge => vec![o.written(), lse.written()],
@@ -183,12 +184,12 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
 fn tensors_of_entries(problem: &AttentionProblem) -> impl Iterator<Item = Tensor> {
     let biases = problem.scores().iter().filter_map(|modifier| match modifier {
         ScoreMod::Bias { layout, element } => Some(of_entries(problem, Operand::Bias, layout, 1, *element)),
-        ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => None,
+        ScoreMod::Softcap(_) | ScoreMod::Alibi(_) | ScoreMod::Wgsl(_) => None,
     });
     // Words, which no element is; they have the size of an f32.
     let masks = problem.key_masks().iter().flat_map(|mask| match mask {
         KeyMask::Boolean(layout) => Some(of_entries(problem, Operand::KeyMask, layout, 32, Element::F32)),
-        KeyMask::Blocks(_) => None,
+        KeyMask::Blocks(_) | KeyMask::Wgsl(_) => None,
     });
     biases.chain(masks)
 }
@@ -308,6 +309,12 @@ fn of_each_head(problem: &AttentionProblem, operand: Operand) -> Tensor {
         follows: Follows::Whole,
         ..each_row
     }
+}
+
+/// The caller's data, f32 or other words of their size.
+fn aux(problem: &AttentionProblem, len: u32) -> Tensor {
+    let each_head = of_each_head(problem, Operand::Aux);
+    Tensor { extent: Extent { batch: 1, rows: 1, heads: 1, dim: len }, ..each_head }
 }
 
 /// Contiguous `[split, batch, head, row, dim]` of f32, for the rows of a part.

@@ -154,7 +154,7 @@ const WORTH_MEASURING_ON_MATRICES: [Tiles; 7] = [
 /// that is refused.
 pub(super) fn candidates(problem: &AttentionProblem, capabilities: &Capabilities) -> Vec<Tiles> {
     let tensors = tensors(problem, Direction::Forward);
-    if check(problem, &tensors).is_err() {
+    if check(problem, Direction::Forward, &tensors).is_err() {
         return Vec::new();
     }
     let mut candidates: Vec<Tiles> = Vec::new();

@@ -7,6 +7,7 @@ use super::lengths::Lengths;
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
+use super::wgsl::Snippet;
 
 /// How the answer is computed. Both algorithms have the same meaning, including masks and dropout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -70,6 +71,8 @@ pub struct AttentionProblem {
     scores: Vec<ScoreMod>,
     /// What hides keys from rows, beside `mask`.
     key_masks: Vec<KeyMask>,
+    /// Entries of the data that functions in the caller's own WGSL read.
+    aux_len: Option<u32>,
     has_sink: bool,
     has_bias_gradient: bool,
     /// Of each sequence, where they differ.
@@ -92,6 +95,7 @@ impl AttentionProblem {
             gradient_element: None,
             scores: Vec::new(),
             key_masks: Vec::new(),
+            aux_len: None,
             has_sink: false,
             has_bias_gradient: false,
             lengths: None,
@@ -176,6 +180,17 @@ impl AttentionProblem {
     /// ```
     pub fn with_key_mask(mut self, mask: KeyMask) -> Self {
         self.key_masks.push(mask);
+        self
+    }
+
+    /// Says how many entries `aux` has, the data that [`ScoreMod::Wgsl`] and [`KeyMask::Wgsl`] read: one array, f32 or u32, in the
+    /// buffer of [`Operand::Aux`](crate::Operand::Aux). Its slice starts at a multiple of the device's
+    /// `min_storage_buffer_offset_alignment`.
+    ///
+    /// They come by [`ForwardSlices::with_aux`](crate::ForwardSlices::with_aux), or in a buffer by
+    /// [`Buffers::with`](crate::Buffers::with).
+    pub fn with_aux(mut self, len: u32) -> Self {
+        self.aux_len = Some(len);
         self
     }
 
@@ -273,6 +288,23 @@ impl AttentionProblem {
         &self.key_masks
     }
 
+    /// The entries of `aux`, the data that functions in the caller's own WGSL read, if there is any.
+    pub fn aux_len(&self) -> Option<u32> {
+        self.aux_len
+    }
+
+    /// The functions in the caller's own WGSL.
+    pub(crate) fn snippets(&self) -> impl Iterator<Item = &Snippet> {
+        let of_scores = self.scores.iter().filter_map(|modifier| match modifier {
+            ScoreMod::Wgsl(wgsl) => Some(&wgsl.0),
+            _ => None,
+        });
+        of_scores.chain(self.key_masks.iter().filter_map(|mask| match mask {
+            KeyMask::Wgsl(wgsl) => Some(&wgsl.0),
+            KeyMask::Boolean(_) | KeyMask::Blocks(_) => None,
+        }))
+    }
+
     /// Whether a logit for each head joins the softmax's sum.
     pub fn has_sink(&self) -> bool {
         self.has_sink
@@ -287,7 +319,7 @@ impl AttentionProblem {
     pub(crate) fn bias_gradient(&self) -> Option<(EntryLayout, Element)> {
         let bias = self.scores.iter().find_map(|modifier| match modifier {
             ScoreMod::Bias { layout, element } => Some((layout.of_gradient(&self.shape), *element)),
-            ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => None,
+            ScoreMod::Softcap(_) | ScoreMod::Alibi(_) | ScoreMod::Wgsl(_) => None,
         });
         bias.filter(|_| self.has_bias_gradient)
     }

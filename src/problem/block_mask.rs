@@ -349,7 +349,10 @@ const MOST_KEPT: usize = 8;
 
 /// Lists that were made. All clones of a mask have them, and masks are equal whatever they keep.
 #[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<(ListsOf, Arc<[u32]>)>>>);
+struct Kept(Arc<Mutex<Vec<Made>>>);
+
+/// Lists, and what they were made of.
+type Made = (ListsOf, Arc<[u32]>);
 
 impl PartialEq for Kept {
     fn eq(&self, _: &Self) -> bool {

@@ -1,6 +1,7 @@
 use super::block_mask::BlockMask;
 use super::entries::EntryLayout;
 use super::shape::AttentionShape;
+use super::wgsl::MaskWgsl;
 use crate::operand::Operand;
 
 /// A mask that hides keys from rows, beside causal and window. See
@@ -17,6 +18,9 @@ pub enum KeyMask {
     Boolean(EntryLayout),
     /// Block-sparse attention: tiles that are not seen are not visited.
     Blocks(BlockMask),
+    /// A row sees a key where a function in the caller's own WGSL says so, `mask_mod`. Every tile is visited, whatever it hides:
+    /// give causal and windows beside it where they hold.
+    Wgsl(MaskWgsl),
 }
 
 impl KeyMask {
@@ -25,14 +29,16 @@ impl KeyMask {
         match self {
             KeyMask::Boolean(_) => "boolean",
             KeyMask::Blocks(mask) => mask.name(),
+            KeyMask::Wgsl(_) => "mask_mod",
         }
     }
 
     /// The operand that its WGSL reads, if it reads one.
-    pub(crate) const fn reads(&self) -> Option<Operand> {
+    pub(crate) fn reads(&self) -> Option<Operand> {
         match self {
             KeyMask::Boolean(_) => Some(Operand::KeyMask),
             KeyMask::Blocks(_) => Some(Operand::Tables),
+            KeyMask::Wgsl(wgsl) => wgsl.reads_aux().then_some(Operand::Aux),
         }
     }
 
@@ -40,7 +46,7 @@ impl KeyMask {
     pub(crate) fn table(&self, _shape: &AttentionShape) -> Vec<u32> {
         match self {
             // A tensor of the caller's, whose strides are in the uniform.
-            KeyMask::Boolean(_) => Vec::new(),
+            KeyMask::Boolean(_) | KeyMask::Wgsl(_) => Vec::new(),
             KeyMask::Blocks(mask) => mask.table(),
         }
     }
@@ -54,6 +60,8 @@ impl KeyMask {
             )),
             KeyMask::Boolean(layout) => layout.fault(shape),
             KeyMask::Blocks(mask) => mask.fault(shape),
+            // Its text was checked when it was made.
+            KeyMask::Wgsl(_) => None,
         }
     }
 }

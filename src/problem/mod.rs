@@ -14,6 +14,7 @@ mod philox;
 mod probabilities;
 mod score;
 mod shape;
+mod wgsl;
 
 pub use attention::{Algorithm, AttentionProblem};
 pub(crate) use block_mask::{Area, ListsOf};
@@ -29,3 +30,5 @@ pub use philox::philox4x32_10;
 pub use probabilities::ProbabilitiesProblem;
 pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;
+pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions};
+pub(crate) use wgsl::{Role, Snippet};

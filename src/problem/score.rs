@@ -1,6 +1,7 @@
 use super::element::Element;
 use super::entries::EntryLayout;
 use super::shape::AttentionShape;
+use super::wgsl::ScoreWgsl;
 use crate::operand::Operand;
 
 /// A score modifier: it changes S between softmax_scale · Q Kᵀ and the mask. See
@@ -29,6 +30,9 @@ pub enum ScoreMod {
         /// The type that entries are stored in.
         element: Element,
     },
+    /// S becomes what a function in the caller's own WGSL gives, `score_mod`. A score of −∞ or below −2e38 counts as −∞, NaN gives
+    /// NaN in its row alone. Gradients need `score_mod_grad` in the same text.
+    Wgsl(ScoreWgsl),
 }
 
 impl ScoreMod {
@@ -38,14 +42,16 @@ impl ScoreMod {
             ScoreMod::Softcap(_) => "softcap",
             ScoreMod::Alibi(_) => "alibi",
             ScoreMod::Bias { .. } => "bias",
+            ScoreMod::Wgsl(_) => "score_mod",
         }
     }
 
     /// The operand that its WGSL reads, if it reads one.
-    pub(crate) const fn reads(&self) -> Option<Operand> {
+    pub(crate) fn reads(&self) -> Option<Operand> {
         match self {
             ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => Some(Operand::Tables),
             ScoreMod::Bias { .. } => Some(Operand::Bias),
+            ScoreMod::Wgsl(wgsl) => wgsl.reads_aux().then_some(Operand::Aux),
         }
     }
 
@@ -53,7 +59,7 @@ impl ScoreMod {
     pub(crate) const fn bias_element(&self) -> Option<Element> {
         match self {
             ScoreMod::Bias { element, .. } => Some(*element),
-            ScoreMod::Softcap(_) | ScoreMod::Alibi(_) => None,
+            ScoreMod::Softcap(_) | ScoreMod::Alibi(_) | ScoreMod::Wgsl(_) => None,
         }
     }
 
@@ -78,6 +84,8 @@ impl ScoreMod {
                 Some(format!("it is in {element:?}; it must be in F32 or, as the problem, in {of_problem:?}"))
             }
             ScoreMod::Bias { layout, .. } => layout.fault(shape),
+            // Its text was checked when it was made.
+            ScoreMod::Wgsl(_) => None,
         }
     }
 
@@ -90,8 +98,8 @@ impl ScoreMod {
                 let stride_batch = if is_shared { 0 } else { shape.num_heads };
                 [stride_batch].into_iter().chain(slopes.iter().map(|slope| slope.to_bits())).collect()
             }
-            // A tensor of the caller's, whose strides are in the uniform.
-            ScoreMod::Bias { .. } => Vec::new(),
+            // Tensors of the caller's.
+            ScoreMod::Bias { .. } | ScoreMod::Wgsl(_) => Vec::new(),
         }
     }
 }

@@ -1,27 +1,52 @@
-//! A problem and the host values of what its modifiers, masks and sink read.
+//! A problem, the host values of what its modifiers, masks and sink read, and what its functions in WGSL compute.
 
+use super::modifiers::Score;
 use crate::problem::{AttentionProblem, EntryLayout, KeyMask};
+use std::fmt;
 use std::ops::Deref;
 
+/// What `score_mod` makes of a score, for sequence, query head, row and key.
+pub type ScoreModFn<'a> = &'a (dyn Fn(f64, [u32; 4]) -> Score + Sync);
+
+/// What `mask_mod` says of a sequence, query head, row and key.
+pub type MaskModFn<'a> = &'a (dyn Fn([u32; 4]) -> bool + Sync);
+
 /// A problem, and the values of its bias, of its mask and of its sink, where it has one. A problem without them is one by
-/// itself.
-#[derive(Clone, Copy, Debug)]
+/// itself. The oracle cannot run WGSL: it takes such functions as closures.
+#[derive(Clone, Copy)]
 pub struct Case<'a> {
     problem: &'a AttentionProblem,
     bias: &'a [f64],
     key_mask: &'a [u32],
     sink: &'a [f64],
+    score_mod: Option<ScoreModFn<'a>>,
+    mask_mod: Option<MaskModFn<'a>>,
 }
 
 impl<'a> Case<'a> {
     /// The problem, whose bias has these entries and whose mask these words, in their layouts. Empty where it has none.
     pub fn new(problem: &'a AttentionProblem, bias: &'a [f64], key_mask: &'a [u32]) -> Self {
-        Self { problem, bias, key_mask, sink: &[] }
+        Self { problem, bias, key_mask, sink: &[], score_mod: None, mask_mod: None }
     }
 
     /// The same, with these logits for the sink, one for each query head.
     pub fn with_sink(self, sink: &'a [f64]) -> Self {
         Self { sink, ..self }
+    }
+
+    /// The same, where this is what [`ScoreMod::Wgsl`](crate::ScoreMod::Wgsl) computes.
+    pub fn with_score_mod(self, score_mod: ScoreModFn<'a>) -> Self {
+        Self { score_mod: Some(score_mod), ..self }
+    }
+
+    /// The same, where this is what [`KeyMask::Wgsl`] computes.
+    pub fn with_mask_mod(self, mask_mod: MaskModFn<'a>) -> Self {
+        Self { mask_mod: Some(mask_mod), ..self }
+    }
+
+    /// What `score_mod` makes of a score.
+    pub(super) fn score_mod(&self, score: f64, (batch, head, row, key): Cell) -> Score {
+        self.score_mod.expect("the case has the problem's score_mod")(score, [batch, head, row, key])
     }
 
     /// The logit that joins the sum of a row: −∞ where there is none, or no such row.
@@ -45,6 +70,10 @@ impl<'a> Case<'a> {
             KeyMask::Blocks(mask) => {
                 let (seqlen_q, seqlen_kv) = self.problem.lengths_of(cell.0);
                 mask.sees(cell.0, cell.1, cell.2, cell.3, i64::from(seqlen_kv) - i64::from(seqlen_q))
+            }
+            KeyMask::Wgsl(_) => {
+                let mask_mod = self.mask_mod.expect("the case has the problem's mask_mod");
+                mask_mod([cell.0, cell.1, cell.2, cell.3])
             }
         })
     }
@@ -79,6 +108,12 @@ fn entry(layout: &EntryLayout, (batch, head, row, key): Cell) -> usize {
 impl<'a> From<&'a AttentionProblem> for Case<'a> {
     fn from(problem: &'a AttentionProblem) -> Self {
         Self::new(problem, &[], &[])
+    }
+}
+
+impl fmt::Debug for Case<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_struct("Case").field("problem", self.problem).finish_non_exhaustive()
     }
 }
 

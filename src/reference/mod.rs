@@ -17,7 +17,7 @@ pub use bounds::{
     Arithmetic, BackwardErrors, ErrorTerms, ForwardErrors, backward_errors, error_before_storing, forward_errors,
     probabilities_errors,
 };
-pub use case::Case;
+pub use case::{Case, MaskModFn, ScoreModFn};
 pub use forward::{ReferenceOutput, forward, forward_rounding_p, forward_row, keeps};
-pub use modifiers::score;
+pub use modifiers::{Score, score};
 pub use probabilities::probabilities;

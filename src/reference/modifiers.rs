@@ -5,13 +5,16 @@ use crate::problem::{AttentionProblem, Element, ScoreMod};
 
 /// A score, as a function of what it was before some modifiers.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Score {
+pub struct Score {
+    /// The score.
     pub value: f64,
-    /// Its first and second derivative.
+    /// Its first derivative.
     pub slope: f64,
+    /// Its second derivative.
     pub bend: f64,
-    /// The rounding of the value and of the slope, in units of U.
+    /// How far a kernel's value may be from it, in units of 2⁻²⁴.
     pub rounding: f64,
+    /// The same of its slope.
     pub slope_rounding: f64,
 }
 
@@ -61,6 +64,7 @@ impl Score {
             ScoreMod::Softcap(softcap) => softcapped(self.value, f64::from(*softcap), problem.element),
             ScoreMod::Alibi(slopes) => with_alibi(self.value, &problem, slopes, cell),
             ScoreMod::Bias { layout, .. } => with_bias(self.value, problem.bias(layout, cell)),
+            ScoreMod::Wgsl(_) => problem.score_mod(self.value, cell),
         };
         after.of(self)
     }

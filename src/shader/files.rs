@@ -2,7 +2,7 @@
 
 use crate::operand::Operand;
 use crate::plan::{Access, File, Piece, RowReduce, Slot, Specialization, Storage, matrix_wgsl, wgsl};
-use crate::problem::Element;
+use crate::problem::{AuxType, Element};
 
 /// The files of all kernels.
 const OF_ALL: [File; 3] = [wgsl!("common/params.wgsl"), wgsl!("common/mask.wgsl"), wgsl!("common/block_range.wgsl")];
@@ -15,8 +15,10 @@ const CHAINED: &[File] = &[
     wgsl!("slots/mask/longformer.wgsl"),
     wgsl!("slots/mask/prefix.wgsl"),
     wgsl!("slots/mask/strided.wgsl"),
+    wgsl!("slots/mask/mask_mod.wgsl"),
     wgsl!("slots/score/alibi.wgsl"),
     wgsl!("slots/score/bias.wgsl"),
+    wgsl!("slots/score/score_mod.wgsl"),
     wgsl!("slots/score/softcap.wgsl"),
 ];
 
@@ -40,7 +42,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
 
 /// What a kernel needs to modify scores and to hide keys, if it does.
 fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
-    let Specialization { score_mods, key_masks, bias_element, .. } = *specialization;
+    let &Specialization { score_mods, key_masks, bias_element, .. } = specialization;
     let scores = (!score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
     let added = bias_element.filter(|_| score_mods.reads(Operand::Bias));
     let entries = added.map(|element| match element {
@@ -61,7 +63,7 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
     let sink = specialization.has_sink.then_some(wgsl!("common/sink.wgsl"));
     let modifiers = score_mods.names().filter_map(|name| chained("score", name)).collect::<Vec<_>>();
     let masks = key_masks.names().filter_map(|name| chained("mask", name)).collect::<Vec<_>>();
-    scores
+    let files = scores
         .into_iter()
         .chain(tables)
         .chain(positions)
@@ -69,7 +71,23 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
         .chain(tanh)
         .chain(modifiers)
         .chain(masks)
-        .chain(sink)
+        .chain(sink);
+    files.chain(wgsl_files(specialization))
+}
+
+/// What stands around functions in the caller's own WGSL.
+fn wgsl_files(specialization: &Specialization) -> impl Iterator<Item = File> {
+    let own = &specialization.wgsl;
+    let common = specialization.has_own_wgsl().then_some(wgsl!("common/wgsl.wgsl"));
+    let gradient = own.score.as_ref().map(|snippet| match snippet.has_gradient {
+        true => wgsl!("slots/score_mod_grad/own.wgsl"),
+        false => wgsl!("slots/score_mod_grad/none.wgsl"),
+    });
+    let aux = own.snippets().find_map(|snippet| snippet.aux).map(|aux| match aux {
+        AuxType::F32 => wgsl!("slots/aux/f32.wgsl"),
+        AuxType::U32 => wgsl!("slots/aux/u32.wgsl"),
+    });
+    common.into_iter().chain(gradient).chain(aux)
 }
 
 /// The file of a slot with this name.

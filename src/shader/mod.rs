@@ -13,12 +13,13 @@ pub use dialect::Dialect;
 
 use crate::error::Error;
 use crate::plan::Specialization;
-use unroll::Lists;
+use std::borrow::Cow;
+use unroll::{Lines, Lists};
 
 /// Where a line of the assembled text comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// The file below `shaders/`, or `prelude`.
+    /// The file below `shaders/`, `prelude`, or `score_mod` or `mask_mod` for the caller's own WGSL.
     pub file: &'static str,
     /// Its line, from 1.
     pub line: u32,
@@ -48,6 +49,11 @@ impl ShaderSource {
         for file in files::files_of(specialization) {
             source.append(file.name, file.text, &lists)?;
         }
+        // Never unrolled: no comment of the caller's is a directive.
+        for snippet in specialization.wgsl.snippets() {
+            let lines = (1..).zip(snippet.text.lines().map(Cow::Borrowed)).collect();
+            source.append_lines(snippet.role.function(), lines);
+        }
         Ok(source)
     }
 
@@ -67,11 +73,15 @@ impl ShaderSource {
             line,
             message,
         })?;
+        self.append_lines(file, lines);
+        Ok(())
+    }
+
+    fn append_lines(&mut self, file: &'static str, lines: Lines) {
         for (line, text) in lines {
             self.text.push_str(&text);
             self.text.push('\n');
             self.origins.push(Origin { file, line });
         }
-        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use super::dialect::Dialect;
 use super::unroll::Lists;
 use crate::operand::{Operand, Usage};
 use crate::plan::{Owns, RowReduce, Specialization, Storage};
+use crate::problem::Role;
 use std::fmt::Display;
 
 /// The prelude of a kernel, and the lists that its text unrolls over.
@@ -12,7 +13,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     let tiles = specialization.tiles;
     let counts = kernel.counts(specialization);
     let mut text = enables(specialization, dialect);
-    for operand in Operand::ALL {
+    for (operand, _) in specialization.operands() {
         constant(&mut text, &format!("BINDING_{}", operand.name()), format_args!("{}u", operand.binding()));
     }
     if let Some(sums) = kernel.row_sums {
@@ -30,6 +31,13 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     let is_alibi = specialization.score_mods.names().any(|name| name == "alibi");
     // ALiBi takes from a score what its key is far from the diagonal.
     constant(&mut text, "NEAREST_FIRST", is_alibi && !specialization.has_lists);
+    for snippet in specialization.wgsl.snippets() {
+        let name = match snippet.role {
+            Role::Score => "SCORE_TURNS",
+            Role::Mask => "MASK_TURNS",
+        };
+        constant(&mut text, name, format_args!("{}u", snippet.max_turns));
+    }
     constant(&mut text, "HAS_LENGTHS", specialization.has_lengths);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     constant(&mut text, "HAS_SCORE_MODS", !specialization.score_mods.is_empty());

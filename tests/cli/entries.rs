@@ -7,11 +7,11 @@ use crate::workplace::{Answer, Workplace};
 const Q: [usize; 4] = [2, 4, 9, 8];
 const KV: [usize; 4] = [2, 2, 40, 8];
 
-struct Entries {
-    name: &'static str,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
+pub struct Entries {
+    pub name: &'static str,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
 }
 
 fn f32_bytes(values: impl Iterator<Item = f32>) -> Vec<u8> {
@@ -24,7 +24,7 @@ fn bias(shape: [usize; 4], value: impl Fn(usize) -> f32) -> Entries {
     Entries { name: "bias", dtype: Dtype::F32, shape: shape.to_vec(), bytes }
 }
 
-fn mask(dtype: Dtype, shape: [usize; 4], sees: impl Fn(usize) -> bool) -> Entries {
+pub fn mask(dtype: Dtype, shape: [usize; 4], sees: impl Fn(usize) -> bool) -> Entries {
     let bytes = (0..shape.iter().product()).map(|n| u8::from(sees(n)) * if dtype == Dtype::U8 { 200 } else { 1 });
     Entries { name: "mask", dtype, shape: shape.to_vec(), bytes: bytes.collect() }
 }
@@ -43,7 +43,7 @@ fn lengths(name: &'static str, dtype: Dtype, lengths: &[i64]) -> Entries {
 }
 
 /// A file with q, k, v and d_o in f32 and these.
-fn file(entries: &[Entries]) -> Vec<u8> {
+pub fn file(entries: &[Entries]) -> Vec<u8> {
     let values = |shape: [usize; 4], seed: f32| {
         f32_bytes((0..shape.iter().product::<usize>()).map(move |n| (n as f32 * seed).sin() * 2.0))
     };

@@ -2,6 +2,7 @@
 
 mod answers;
 mod entries;
+mod own_wgsl;
 #[cfg(unix)]
 mod places;
 mod refusals;

@@ -20,6 +20,7 @@ mod long;
 mod masks;
 mod matrices;
 mod mutations;
+mod own_wgsl;
 mod poison;
 mod probabilities;
 mod property;

@@ -1,4 +1,5 @@
-//! Checks, then times: a time is only reported beside an answer that was compared with the oracle in the same run.
+//! Checks, then times: a time is only reported beside an answer that was compared with the oracle in the same run. Functions in
+//! the user's own WGSL are the exception: the oracle cannot run them, and the table says so.
 
 mod ceilings;
 mod figures;
@@ -11,13 +12,14 @@ use std::io::Write;
 use std::path::Path;
 
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, DeviceClass, Plan, PlanBuilder, PreparedBackward,
-    PreparedForward, Tiles,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, DeviceClass, KeyMask, Plan, PlanBuilder,
+    PreparedBackward, PreparedForward, ScoreMod, Tiles,
 };
 
 use crate::arguments::{BenchOptions, Pass, TileChoice};
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
+use crate::own_wgsl::OwnWgsl;
 use crate::resident::Resident;
 use crate::run::json;
 use crate::target::Target;
@@ -30,7 +32,11 @@ use sample::Sample;
 pub async fn bench(options: &BenchOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let targets = options.out.as_deref().map(targets).transpose()?;
     let gpu = device::open(choice).await?;
-    let problems = problems(options, &gpu);
+    let own = options.wgsl.read(AuxType::F32)?;
+    if own.reads_aux() {
+        return Err(Failure::new("flash bench has no aux; write the numbers into the WGSL, as a const array"));
+    }
+    let problems = problems(options, &own, &gpu);
 
     let table = if options.json { None } else { Some(header(options, &gpu, &problems, out)?) };
     let mut records: Vec<Record> = Vec::new();
@@ -66,7 +72,7 @@ pub async fn bench(options: &BenchOptions, choice: device::Choice<'_>, out: &mut
 }
 
 /// The problems of the options, shapes in the order of the table. Heads are contiguous, so that the longest fit.
-fn problems(options: &BenchOptions, gpu: &Gpu) -> Vec<AttentionProblem> {
+fn problems(options: &BenchOptions, own: &OwnWgsl, gpu: &Gpu) -> Vec<AttentionProblem> {
     let software = gpu.attention.capabilities().device_class == DeviceClass::Cpu;
     let lengths = options.seqlen.clone().unwrap_or_else(|| match software {
         true => vec![256, 512, 1024, 2048],
@@ -82,7 +88,7 @@ fn problems(options: &BenchOptions, gpu: &Gpu) -> Vec<AttentionProblem> {
                 .with_seqlen_kv(options.seqlen_kv.unwrap_or(seqlen));
             let problem =
                 AttentionProblem::new(shape).with_element(options.element).with_layout(AttentionLayout::bhsd(&shape));
-            let problem = options.scores.apply(options.causal.apply(problem));
+            let problem = own.mask(options.scores.apply(options.causal.apply(problem), own));
             problems.push(options.blocks.apply(problem, None));
         }
     }
@@ -96,12 +102,23 @@ fn header(options: &BenchOptions, gpu: &Gpu, problems: &[AttentionProblem], out:
         writeln!(out, "{}", conditions(options, problem))?;
     }
     let clock = if timing::has_clock(gpu) { "GPU timestamps" } else { "the wall clock" };
+    if problems.iter().any(has_own_wgsl) {
+        writeln!(out, "Times by {clock}; answers are not checked: the f64 oracle cannot run WGSL.")?;
+        writeln!(out)?;
+        return Table::new("", Record::columns(), out);
+    }
     writeln!(
         out,
         "Times by {clock}; errors are the largest |error| over sampled rows of O, or of the gradients, against the f64 oracle."
     )?;
     writeln!(out)?;
     Table::new("", Record::columns(), out)
+}
+
+/// Whether only the device can compute it.
+fn has_own_wgsl(problem: &AttentionProblem) -> bool {
+    problem.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Wgsl(_)))
+        || problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Wgsl(_)))
 }
 
 /// Batch, heads, element and mask.
@@ -115,8 +132,8 @@ fn conditions(options: &BenchOptions, problem: &AttentionProblem) -> String {
     if let Some(causal) = options.causal.causal {
         text += &format!(", causal {}", causal.name());
     }
-    problem.scores().iter().for_each(|modifier| text += &format!(", {}", modifier.name()));
-    problem.key_masks().iter().for_each(|mask| text += &format!(", {} mask", mask.name()));
+    let masks = problem.key_masks().iter().map(KeyMask::name);
+    problem.scores().iter().map(ScoreMod::name).chain(masks).for_each(|name| text += &format!(", {name}"));
     text
 }
 
@@ -212,14 +229,16 @@ async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) 
         }
     };
     sample::upload_inputs(gpu, problem, &tensors)?;
-    let samples = sample::expected(problem);
+    let samples = if has_own_wgsl(problem) { None } else { Some(sample::expected(problem)) };
     let mut gradients = None;
     for (record, ready) in prepared {
         let result = match &ready {
-            Prepared::Forward(forward) => measure_forward(options, gpu, problem, &tensors, &samples, forward, record),
+            Prepared::Forward(forward) => {
+                measure_forward(options, gpu, problem, &tensors, samples.as_deref(), forward, record)
+            }
             Prepared::Backward(backward) => {
                 if gradients.is_none() {
-                    gradients = Some(gradients::Given::new(gpu, problem, &tensors, &samples).await);
+                    gradients = Some(gradients::Given::new(gpu, problem, &tensors, samples.as_deref()).await);
                 }
                 match &gradients {
                     Some(Ok(given)) => measure_backward(options, gpu, problem, &tensors, given, backward, record),
@@ -244,19 +263,21 @@ fn measure_forward(
     gpu: &Gpu,
     problem: &AttentionProblem,
     tensors: &Resident,
-    samples: &[Sample],
+    samples: Option<&[Sample]>,
     forward: &PreparedForward,
     record: &mut Record,
 ) -> Result<()> {
     tensors.poison(gpu)?;
     let time = timing::measure(gpu, effort(options), |encoder| tensors.encode(forward, encoder))?;
-    let deviation = sample::compare(gpu, problem, tensors, samples)?;
-    record.max_error = Some(deviation.max_error);
-    record.error_bound = Some(deviation.bound);
-    if !deviation.is_good() {
-        record.wrong = true;
-        record.error = Some(deviation.complaint());
-        return Ok(());
+    if let Some(samples) = samples {
+        let deviation = sample::compare(gpu, problem, tensors, samples)?;
+        record.max_error = Some(deviation.max_error);
+        record.error_bound = Some(deviation.bound);
+        if !deviation.is_good() {
+            record.wrong = true;
+            record.error = Some(deviation.complaint());
+            return Ok(());
+        }
     }
     record.time(&time, problem.forward_flops() as f64, forward.plan());
     Ok(())
@@ -274,13 +295,14 @@ fn measure_backward(
     given.gradients.poison(gpu)?;
     let time =
         timing::measure(gpu, effort(options), |encoder| tensors.encode_backward(&given.gradients, backward, encoder))?;
-    let deviation = given.compare(gpu, problem)?;
-    record.max_error = Some(deviation.max_error);
-    record.error_bound = Some(deviation.bound);
-    if let Some(complaint) = deviation.complaint {
-        record.wrong = true;
-        record.error = Some(complaint);
-        return Ok(());
+    if let Some(deviation) = given.compare(gpu, problem)? {
+        record.max_error = Some(deviation.max_error);
+        record.error_bound = Some(deviation.bound);
+        if let Some(complaint) = deviation.complaint {
+            record.wrong = true;
+            record.error = Some(complaint);
+            return Ok(());
+        }
     }
     record.time(&time, problem.backward_flops() as f64, backward.plan());
     Ok(())

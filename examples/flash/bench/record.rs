@@ -37,7 +37,7 @@ pub struct Record {
     pub extra_bytes: Option<u64>,
     /// Floating-point operations for each byte of device memory that the kernels read or write, counted from the plan.
     pub flops_per_byte: Option<f64>,
-    /// The largest |error| of O, or of a gradient, over the sampled rows.
+    /// The largest |error| of O, or of a gradient, over the sampled rows; none where the oracle cannot compute it.
     pub max_error: Option<f64>,
     /// What `max_error` may be.
     pub error_bound: Option<f64>,

@@ -20,6 +20,7 @@ pub use kernel::Kernel;
 pub use specialization::{Access, Chain, RowReduce, Specialization, Storage};
 
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
+pub(crate) use specialization::OwnWgsl;
 #[cfg(target_arch = "wasm32")]
 pub(crate) use text::shortened;
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
@@ -90,9 +91,11 @@ impl Specialization {
         self.has_dropout &= kernel.drops;
         if !kernel.scores {
             self.score_mods = Chain::default();
+            self.wgsl.score = None;
         }
         if !kernel.masks {
             self.key_masks = Chain::default();
+            self.wgsl.mask = None;
         }
         if !self.score_mods.reads(Operand::Bias) && !kernel.binds(Operand::DBias) {
             self.bias_element = None;
@@ -129,7 +132,7 @@ impl Specialization {
             let has_table = (self.has_lengths || self.has_lists) && *operand == Operand::Tables;
             has_table || self.score_mods.reads(*operand) || self.key_masks.reads(*operand)
         };
-        let read = [Operand::Tables, Operand::Bias, Operand::KeyMask].into_iter().filter(is_read);
+        let read = [Operand::Tables, Operand::Bias, Operand::KeyMask, Operand::Aux].into_iter().filter(is_read);
         let more = read.chain(self.has_sink.then_some(Operand::Sink));
         self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))
     }

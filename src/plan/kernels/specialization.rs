@@ -4,7 +4,7 @@ use super::kernel::Kernel;
 use crate::operand::Operand;
 use crate::plan::capabilities::Capabilities;
 use crate::plan::tiles::Tiles;
-use crate::problem::Element;
+use crate::problem::{AttentionProblem, Element, Role, Snippet};
 
 /// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -111,8 +111,26 @@ impl Chain {
     }
 }
 
+/// Functions in the caller's own WGSL.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct OwnWgsl {
+    pub score: Option<Snippet>,
+    pub mask: Option<Snippet>,
+}
+
+impl OwnWgsl {
+    pub fn of(problem: &AttentionProblem) -> Self {
+        let of = |role: Role| problem.snippets().find(|snippet| snippet.role == role).cloned();
+        Self { score: of(Role::Score), mask: of(Role::Mask) }
+    }
+
+    pub fn snippets(&self) -> impl Iterator<Item = &Snippet> {
+        self.score.iter().chain(&self.mask)
+    }
+}
+
 /// All that the text of a shader depends on. Two passes with equal specializations share one pipeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Specialization {
     /// The kernel file.
     pub kernel: Kernel,
@@ -138,6 +156,8 @@ pub struct Specialization {
     pub key_masks: Chain,
     /// Whether the tiles to visit are listed.
     pub has_lists: bool,
+    /// Functions in the caller's own WGSL.
+    pub(crate) wgsl: OwnWgsl,
     /// Whether each sequence has lengths of its own.
     pub has_lengths: bool,
     /// Whether a sink joins the sum of each row.
@@ -157,6 +177,11 @@ pub struct Specialization {
 }
 
 impl Specialization {
+    /// Whether it holds functions in the caller's own WGSL. Then its module needs wgpu's checks.
+    pub fn has_own_wgsl(&self) -> bool {
+        self.wgsl.snippets().next().is_some()
+    }
+
     /// On cooperative matrices: how many lanes fetch a row of so many quads together. If they compute the row's unit, it is
     /// a power of two.
     pub(super) fn matrix_fetch_lanes(&self, quads: u32) -> u32 {

@@ -1,4 +1,5 @@
-use wgpu_flash_attention::reference::Case;
+use std::sync::Arc;
+use wgpu_flash_attention::reference::{Case, Score};
 use wgpu_flash_attention::{
     AttentionLayout, AttentionProblem, AttentionShape, Element, KeyMask, Operand, ScoreMod, TensorLayout,
 };
@@ -27,6 +28,10 @@ impl Random {
     }
 }
 
+/// What functions in WGSL compute, for the oracle.
+pub type ScoreClosure = Arc<dyn Fn(f64, [u32; 4]) -> Score + Send + Sync>;
+pub type MaskClosure = Arc<dyn Fn([u32; 4]) -> bool + Send + Sync>;
+
 /// Host values of Q, K and V in the problem's layouts. Whatever lies between a tensor's elements is NaN.
 #[derive(Clone, Default)]
 pub struct Inputs {
@@ -38,6 +43,10 @@ pub struct Inputs {
     pub key_mask: Vec<u32>,
     /// The logit of each head's sink, where the problem has one.
     pub sink: Vec<f64>,
+    /// What the caller's functions read, as f32, and what they compute, where the problem has them.
+    pub aux: Vec<f32>,
+    pub score_mod: Option<ScoreClosure>,
+    pub mask_mod: Option<MaskClosure>,
     /// All three are views of one buffer, and hold the same values.
     pub one_buffer: bool,
 }
@@ -75,7 +84,7 @@ pub fn inputs(problem: &AttentionProblem, seed: u64) -> Inputs {
         |count: u32, mut random: Random| (0..count).map(|_| Element::F32.round(2.0 * random.normal())).collect();
     let sink = if problem.has_sink() { logits(num_heads, Random(seed ^ 0x51_4b)) } else { Vec::new() };
     let (bias, key_mask) = entries(problem, random);
-    Inputs { q, k, v, bias, key_mask, sink, one_buffer }
+    Inputs { q, k, v, bias, key_mask, sink, one_buffer, ..Inputs::default() }
 }
 
 /// A bias like the scores, and a mask that hides a quarter of the keys, and more of every fifth row.
@@ -105,7 +114,14 @@ fn entries(problem: &AttentionProblem, mut random: Random) -> (Vec<f64>, Vec<u32
 impl Inputs {
     /// The problem with the values of its bias, mask and sink, as the oracle takes it.
     pub fn case<'a>(&'a self, problem: &'a AttentionProblem) -> Case<'a> {
-        Case::new(problem, &self.bias, &self.key_mask).with_sink(&self.sink)
+        let mut case = Case::new(problem, &self.bias, &self.key_mask).with_sink(&self.sink);
+        if let Some(score_mod) = &self.score_mod {
+            case = case.with_score_mod(&**score_mod);
+        }
+        if let Some(mask_mod) = &self.mask_mod {
+            case = case.with_mask_mod(&**mask_mod);
+        }
+        case
     }
 
     /// The bytes of bias, mask and sink, where the problem has them.
@@ -119,7 +135,8 @@ impl Inputs {
         let has_words = problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Boolean(_)));
         let mask = has_words.then(|| (Operand::KeyMask, words()));
         let sink = problem.has_sink().then(|| (Operand::Sink, to_bytes(Element::F32, &self.sink)));
-        bias.into_iter().chain(mask).chain(sink).collect()
+        let aux = problem.aux_len().map(|_| (Operand::Aux, bytemuck::cast_slice(&self.aux).to_vec()));
+        bias.into_iter().chain(mask).chain(sink).chain(aux).collect()
     }
 }
 

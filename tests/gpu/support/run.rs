@@ -15,21 +15,28 @@ const GUARD: u64 = 272;
 pub struct Guarded {
     buffer: wgpu::Buffer,
     bytes: u64,
+    /// Poisoned bytes before and behind it.
+    guard: u64,
 }
 
 impl Guarded {
     /// A buffer around `contents`.
     pub fn new(library: &Library, contents: &[u8]) -> Self {
+        Self::at(library, GUARD, contents)
+    }
+
+    /// As `new`, with so much poison.
+    pub fn at(library: &Library, guard: u64, contents: &[u8]) -> Self {
         // Bindings and copies are multiples of 4 bytes.
         let bytes = (contents.len() as u64).next_multiple_of(4);
-        let mut all = vec![POISON; (GUARD + bytes + GUARD) as usize];
-        all[GUARD as usize..][..contents.len()].copy_from_slice(contents);
+        let mut all = vec![POISON; (guard + bytes + guard) as usize];
+        all[guard as usize..][..contents.len()].copy_from_slice(contents);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let descriptor =
             wgpu::BufferDescriptor { label: None, size: all.len() as u64, usage, mapped_at_creation: false };
         let buffer = library.device().create_buffer(&descriptor);
         library.queue().write_buffer(&buffer, 0, &all);
-        Self { buffer, bytes }
+        Self { buffer, bytes, guard }
     }
 
     /// An output of `bytes` bytes, all poison.
@@ -38,7 +45,7 @@ impl Guarded {
     }
 
     pub fn slice(&self) -> wgpu::BufferSlice<'_> {
-        self.buffer.slice(GUARD..GUARD + self.bytes)
+        self.buffer.slice(self.guard..self.guard + self.bytes)
     }
 
     /// The tensor's bytes, after a check that nothing around them was written.
@@ -53,7 +60,7 @@ impl Guarded {
         copy.slice(..).map_async(wgpu::MapMode::Read, |result| result.expect("the copy can be mapped"));
         library.device().poll(wgpu::PollType::wait_indefinitely()).expect("the GPU finishes");
         let all = copy.slice(..).get_mapped_range().expect("the copy is mapped").to_vec();
-        let (before, rest) = all.split_at(GUARD as usize);
+        let (before, rest) = all.split_at(self.guard as usize);
         let (tensor, behind) = rest.split_at(self.bytes as usize);
         assert!(before.iter().all(|byte| *byte == POISON), "bytes before an output were written");
         assert!(behind.iter().all(|byte| *byte == POISON), "bytes behind an output were written");
@@ -205,7 +212,9 @@ pub(super) fn upload_entries(
     problem: &AttentionProblem,
     inputs: &Inputs,
 ) -> Vec<(Operand, Guarded)> {
-    let upload = |(operand, bytes): (Operand, Vec<u8>)| (operand, Guarded::new(library, &bytes));
+    // Aux starts where a binding may start.
+    let guard = |operand| if operand == Operand::Aux { 512 } else { GUARD };
+    let upload = |(operand, bytes): (Operand, Vec<u8>)| (operand, Guarded::at(library, guard(operand), &bytes));
     inputs.entries(problem).into_iter().map(upload).collect()
 }
 

@@ -1,0 +1,93 @@
+//! Functions in the user's own WGSL, from files.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use wgpu_flash_attention::{AttentionProblem, AuxType, KeyMask, MaskWgsl, ScoreMod, ScoreWgsl, WgslFault, WgslOptions};
+
+use crate::failure::{Failure, Result};
+
+#[derive(Args)]
+pub struct WgslFiles {
+    /// A file in WGSL with fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32. It changes each
+    /// score after --softcap, before --alibi and a bias.
+    #[arg(long, value_name = "FILE")]
+    pub score_mod: Option<PathBuf>,
+    /// A file in WGSL with fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32, for
+    /// gradients; the file of --score-mod may hold it too. It may call what that file defines.
+    #[arg(long, value_name = "FILE", requires = "score_mod")]
+    pub score_mod_grad: Option<PathBuf>,
+    /// A file in WGSL with fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool: whether the row may see the
+    /// key.
+    #[arg(long, value_name = "FILE")]
+    pub mask_mod: Option<PathBuf>,
+}
+
+/// The same, read and checked.
+#[derive(Default)]
+pub struct OwnWgsl {
+    score: Option<ScoreWgsl>,
+    mask: Option<MaskWgsl>,
+}
+
+impl WgslFiles {
+    /// Reads the files. `aux` is the type of the numbers that they may read.
+    pub fn read(&self, aux: AuxType) -> Result<OwnWgsl> {
+        let options = WgslOptions::new().with_aux(aux);
+        let score = self.score_mod.as_deref().map(|path| {
+            let files: Vec<&Path> = [path].into_iter().chain(self.score_mod_grad.as_deref()).collect();
+            let texts = files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
+            ScoreWgsl::with_options(&texts.concat(), options).map_err(|fault| failure(&files, &texts, &fault))
+        });
+        let mask = self.mask_mod.as_deref().map(|path| {
+            let text = read(path)?;
+            MaskWgsl::with_options(&text, options).map_err(|fault| failure(&[path], &[text], &fault))
+        });
+        Ok(OwnWgsl { score: score.transpose()?, mask: mask.transpose()? })
+    }
+}
+
+/// The text of a file, which ends with a whole line.
+fn read(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(format_args!("cannot read {}: {error}", path.display())))?;
+    Ok(text + "\n")
+}
+
+/// Where the fault is in the files whose texts follow each other.
+fn failure(files: &[&Path], texts: &[String], fault: &WgslFault) -> Failure {
+    let mut line = fault.line() as usize;
+    let mut place = files[0];
+    for (file, text) in files.iter().zip(texts) {
+        place = file;
+        let lines = text.lines().count();
+        if line <= lines {
+            break;
+        }
+        line -= lines;
+    }
+    let (place, column, message) = (place.display(), fault.column(), fault.message());
+    Failure::new(format_args!("{place}:{line}:{column}: {message}: `{}`", fault.source_line().trim()))
+}
+
+impl OwnWgsl {
+    pub fn is_empty(&self) -> bool {
+        self.score.is_none() && self.mask.is_none()
+    }
+
+    pub fn reads_aux(&self) -> bool {
+        self.score.as_ref().is_some_and(ScoreWgsl::reads_aux) || self.mask.as_ref().is_some_and(MaskWgsl::reads_aux)
+    }
+
+    /// Adds score_mod.
+    pub fn modify(&self, problem: AttentionProblem) -> AttentionProblem {
+        let scores = self.score.iter().cloned().map(ScoreMod::Wgsl);
+        scores.fold(problem, AttentionProblem::with_score)
+    }
+
+    /// Adds mask_mod.
+    pub fn mask(&self, problem: AttentionProblem) -> AttentionProblem {
+        let masks = self.mask.iter().cloned().map(KeyMask::Wgsl);
+        masks.fold(problem, AttentionProblem::with_key_mask)
+    }
+}

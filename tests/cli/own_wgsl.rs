@@ -1,0 +1,95 @@
+//! Functions in the user's own WGSL, from files.
+
+use safetensors::tensor::Dtype;
+
+use crate::entries::{Entries, file, mask};
+use crate::workplace::{Workplace, text};
+
+const CAUSAL: &str = "
+fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool {
+  return kv_idx <= q_idx + 31u;
+}
+";
+const SOFTCAP: &str = "
+const CAP = 3.0;
+fn share(score: f32) -> f32 { return tanh(score / CAP); }
+fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 { return CAP * share(score); }
+";
+const SOFTCAP_GRAD: &str = "
+fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
+  return grad * (1.0 - share(score) * share(score));
+}
+";
+
+fn aux(dtype: Dtype, words: &[u32]) -> Entries {
+    let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    Entries { name: "aux", dtype, shape: vec![words.len()], bytes }
+}
+
+#[test]
+fn what_is_built_in_can_be_written() {
+    let place = Workplace::new();
+    let plain = place.write("plain", &file(&[]));
+    let (causal, softcap) = (place.write("causal", CAUSAL.as_bytes()), place.write("cap", SOFTCAP.as_bytes()));
+    let gradient = place.write("grad", SOFTCAP_GRAD.as_bytes());
+    let options = ["--mask-mod", &causal, "--score-mod", &softcap, "--score-mod-grad", &gradient];
+    let expected = place.run(&plain, &["--causal", "--softcap", "3"]);
+    place.run(&plain, &options).agrees(&expected, 1e-5, "causal and softcap");
+
+    // Keys of one document are seen by its rows.
+    let document = |position: usize| position * 3 / 40;
+    let ids: Vec<u32> = (0..40).map(|position| document(position) as u32).collect();
+    let same = |n: usize| document(n / 40) == document(n % 40);
+    let masked = place.write("masked", &file(&[mask(Dtype::BOOL, [1, 1, 9, 40], same)]));
+    let documents = place.write(
+        "documents",
+        b"fn mask_mod(b: u32, h: u32, q_idx: u32, kv_idx: u32) -> bool { return aux[q_idx] == aux[kv_idx]; }",
+    );
+    let with_ids = place.write("ids", &file(&[aux(Dtype::I32, &ids)]));
+    place.run(&with_ids, &["--mask-mod", &documents]).agrees(&place.run(&masked, &[]), 1e-5, "documents");
+}
+
+#[test]
+fn faults_are_shown_where_they_are() {
+    let place = Workplace::new();
+    let (input, output) = (place.write("in", &file(&[])), place.path("out"));
+    let score = place.write("score.wgsl", SOFTCAP.as_bytes());
+    let faulty = place.write("grad.wgsl", SOFTCAP_GRAD.replace("grad * (", "gard * (").as_bytes());
+    let refuses =
+        |options: &[&str], reason: &str| place.refuses(&[&["run", &input, &output], options].concat(), reason);
+    let expected =
+        "grad.wgsl:3:10: no definition in scope for identifier: `gard`; unknown identifier: `return gard * (1.0";
+    refuses(&["--score-mod", &score, "--score-mod-grad", &faulty], expected);
+    refuses(
+        &["--score-mod", &score],
+        "score_mod_grad: gradients need it, and the text of score_mod does not define it",
+    );
+    refuses(&["--score-mod-grad", &faulty], "--score-mod <FILE>");
+    refuses(&["--mask-mod", &place.path("nowhere")], "cannot read");
+    refuses(&["--mask-mod", &score], "score.wgsl:1:1: there is no mask_mod; write fn mask_mod(");
+    let causal = place.write("causal.wgsl", CAUSAL.as_bytes());
+    refuses(&["--mask-mod", &causal, "--algorithm", "reference"], "the f64 oracle cannot run WGSL");
+    let unread = place.write("unread", &file(&[aux(Dtype::U32, &[1, 2])]));
+    place.refuses(
+        &["run", &unread, &output, "--mask-mod", &causal],
+        "aux: it is given, and no function in WGSL reads it",
+    );
+    let negative = place.write("negative", &file(&[aux(Dtype::I32, &[1, u32::MAX])]));
+    place.refuses(&["run", &negative, &output, "--mask-mod", &causal], "'aux' holds a negative integer");
+    let wide = Entries { dtype: Dtype::I64, shape: vec![1], ..aux(Dtype::U32, &[1, 2]) };
+    let wide = place.write("wide", &file(&[wide]));
+    place.refuses(&["run", &wide, &output], "'aux' is stored as I64; F32, U32 and I32 can be used");
+    let reads = place.write("reads.wgsl", CAUSAL.replace("31u", "u32(aux[0])").as_bytes());
+    refuses(&["--mask-mod", &reads], "mask_mod reads it; say how long it is");
+    place.refuses(&["bench", "--mask-mod", &reads], "flash bench has no aux");
+}
+
+#[test]
+fn times_are_not_of_checked_answers() {
+    let place = Workplace::new();
+    let causal = place.write("causal", CAUSAL.as_bytes());
+    let done = place.flash(&["bench", "--seqlen", "64", "--heads", "1", "--iterations", "1", "--mask-mod", &causal]);
+    let shown = text(&done.stdout);
+    assert!(done.status.success() && shown.contains("answers are not checked"), "{shown}{}", text(&done.stderr));
+    assert!(shown.contains("mask_mod"), "{shown}");
+}

@@ -1,0 +1,297 @@
+//! Texts in the caller's own WGSL that are refused, each at its line: malformed, hostile, or not what was asked for. And texts
+//! that are not.
+
+use wgpu_flash_attention::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions};
+
+const SCORE: &str = "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32";
+
+/// A text whose score_mod is line 1, and whose body starts at line 2.
+fn with_body(body: &str) -> String {
+    format!("{SCORE} {{\n{body}\n}}\n")
+}
+
+/// A text with these declarations before its score_mod.
+fn with_globals(globals: &str) -> String {
+    format!("{globals}\n{SCORE} {{ return score; }}\n")
+}
+
+fn refused(text: &str) -> WgslFault {
+    match ScoreWgsl::new(text) {
+        Err(fault) => fault,
+        Ok(_) => panic!("this is not refused:\n{text}"),
+    }
+}
+
+#[track_caller]
+fn expect(text: &str, line: u32, column: u32, message: &str) {
+    let fault = refused(text);
+    assert_eq!((fault.line(), fault.column()), (line, column), "{fault}");
+    assert!(fault.message().contains(message), "{fault}");
+}
+
+#[test]
+fn wrong_or_missing_signatures() {
+    let written = "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32";
+    expect("", 1, 1, "there is no score_mod; write fn score_mod(");
+    expect("fn scoremod() {}", 1, 1, "there is no score_mod");
+    expect("const score_mod = 1.0;", 1, 1, "there is no score_mod");
+    expect("\nfn score_mod(score: f32) -> f32 { return score; }", 2, 1, written);
+    expect(&with_body("return score;").replace("-> f32", "").replace("return score;", ""), 1, 1, written);
+    expect(&with_body("return score;").replace("kv_idx: u32", "kv_idx: i32"), 1, 1, written);
+    let gradient = with_body("return score;") + "fn score_mod_grad(grad: f32, score: f32) -> f32 { return grad; }";
+    expect(&gradient, 4, 1, "fn score_mod_grad(grad: f32, score: f32, batch");
+    let alone = "fn score_mod_grad(grad: f32, score: f32, b: u32, h: u32, q: u32, k: u32) -> f32 { return grad; }";
+    expect(alone, 1, 1, "there is no score_mod");
+    let mask = MaskWgsl::new("fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 { return 1.0; }");
+    assert!(mask.unwrap_err().message().contains("-> bool"));
+    assert_eq!(MaskWgsl::new(&with_body("return score;")).unwrap_err().function(), "mask_mod");
+}
+
+#[test]
+fn malformed_texts() {
+    expect(&with_body("return scores;"), 2, 8, "no definition in scope for identifier: `scores`");
+    expect(&with_body("return score"), 3, 1, "expected `;`");
+    expect(&with_body("return 1u;"), 2, 8, "does not match the declared return type");
+    expect(&with_body("let a = 1;\nlet b = 2u;\nreturn a + b + score;"), 4, 8, "");
+    expect(&with_body("return f32(1 / 0);"), 2, 12, "Division by zero");
+    expect(&with_body("return aux[-1];"), 2, 8, "negative");
+    expect(&with_body("aux[0] = score;\nreturn score;"), 2, 1, "");
+    expect(&with_body("if score > 1.0 { return 1.0; }"), 1, 1, "return");
+    expect(&with_globals("}"), 1, 1, "expected global item");
+    expect(&with_globals("/* a /* b */"), 1, 1, "this comment is never closed");
+    expect(&with_body("return score; # no"), 2, 15, "");
+    expect(
+        &with_globals("fn f(x: f32) -> f32 { return x; }\nfn f(x: f32) -> f32 { return x; }"),
+        2,
+        4,
+        "redefinition of `f`",
+    );
+    expect("\u{0}", 1, 1, "not allowed");
+}
+
+#[test]
+fn what_a_function_must_not_do() {
+    let globals = "only variables of functions are allowed";
+    expect(&with_globals("\nvar<private> x: f32;"), 2, 1, globals);
+    expect(&with_globals("var<workgroup> x: array<f32, 64>;"), 1, 1, globals);
+    expect(&with_globals("const a = 1;\nvar<storage, read_write> k: array<f32>;"), 2, 1, globals);
+    expect(&with_globals("var x: f32;"), 1, 1, globals);
+    expect(&with_globals("override x: f32;"), 1, 1, "override is not allowed");
+    expect(&with_globals("@compute @workgroup_size(1) fn main() {}"), 1, 1, "attributes are not allowed");
+    expect(&with_globals("@group(0) @binding(1) var<storage> q: array<f32>;"), 1, 1, "attributes are not allowed");
+    expect("enable f16;\n", 1, 1, "directives are not allowed");
+    expect("requires readonly_and_readwrite_storage_textures;", 1, 1, "directives are not allowed");
+    expect("diagnostic(off, derivative_uniformity);", 1, 1, "directives are not allowed");
+    let statements = "this statement is not allowed";
+    expect(&with_body("workgroupBarrier();\nreturn score;"), 2, 1, statements);
+    expect(&with_body("storageBarrier(); return score;"), 2, 1, statements);
+    expect(&with_body("if score > 0.0 { discard; }\nreturn score;"), 2, 18, statements);
+    expect(&with_body("return subgroupAdd(score);"), 2, 8, "not allowed");
+    expect(&with_body("return dpdx(score);"), 2, 8, "this operation is not allowed");
+    expect(&with_body("var a: atomic<u32>;\nreturn score;"), 2, 1, "this type is not allowed");
+    expect(&with_globals("fn f(t: texture_2d<f32>) {}"), 1, 1, "this type is not allowed");
+    expect(&with_body("return f32(f16(score));"), 2, 12, "");
+    expect(&with_body("return f32(f64(score));"), 2, 12, "");
+    assert!(!refused(&with_body("return f32(1h);")).message().contains("by adding"));
+    expect(&with_globals("fn f(x: f32) -> f32 { return f(x); }"), 1, 4, "recursive");
+    expect(&with_globals("fn f(x: f32) -> f32 { return g(x); }\nfn g(x: f32) -> f32 { return f(x); }"), 2, 4, "cyclic");
+}
+
+/// A text cannot see the library's names, and may use them for its own.
+#[test]
+fn names_of_the_library() {
+    for name in ["params", "q", "tables", "LANES", "key_mask", "score_softcap", "philox4x32_10"] {
+        expect(&with_body(&format!("return f32({name});")), 2, 12, "no definition in scope");
+    }
+    for name in ["wgsl_turns_left", "wgsl_aux", "wgsl_mask_mask_mod"] {
+        expect(&with_body(&format!("return f32({name});")), 2, 12, "names that begin with wgsl_ are the library's");
+        expect(&with_globals(&format!("const {name} = 1.0;")), 1, 7, "names that begin with wgsl_ are the library's");
+    }
+    for (name, column) in [("let u32", 5), ("var f32", 5), ("const vec3f", 7)] {
+        expect(&with_body(&format!("{name} = 1.0;\nreturn aux[kv_idx];")), 2, column, "this is the name of a type");
+    }
+    expect(&with_globals("alias u32 = i32;"), 1, 7, "this is the name of a type");
+    expect(&with_globals("fn f(array: f32) -> f32 { loop { } return array; }"), 1, 6, "this is the name of a type");
+    let own = "
+        const q = 2.0;
+        struct tables { k: f32, q: f32, params: array<f32, 2> }
+        alias Cell = vec2<f32>;
+        fn min(x: f32) -> f32 { return x * q; }
+        fn main(params: f32) -> f32 {
+          let t = tables(params, 2.0, array<f32, 2>(1.0, q));
+          let c = Cell(t.q, t.params[1]);
+          return min(t.k) + c.x + c.y;
+        }\n";
+    let text = format!("{own}{SCORE} {{ var q_idx2 = q; return main(score) + q_idx2; }}");
+    assert!(ScoreWgsl::new(&text).is_ok());
+}
+
+#[test]
+fn aux_is_read_and_counted_alone() {
+    let reason = "aux is the name of your data";
+    expect(&with_body("let p = &aux;\nreturn (*p)[1];"), 2, 10, reason);
+    expect(&with_body("let p = &aux[1];\nreturn *p;"), 2, 10, reason);
+    expect(&with_body("return (aux)[1];"), 2, 9, reason);
+    expect(&with_body("let aux = 1.0; return aux;"), 2, 5, reason);
+    expect(&with_globals("const aux = array<f32, 1>(1.0);"), 1, 7, reason);
+    expect(&with_globals("struct S { aux: f32 }"), 1, 12, reason);
+    expect(&with_globals("fn f(aux: f32) {}"), 1, 6, reason);
+    let text = with_body("return f32(kv_idx & aux[q_idx]) + f32(aux[aux[0] & 3u] & arrayLength(&aux));");
+    assert!(ScoreWgsl::new(&text).is_err(), "aux is f32");
+    let options = WgslOptions::new().with_aux(AuxType::U32);
+    assert!(ScoreWgsl::with_options(&text, options).unwrap().reads_aux());
+    assert!(!ScoreWgsl::new(&with_body("return score;")).unwrap().reads_aux());
+}
+
+/// What would exhaust the compiler's stack, memory or time, or a driver's.
+#[test]
+fn too_much() {
+    let nested = |open: &str, close: &str, count: usize| format!("{}score{}", open.repeat(count), close.repeat(count));
+    expect(&with_body(&format!("return {};", nested("(", ")", 30_000))), 2, 56, "brackets are nested deeper than 50");
+    expect(
+        &with_body(&format!("return {};", nested("f32(", ")", 12_000))),
+        2,
+        203,
+        "brackets are nested deeper than 50",
+    );
+    expect(&with_body(&format!("{} return score;", "{".repeat(30_000))), 2, 49, "brackets are nested deeper than 50");
+    expect(&with_body(&format!("return score{};", "+score".repeat(9_000))), 2, 1213, "more than 200 operators");
+    expect(&with_body(&format!("return {}score;", "- ".repeat(20_000))), 2, 408, "more than 200 operators");
+    expect(&with_body(&format!("return score{};", ".x".repeat(20_000))), 2, 413, "more than 200 operators");
+    expect(&with_body(&format!("let a = true{}; return score;", "&&true".repeat(5_000))), 2, 608, "operators");
+    let elses = "else if score > 2.0 { return 3.0; } ".repeat(1_000);
+    expect(&with_body(&format!("if score > 1.0 {{ }} {elses} return score;")), 2, 2180, "more than 60 else");
+    expect(&with_globals(&format!("// {}", "x".repeat(70_000))), 1, 1, "at most 65536 are allowed");
+    expect(&with_body("const a = array<f32, 1000000000>();\nreturn a[5];"), 2, 11, "too large");
+    expect(&with_body("var a: array<array<f32, 65536>, 65536>;\nreturn a[5][3];"), 2, 8, "too large");
+    expect(&with_body("var a: array<f32, 5000>;\nreturn a[kv_idx];"), 2, 1, "at most 16384 bytes");
+    let variables: String = (0..20).map(|n| format!("var a{n}: array<f32, 300>;\n")).collect();
+    expect(&with_body(&format!("{variables}return score;")), 1, 1, "the variables of this function take 24000 bytes");
+    let mut doubled = "fn g0(x: f32) -> f32 { return x + 1.0; }\n".to_owned();
+    for n in 1..60 {
+        doubled += &format!("fn g{n}(x: f32) -> f32 {{ return g{before}(x) + g{before}(x); }}\n", before = n - 1);
+    }
+    expect(&with_globals(&doubled), 12, 1, "at most 16384 are allowed");
+    let options = WgslOptions::new().with_max_turns(u32::MAX);
+    assert!(ScoreWgsl::with_options(&with_body("loop { } return score;"), options).is_ok());
+}
+
+#[test]
+fn loops_without_a_limit() {
+    let text = "var i = 0;\nloop {\n  if i > 3 { break; }\n  continuing { i += 1; loop { break; } }\n}\nreturn score;";
+    expect(&with_body(text), 5, 24, "a loop inside continuing cannot be limited");
+    for body in [
+        "for (;;) { }",
+        "while true { }",
+        "loop { continue; }",
+        "loop { loop { for (var i = 0; i < 1; i--) { } } }",
+        "while (score > 1.0) && (score < 2.0) { for (var i = 0; i < 3; i++) { } }",
+        "loop { if score > 1.0 { break; } continuing { break if score < 0.0; } }",
+        "switch kv_idx { case 1u, 2u: { loop { } } default: { while true { continue; } } }",
+    ] {
+        assert!(ScoreWgsl::new(&with_body(&format!("{body}\nreturn score;"))).is_ok(), "{body}");
+    }
+}
+
+/// Characters that some compilers take for the end of a line, or that hide what a text says.
+#[test]
+fn misleading_characters() {
+    for character in
+        ['\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}', '\u{200e}', '\u{202e}', '\u{2066}', '\u{7f}']
+    {
+        expect(&with_body(&format!("// {character} return 1.0;\nreturn score;")), 2, 4, "is not allowed");
+    }
+    expect(&with_body("let größe = 1.0;\nreturn größe;"), 2, 7, "write names in ASCII");
+    assert!(ScoreWgsl::new(&with_body("// Größe, 大きさ\r\n/* /* ½ */ */\treturn score;")).is_ok());
+}
+
+/// The message shows the line, and where.
+#[test]
+fn messages() {
+    let fault = refused(&with_body("let half = 0.5;\n  return half * skore;"));
+    let expected = "score_mod, line 3, column 17: no definition in scope for identifier: `skore`; unknown identifier\n  | \
+                      \x20\x20return half * skore;\n  |                 ^";
+    assert_eq!(fault.to_string(), expected);
+    assert_eq!(fault.source_line(), "  return half * skore;");
+}
+
+/// The deepest texts that are taken, on a stack like the smallest that a main thread has.
+#[test]
+fn deep_texts_need_little_stack() {
+    let depth = 47;
+    let deep = [
+        format!("return {}score{};", "(".repeat(depth), ")".repeat(depth)),
+        format!("return {}score{};", "abs(1.0 + ".repeat(depth), ")".repeat(depth)),
+        format!("return score{};", " + score".repeat(199)),
+        format!("return {}score{};", "-(1.0 + ".repeat(depth), ") * 2.0".repeat(depth)),
+        format!("let a = score > 1.0{}; return select(score, 1.0, a);", " && true".repeat(99)),
+        format!("{}{} return score;", "if score > 1.0 { ".repeat(depth), "}".repeat(depth)),
+        format!("{}{} return score;", "loop { ".repeat(depth), "}".repeat(depth)),
+        format!("if score > 1.0 {{ }} {} return score;", "else if score > 2.0 { return 3.0; } ".repeat(60)),
+    ];
+    let check = move || deep.iter().for_each(|body| assert!(ScoreWgsl::new(&with_body(body)).is_ok(), "{body}"));
+    std::thread::Builder::new().stack_size(1 << 20).spawn(check).unwrap().join().unwrap();
+}
+
+/// Texts with a token too few, too many or in another place: refused or not, but never a panic.
+#[test]
+fn damaged_texts() {
+    let text = "
+        struct Pair { first: u32, second: u32 }
+        alias Four = array<f32, 4>;
+        const TABLE = Four(1.0, 2.5, 3e-1, 0x1p-2);
+        fn pair(x: u32) -> Pair { return Pair(x % 5u, x / 7u); }
+        fn add(x: ptr<function, f32>, y: f32) { *x += y; }
+        fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
+          var sum = score; let p = pair(kv_idx);
+          for (var i = 0u; i < 4u; i++) { if p.first == i { continue; } add(&sum, TABLE[i] * aux[p.second + i]); }
+          switch head { case 0u, 1u: { sum *= 2.0; } default: { while sum > 9.0 { sum -= 1.0; } } }
+          loop { sum += 1.0; continuing { break if sum > f32(arrayLength(&aux)); } }
+          return select(sum, -sum, any(vec2<bool>(q_idx > kv_idx, batch == 1u)));
+        }";
+    assert!(ScoreWgsl::new(text).is_ok());
+    let tokens: Vec<&str> = text.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let mut state = 7u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    let mut taken = 0;
+    for _ in 0..4_000 {
+        let mut damaged = tokens.clone();
+        for _ in 0..=random(2) {
+            let (from, to) = (random(damaged.len()), random(damaged.len()));
+            match random(3) {
+                0 => drop(damaged.remove(from)),
+                1 => damaged.insert(to, damaged[from]),
+                _ => damaged.swap(from, to),
+            }
+        }
+        match ScoreWgsl::new(&damaged.concat()) {
+            Ok(_) => taken += 1,
+            Err(fault) => assert!(!fault.message().contains("please report"), "{fault}\n{}", damaged.concat()),
+        }
+    }
+    assert!(taken > 0, "some damage does no harm");
+}
+
+/// Every text of the page for people who come from FlexAttention.
+#[test]
+fn texts_of_the_documentation() {
+    let page = include_str!("../docs/flex-attention.md");
+    let blocks: Vec<&str> = page.split("```wgsl\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), page.matches("\n## ").count(), "each section has a text");
+    for block in blocks {
+        let is_u32 = block.contains("aux: array<u32>");
+        let options = WgslOptions::new().with_aux(if is_u32 { AuxType::U32 } else { AuxType::F32 });
+        let reads_aux = if block.contains("fn score_mod(") {
+            let score = ScoreWgsl::with_options(block, options).unwrap_or_else(|fault| panic!("{fault}\n{block}"));
+            assert!(score.has_gradient(), "{block}");
+            score.reads_aux()
+        } else {
+            let mask = MaskWgsl::with_options(block, options).unwrap_or_else(|fault| panic!("{fault}\n{block}"));
+            mask.reads_aux()
+        };
+        assert_eq!(reads_aux, block.contains("aux: array<"), "{block}");
+    }
+}

@@ -75,7 +75,7 @@ impl<'a, T> ForwardSlices<'a, T> {
 
 /// The entries of a bias, in their element, the words of a mask, the logits of a sink, and data for functions in WGSL.
 #[derive(Clone, Copy, Debug, Default)]
-struct EntrySlices<'a> {
+pub(super) struct EntrySlices<'a> {
     bias: Option<(Element, &'a [u8])>,
     key_mask: Option<&'a [u32]>,
     sink: Option<&'a [f32]>,
@@ -194,7 +194,7 @@ pub struct ProbabilitiesSlices<'a, T> {
     pub k: &'a [T],
     /// The log-sum-exp of the forward pass, `[batch, num_heads, seqlen_q]`. A sink is a part of it.
     pub lse: &'a [f32],
-    entries: EntrySlices<'a>,
+    pub(super) entries: EntrySlices<'a>,
 }
 
 impl<'a, T> ProbabilitiesSlices<'a, T> {
@@ -212,6 +212,18 @@ impl<'a, T> ProbabilitiesSlices<'a, T> {
     /// Adds the words of [`KeyMask::Boolean`](crate::KeyMask::Boolean).
     pub fn with_key_mask(mut self, words: &'a [u32]) -> Self {
         self.entries.key_mask = Some(words);
+        self
+    }
+
+    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read f32.
+    pub fn with_aux(mut self, aux: &'a [f32]) -> Self {
+        self.entries.aux = Some((AuxType::F32, bytemuck::cast_slice(aux)));
+        self
+    }
+
+    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read u32.
+    pub fn with_aux_u32(mut self, aux: &'a [u32]) -> Self {
+        self.entries.aux = Some((AuxType::U32, bytemuck::cast_slice(aux)));
         self
     }
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bindings;
+mod blocks;
 mod buffers;
 mod device;
 mod host;

@@ -50,7 +50,7 @@ async fn compile(
         label: Some(kernel.name()),
         source: wgpu::ShaderSource::Wgsl(source.text().into()),
     };
-    let is_checked = checked_shaders || specialization.has_own_wgsl();
+    let is_checked = checked_shaders || specialization.needs_checks();
     let module =
         if is_checked { device.create_shader_module(descriptor) } else { unchecked_module(device, descriptor) };
     if let Err(error) = scope.close().await {

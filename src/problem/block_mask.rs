@@ -295,10 +295,6 @@ impl BlockMask {
 
     /// What makes it no mask for a problem of this shape, if anything does.
     pub(super) fn fault(&self, shape: &AttentionShape) -> Option<String> {
-        let is_one_or = |name: &str, found: u32, all: u32| {
-            let fits = found == 1 || found == all;
-            (!fits).then(|| format!("it has {found} {name}; the problem has {all}, and 1 is for all of them"))
-        };
         match &self.pattern {
             Pattern::Strided(0) => Some("its step is 0".into()),
             Pattern::Documents { ids, batch } => is_one_or("sequences of ids", *batch, shape.batch).or_else(|| {
@@ -306,11 +302,7 @@ impl BlockMask {
                 let found = ids.len();
                 (found as u64 != needed).then(|| format!("{found} ids are given; [batch or 1, seqlen_kv] has {needed}"))
             }),
-            Pattern::Blocks(blocks) => {
-                let [batch, heads, ..] = blocks.counts;
-                let of_heads = || is_one_or("heads", heads, shape.num_heads);
-                is_one_or("sequences", batch, shape.batch).or_else(of_heads).or_else(|| blocks.fault(shape))
-            }
+            Pattern::Blocks(blocks) => blocks.fault(shape),
             Pattern::Longformer { .. } | Pattern::Strided(_) | Pattern::Prefix(_) => None,
         }
     }
@@ -408,22 +400,34 @@ impl Blocks {
     }
 
     fn fault(&self, shape: &AttentionShape) -> Option<String> {
-        let lengths = [("rows", shape.seqlen_q), ("keys", shape.seqlen_kv)];
-        for ((name, length), (side, found)) in lengths.into_iter().zip(self.sides.into_iter().zip(&self.counts[2..])) {
-            if side == 0 {
-                return Some(format!("its blocks have 0 {name}"));
-            }
-            let needed = length.div_ceil(side);
-            if *found != needed {
-                return Some(format!(
-                    "it has {found} blocks along the {name}; {length} in blocks of {side} have {needed}"
-                ));
-            }
-        }
         let needed = self.counts.iter().fold(1u64, |all, count| all.saturating_mul((*count).into()));
         let found = self.kinds.len();
-        (found as u64 != needed).then(|| format!("{found} kinds are given for {needed} blocks"))
+        let of_kinds = || (found as u64 != needed).then(|| format!("{found} kinds are given for {needed} blocks"));
+        fault_of_counts(shape, self.counts, self.sides).or_else(of_kinds)
     }
+}
+
+/// What makes blocks of these counts and sides no blocks for a problem of this shape, if anything does.
+pub(crate) fn fault_of_counts(shape: &AttentionShape, counts: [u32; 4], sides: [u32; 2]) -> Option<String> {
+    let [batch, heads, rows, columns] = counts;
+    let of_sides = || {
+        let all = [("rows", shape.seqlen_q, rows, sides[0]), ("keys", shape.seqlen_kv, columns, sides[1])];
+        all.into_iter().find_map(|(name, length, found, side)| match length.checked_div(side) {
+            None => Some(format!("its blocks have 0 {name}")),
+            Some(_) if found == length.div_ceil(side) => None,
+            Some(_) => Some(format!(
+                "it has {found} blocks along the {name}; {length} in blocks of {side} have {}",
+                length.div_ceil(side)
+            )),
+        })
+    };
+    is_one_or("sequences", batch, shape.batch).or_else(|| is_one_or("heads", heads, shape.num_heads)).or_else(of_sides)
+}
+
+/// A count that neither is 1 nor all.
+fn is_one_or(name: &str, found: u32, all: u32) -> Option<String> {
+    let fits = found == 1 || found == all;
+    (!fits).then(|| format!("it has {found} {name}; the problem has {all}, and 1 is for all of them"))
 }
 
 /// A kind for each block; none if they are too many, which planning refuses.

@@ -177,7 +177,12 @@ pub struct Specialization {
 }
 
 impl Specialization {
-    /// Whether it holds functions in the caller's own WGSL. Then its module needs wgpu's checks.
+    /// Whether its module needs wgpu's checks: functions in the caller's own WGSL may index their variables out of bounds.
+    pub(crate) fn needs_checks(&self) -> bool {
+        self.wgsl.snippets().any(|snippet| snippet.has_indices)
+    }
+
+    /// Whether it holds functions in the caller's own WGSL.
     pub fn has_own_wgsl(&self) -> bool {
         self.wgsl.snippets().next().is_some()
     }

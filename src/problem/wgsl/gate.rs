@@ -21,8 +21,8 @@ pub(super) fn check(_: &str, _: Role, _: AuxType) -> Result<Found, Refusal> {
 }
 
 #[cfg(target_arch = "wasm32")]
-pub(super) fn check_rewritten(_: &str, _: Role, _: AuxType) -> Result<(), String> {
-    Ok(())
+pub(super) fn check_rewritten(_: &str, _: Role, _: AuxType) -> Result<bool, String> {
+    Ok(true)
 }
 
 #[cfg(not(target_arch = "wasm32"))]
@@ -64,8 +64,9 @@ mod native {
     }
 
     /// Whether what was rewritten is still such a text, and names nothing but what is its own. This holds of all texts that
-    /// passed `check`, unless the two disagree on what a token is.
-    pub(in super::super) fn check_rewritten(text: &str, role: Role, aux: AuxType) -> Result<(), String> {
+    /// passed `check`, unless the two disagree on what a token is. Whether it has indices that only run time tells: with
+    /// `aux` behind a function, they are those of variables.
+    pub(in super::super) fn check_rewritten(text: &str, role: Role, aux: AuxType) -> Result<bool, String> {
         let aux = aux.name();
         let source = format!(
             "{text}
@@ -82,11 +83,17 @@ mod native {
         let module = parse(&source).map_err(failed)?;
         Reader { module: &module, globals: &["aux", "wgsl_turns_left", "wgsl_is_spent"] }.read().map_err(failed)?;
         validate(&module).map_err(failed)?;
-        let functions = module.functions.iter().map(|(_, function)| &function.name);
-        let mut names = functions.chain(module.constants.iter().map(|(_, constant)| &constant.name)).flatten();
-        match names.find(|name| !name.starts_with(role.prefix()) && *name != "wgsl_aux") {
+        let is_own = |function: &&Function| function.name.as_deref() != Some("wgsl_aux");
+        let functions = || module.functions.iter().map(|(_, function)| function).filter(is_own);
+        let expressions = functions().flat_map(|function| function.expressions.iter());
+        let has_indices = expressions.map(|(_, found)| found).any(|found| matches!(found, Expression::Access { .. }));
+        let mut names = functions()
+            .map(|function| &function.name)
+            .chain(module.constants.iter().map(|(_, constant)| &constant.name))
+            .flatten();
+        match names.find(|name| !name.starts_with(role.prefix())) {
             Some(name) => Err(failed((0, format!("{name} kept its name")))),
-            None => Ok(()),
+            None => Ok(has_indices),
         }
     }
 

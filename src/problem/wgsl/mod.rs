@@ -219,6 +219,8 @@ pub(crate) struct Snippet {
     pub aux: Option<AuxType>,
     pub has_gradient: bool,
     pub has_loops: bool,
+    /// Whether it indexes its own variables with what only run time tells.
+    pub has_indices: bool,
     pub max_turns: u32,
 }
 
@@ -228,13 +230,15 @@ impl Snippet {
         let tokens = tokens::tokens(text).map_err(fault)?;
         let found = gate::check(text, role, options.aux).map_err(fault)?;
         let rewritten = rewrite::rewrite(text, &tokens, role.prefix()).map_err(fault)?;
-        gate::check_rewritten(&rewritten, role, options.aux).map_err(|message| fault((0, message)))?;
+        let has_indices =
+            gate::check_rewritten(&rewritten, role, options.aux).map_err(|message| fault((0, message)))?;
         Ok(Self {
             text: rewritten.into(),
             role,
             aux: found.reads_aux.then_some(options.aux),
             has_gradient: found.has_gradient,
             has_loops: found.has_loops,
+            has_indices,
             max_turns: options.max_turns,
         })
     }

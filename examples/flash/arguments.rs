@@ -143,6 +143,12 @@ pub struct BenchOptions {
     pub blocks: BlockOptions,
     #[command(flatten)]
     pub wgsl: WgslFiles,
+    /// Visits only the blocks of 128 × 128 in which --mask-mod shows something, and asks it only where it hides something.
+    #[arg(long, requires = "mask_mod")]
+    pub mask_blocks: bool,
+    /// Adds a bias, one for all sequences: heads × seqlen_q × seqlen_kv, in the type of Q.
+    #[arg(long)]
+    pub bias: bool,
     /// The type of Q, K, V and O.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements(), default_value = "f32")]
     pub element: Element,

@@ -72,6 +72,17 @@ impl Resident {
         })
     }
 
+    /// Adds a buffer for so many bytes, not yet filled.
+    pub async fn add_empty(&mut self, gpu: &Gpu, operand: Operand, bytes: u64) -> Result<()> {
+        self.entries.push((operand, buffer(gpu, operand.name(), bytes).await?));
+        Ok(())
+    }
+
+    /// The buffer of a bias, a mask or a sink.
+    pub fn entry(&self, operand: Operand) -> Option<&wgpu::Buffer> {
+        self.entries.iter().find(|(other, _)| *other == operand).map(|(_, buffer)| buffer)
+    }
+
     /// Adds a bias, a mask or a sink.
     pub async fn add(&mut self, gpu: &Gpu, operand: Operand, bytes: Vec<u8>) -> Result<()> {
         let buffer = buffer(gpu, operand.name(), bytes.len() as u64).await?;

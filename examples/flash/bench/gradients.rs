@@ -159,12 +159,14 @@ impl<'a> Head<'a> {
                 let row = row as u32;
                 let q = self.values(Q, &self.problem.layout.q, row, head, shape.head_dim);
                 let d_o = self.values(D_O, &self.problem.layout.o, row, head, shape.head_dim_v);
-                let (o, lse) =
-                    reference::forward_row(&sample::alone(self.problem), &q, &self.k, &self.v, self.batch, head, row);
+                let bias = sample::bias_row(self.problem, head, row, |_| true);
+                let alone = sample::alone(self.problem);
+                let case = reference::Case::new(&alone, &bias, &[]);
+                let (o, lse) = reference::forward_row(case, &q, &self.k, &self.v, self.batch, head, row);
                 let stats = (lse, dot(&o, &d_o));
                 let mut values = vec![0.0; shape.head_dim as usize];
                 for key in self.problem.visible_keys(row).filter(|key| self.sees(head, row, *key)) {
-                    let (ds, _) = self.entry(&q, &d_o, stats, [head, row, key]);
+                    let (ds, _) = self.entry(case, &q, &d_o, stats, [head, row, key]);
                     add(&mut values, ds, self.row_of(&self.k, key, shape.head_dim));
                 }
                 Expected { tensor: Tensor::Dq, first: self.problem.layout.q.index(self.batch, row, head), values }
@@ -200,9 +202,12 @@ impl<'a> Head<'a> {
                 let q = self.values(Q, &layout.q, row, head, shape.head_dim);
                 let d_o = self.values(D_O, &layout.o, row, head, shape.head_dim_v);
                 let at = (layout.o.index(self.batch, row, head) - start) as usize;
+                let bias = sample::bias_row(self.problem, head, row, |key| keys.contains(&key));
+                let alone = sample::alone(self.problem);
+                let case = reference::Case::new(&alone, &bias, &[]);
                 let stats = (lse, dot(&o[at..at + shape.head_dim_v as usize], &d_o));
                 for (n, &key) in keys.iter().enumerate().filter(|(_, key)| sees(key)) {
-                    let (ds, p) = self.entry(&q, &d_o, stats, [head, row, key]);
+                    let (ds, p) = self.entry(case, &q, &d_o, stats, [head, row, key]);
                     add(&mut dk[n], ds, &q);
                     add(&mut dv[n], p, &d_o);
                 }
@@ -221,11 +226,18 @@ impl<'a> Head<'a> {
     }
 
     /// softmax_scale · dS and P of a pair; `stats` are the row's LSE and D.
-    fn entry(&self, q: &[f64], d_o: &[f64], (lse, delta): (f64, f64), [head, row, key]: [u32; 3]) -> (f64, f64) {
+    fn entry(
+        &self,
+        case: reference::Case,
+        q: &[f64],
+        d_o: &[f64],
+        (lse, delta): (f64, f64),
+        [head, row, key]: [u32; 3],
+    ) -> (f64, f64) {
         let shape = self.problem.shape;
         let scale = self.problem.softmax_scale();
         let product = scale * dot(q, self.row_of(&self.k, key, shape.head_dim));
-        let [score, slope] = reference::score(self.problem, [self.batch, head, row, key], product);
+        let [score, slope] = reference::score(case, [self.batch, head, row, key], product);
         let p = (score - lse).exp();
         let dp = dot(d_o, self.row_of(&self.v, key, shape.head_dim_v));
         (scale * p * (dp - delta) * slope, p)

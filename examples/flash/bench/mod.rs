@@ -12,8 +12,8 @@ use std::io::Write;
 use std::path::Path;
 
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, DeviceClass, KeyMask, Plan, PlanBuilder,
-    PreparedBackward, PreparedForward, ScoreMod, Tiles,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, DeviceClass, KeyMask, Operand, Plan,
+    PlanBuilder, PreparedBackward, PreparedForward, ProbabilitiesSlices, ScoreMod, Tiles,
 };
 
 use crate::arguments::{BenchOptions, Pass, TileChoice};
@@ -36,7 +36,14 @@ pub async fn bench(options: &BenchOptions, choice: device::Choice<'_>, out: &mut
     if own.reads_aux() {
         return Err(Failure::new("flash bench has no aux; write the numbers into the WGSL, as a const array"));
     }
-    let problems = problems(options, &own, &gpu);
+    let mut problems = problems(options, &own, &gpu);
+    if options.mask_blocks {
+        for problem in &mut problems {
+            let nothing = ProbabilitiesSlices::new(&[], &[], &[]);
+            let blocks = gpu.attention.block_mask(problem, [1, 1], [128, 128], &nothing).await?;
+            *problem = problem.clone().with_key_mask(KeyMask::Blocks(blocks));
+        }
+    }
 
     let table = if options.json { None } else { Some(header(options, &gpu, &problems, out)?) };
     let mut records: Vec<Record> = Vec::new();
@@ -89,7 +96,8 @@ fn problems(options: &BenchOptions, own: &OwnWgsl, gpu: &Gpu) -> Vec<AttentionPr
             let problem =
                 AttentionProblem::new(shape).with_element(options.element).with_layout(AttentionLayout::bhsd(&shape));
             let problem = own.mask(options.scores.apply(options.causal.apply(problem), own));
-            problems.push(options.blocks.apply(problem, None));
+            let problem = options.blocks.apply(problem, None);
+            problems.push(if options.bias { sample::with_bias(problem) } else { problem });
         }
     }
     problems
@@ -221,13 +229,16 @@ async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) 
     if prepared.is_empty() {
         return Ok(records);
     }
-    let tensors = match Resident::new(gpu, problem).await {
+    let mut tensors = match Resident::new(gpu, problem).await {
         Ok(tensors) => tensors,
         Err(failure) => {
             prepared.into_iter().for_each(|(record, _)| record.error = Some(failure.line().to_owned()));
             return Ok(records);
         }
     };
+    if options.bias {
+        tensors.add_empty(gpu, Operand::Bias, sample::bias_len(problem) * problem.element.size()).await?;
+    }
     sample::upload_inputs(gpu, problem, &tensors)?;
     let samples = if has_own_wgsl(problem) { None } else { Some(sample::expected(problem)) };
     let mut gradients = None;

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element, TensorLayout, reference};
+use wgpu_flash_attention::{
+    AttentionLayout, AttentionProblem, AttentionShape, Element, EntryLayout, Operand, ScoreMod, TensorLayout, reference,
+};
 
 use crate::device::Gpu;
 use crate::failure::Result;
@@ -14,6 +16,7 @@ pub const Q: u64 = 0;
 pub const K: u64 = 1;
 pub const V: u64 = 2;
 pub const D_O: u64 = 3;
+const BIAS: u64 = 4;
 
 /// One row and what it must be.
 pub struct Sample {
@@ -49,7 +52,8 @@ const LSE_BOUND: f64 = 1e-5;
 
 /// Fills Q, K and V, piece by piece: no tensor is ever whole on the host.
 pub fn upload_inputs(gpu: &Gpu, problem: &AttentionProblem, tensors: &Resident) -> Result<()> {
-    for (stream, buffer) in [(Q, &tensors.q), (K, &tensors.k), (V, &tensors.v)] {
+    let bias = tensors.entry(Operand::Bias).map(|buffer| (BIAS, buffer));
+    for (stream, buffer) in [(Q, &tensors.q), (K, &tensors.k), (V, &tensors.v)].into_iter().chain(bias) {
         fill(gpu, problem, stream, buffer)?;
     }
     Ok(())
@@ -117,22 +121,57 @@ pub fn expected(problem: &AttentionProblem) -> Vec<Sample> {
         for row in spread(shape.seqlen_q.into(), rows_sampled) {
             let row = row as u32;
             let q: Vec<f64> = gather(Q, problem.layout.q, head, row).collect();
-            let (o, lse) = reference::forward_row(&alone, &q, &k, &v, batch, head, row);
+            let bias = bias_row(problem, head, row, |_| true);
+            let case = reference::Case::new(&alone, &bias, &[]);
+            let (o, lse) = reference::forward_row(case, &q, &k, &v, batch, head, row);
             samples.push(Sample { batch, head, row, o, lse });
         }
     }
     samples
 }
 
-/// The problem with one row of Q that stands for all, and one head of K and V. Rows and heads keep their numbers, on which
-/// ALiBi depends.
+/// The problem with one row of Q, and of a bias, that stands for all, and one head of K and V. Rows and heads keep their
+/// numbers, on which ALiBi depends.
 pub fn alone(problem: &AttentionProblem) -> AttentionProblem {
-    let mut alone = problem.clone();
     let rows =
         |stride_row: u32| TensorLayout { offset: 0, stride_batch: 0, stride_row: stride_row.into(), stride_head: 0 };
     let AttentionShape { head_dim, head_dim_v, .. } = problem.shape;
-    alone.layout = AttentionLayout { q: rows(0), k: rows(head_dim), v: rows(head_dim_v), ..problem.layout };
-    alone
+    let layout = AttentionLayout { q: rows(0), k: rows(head_dim), v: rows(head_dim_v), ..problem.layout };
+    let mut alone = AttentionProblem::new(problem.shape).with_element(problem.element).with_layout(layout);
+    alone.mask = problem.mask;
+    let alone = problem.key_masks().iter().cloned().fold(alone, AttentionProblem::with_key_mask);
+    let of_row = EntryLayout { offset: 0, stride_batch: 0, stride_head: 0, stride_row: 0, stride_key: 1 };
+    let scores = problem.scores().iter().map(|modifier| match modifier {
+        ScoreMod::Bias { element, .. } => ScoreMod::Bias { layout: of_row, element: *element },
+        other => other.clone(),
+    });
+    scores.fold(alone, AttentionProblem::with_score)
+}
+
+/// The problem with a bias for all sequences.
+pub fn with_bias(problem: AttentionProblem) -> AttentionProblem {
+    let AttentionShape { num_heads, seqlen_q, seqlen_kv, .. } = problem.shape;
+    let layout = EntryLayout::contiguous([1, num_heads, seqlen_q, seqlen_kv]);
+    let element = problem.element;
+    problem.with_score(ScoreMod::Bias { layout, element })
+}
+
+/// The entries of that bias.
+pub fn bias_len(problem: &AttentionProblem) -> u64 {
+    let AttentionShape { num_heads, seqlen_q, seqlen_kv, .. } = problem.shape;
+    u64::from(num_heads) * u64::from(seqlen_q) * u64::from(seqlen_kv)
+}
+
+/// What it adds to the scores of a row, of some keys; nothing if there is none.
+pub fn bias_row(problem: &AttentionProblem, head: u32, row: u32, keys: impl Fn(u32) -> bool) -> Vec<f64> {
+    let AttentionShape { seqlen_q, seqlen_kv, .. } = problem.shape;
+    let has_bias = problem.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Bias { .. }));
+    let first = (u64::from(head) * u64::from(seqlen_q) + u64::from(row)) * u64::from(seqlen_kv);
+    let entry = |key: u32| match keys(key) {
+        true => problem.element.round(random::normal_like(BIAS, first + u64::from(key))),
+        false => 0.0,
+    };
+    (0..if has_bias { seqlen_kv } else { 0 }).map(entry).collect()
 }
 
 /// `count` of the numbers below `len`, evenly spread from the first to the last.

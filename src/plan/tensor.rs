@@ -157,7 +157,7 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
     let sink = problem.has_sink().then(|| of_each_head(problem, Operand::Sink));
-    let entries = tensors_of_entries(problem).chain(sink).chain(problem.aux_len().map(|len| aux(problem, len)));
+    let entries = tensors_of_entries(problem).chain(sink);
     match direction {
         Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
         Direction::Merge => vec![o.written(), lse.written()],
@@ -191,7 +191,7 @@ fn tensors_of_entries(problem: &AttentionProblem) -> impl Iterator<Item = Tensor
         KeyMask::Boolean(layout) => Some(of_entries(problem, Operand::KeyMask, layout, 32, Element::F32)),
         KeyMask::Blocks(_) | KeyMask::Wgsl(_) => None,
     });
-    biases.chain(masks)
+    biases.chain(masks).chain(problem.aux_len().map(|len| aux(problem, len)))
 }
 
 /// A tensor with an entry for each sequence, query head, row and so many keys.

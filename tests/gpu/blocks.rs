@@ -1,12 +1,14 @@
 //! Block masks: every pattern, in every kernel, alone and with other masks.
 
+use std::sync::Arc;
+
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Element, EntryLayout, Error, InvalidProblem, KeyMask,
-    Plan, ScoreMod,
+    AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Element, EntryLayout, Error, FlashAttention,
+    InvalidProblem, KeyMask, MaskWgsl, Plan, ProbabilitiesSlices, ScoreMod,
 };
 
 use crate::support::{
-    Variant, check, check_both, check_gradients, gradient_inputs, inputs, library, limited, with_matrices,
+    Variant, adapter, check, check_both, check_gradients, gradient_inputs, inputs, library, limited, with_matrices,
 };
 
 fn shape() -> AttentionShape {
@@ -201,4 +203,40 @@ fn what_cannot_be_is_refused() {
     let prepared = Plan::forward(&masked(&problem, BlockMask::local(1)), library.capabilities()).build().unwrap();
     let refused = prepared.dispatches(&Call::new().with_seqlen_kv(80), &Default::default());
     assert!(matches!(refused, Err(Error::Unsupported { feature: "other lengths with a block mask", .. })));
+}
+
+/// The blocks of mask_mod are those that a function in Rust finds, and with them the answer is that of mask_mod alone.
+#[test]
+fn blocks_of_own_wgsl() {
+    let attention = pollster::block_on(FlashAttention::from_adapter(adapter())).unwrap();
+    // Sequence 1 sees nothing before `aux`, and head 0 no key that is far away.
+    let text = "fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool {
+        if batch == 1u && f32(kv_idx) < aux[0] { return false; }
+        return head != 0u || max(q_idx, kv_idx) - min(q_idx, kv_idx) < 20u;
+    }";
+    let sees = |batch: u32, head: u32, i: u32, j: u32| !(batch == 1 && j < 33) && (head != 0 || i.abs_diff(j) < 20);
+    let shape = AttentionShape::new(2, 2, 70, 8).with_seqlen_kv(85);
+    let problem = AttentionProblem::new(shape).with_key_mask(KeyMask::Wgsl(MaskWgsl::new(text).unwrap())).with_aux(1);
+    let aux = [33.0];
+    let slices = ProbabilitiesSlices::new(&[], &[], &[]).with_aux(&aux);
+    let block_mask = |counts, sides| pollster::block_on(attention.block_mask(&problem, counts, sides, &slices));
+    for sides in [[16, 32], [7, 11], [128, 128]] {
+        let found = block_mask([2, 2], sides).unwrap();
+        assert_eq!(found, BlockMask::from_fn(&shape, [2, 2], sides, sees), "{sides:?}");
+    }
+    // Of the first sequence and head, for all.
+    assert_eq!(block_mask([1, 1], [16, 32]), Ok(BlockMask::from_fn(&shape, [1, 1], [16, 32], sees)));
+    for (counts, sides) in [([3, 1], [16, 16]), ([1, 1], [0, 16])] {
+        let refused = block_mask(counts, sides);
+        assert!(matches!(refused, Err(Error::InvalidProblem(InvalidProblem::KeyMask { .. }))), "{refused:?}");
+    }
+
+    let listed = masked(&problem, block_mask([2, 2], [16, 32]).unwrap()).with_causal();
+    let mut given = gradient_inputs(&listed, 81);
+    given.inputs.mask_mod = Some(Arc::new(move |[batch, head, i, j]: [u32; 4]| sees(batch, head, i, j)));
+    given.inputs.aux = vec![33.0];
+    for library in [Some(library(Variant::SmallTiles)), with_matrices()].into_iter().flatten() {
+        check(library, &listed, &given.inputs);
+        check_gradients(library, &listed, &given);
+    }
 }

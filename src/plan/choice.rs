@@ -173,6 +173,7 @@ pub(super) fn specialize(
         key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
         wgsl: OwnWgsl::of(problem),
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),
+        bias_in_quads: problem.scores().iter().any(|modifier| modifier.has_bias_in_quads(shape)),
         parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,

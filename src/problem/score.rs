@@ -63,6 +63,14 @@ impl ScoreMod {
         }
     }
 
+    /// Whether it adds entries whose rows are whole quads of neighbouring keys.
+    pub(crate) fn has_bias_in_quads(&self, shape: &AttentionShape) -> bool {
+        let ScoreMod::Bias { layout, .. } = self else { return false };
+        let EntryLayout { offset, stride_batch, stride_head, stride_row, stride_key } = *layout;
+        let numbers = [offset, stride_batch, stride_head, stride_row, shape.seqlen_kv.into()];
+        stride_key == 1 && numbers.iter().all(|number| number % 4 == 0)
+    }
+
     /// What makes it no modifier for a problem of this shape, if anything does.
     pub(crate) fn fault(&self, shape: &AttentionShape, of_problem: Element) -> Option<String> {
         match self {

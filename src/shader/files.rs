@@ -45,11 +45,7 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
     let &Specialization { score_mods, key_masks, bias_element, .. } = specialization;
     let scores = (!score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
     let added = bias_element.filter(|_| score_mods.reads(Operand::Bias));
-    let entries = added.map(|element| match element {
-        Element::F32 => wgsl!("slots/bias_element/f32.wgsl"),
-        Element::F16 => wgsl!("slots/bias_element/f16.wgsl"),
-        Element::Bf16 => wgsl!("slots/bias_element/bf16.wgsl"),
-    });
+    let entries = added.map_or_else(Vec::new, |element| bias_files(element, specialization.bias_in_quads));
     let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
     let tables = has_tables.then_some(wgsl!("common/tables.wgsl"));
     let is_capped = score_mods.names().any(|name| name == "softcap");
@@ -73,6 +69,19 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
         .chain(masks)
         .chain(sink);
     files.chain(wgsl_files(specialization))
+}
+
+/// How a bias is read.
+fn bias_files(element: Element, in_quads: bool) -> Vec<File> {
+    let entry = match (element, in_quads) {
+        (Element::F32, true) => return vec![wgsl!("slots/bias_quad/f32.wgsl")],
+        (Element::F16, true) => return vec![wgsl!("slots/bias_quad/f16.wgsl")],
+        (Element::Bf16, true) => return vec![wgsl!("slots/bias_quad/bf16.wgsl")],
+        (Element::F32, false) => wgsl!("slots/bias_element/f32.wgsl"),
+        (Element::F16, false) => wgsl!("slots/bias_element/f16.wgsl"),
+        (Element::Bf16, false) => wgsl!("slots/bias_element/bf16.wgsl"),
+    };
+    vec![wgsl!("common/bias_entries.wgsl"), entry]
 }
 
 /// What stands around functions in the caller's own WGSL.

@@ -100,6 +100,8 @@ impl Specialization {
         if !self.score_mods.reads(Operand::Bias) && !kernel.binds(Operand::DBias) {
             self.bias_element = None;
         }
+        // Others ask for the score of a single key too.
+        self.bias_in_quads &= kernel.on_matrices && self.score_mods.reads(Operand::Bias);
         self.has_lists &= kernel.text.iter().any(|piece| matches!(piece, Piece::OneOf(Slot::Visits)));
         let asks_for_tiles = kernel.masks || kernel.scores || kernel.grid == Grid::ScoreTiles;
         self.has_lengths &= asks_for_tiles || kernel.ends_rows && self.has_sink;

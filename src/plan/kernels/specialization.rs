@@ -164,6 +164,8 @@ pub struct Specialization {
     pub has_sink: bool,
     /// The type of what is added to the scores, if something is.
     pub bias_element: Option<Element>,
+    /// Whether its rows are whole quads of neighbouring keys.
+    pub bias_in_quads: bool,
     /// Whether gradients are stored in f32 though the element is another.
     pub f32_gradients: bool,
     /// Whether partial results are in f32, for every element. Only their merge uses this.

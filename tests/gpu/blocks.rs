@@ -196,8 +196,11 @@ fn what_cannot_be_is_refused() {
     assert!(refusal(&five).1.contains("one too many"));
 
     let endless = AttentionProblem::new(AttentionShape::new(1, 1, 1 << 22, 8));
-    assert!(Plan::forward(&masked(&endless, BlockMask::local(99)), library.capabilities()).build().is_ok());
-    let refused = Plan::forward(&masked(&endless, BlockMask::prefix(1)), library.capabilities()).build();
+    let mut unlimited = library.capabilities().clone();
+    (unlimited.max_loop_turns, unlimited.max_binding, unlimited.max_buffer) = (None, u64::MAX, u64::MAX);
+    let plan = |mask| Plan::forward(&masked(&endless, mask), &unlimited).build();
+    assert_eq!(plan(BlockMask::local(99)).err(), None);
+    let refused = plan(BlockMask::prefix(1));
     assert!(matches!(refused, Err(Error::Unsupported { feature: "lists of tiles this long", .. })), "{refused:?}");
 
     let prepared = Plan::forward(&masked(&problem, BlockMask::local(1)), library.capabilities()).build().unwrap();

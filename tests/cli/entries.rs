@@ -58,7 +58,7 @@ pub fn file(entries: &[Entries]) -> Vec<u8> {
     safetensors::serialize(whole.chain(entries), None).expect("a safetensors file")
 }
 
-fn answers(place: &Workplace, entries: &[Entries], options: &[&str]) -> [Answer; 3] {
+pub fn answers(place: &Workplace, entries: &[Entries], options: &[&str]) -> [Answer; 3] {
     let input = place.write("in", &file(entries));
     ["reference", "flash", "standard"].map(|of| place.run(&input, &[&["--algorithm", of], options].concat()))
 }

@@ -1,6 +1,7 @@
 //! The `flash` program from outside: what it computes, and how it refuses.
 
 mod answers;
+mod blocks;
 mod entries;
 mod own_wgsl;
 #[cfg(unix)]

@@ -11,12 +11,15 @@ fn integers(name: &'static str, dtype: Dtype, shape: &[usize], of: impl Fn(usize
     Entries { name, dtype, shape: shape.to_vec(), bytes }
 }
 
+/// Options, tensors, and whether a position sees a key.
+type Case<'a> = (&'a [&'a str], Vec<Entries>, &'a dyn Fn(usize, usize) -> bool);
+
 /// The files have 9 rows and 40 keys: row i stands at key i + 31.
 #[test]
 fn patterns_are_the_masks_that_they_say() {
     let place = Workplace::new();
     let documents = |n: usize| n as i64 % 40 / 12 * 3;
-    let cases: [(&[&str], Vec<Entries>, &dyn Fn(usize, usize) -> bool); 7] = [
+    let cases: [Case; 7] = [
         (&["--block-mask", "local:5"], vec![], &|p, j| p.abs_diff(j) <= 5),
         (&["--block-mask", "longformer:3,4"], vec![], &|p, j| p.abs_diff(j) <= 3 || j < 4),
         (&["--block-mask", "strided:7"], vec![], &|p, j| p.abs_diff(j) < 7 || p.abs_diff(j) % 7 == 0),

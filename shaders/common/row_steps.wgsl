@@ -28,8 +28,7 @@ fn has_empty_row(visits: Visits, tile: KvTile, invocation: u32) -> bool {
   var found = false;
   for (var index = invocation; index < visits.num_whole * TILE_Q * params.heads_per_kv; index += INVOCATIONS) {
     let head_at = tile.batch * params.lse_stride_batch + (tile.head + index / rows) * params.lse_stride_head;
-    let row = tile_at(visits, index % rows / TILE_Q) * TILE_Q + index % TILE_Q;
-    found = found || is_empty_row(head_at, row);
+    found = found || is_empty_row(head_at, row_of_whole(visits.range, index % rows));
   }
   return found;
 }

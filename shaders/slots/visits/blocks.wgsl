@@ -18,3 +18,8 @@ fn q_tiles(batch: u32, head_kv: u32, first_key: u32, last_key: u32) -> BlockRang
 
 // Kernels fetch a few tiles ahead; behind the last list are words for that.
 fn listed(range: BlockRange, place: u32) -> u32 { return tables[range.list + place]; }
+
+// Row number n of the whole Q tiles.
+fn row_of_whole(range: BlockRange, n: u32) -> u32 {
+  return listed(range, range.whole_first + n / TILE_Q) * TILE_Q + n % TILE_Q;
+}

@@ -9,3 +9,6 @@ fn q_tiles(batch: u32, head_kv: u32, first_key: u32, last_key: u32) -> BlockRang
 }
 
 fn listed(range: BlockRange, place: u32) -> u32 { return place; }
+
+// Row number n of the whole Q tiles.
+fn row_of_whole(range: BlockRange, n: u32) -> u32 { return range.whole_first * TILE_Q + n; }

@@ -83,8 +83,8 @@ describe('shader variants', { timeout: 1_800_000 }, () => {
   });
 
   test('and optimises some of them', async () => {
-    // One in ten: it takes six times as long.
-    const some = hlsl.filter((_, index) => index % 10 === 0);
+    // One in twenty: it takes six times as long.
+    const some = hlsl.filter((_, index) => index % 20 === 0);
     assert.equal(await acceptedOf((files) => dxc('-O3', files), some), some.length);
   });
 

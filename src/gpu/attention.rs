@@ -107,7 +107,8 @@ impl FlashAttention {
     }
 
     /// Whether wgpu adds bounds checks to every access. Off by default, because WGSL of this library is in bounds by construction.
-    /// Kernels with functions in the caller's own WGSL always have them.
+    /// Kernels with functions in the caller's own WGSL have them if those index their own variables with numbers that only run time
+    /// tells.
     pub fn with_checked_shaders(mut self, checked_shaders: bool) -> Self {
         if checked_shaders != self.checked_shaders {
             self.checked_shaders = checked_shaders;

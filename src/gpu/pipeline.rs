@@ -82,9 +82,10 @@ async fn compile(
 
 #[expect(unsafe_code, reason = "wgpu's bounds checks cost 10 % of the speed")]
 fn unchecked_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
-    // SAFETY: the text is this library's own; kernels with text of the caller go the other way. Every index stays inside its binding: the planner
-    // binds windows that hold whole tensors, and the kernels guard rows, keys and dimensions by the same lengths.
-    // Every loop ends, and every divisor is at least 1.
+    // SAFETY: every index of this library's text stays inside its binding: the planner binds windows that hold whole
+    // tensors, and the kernels guard rows, keys and dimensions by the same lengths. Every loop ends, and every divisor is at
+    // least 1. Text of the caller comes here only without indices that run time tells; `aux` is behind a function that clamps,
+    // its loops count their turns, and naga guards its divisors and conversions whether modules are checked or not.
     unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
 }
 

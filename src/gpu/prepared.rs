@@ -10,8 +10,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// An operation that is checked, planned and compiled: a [`PreparedForward`], [`PreparedBackward`], [`PreparedMerge`]
-/// or [`PreparedProbabilities`]. Encode it as often as you like. Calls use uniforms and bind groups of earlier calls again. Clones share pipelines,
-/// scratch memory and bind groups.
+/// or [`PreparedProbabilities`]. Encode it as often as you like. Calls use uniforms and bind groups of earlier calls again.
+/// Clones share pipelines, scratch memory and bind groups.
 #[derive(Clone, Debug)]
 pub struct Prepared<D> {
     operation: Operation,

@@ -51,8 +51,10 @@ async fn compile(
         source: wgpu::ShaderSource::Wgsl(source.text().into()),
     };
     let is_checked = checked_shaders || specialization.needs_checks();
-    let module =
-        if is_checked { device.create_shader_module(descriptor) } else { unchecked_module(device, descriptor) };
+    let module = match is_checked {
+        true => device.create_shader_module(descriptor),
+        false => unchecked_module(device, descriptor, specialization.has_own_wgsl()),
+    };
     if let Err(error) = scope.close().await {
         return Err(shader_error(&module, &source, error).await);
     }
@@ -81,12 +83,17 @@ async fn compile(
 }
 
 #[expect(unsafe_code, reason = "wgpu's bounds checks cost 10 % of the speed")]
-fn unchecked_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor) -> wgpu::ShaderModule {
+fn unchecked_module(
+    device: &wgpu::Device,
+    descriptor: wgpu::ShaderModuleDescriptor,
+    has_own_wgsl: bool,
+) -> wgpu::ShaderModule {
+    let checks = wgpu::ShaderRuntimeChecks { int_div_checks: has_own_wgsl, ..wgpu::ShaderRuntimeChecks::unchecked() };
     // SAFETY: every index of this library's text stays inside its binding: the planner binds windows that hold whole
     // tensors, and the kernels guard rows, keys and dimensions by the same lengths. Every loop ends, and every divisor is at
     // least 1. Text of the caller comes here only without indices that run time tells; `aux` is behind a function that clamps,
-    // its loops count their turns, and naga guards its divisors and conversions whether modules are checked or not.
-    unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
+    // its loops count their turns, and its divisors are checked.
+    unsafe { device.create_shader_module_trusted(descriptor, checks) }
 }
 
 /// The compiler's first error, with file and line of its origin.

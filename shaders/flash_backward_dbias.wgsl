@@ -126,20 +126,6 @@ fn score_tile_at(place: vec4<u32>) -> ScoreTile {
   }
 // }
 
-// The gradient of the score to which the bias was added, from that of S: back through what comes after the bias.
-fn bias_gradient(ds: vec4<f32>, s: vec4<f32>, cell: Cell) -> vec4<f32> {
-  var score = s * LN_2;
-  // unroll MOD in SCORE_MODS {
-    let given_MOD = score;
-    score = score_MOD(score, cell);
-  // }
-  var gradient = ds;
-  // unroll MOD in SCORE_MODS_BACK_TO_BIAS {
-    gradient = score_MOD_gradient(gradient, given_MOD, cell);
-  // }
-  return gradient;
-}
-
 // The sum over the rows, and over the keys, that share an entry; the first of those who share it get it.
 fn sum_of_shared(value: vec4<f32>, shared_rows: bool, shared_keys: bool, invocation: u32) -> vec4<f32> {
   var sum = value;
@@ -229,7 +215,8 @@ fn main(
           let keep_N = kept(cell_N.batch, cell_N.head, cell_N.i, cell_N.key);
           gradient_N = select(vec4<f32>(0.0), gradient_N * params.dropout_scale, keep_N);
         }
-        let ds_N = bias_gradient(p_N * (gradient_N - vec4<f32>(stats_N.y)), scores[N], cell_N);
+        // SCORE_MODS_BACK ends at the bias here.
+        let ds_N = score_gradient(p_N * (gradient_N - vec4<f32>(stats_N.y)), scores[N], cell_N);
         // A row that is empty, or that this call does not have, has no gradient.
         var seen_N = vec4<bool>(!(stats_N.x == -MASKED) & (cell_N.i < params.seqlen_q));
         if !whole { seen_N = seen_N & sees(visible_keys(cell_N.batch, cell_N.i), cell_N); }

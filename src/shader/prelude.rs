@@ -116,9 +116,10 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("V_THEN_K", vec!["V", "K"]);
     lists.names("SCORE_MODS", specialization.score_mods.names().collect());
     lists.names("KEY_MASKS", specialization.key_masks.names().collect());
-    lists.names("SCORE_MODS_BACK", specialization.score_mods.names().rev().collect());
-    let back_to_bias = specialization.score_mods.names().rev().take_while(|name| *name != "bias");
-    lists.names("SCORE_MODS_BACK_TO_BIAS", back_to_bias.collect());
+    // The gradient of a bias goes back no further than to the bias.
+    let ends_at_bias = kernel.binds(Operand::DBias) || kernel.binds(Operand::DBiasSums);
+    let back = specialization.score_mods.names().rev().take_while(|name| !ends_at_bias || *name != "bias");
+    lists.names("SCORE_MODS_BACK", back.collect());
     // The same for scores that are modified, and for those that are not.
     let is_modified = !specialization.score_mods.is_empty();
     lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });

@@ -245,6 +245,23 @@ fn loops_without_end() {
     check(library(Variant::Full), &plain, &inputs(&plain, 63));
 }
 
+/// A divisor of 0 gives what WGSL says: the dividend, and the rest 0.
+#[test]
+fn divisors_of_zero() {
+    let text = "
+        fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool {
+          let zero = u32(aux[0]);
+          let least = i32(-2147483647 - i32(aux[1]));
+          return kv_idx / zero == kv_idx && kv_idx % zero == 0u && least / -i32(aux[1]) == least;
+        }";
+    let plain = AttentionProblem::new(AttentionShape::new(1, 1, 8, 8).with_seqlen_kv(20));
+    let masked = plain.clone().with_key_mask(KeyMask::Wgsl(MaskWgsl::new(text).unwrap())).with_aux(2);
+    let mut given = inputs(&masked, 64);
+    given.aux = vec![0.0, 1.0];
+    given.mask_mod = Some(Arc::new(|_| true));
+    check(library(Variant::Full), &masked, &given);
+}
+
 /// An index past the end of aux reads its last entry, and nothing of what lies behind it in the buffer. One past the end of a
 /// variable reads some entry of it.
 #[test]

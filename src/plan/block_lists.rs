@@ -10,6 +10,9 @@ use std::sync::Arc;
 pub(super) const MOST_LISTS: u64 = 1 << 18;
 pub(super) const MOST_WORDS: usize = 1 << 24;
 
+/// Lists of kernels, by the number of their table.
+pub(super) type TileLists = Vec<(usize, Arc<[u32]>)>;
+
 /// Kernels fetch tiles ahead of the one that they visit: so many words behind the last list may be read.
 const READ_AHEAD: usize = 4;
 

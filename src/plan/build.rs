@@ -1,6 +1,6 @@
 //! How a plan is made: check, choose kernels and tiles, measure.
 
-use super::block_lists::{MOST_LISTS, MOST_WORDS, block_lists};
+use super::block_lists::{MOST_LISTS, MOST_WORDS, TileLists, block_lists};
 use super::builder::{PlanBuilder, Question};
 use super::capabilities::Capabilities;
 use super::check::check;
@@ -10,6 +10,7 @@ use super::kernels::Kernel;
 use super::part::Cut;
 use super::passes::{Pass, Plan, Source, Stage};
 use super::splits;
+use super::tables::number_of_lists;
 use super::tensor::{Tensor, parts_to_merge, probabilities, tensors};
 use super::tiles::Tiles;
 use crate::error::{Error, InvalidProblem};
@@ -41,7 +42,7 @@ impl Plan {
             plan.take(step, builder)?;
         }
         plan.check_bindings()?;
-        plan.check_lists()?;
+        plan.lists = plan.list_tiles()?;
         plan.scratch = plan.measure_scratch()?;
         Ok(plan)
     }
@@ -100,6 +101,7 @@ impl Plan {
             source: Source::Table,
             num_splits: 1,
             chosen: None,
+            lists: Vec::new(),
             tensors,
             scratch: Vec::new(),
         })
@@ -165,22 +167,18 @@ impl Plan {
         }
         Ok(())
     }
-}
 
-impl Plan {
-    /// Whether the tiles to visit can be listed.
-    fn check_lists(&self) -> Result<(), Error> {
-        let lists = self.passes.iter().map(|pass| &pass.specialization).filter(|of| of.has_lists);
-        match lists.map(|of| block_lists(&self.problem, of)).find(Option::is_none) {
-            None => Ok(()),
-            Some(_) => Err(Error::Unsupported {
-                feature: "lists of tiles this long",
-                reason: format!(
-                    "the block mask has more than {MOST_LISTS} lists, or shows more than {MOST_WORDS} pairs of tiles; make \
-                     the sequences shorter, or give all sequences and heads one mask"
-                ),
-            }),
-        }
+    /// The lists of tiles of each pass that has one.
+    fn list_tiles(&self) -> Result<TileLists, Error> {
+        let passes = self.passes.iter().map(|pass| &pass.specialization).filter(|of| of.has_lists);
+        let lists = passes.map(|of| Some((number_of_lists(of), block_lists(&self.problem, of)?)));
+        lists.collect::<Option<_>>().ok_or_else(|| Error::Unsupported {
+            feature: "lists of tiles this long",
+            reason: format!(
+                "the block mask has more than {MOST_LISTS} lists, or shows more than {MOST_WORDS} pairs of tiles; make \
+                 the sequences shorter, or give all sequences and heads one mask"
+            ),
+        })
     }
 }
 

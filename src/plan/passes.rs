@@ -1,5 +1,6 @@
 //! A plan: the passes of an operation, and what they need.
 
+use super::block_lists::TileLists;
 use super::capabilities::Capabilities;
 use super::direction::Direction;
 use super::kernels::{Kernel, Specialization};
@@ -55,6 +56,8 @@ pub struct Plan {
     pub(super) num_splits: u32,
     /// The heads and rows whose probabilities are computed.
     pub(super) chosen: Option<(Range<u32>, Range<u32>)>,
+    /// The tiles that passes visit under block masks.
+    pub(super) lists: TileLists,
     /// The caller's tensors.
     pub(super) tensors: Vec<Tensor>,
     pub(super) scratch: Vec<(Operand, u64)>,

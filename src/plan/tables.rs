@@ -1,18 +1,16 @@
 //! Small data that is not a tensor, in one buffer.
 
-use super::block_lists::block_lists;
 use super::kernels::{Chain, Specialization};
 use super::passes::Plan;
 use super::tiles::Owns;
 use crate::operand::Operand;
 use crate::problem::Alignment;
-use std::collections::BTreeMap;
 
 /// Tables that there may be.
 const NUMBER: usize = 2 * Chain::LONGEST + 3;
 
 /// The number of a kernel's lists of tiles. Kernels that own rows have other lists than those that own keys.
-fn number_of_lists(specialization: &Specialization) -> usize {
+pub(super) fn number_of_lists(specialization: &Specialization) -> usize {
     match specialization.kernel.spec().owns {
         Owns::Keys => NUMBER - 1,
         Owns::Rows | Owns::Heads | Owns::Entries | Owns::Everything => NUMBER - 2,
@@ -34,10 +32,7 @@ impl Plan {
         let of_lengths = problem.lengths().map(|lengths| lengths.table(is_bottom_right));
         let tables = (0..).zip(of_scores).chain((Chain::LONGEST..).zip(of_masks));
         let tables = tables.chain(of_lengths.map(|table| (2 * Chain::LONGEST, table)));
-        let lists =
-            self.passes.iter().map(|pass| &pass.specialization).filter(|specialization| specialization.has_lists);
-        let lists = lists.map(|of| (number_of_lists(of), block_lists(problem, of).unwrap_or_default().to_vec()));
-        let tables = tables.chain(lists.collect::<BTreeMap<_, _>>());
+        let tables = tables.chain(self.lists.iter().map(|(number, lists)| (*number, lists.to_vec())));
         let mut words = vec![0; NUMBER];
         for (index, table) in tables {
             words[index] = words.len() as u32;

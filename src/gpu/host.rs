@@ -22,6 +22,42 @@ pub struct ForwardOutput<T> {
     pub lse: Vec<f32>,
 }
 
+/// The setters of what a problem may have beside Q, K and V, for those who take it.
+macro_rules! entry_setters {
+    (of_bias_mask_and_aux) => {
+        /// Adds the entries of [`ScoreMod::Bias`](crate::ScoreMod::Bias).
+        pub fn with_bias<B: ElementType>(mut self, bias: &'a [B]) -> Self {
+            self.entries.bias = Some((B::ELEMENT, bytemuck::cast_slice(bias)));
+            self
+        }
+
+        /// Adds the words of [`KeyMask::Boolean`](crate::KeyMask::Boolean).
+        pub fn with_key_mask(mut self, words: &'a [u32]) -> Self {
+            self.entries.key_mask = Some(words);
+            self
+        }
+
+        /// Adds the data of [`AttentionProblem::with_aux`], for functions that read f32.
+        pub fn with_aux(mut self, aux: &'a [f32]) -> Self {
+            self.entries.aux = Some((AuxType::F32, bytemuck::cast_slice(aux)));
+            self
+        }
+
+        /// Adds the data of [`AttentionProblem::with_aux`], for functions that read u32.
+        pub fn with_aux_u32(mut self, aux: &'a [u32]) -> Self {
+            self.entries.aux = Some((AuxType::U32, bytemuck::cast_slice(aux)));
+            self
+        }
+    };
+    (of_sink) => {
+        /// Adds the logits of [`AttentionProblem::with_sink`], f32 `[num_heads]`.
+        pub fn with_sink(mut self, sink: &'a [f32]) -> Self {
+            self.entries.sink = Some(sink);
+            self
+        }
+    };
+}
+
 /// What the slice form of the forward pass takes, each in its layout and perhaps longer than needed.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -42,35 +78,8 @@ impl<'a, T> ForwardSlices<'a, T> {
         Self { q, k, v, entries: EntrySlices::default() }
     }
 
-    /// Adds the entries of [`ScoreMod::Bias`](crate::ScoreMod::Bias).
-    pub fn with_bias<B: ElementType>(mut self, bias: &'a [B]) -> Self {
-        self.entries.bias = Some((B::ELEMENT, bytemuck::cast_slice(bias)));
-        self
-    }
-
-    /// Adds the words of [`KeyMask::Boolean`](crate::KeyMask::Boolean).
-    pub fn with_key_mask(mut self, words: &'a [u32]) -> Self {
-        self.entries.key_mask = Some(words);
-        self
-    }
-
-    /// Adds the logits of [`AttentionProblem::with_sink`], f32 `[num_heads]`.
-    pub fn with_sink(mut self, sink: &'a [f32]) -> Self {
-        self.entries.sink = Some(sink);
-        self
-    }
-
-    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read f32.
-    pub fn with_aux(mut self, aux: &'a [f32]) -> Self {
-        self.entries.aux = Some((AuxType::F32, bytemuck::cast_slice(aux)));
-        self
-    }
-
-    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read u32.
-    pub fn with_aux_u32(mut self, aux: &'a [u32]) -> Self {
-        self.entries.aux = Some((AuxType::U32, bytemuck::cast_slice(aux)));
-        self
-    }
+    entry_setters!(of_bias_mask_and_aux);
+    entry_setters!(of_sink);
 }
 
 /// The entries of a bias, in their element, the words of a mask, the logits of a sink, and data for functions in WGSL.
@@ -152,35 +161,8 @@ impl<'a, T> BackwardSlices<'a, T> {
         self
     }
 
-    /// Adds the entries of [`ScoreMod::Bias`](crate::ScoreMod::Bias).
-    pub fn with_bias<B: ElementType>(mut self, bias: &'a [B]) -> Self {
-        self.entries.bias = Some((B::ELEMENT, bytemuck::cast_slice(bias)));
-        self
-    }
-
-    /// Adds the words of [`KeyMask::Boolean`](crate::KeyMask::Boolean).
-    pub fn with_key_mask(mut self, words: &'a [u32]) -> Self {
-        self.entries.key_mask = Some(words);
-        self
-    }
-
-    /// Adds the logits of [`AttentionProblem::with_sink`], f32 `[num_heads]`.
-    pub fn with_sink(mut self, sink: &'a [f32]) -> Self {
-        self.entries.sink = Some(sink);
-        self
-    }
-
-    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read f32.
-    pub fn with_aux(mut self, aux: &'a [f32]) -> Self {
-        self.entries.aux = Some((AuxType::F32, bytemuck::cast_slice(aux)));
-        self
-    }
-
-    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read u32.
-    pub fn with_aux_u32(mut self, aux: &'a [u32]) -> Self {
-        self.entries.aux = Some((AuxType::U32, bytemuck::cast_slice(aux)));
-        self
-    }
+    entry_setters!(of_bias_mask_and_aux);
+    entry_setters!(of_sink);
 }
 
 /// What the slice form of probabilities takes, all of the whole problem, each in its layout and perhaps longer than needed.
@@ -203,29 +185,7 @@ impl<'a, T> ProbabilitiesSlices<'a, T> {
         Self { q, k, lse, entries: EntrySlices::default() }
     }
 
-    /// Adds the entries of [`ScoreMod::Bias`](crate::ScoreMod::Bias).
-    pub fn with_bias<B: ElementType>(mut self, bias: &'a [B]) -> Self {
-        self.entries.bias = Some((B::ELEMENT, bytemuck::cast_slice(bias)));
-        self
-    }
-
-    /// Adds the words of [`KeyMask::Boolean`](crate::KeyMask::Boolean).
-    pub fn with_key_mask(mut self, words: &'a [u32]) -> Self {
-        self.entries.key_mask = Some(words);
-        self
-    }
-
-    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read f32.
-    pub fn with_aux(mut self, aux: &'a [f32]) -> Self {
-        self.entries.aux = Some((AuxType::F32, bytemuck::cast_slice(aux)));
-        self
-    }
-
-    /// Adds the data of [`AttentionProblem::with_aux`], for functions that read u32.
-    pub fn with_aux_u32(mut self, aux: &'a [u32]) -> Self {
-        self.entries.aux = Some((AuxType::U32, bytemuck::cast_slice(aux)));
-        self
-    }
+    entry_setters!(of_bias_mask_and_aux);
 }
 
 /// What the slice form of the backward pass returns, in the problem's gradient layout; places between rows are 0.

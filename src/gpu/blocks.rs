@@ -2,10 +2,10 @@
 
 use super::attention::FlashAttention;
 use super::host::ProbabilitiesSlices;
-use crate::error::Error;
+use crate::error::{Error, InvalidProblem};
 use crate::problem::{
-    AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, KeyMask, ProbabilitiesProblem,
-    TensorLayout, fault_of_counts,
+    AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, KeyMask, MOST_BLOCKS,
+    ProbabilitiesProblem, TensorLayout, fault_of_counts, number_of_blocks,
 };
 
 /// Entries of a mask that are read back at a time.
@@ -45,16 +45,23 @@ impl FlashAttention {
         let AttentionShape { seqlen_q, seqlen_kv, .. } = problem.shape;
         let [side_q, side_kv] = sides;
         let counts = [batch, heads, seqlen_q.div_ceil(side_q.max(1)), seqlen_kv.div_ceil(side_kv.max(1))];
+        let refused = |reason| Error::from(InvalidProblem::KeyMask { name: "blocks", reason });
         if let Some(reason) = fault_of_counts(&problem.shape, counts, sides) {
-            return Err(crate::error::InvalidProblem::KeyMask { name: "blocks", reason }.into());
+            return Err(refused(reason));
         }
+        let number = number_of_blocks(counts)
+            .ok_or_else(|| refused(format!("{counts:?} blocks are too many, at most {MOST_BLOCKS} are made")))?;
         let masked = masks_alone(problem, batch, heads);
+        if number > 0 {
+            // The library judges the problem before anything of its size is made.
+            self.plan_probabilities(&ProbabilitiesProblem::new(masked.clone(), 0..1, 0..1)).build()?;
+        }
         let lse = vec![0.0; masked.shape.lse_len() as usize];
         let slices = ProbabilitiesSlices { q: &[0.0; 4], k: &[0.0; 4], lse: &lse, ..*slices };
         // Rows of whole blocks, as many as are read at a time.
         let entries = u64::from(batch) * u64::from(seqlen_kv) * u64::from(side_q);
         let blocks_at_once = (ENTRIES_AT_ONCE / entries.max(1)).clamp(1, counts[2].max(1).into()) as u32;
-        let mut kinds = vec![BlockKind::Absent; counts.iter().map(|count| *count as usize).product()];
+        let mut kinds = vec![BlockKind::Absent; number as usize];
         for head in 0..heads {
             for first in (0..counts[2]).step_by(blocks_at_once as usize) {
                 let rows = first * side_q..((first + blocks_at_once).saturating_mul(side_q)).min(seqlen_q);
@@ -62,12 +69,8 @@ impl FlashAttention {
                 let seen = self.probabilities(&chosen, &slices).await?;
                 let of_sequence = (rows.end - rows.start) as usize * seqlen_kv as usize;
                 for (batch, seen) in seen.chunks(of_sequence.max(1)).enumerate() {
-                    for (block, rows) in seen.chunks((side_q as usize * seqlen_kv as usize).max(1)).enumerate() {
-                        let row = first as usize + block;
-                        let at =
-                            ((batch * heads as usize + head as usize) * counts[2] as usize + row) * counts[3] as usize;
-                        kinds_of(rows, seqlen_kv as usize, side_kv as usize, &mut kinds[at..at + counts[3] as usize]);
-                    }
+                    let row = (batch * heads as usize + head as usize) * counts[2] as usize + first as usize;
+                    kinds_of(seen, seqlen_kv as usize, sides, &mut kinds[row * counts[3] as usize..]);
                 }
             }
         }
@@ -87,17 +90,21 @@ fn masks_alone(problem: &AttentionProblem, batch: u32, heads: u32) -> AttentionP
     masks.cloned().fold(alone, AttentionProblem::with_key_mask)
 }
 
-/// The kinds of a row of blocks, from what its rows of entries see.
-fn kinds_of(rows: &[f32], seqlen_kv: usize, side_kv: usize, kinds: &mut [BlockKind]) {
-    for (column, kind) in kinds.iter_mut().enumerate() {
-        let keys = column * side_kv..((column + 1) * side_kv).min(seqlen_kv);
-        let mut entries = rows.chunks(seqlen_kv).flat_map(|row| &row[keys.clone()]);
-        let first = entries.next().is_some_and(|seen| *seen != 0.0);
-        let is_mixed = entries.any(|seen| (*seen != 0.0) != first);
-        *kind = match (is_mixed, first) {
-            (true, _) => BlockKind::Partial,
-            (false, true) => BlockKind::Full,
-            (false, false) => BlockKind::Absent,
-        };
+/// The kinds of rows of blocks, from what their rows of entries see.
+fn kinds_of(seen: &[f32], seqlen_kv: usize, [side_q, side_kv]: [u32; 2], kinds: &mut [BlockKind]) {
+    let columns = seqlen_kv.div_ceil(side_kv as usize).max(1);
+    let of_blocks = seen.chunks((side_q as usize * seqlen_kv).max(1));
+    for (rows, kinds) in of_blocks.zip(kinds.chunks_mut(columns)) {
+        for (kind, first) in kinds.iter_mut().zip((0..).step_by(side_kv as usize)) {
+            let keys = first..(first + side_kv as usize).min(seqlen_kv);
+            let mut entries = rows.chunks(seqlen_kv).flat_map(|row| &row[keys.clone()]);
+            let first = entries.next().is_some_and(|seen| *seen != 0.0);
+            let is_mixed = entries.any(|seen| (*seen != 0.0) != first);
+            *kind = match (is_mixed, first) {
+                (true, _) => BlockKind::Partial,
+                (false, true) => BlockKind::Full,
+                (false, false) => BlockKind::Absent,
+            };
+        }
     }
 }

@@ -14,7 +14,7 @@ const SIDE: u32 = 64;
 const MOST_IDS: usize = 512;
 
 /// The most blocks that constructors make.
-const MOST_BLOCKS: u64 = 1 << 24;
+pub(crate) const MOST_BLOCKS: u64 = 1 << 24;
 
 /// Positions and parameters stay below this, so that their sums are within i32.
 const MOST: u32 = 1 << 29;
@@ -430,12 +430,17 @@ fn is_one_or(name: &str, found: u32, all: u32) -> Option<String> {
     (!fits).then(|| format!("it has {found} {name}; the problem has {all}, and 1 is for all of them"))
 }
 
+/// How many blocks there are, if the library makes as many.
+pub(crate) fn number_of_blocks(counts: [u32; 4]) -> Option<u64> {
+    let number = counts.iter().fold(1u64, |all, count| all.saturating_mul((*count).into()));
+    (number <= MOST_BLOCKS).then_some(number)
+}
+
 /// A kind for each block; none if they are too many, which planning refuses.
 fn each(counts: [u32; 4], kind: &mut impl FnMut(u32, u32, u32, u32) -> BlockKind) -> Vec<BlockKind> {
     let [batches, heads, rows, columns] = counts;
     let mut kinds = Vec::new();
-    let number = counts.iter().fold(1u64, |all, count| all.saturating_mul((*count).into()));
-    if !(1..=MOST_BLOCKS).contains(&number) {
+    if number_of_blocks(counts).unwrap_or(0) == 0 {
         return kinds;
     }
     for batch in 0..batches {

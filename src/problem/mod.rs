@@ -17,7 +17,7 @@ mod shape;
 mod wgsl;
 
 pub use attention::{Algorithm, AttentionProblem};
-pub(crate) use block_mask::{Area, ListsOf, fault_of_counts};
+pub(crate) use block_mask::{Area, ListsOf, MOST_BLOCKS, fault_of_counts, number_of_blocks};
 pub use block_mask::{BlockKind, BlockMask};
 pub use dropout::Dropout;
 pub use element::{Element, ElementType};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wgpu_flash_attention::{
     AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Element, EntryLayout, Error, FlashAttention,
-    InvalidProblem, KeyMask, MaskWgsl, Plan, ProbabilitiesSlices, ScoreMod,
+    InvalidProblem, KeyMask, MAX_LENGTH, MaskWgsl, Plan, ProbabilitiesSlices, ScoreMod,
 };
 
 use crate::support::{
@@ -232,6 +232,13 @@ fn blocks_of_own_wgsl() {
     for (counts, sides) in [([3, 1], [16, 16]), ([1, 1], [0, 16])] {
         let refused = block_mask(counts, sides);
         assert!(matches!(refused, Err(Error::InvalidProblem(InvalidProblem::KeyMask { .. }))), "{refused:?}");
+    }
+
+    let vast = AttentionProblem::new(AttentionShape::new(1, 1, MAX_LENGTH, 8));
+    let nothing = ProbabilitiesSlices::new(&[], &[], &[]);
+    for sides in [[1, 1], [MAX_LENGTH, MAX_LENGTH]] {
+        let refused = pollster::block_on(attention.block_mask(&vast, [1, 1], sides, &nothing));
+        assert!(matches!(refused, Err(Error::InvalidProblem(_) | Error::TooLarge { .. })), "{refused:?}");
     }
 
     let listed = masked(&problem, block_mask([2, 2], [16, 32]).unwrap()).with_causal();

@@ -143,7 +143,8 @@ pub struct BenchOptions {
     pub blocks: BlockOptions,
     #[command(flatten)]
     pub wgsl: WgslFiles,
-    /// Visits only the blocks of 128 × 128 in which --mask-mod shows something, and asks it only where it hides something.
+    /// Visits only the blocks of 128 × 128 in which --mask-mod shows something, and asks it only where it hides something: for
+    /// masks that are the same for all sequences and heads. The first of them is looked at.
     #[arg(long, requires = "mask_mod")]
     pub mask_blocks: bool,
     /// Adds a bias, one for all sequences: heads × seqlen_q × seqlen_kv, in the type of Q.

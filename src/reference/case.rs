@@ -56,11 +56,17 @@ impl<'a> Case<'a> {
     }
 
     /// The keys that a row of a sequence and head sees.
-    pub(super) fn keys(&self, (batch, head, row): (u32, u32, u32)) -> impl Iterator<Item = u32> + Clone {
-        self.problem.visible_keys_of(batch, row).filter(move |key| self.sees((batch, head, row, *key)))
+    pub fn keys(&self, (batch, head, row): (u32, u32, u32)) -> impl Iterator<Item = u32> + Clone {
+        self.problem.visible_keys_of(batch, row).filter(move |key| self.is_shown((batch, head, row, *key)))
     }
 
-    fn sees(&self, cell: Cell) -> bool {
+    /// Whether a row of a sequence and head sees a key: (sequence, head, row, key).
+    pub fn sees(&self, cell: (u32, u32, u32, u32)) -> bool {
+        self.problem.visible_keys_of(cell.0, cell.2).contains(&cell.3) && self.is_shown(cell)
+    }
+
+    /// Whether the key masks show a key.
+    fn is_shown(&self, cell: Cell) -> bool {
         self.problem.key_masks().iter().all(|mask| match mask {
             KeyMask::Boolean(layout) => {
                 let bit = cell.3 * (layout.stride_key as u32);

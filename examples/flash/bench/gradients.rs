@@ -3,9 +3,7 @@
 //! A row of dK needs P of every row, for which LSE and D are taken from what the forward pass left on the device. That was
 //! compared with the oracle in sampled rows; the gradients of rows are the oracle's from beginning to end.
 
-use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, Element, KeyMask, PreparedForward, TensorLayout, reference,
-};
+use wgpu_flash_attention::{AttentionProblem, Element, PreparedForward, TensorLayout, reference};
 
 use super::sample::{self, D_O, K, Q, Sample, V};
 use crate::device::Gpu;
@@ -48,6 +46,8 @@ const SAMPLES: u64 = 4;
 /// The last KV head of the last sequence, and what its tensors hold.
 struct Head<'a> {
     problem: &'a AttentionProblem,
+    /// As [`sample::alone`] makes it.
+    alone: AttentionProblem,
     batch: u32,
     head_kv: u32,
     heads_per_kv: u32,
@@ -119,6 +119,7 @@ impl<'a> Head<'a> {
         let shape = problem.shape;
         let mut head = Self {
             problem,
+            alone: sample::alone(problem),
             batch: shape.batch - 1,
             head_kv: shape.num_heads_kv - 1,
             heads_per_kv: shape.num_heads / shape.num_heads_kv,
@@ -140,16 +141,6 @@ impl<'a> Head<'a> {
         (first..first + u64::from(dim)).map(value).collect()
     }
 
-    /// Whether the block mask, if there is one, shows a key to a row.
-    fn sees(&self, head: u32, row: u32, key: u32) -> bool {
-        let AttentionShape { seqlen_q, seqlen_kv, .. } = self.problem.shape;
-        let offset = i64::from(seqlen_kv) - i64::from(seqlen_q);
-        self.problem.key_masks().iter().all(|mask| match mask {
-            KeyMask::Blocks(mask) => mask.sees(self.batch, head, row, key, offset),
-            other => unreachable!("bench gives no {} mask", other.name()),
-        })
-    }
-
     /// dQ of a few rows of the last query head.
     fn rows(&self) -> Vec<Expected> {
         let shape = self.problem.shape;
@@ -160,12 +151,11 @@ impl<'a> Head<'a> {
                 let q = self.values(Q, &self.problem.layout.q, row, head, shape.head_dim);
                 let d_o = self.values(D_O, &self.problem.layout.o, row, head, shape.head_dim_v);
                 let bias = sample::bias_row(self.problem, head, row, |_| true);
-                let alone = sample::alone(self.problem);
-                let case = reference::Case::new(&alone, &bias, &[]);
+                let case = reference::Case::new(&self.alone, &bias, &[]);
                 let (o, lse) = reference::forward_row(case, &q, &self.k, &self.v, self.batch, head, row);
                 let stats = (lse, dot(&o, &d_o));
                 let mut values = vec![0.0; shape.head_dim as usize];
-                for key in self.problem.visible_keys(row).filter(|key| self.sees(head, row, *key)) {
+                for key in case.keys((self.batch, head, row)) {
                     let (ds, _) = self.entry(case, &q, &d_o, stats, [head, row, key]);
                     add(&mut values, ds, self.row_of(&self.k, key, shape.head_dim));
                 }
@@ -194,8 +184,8 @@ impl<'a> Head<'a> {
             let o = resident::read(gpu, &tensors.o, start * size, len * size)?;
             let o: Vec<f64> = elements::decode(self.problem.element, &o).collect();
             for (row, lse) in (0..shape.seqlen_q).zip(elements::decode(Element::F32, &lse)) {
-                let visible = self.problem.visible_keys(row);
-                let sees = |key: &u32| visible.contains(key) && self.sees(head, row, *key);
+                let masked = reference::Case::from(&self.alone);
+                let sees = |key: &u32| masked.sees((self.batch, head, row, *key));
                 if !keys.iter().any(sees) {
                     continue;
                 }
@@ -203,8 +193,7 @@ impl<'a> Head<'a> {
                 let d_o = self.values(D_O, &layout.o, row, head, shape.head_dim_v);
                 let at = (layout.o.index(self.batch, row, head) - start) as usize;
                 let bias = sample::bias_row(self.problem, head, row, |key| keys.contains(&key));
-                let alone = sample::alone(self.problem);
-                let case = reference::Case::new(&alone, &bias, &[]);
+                let case = reference::Case::new(&self.alone, &bias, &[]);
                 let stats = (lse, dot(&o[at..at + shape.head_dim_v as usize], &d_o));
                 for (n, &key) in keys.iter().enumerate().filter(|(_, key)| sees(key)) {
                     let (ds, p) = self.entry(case, &q, &d_o, stats, [head, row, key]);

@@ -69,29 +69,21 @@ fn score_tile_at(place: vec4<u32>) -> ScoreTile {
 // A chunk of dimensions of the rows and keys of a tile, and the products of all dimensions: Q Kᵀ and dO Vᵀ.
 // unroll W in WIDTHS, LEFT in OWNED_W, RIGHT in WALKED_W {
   fn load_chunk_W(tile: ScoreTile, chunk: u32, invocation: u32, factor: f32) {
-    let last_quad = (W_DIM - 1u) / 4u * 4u;
-    let of_rows = params.LEFT_offset + tile.batch * params.LEFT_stride_batch + tile.head * params.LEFT_stride_head;
+    let rows_at = LEFT_head(tile.batch, tile.head);
     for (var index = invocation; index < TILE_Q * CHUNK_QUADS; index += INVOCATIONS) {
       let row = index / CHUNK_QUADS;
       let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
-      let inside_dim = min(dim, last_quad);
-      let inside_row = min(tile.row + row, params.row_count - 1u);
-      let value = load_LEFT(of_rows + inside_row * params.LEFT_stride_row + inside_dim, W_DIM - inside_dim);
-      let is_inside = (tile.row + row < params.row_count) & (dim < W_DIM);
-      row_tile[row * ROW_STRIDE + index % CHUNK_QUADS] = select(vec4<f32>(0.0), decode(value) * factor, is_inside);
+      let value = decode(LEFT_quad(rows_at, tile.row + row, params.row_count, dim, W_DIM));
+      row_tile[row * ROW_STRIDE + index % CHUNK_QUADS] = value * factor;
     }
-    let of_keys = params.RIGHT_offset + tile.batch * params.RIGHT_stride_batch
-      + tile.head_kv * params.RIGHT_stride_head;
+    let keys_at = RIGHT_head(tile.batch, tile.head_kv);
     for (var index = invocation; index < TILE_KV * CHUNK_QUADS; index += INVOCATIONS) {
       let key = index / CHUNK_QUADS;
       let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
-      let inside_dim = min(dim, last_quad);
-      let inside_key = min(tile.key + key, params.key_count - 1u);
-      let value = load_RIGHT(of_keys + inside_key * params.RIGHT_stride_row + inside_dim, W_DIM - inside_dim);
-      let is_inside = (tile.key + key < params.key_count) & (dim < W_DIM);
       // The four keys of an invocation lie LANES rows apart, so that neighbours read neighbouring rows.
       let place = key % 4u * LANES + key / 4u;
-      key_tile[place * ROW_STRIDE + index % CHUNK_QUADS] = select(vec4<f32>(0.0), decode(value), is_inside);
+      let value = decode(RIGHT_quad(keys_at, tile.key + key, params.key_count, dim, W_DIM));
+      key_tile[place * ROW_STRIDE + index % CHUNK_QUADS] = value;
     }
   }
 

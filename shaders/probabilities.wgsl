@@ -7,8 +7,8 @@
 //     S_ij = softmax_scale · Q_i K_jᵀ
 //     P_ij = exp(S_ij − LSE_i), 0 where masked
 //
-// S is in units of log2(e). A row that sees nothing, or only scores of −∞, has an LSE of −∞ and is 0. An invocation
-// owns THREAD_ROWS rows by four neighbouring keys.
+// S is in units of log2(e). A row that sees nothing, or only scores of −∞, has an LSE of −∞ and is 0. An
+// invocation owns THREAD_ROWS rows by four neighbouring keys.
 
 @group(0) @binding(BINDING_lse) var<storage, read> lse: array<f32>;
 @group(0) @binding(BINDING_probabilities) var<storage, read_write> probabilities: array<f32>;

@@ -94,7 +94,7 @@ fn are_sound(row: u32, number: u32) -> vec4<bool> {
 
 fn less(a: Eight, b: f32) -> Eight { return Eight(a.low - vec4<f32>(b), a.high - vec4<f32>(b)); }
 
-// P = exp(factor · S − LSE), and the gradient of factor · S. Both take factor · S first, so that modifiers run once.
+// P = exp(factor · S − LSE), and the gradient of factor · S. Both take factor · S first: modifiers run once.
 // unroll PLAIN in PLAIN_SCORES {
   fn p_of(s: Eight, factor: f32, lse: f32, at: Cell) -> Eight { return probabilities(s, factor, lse); }
   fn unmodified(ds: Eight, s: Eight, factor: f32, at: Cell) -> Eight { return ds; }

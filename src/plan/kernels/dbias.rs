@@ -21,7 +21,14 @@ const ROUND_INVOCATIONS: u32 = 64;
 pub(super) const DBIAS: KernelSpec = KernelSpec {
     name: "flash_backward_dbias",
     file: wgsl!("flash_backward_dbias.wgsl"),
-    text: &[common!("philox"), OneOf(Slot::Element), OneOf(Slot::Access), common!("arithmetic"), common!("row_stats")],
+    text: &[
+        common!("philox"),
+        OneOf(Slot::Element),
+        OneOf(Slot::Access),
+        common!("quads"),
+        common!("arithmetic"),
+        common!("row_stats"),
+    ],
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (DO, Read), (RowStats, Read), (DBias, Write)],
     owns: Owns::Entries,
     grid: Grid::Entries,

@@ -27,6 +27,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
         OneOf(Slot::MatrixOperand),
         OneOf(Slot::MatrixParts),
         OneOf(Slot::RowUnits),
+        common!("quads"),
         matrix_common!("fragments"),
         matrix_common!("cooperative_tiles"),
     ],

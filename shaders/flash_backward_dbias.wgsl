@@ -157,6 +157,9 @@ fn write_entries(place: vec4<u32>, row: u32, key: u32, value: vec4<f32>) {
   // }
 }
 
+// Tiles of scores whose terms are added up before their sum joins the total.
+const TILES_ADDED_AT_ONCE = 64u;
+
 @compute @workgroup_size(INVOCATIONS)
 fn main(
   @builtin(workgroup_id) workgroup_id: vec3<u32>,

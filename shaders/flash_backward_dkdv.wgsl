@@ -70,6 +70,18 @@ fn main(
     var stats_next_L = vec2<f32>(0.0);
     if steps > 0u { stats_next_L = fetch_stats(tile, tile.head, first_row, invocation + L * INVOCATIONS); }
   // }
+  // unroll LONG in LONG_SUMS {
+    // unroll N in THREAD_ROWS {
+      // unroll M in K_QUADS {
+        var dk_total_N_M = vec4<f32>(0.0);
+      // }
+      // unroll M in V_QUADS {
+        var dv_total_N_M = vec4<f32>(0.0);
+      // }
+    // }
+    let steps_at_once = tiles_of_a_sum(steps, TILE_Q);
+    var steps_left = steps_at_once;
+  // }
   var step = 0u;
   // unroll SEEN in SEEN_LOOPS {
     for (; step < until_SEEN(visits) * params.heads_per_kv; step++) {
@@ -174,7 +186,32 @@ fn main(
           // }
         }
       }
+
+      // unroll LONG in LONG_SUMS {
+        steps_left -= 1u;
+        if steps_left == 0u || step + 1u == steps {
+          steps_left = steps_at_once;
+          // unroll N in THREAD_ROWS {
+            // unroll M in K_QUADS {
+              dk_total_N_M += dk_N_M;
+              dk_N_M = vec4<f32>(0.0);
+            // }
+            // unroll M in V_QUADS {
+              dv_total_N_M += dv_N_M;
+              dv_N_M = vec4<f32>(0.0);
+            // }
+          // }
+        }
+      // }
     }
+  // }
+  // unroll LONG in LONG_SUMS, N in THREAD_ROWS {
+    // unroll M in K_QUADS {
+      dk_N_M = dk_total_N_M;
+    // }
+    // unroll M in V_QUADS {
+      dv_N_M = dv_total_N_M;
+    // }
   // }
 
   // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j

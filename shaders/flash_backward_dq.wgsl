@@ -75,6 +75,13 @@ fn main(
     var v_next_L = Loaded();
     if visits.count > 0u { v_next_L = fetch_v(tile, first_key, invocation + L * INVOCATIONS); }
   // }
+  // unroll LONG in LONG_SUMS {
+    // unroll N in THREAD_ROWS, M in K_QUADS {
+      var dq_total_N_M = vec4<f32>(0.0);
+    // }
+    let tiles_at_once = tiles_of_a_sum(visits.count, TILE_KV);
+    var tiles_left = tiles_at_once;
+  // }
   var visit = 0u;
   // unroll SEEN in SEEN_LOOPS {
     for (; visit < until_SEEN(visits); visit++) {
@@ -148,7 +155,21 @@ fn main(
           // }
         }
       }
+
+      // unroll LONG in LONG_SUMS {
+        tiles_left -= 1u;
+        if tiles_left == 0u || visit + 1u == visits.count {
+          tiles_left = tiles_at_once;
+          // unroll N in THREAD_ROWS, M in K_QUADS {
+            dq_total_N_M += dq_N_M;
+            dq_N_M = vec4<f32>(0.0);
+          // }
+        }
+      // }
     }
+  // }
+  // unroll LONG in LONG_SUMS, N in THREAD_ROWS, M in K_QUADS {
+    dq_N_M = dq_total_N_M;
   // }
 
   // dQ_i = softmax_scale · dQ_i; 0 for a row that sees nothing, or only scores of −∞

@@ -53,7 +53,7 @@ fn variants() -> Vec<Specialization> {
                     let mut many_heads = decode(1);
                     many_heads.num_heads = 24;
                     let busy = AttentionShape { batch: 600, ..decode(2) }.with_seqlen_kv(40);
-                    let long = shape(5000).with_num_heads_kv(1).with_seqlen_kv(40_000);
+                    let long = AttentionShape { batch: 1, ..shape(10_000) }.with_num_heads_kv(1).with_seqlen_kv(40_000);
                     let mut shapes = vec![shape(100), shape(5000), decode(4), decode(1), many_heads, busy];
                     // Standard attention has no splits, and its scores would not fit.
                     shapes.extend((algorithm == Algorithm::Flash).then_some(long));

@@ -123,8 +123,12 @@ const MASKED = -3.0e38;
 // LANES neighbouring invocations share each row, of a Q tile or (where a workgroup owns keys) of a KV tile.
 const INVOCATIONS = LANES * ROW_LANES;
 
-// Standard attention: tiles whose terms are summed before the sum is added to the total.
-const TILES_ADDED_AT_ONCE = 64u;
+// A sum of n terms that are all alike may drift by n · 2⁻²⁵ of itself, since they round the same way again and again.
+// So a long sum is a sum of sums: so many tiles of `side` terms are added up before their sum joins the total. They
+// hold 256 terms or, of very many, about as many as there are sums.
+fn tiles_of_a_sum(num_tiles: u32, side: u32) -> u32 {
+  return max(256u, u32(sqrt(f32(num_tiles) * f32(side)))) / side;
+}
 
 // How far m may lag behind the maximum before O is rescaled, in powers of two: P stays below 2⁸, which f16 holds too.
 const MAX_GROWTH = 8.0;

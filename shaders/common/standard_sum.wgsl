@@ -30,6 +30,8 @@ fn place_keys(index: u32, value: vec4<f32>) {
     let s_row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row;
 
     let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
+    let tiles_at_once = tiles_of_a_sum(range.end - range.first, TILE_KV);
+    var tiles_left = tiles_at_once;
     for (var j = range.first; j < range.end; j++) {
       let key_first = j * TILE_KV;
       let whole = is_whole(range, j);
@@ -78,8 +80,9 @@ fn place_keys(index: u32, value: vec4<f32>) {
           // }
         }
       // }
-      // A long sum is a sum of sums: each has few terms, so none drifts.
-      if (j + 1u - range.first) % TILES_ADDED_AT_ONCE == 0u || j + 1u == range.end {
+      tiles_left -= 1u;
+      if tiles_left == 0u || j + 1u == range.end {
+        tiles_left = tiles_at_once;
         // unroll N in THREAD_ROWS, C in V_CHUNKS, M in THREAD_QUADS {
           total_N_C_M += o_N_C_M;
           o_N_C_M = vec4<f32>(0.0);

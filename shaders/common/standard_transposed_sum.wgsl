@@ -41,9 +41,10 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
       var sum_E_C_M = vec4<f32>(0.0);
       var total_E_C_M = vec4<f32>(0.0);
     // }
-    var tiles_in_sum = 0u;
 
     let range = row_range(params.batch_first + tile.batch, tile.first_key, tile.last_key);
+    let tiles_at_once = tiles_of_a_sum((range.end - range.first) * params.heads_per_kv, TILE_Q);
+    var tiles_left = tiles_at_once;
     for (var head = tile.head; head < tile.head + params.heads_per_kv; head++) {
       let s_row = (tile.batch * params.head_count + head) * params.row_count;
       for (var i = range.first; i < range.end; i++) {
@@ -89,10 +90,9 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
             // }
           }
         // }
-        // A long sum is a sum of sums: each has few terms, so none drifts.
-        tiles_in_sum += 1u;
-        if tiles_in_sum == TILES_ADDED_AT_ONCE || i + 1u == range.end {
-          tiles_in_sum = 0u;
+        tiles_left -= 1u;
+        if tiles_left == 0u || i + 1u == range.end {
+          tiles_left = tiles_at_once;
           // unroll E in KEYS, C in V_CHUNKS, M in THREAD_QUADS {
             total_E_C_M += sum_E_C_M;
             sum_E_C_M = vec4<f32>(0.0);

@@ -3,6 +3,7 @@
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
 use super::kernels::{Access, Chain, Kernel, OwnWgsl, RowReduce, Specialization, Storage};
+use super::splits::is_long_sum;
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
@@ -177,6 +178,7 @@ pub(super) fn specialize(
         parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
+        has_long_sums: is_long_sum(problem, kernel.spec().owns, tiles),
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,
     }
     .canonical()

@@ -6,9 +6,10 @@ use super::kernels::Specialization;
 use super::part::{Lengths, Part};
 use super::passes::Plan;
 use super::tensor::partial_results;
+use super::tiles::{Owns, Tiles};
 use super::tuning::Tuning;
 use super::turns::turns_of;
-use super::visible::{visible_keys_of_a_tile, visible_tiles};
+use super::visible::{visible_keys_of_a_tile, visible_rows_of_a_tile, visible_tiles};
 use crate::problem::AttentionProblem;
 
 /// The most splits that the planner chooses without a request.
@@ -18,10 +19,25 @@ const MAX_SPLITS: u64 = 128;
 const TILES_OF_A_SPLIT: u64 = 2;
 
 /// The most keys whose terms one invocation adds up one after another. An f32 sum of n terms of one sign may drift by
-/// n · 2⁻²⁵ of itself in the worst case; longer sums are split, and their parts merged. 1,000,000 keys, V ≥ 0, largest error of
+/// n · 2⁻²⁵ of itself in the worst case; longer sums are split, and their parts merged; gradients add up a few tiles at a time. 1,000,000 keys, V ≥ 0, largest error of
 /// O relative to itself: 8.6e-4 as one sum; 1.5e-6, and with 16,384 keys 9.3e-7. On an NVIDIA H200 the parts cost 0.8 % of the time
 /// (f16, head_dim 64, 65,536 keys), with 16,384 keys 1.6 %.
 const LONGEST_SUM: u64 = 32_768;
+
+/// Whether a gradient has more terms than one sum should.
+pub(super) fn is_long_sum(problem: &AttentionProblem, owns: Owns, tiles: Tiles) -> bool {
+    let shape = &problem.shape;
+    let terms = match owns {
+        Owns::Keys => {
+            visible_rows_of_a_tile(problem, shape.seqlen_q, tiles).saturating_mul(shape.heads_per_kv().into())
+        }
+        _ => visible_keys_of_a_tile(problem, shape.seqlen_kv, tiles),
+    };
+    terms > LONGEST_SUM
+}
+
+/// As `LONGEST_SUM`, for each group of lanes where several share a row's keys: rows are few then, and a merge costs little.
+const LONGEST_SUM_OF_A_GROUP: u64 = 2048;
 
 /// The most splits that sums are cut into: the merge adds up as many parts.
 const MOST_SUMS: u64 = 4096;
@@ -64,7 +80,11 @@ pub(super) fn num_splits(
     // On matrices splits were not measured where they are not needed.
     let busy = if kernel.on_matrices { 1 } else { splits.min(worthwhile).min(most).max(1) };
     let keys = visible_keys_of_a_tile(problem, shape.seqlen_kv, tiles);
-    let sums = keys.div_ceil(LONGEST_SUM * u64::from(tiles.key_lanes)).min(MOST_SUMS);
+    let longest = match u64::from(tiles.key_lanes) {
+        1 => LONGEST_SUM,
+        groups => LONGEST_SUM_OF_A_GROUP * groups,
+    };
+    let sums = keys.div_ceil(longest).min(MOST_SUMS);
     let mut splits = busy.max(sums);
     if let Some(most) = capabilities.max_loop_turns {
         let kv_tiles = keys.div_ceil(tiles.tile_kv.into());

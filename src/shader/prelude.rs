@@ -123,6 +123,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     // The same for scores that are modified, and for those that are not.
     let is_modified = !specialization.score_mods.is_empty();
     lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
+    lists.names("LONG_SUMS", if specialization.has_long_sums { vec!["long"] } else { vec![] });
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],

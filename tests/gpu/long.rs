@@ -180,3 +180,94 @@ fn sums_of_a_million_terms_do_not_drift_on_matrices() {
         assert!(error <= allowed, "{element:?}: {error:e}");
     }
 }
+
+/// The largest error of `found` relative to what is `expected` at each place.
+fn largest_error(found: &[f64], expected: impl Fn(usize) -> f64) -> f64 {
+    found.iter().enumerate().map(|(n, found)| (found / expected(n) - 1.0).abs()).fold(0.0, f64::max)
+}
+
+/// A value that is not a power of two, so that its sums are rounded.
+const TERM: f64 = 1.1f32 as f64;
+
+/// O where all P and all V are alike.
+fn error_of_o(library: &Library, rows: u32, seqlen_kv: u32, algorithm: Algorithm) -> f64 {
+    let problem = problem(rows, seqlen_kv, 16).with_algorithm(algorithm);
+    let mut inputs = inputs(&problem, 3);
+    inputs.k.fill(0.0);
+    inputs.v.fill(TERM);
+    largest_error(&run(library, &problem, &inputs).o(), |_| TERM)
+}
+
+/// dQ where all P are alike, dS < 0 in the first half of the keys, where K is not 0, and dS > 0 in the second, where it is.
+fn error_of_dq(library: &Library, seqlen_kv: u32, algorithm: Algorithm) -> f64 {
+    let problem = problem(8, seqlen_kv, 16).with_algorithm(algorithm);
+    let mut given = gradient_inputs(&problem, 80);
+    let half = seqlen_kv as usize / 2 * 16;
+    given.inputs.q.fill(0.0);
+    given.inputs.k.fill(0.0);
+    given.inputs.k[..half].fill(TERM);
+    given.inputs.v.fill(0.0);
+    given.inputs.v[half..].fill(0.25);
+    given.d_o.fill(TERM);
+    // dP = 4 · TERM in the second half, D = 2 · TERM.
+    let expected = -TERM * TERM * f64::from(problem.softmax_scale());
+    largest_error(&run_backward(library, &problem, &given).dq(), |_| expected)
+}
+
+/// dK and dV of eight keys, where all P are alike and dP is not 0 for the last key alone.
+fn errors_of_dk_dv(library: &Library, rows: u32, num_heads: u32, algorithm: Algorithm) -> [f64; 2] {
+    let shape = AttentionShape::new(1, num_heads, rows, 16).with_num_heads_kv(1).with_seqlen_kv(8);
+    let problem = AttentionProblem::new(shape).with_algorithm(algorithm);
+    let mut given = gradient_inputs(&problem, 80);
+    given.inputs.k.fill(0.0);
+    given.inputs.q.fill(TERM);
+    given.inputs.v.fill(0.0);
+    given.inputs.v[7 * 16..].fill(0.25);
+    given.d_o.fill(TERM);
+    let found = run_backward(library, &problem, &given);
+    let terms = f64::from(rows) * f64::from(num_heads);
+    // dP = 4 · TERM, D = TERM / 2.
+    let ds_q = |ds: f64| terms * ds * TERM * TERM * f64::from(problem.softmax_scale());
+    let dk = largest_error(&found.dk(), |n| ds_q(if n / 16 == 7 { 3.5 / 8.0 } else { -0.5 / 8.0 }));
+    [dk, largest_error(&found.dv(), |_| terms * TERM / 8.0)]
+}
+
+/// Terms that are all alike round the same way again and again: n of them drift by n · 2⁻²⁵ at most. No sum has more than
+/// 32,768 of them; longer ones are sums of sums. A product of matrices adds up as many terms as a matrix has rows.
+#[test]
+fn sums_of_equal_terms_do_not_drift() {
+    const LONGEST_SUM: u32 = 32_768;
+    let drift = |terms: u32| f64::from(terms) * f64::from(2f32.powi(-25));
+    let mut found = Vec::new();
+    let mut check = |library: &str, algorithm: Algorithm, what: &str, terms: u32, error: f64, allowed: f64| {
+        println!("{library}, {algorithm:?}, {what} of {terms} terms: {error:.1e} of {allowed:.1e}");
+        found.push(error <= allowed);
+    };
+    let plain = library(Variant::Full);
+    for (algorithm, lengths) in [(Algorithm::Flash, [8_192, 40_000]), (Algorithm::Standard, [8_192, 20_000])] {
+        for terms in lengths {
+            let alone = algorithm == Algorithm::Flash && terms <= LONGEST_SUM;
+            let allowed = if alone { drift(terms) } else { 8e-6 };
+            check("plain", algorithm, "dQ", terms, error_of_dq(plain, terms, algorithm), allowed);
+            let [dk, dv] = errors_of_dk_dv(plain, terms / 4, 4, algorithm);
+            check("plain", algorithm, "dK", terms, dk, allowed);
+            check("plain", algorithm, "dV", terms, dv, allowed);
+            let allowed = if algorithm == Algorithm::Flash { drift(terms.min(LONGEST_SUM)) } else { 8e-6 };
+            check("plain", algorithm, "O of 40 rows", terms, error_of_o(plain, 40, terms, algorithm), allowed);
+            // Groups of lanes share the keys, 2,048 for each.
+            let allowed = if algorithm == Algorithm::Flash { drift(2048) } else { 8e-6 };
+            check("plain", algorithm, "O of 2 rows", terms, error_of_o(plain, 2, terms, algorithm), allowed);
+        }
+    }
+    if let Some(matrices) = with_matrices() {
+        let side = matrices.capabilities().matrix_side.unwrap_or(1);
+        let (terms, algorithm) = (20_000, Algorithm::Flash);
+        let allowed = 2e-6 + drift(terms / side);
+        check("matrices", algorithm, "dQ", terms, error_of_dq(matrices, terms, algorithm), allowed);
+        let [dk, dv] = errors_of_dk_dv(matrices, terms / 4, 4, algorithm);
+        check("matrices", algorithm, "dK", terms, dk, allowed);
+        check("matrices", algorithm, "dV", terms, dv, allowed);
+        check("matrices", algorithm, "O", terms, error_of_o(matrices, 40, terms, algorithm), allowed);
+    }
+    assert!(found.iter().all(|is_right| *is_right));
+}

@@ -45,6 +45,7 @@ pub(super) const DKDV: KernelSpec = KernelSpec {
     drops: true,
     scores: true,
     masked_loop: true,
+    long_sums: true,
     candidates: tile_table::dkdv,
     sides_fit: |specialization, _| {
         let tiles = specialization.tiles;
@@ -87,6 +88,7 @@ pub(super) const DQ: KernelSpec = KernelSpec {
     drops: true,
     scores: true,
     masked_loop: true,
+    long_sums: true,
     candidates: tile_table::dq,
     bytes: |specialization| bytes(specialization, Owns::Rows),
     own_counts: |specialization| counts(specialization, Owns::Rows),

@@ -11,7 +11,7 @@ use crate::plan::tiles::{Owns, QUAD, Tiles};
 /// Quads of head dimensions that workgroup memory holds at most at a time.
 const CHUNK_QUADS: u32 = 8;
 
-/// Tiles of scores that are summed before the sum is added to the total, as in `common/params.wgsl`.
+/// Tiles of scores that are summed before the sum is added to the total, as in `flash_backward_dbias.wgsl`.
 const TILES_ADDED_AT_ONCE: u64 = 64;
 
 /// Invocations that round the sums, two for each.

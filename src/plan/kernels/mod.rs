@@ -87,6 +87,7 @@ impl Specialization {
         let binds_any = |operands: &[Operand]| operands.iter().any(|&operand| kernel.binds(operand));
         self.in_lockstep &= kernel.on_matrices;
         self.masked_loop &= kernel.masked_loop;
+        self.has_long_sums &= kernel.long_sums;
         self.has_window &= kernel.masks;
         self.has_dropout &= kernel.drops;
         if !kernel.scores {

@@ -47,6 +47,8 @@ pub(crate) struct KernelSpec {
     pub ends_rows: bool,
     /// Whether tiles that need a mask can have a separate loop.
     pub masked_loop: bool,
+    /// Whether it has a form for long sums. Others have their sums split, or add up a few tiles at a time always.
+    pub long_sums: bool,
     /// The tensors that shared text works on: lists of one name for `// unroll`.
     pub names: &'static [(&'static str, &'static str)],
     /// Tiles to try, the best first.
@@ -134,6 +136,7 @@ impl KernelSpec {
         scores: false,
         ends_rows: false,
         masked_loop: false,
+        long_sums: false,
         names: &[],
         candidates: |_, _| &[],
         sides_fit: |specialization, _| has_rows_alone(specialization.tiles),

@@ -173,6 +173,8 @@ pub struct Specialization {
     /// Whether tiles that need a mask have a separate loop, so that the loop over other tiles needs none. Software drivers
     /// compile slowly and have one loop. Only the kernels with such loops use this.
     pub masked_loop: bool,
+    /// Whether a gradient may have so many terms that they are added up a few tiles at a time.
+    pub has_long_sums: bool,
     /// Whether the invocations of a subgroup run in lockstep, as on software drivers. Only kernels on cooperative matrices
     /// use this.
     pub in_lockstep: bool,

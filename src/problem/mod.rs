@@ -30,5 +30,5 @@ pub use philox::philox4x32_10;
 pub use probabilities::ProbabilitiesProblem;
 pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;
-pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions};
+pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions, fault_in_browsers};
 pub(crate) use wgsl::{Role, Snippet};

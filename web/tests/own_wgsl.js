@@ -103,7 +103,7 @@ export async function faultsOfOwnWgsl() {
   await refused({ maskMod: 'fn mask() {}' }, 'maskMod, line 1, column 1: there is no mask_mod; write fn mask_mod(');
   // What only the browser's compiler knows.
   await refused(body('\n  let half: u32 = 0.5;\nreturn score;'), 'scoreMod, line 3, column');
-  await refused(body('return score + 1u;'), '\n  | return score + 1u;\n  | ');
+  await refused(body('return score + 1u;'), '\n  | return score + 1u;\n  |        ');
   await refused({ maskMod: `${MASK} { return true }` }, 'maskMod, line 1, column');
   await refused({ ...body('return score;'), scoreModGrad: '\nfn score_mod_grad(grad: f32, score: f32, b: u32, h: u32, q: u32, k: u32) -> f32 { return 1u; }' },
     'scoreModGrad, line 2, column');

@@ -65,10 +65,25 @@ export async function compileAlone(device: Device, problem: Own): Promise<void> 
     device.check();
     const error = info?.messages.find(({ type }) => type === 'error');
     if (error === undefined) continue;
-    const { lineNum: line, linePos: column, message } = error;
-    const found = `${name}, line ${line}, column ${column}: ${message}\n  | ${text.split('\n')[line - 1] ?? ''}\n  | ${' '.repeat(Math.max(0, column - 1))}^`;
-    throw inOptions(problem, new InvalidProblemError(found));
+    throw inOptions(problem, new InvalidProblemError(described(name, text, error)));
   }
+}
+
+/** A fault as the module describes those that it finds. */
+function described(name: string, text: string, { lineNum, linePos, message }: GPUCompilationMessage): string {
+  let [line, column] = [lineNum, linePos];
+  const lines = text.split('\n');
+  // Firefox may name the function alone, and draws where in it.
+  const rows = message.split('\n');
+  const marks = rows.findIndex((row) => /^[ │]*\^/.test(row));
+  const drawn = rows[marks - 1] ?? '';
+  const [, number] = /^ *(\d+) │/.exec(drawn) ?? [];
+  if (number !== undefined) {
+    line = Number(number);
+    column = Math.max(1, 1 + rows[marks]!.indexOf('^') - drawn.length + (lines[line - 1] ?? '').length);
+  }
+  const words = rows.filter((row) => !/[│┌╰]/.test(row)).map((row) => row.trim()).filter((row) => row !== '').join('; ');
+  return `${name}, line ${line}, column ${column}: ${words}\n  | ${lines[line - 1] ?? ''}\n  | ${' '.repeat(Math.max(0, column - 1))}^`;
 }
 
 /** @internal A fault of a text, with the option and the line in it. */

@@ -2,16 +2,16 @@
 
 use super::super::tokens::{Kind, Refusal, Token};
 use super::words;
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Places in this module are numbers of tokens.
 pub(super) struct Items<'a> {
     pub tokens: &'a [Token<'a>],
     pub functions: Vec<Function>,
-    by_name: BTreeMap<&'a str, Item>,
-    /// For each bracket that opens, the one that closes it.
-    closing: BTreeMap<usize, usize>,
+    /// Few enough to be searched one by one, as all lists of names here: a browser downloads every byte of a map.
+    named: Vec<(&'a str, Item)>,
+    /// For each token that opens a bracket the one that closes it, for all others themselves.
+    closing: Vec<usize>,
 }
 
 /// What a global name stands for. All but functions hold the place of their keyword.
@@ -42,7 +42,7 @@ impl Function {
 impl<'a> Items<'a> {
     pub fn read(tokens: &'a [Token<'a>]) -> Result<Self, Refusal> {
         let closing = pairs(tokens)?;
-        let mut items = Self { tokens, functions: Vec::new(), by_name: BTreeMap::new(), closing };
+        let mut items = Self { tokens, functions: Vec::new(), named: Vec::new(), closing };
         if let Some(number) = tokens.iter().find(|token| token.kind == Kind::Number && !words::is_number(token.text)) {
             let reason = "this is no number that is allowed; write 1, 1u, 1i, 0x1f, 1.5 or 1.5e-3";
             return Err((number.at, reason.to_owned()));
@@ -73,9 +73,10 @@ impl<'a> Items<'a> {
             }
         };
         let name = self.word(at + 1)?;
-        if self.by_name.insert(self.text(name), item).is_some() {
+        if self.get(self.text(name)).is_some() {
             return Err((self.tokens[name].at, format!("redefinition of `{}`", self.text(name))));
         }
+        self.named.push((self.text(name), item));
         match item {
             Item::Function(_) => {
                 let parameters_end = self.closed(name + 1, "(")?;
@@ -90,11 +91,11 @@ impl<'a> Items<'a> {
     }
 
     pub fn get(&self, name: &str) -> Option<Item> {
-        self.by_name.get(name).copied()
+        self.named.iter().find(|(other, _)| *other == name).map(|(_, item)| *item)
     }
 
     pub fn all(&self) -> impl Iterator<Item = Item> {
-        self.by_name.values().copied()
+        self.named.iter().map(|(_, item)| *item)
     }
 
     pub fn function(&self, name: &str) -> Option<&Function> {
@@ -125,7 +126,7 @@ impl<'a> Items<'a> {
 
     /// The bracket that closes the one that must stand at a place.
     pub fn closed(&self, place: usize, bracket: &str) -> Result<usize, Refusal> {
-        match self.closing.get(&place) {
+        match self.closing.get(place) {
             Some(closing) if self.text(place) == bracket => Ok(*closing),
             _ => self.refuse(place, format!("expected `{bracket}`")),
         }
@@ -135,15 +136,15 @@ impl<'a> Items<'a> {
     fn find(&self, place: usize, text: &str) -> Result<usize, Refusal> {
         let mut at = place + 1;
         while at < self.tokens.len() && self.text(at) != text {
-            at = self.closing.get(&at).copied().unwrap_or(at) + 1;
+            at = self.closing[at] + 1;
         }
         if at < self.tokens.len() { Ok(at) } else { self.refuse(place, format!("expected `{text}` behind this")) }
     }
 }
 
 /// Each bracket that opens with the one that closes it.
-fn pairs(tokens: &[Token]) -> Result<BTreeMap<usize, usize>, Refusal> {
-    let mut found = BTreeMap::new();
+fn pairs(tokens: &[Token]) -> Result<Vec<usize>, Refusal> {
+    let mut found: Vec<usize> = (0..tokens.len()).collect();
     let mut open = Vec::new();
     for (place, token) in tokens.iter().enumerate() {
         let opening = match token.text {
@@ -157,7 +158,7 @@ fn pairs(tokens: &[Token]) -> Result<BTreeMap<usize, usize>, Refusal> {
             _ => continue,
         };
         match open.pop() {
-            Some(at) if tokens[at].text == opening => drop(found.insert(at, place)),
+            Some(at) if tokens[at].text == opening => found[at] = place,
             Some(at) => {
                 return Err((token.at, format!("`{}` is open here, and this does not close it", tokens[at].text)));
             }

@@ -5,28 +5,27 @@ use super::super::tokens::{Kind, Refusal};
 use super::items::{Function, Item, Items};
 use super::types::is_builtin_type;
 use super::words;
-use std::collections::BTreeMap;
 
 pub(super) struct Names<'a> {
     items: &'a Items<'a>,
-    /// The names that functions have declared so far, and in how many of the scopes that are open.
-    declared: BTreeMap<&'a str, usize>,
-    scopes: Vec<Scope<'a>>,
+    /// The names that are declared in the scopes that are open.
+    declared: Vec<&'a str>,
+    scopes: Vec<Scope>,
     /// Declared at the next `;`: an initialiser does not know its name.
     pending: Option<&'a str>,
     calls: Vec<usize>,
 }
 
-#[derive(Default)]
-struct Scope<'a> {
-    names: Vec<&'a str>,
+struct Scope {
+    /// How many names were declared before it.
+    names_before: usize,
     /// That of a loop's header, which ends with its body.
     is_header: bool,
 }
 
 impl<'a> Names<'a> {
     pub fn new(items: &'a Items<'a>) -> Self {
-        Self { items, declared: BTreeMap::new(), scopes: Vec::new(), pending: None, calls: Vec::new() }
+        Self { items, declared: Vec::new(), scopes: Vec::new(), pending: None, calls: Vec::new() }
     }
 
     /// Checks the names of constants, structs, aliases and assertions.
@@ -52,7 +51,7 @@ impl<'a> Names<'a> {
 
     /// Checks the names of a function; the functions that it names.
     pub fn of_function(mut self, function: &Function) -> Result<Vec<usize>, Refusal> {
-        self.scopes.push(Scope::default());
+        self.open(false);
         // Types first: no parameter is a type, whatever its name.
         let parameters: Vec<_> = function.parameters(self.items.tokens).collect();
         let types = (function.name + 1..function.open).filter(|place| parameters.binary_search(place).is_err());
@@ -68,7 +67,7 @@ impl<'a> Names<'a> {
     /// Goes on by a token or a few; the last of them.
     fn step(&mut self, place: usize) -> Result<usize, Refusal> {
         match self.items.text(place) {
-            "{" => self.scopes.push(Scope::default()),
+            "{" => self.open(false),
             "}" => {
                 self.close();
                 if self.scopes.last().is_some_and(|scope| scope.is_header) {
@@ -78,13 +77,9 @@ impl<'a> Names<'a> {
             "for" => {
                 let end = self.items.closed(place + 1, "(")?;
                 self.items.closed(end + 1, "{")?;
-                self.scopes.push(Scope { is_header: true, ..Scope::default() });
+                self.open(true);
             }
-            ";" => {
-                if let Some(name) = self.pending.take() {
-                    self.add(name);
-                }
-            }
+            ";" => self.declared.extend(self.pending.take()),
             "let" | "var" | "const" => {
                 let is_spaced = self.items.text(place + 1) == "<";
                 let name = self.items.word(if is_spaced { place + 4 } else { place + 1 })?;
@@ -97,18 +92,20 @@ impl<'a> Names<'a> {
         Ok(place)
     }
 
+    fn open(&mut self, is_header: bool) {
+        self.scopes.push(Scope { names_before: self.declared.len(), is_header });
+    }
+
     /// Ends the innermost scope.
     fn close(&mut self) {
-        for name in self.scopes.pop().unwrap_or_default().names {
-            if let Some(count) = self.declared.get_mut(name) {
-                *count -= 1;
-            }
+        if let Some(scope) = self.scopes.pop() {
+            self.declared.truncate(scope.names_before);
         }
     }
 
     fn declare(&mut self, place: usize) -> Result<(), Refusal> {
         self.check(place)?;
-        self.add(self.items.text(place));
+        self.declared.push(self.items.text(place));
         Ok(())
     }
 
@@ -122,13 +119,6 @@ impl<'a> Names<'a> {
         }
     }
 
-    fn add(&mut self, name: &'a str) {
-        *self.declared.entry(name).or_default() += 1;
-        if let Some(scope) = self.scopes.last_mut() {
-            scope.names.push(name);
-        }
-    }
-
     /// Refuses a word that stands for nothing here.
     fn resolve(&mut self, place: usize) -> Result<(), Refusal> {
         let token = &self.items.tokens[place];
@@ -137,7 +127,7 @@ impl<'a> Names<'a> {
             return Ok(());
         }
         let word = token.text;
-        if self.declared.get(word).is_some_and(|count| *count > 0) {
+        if self.declared.contains(&word) {
             return Ok(());
         }
         match self.items.get(word) {

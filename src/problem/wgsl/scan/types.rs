@@ -3,7 +3,6 @@
 use super::super::gate::{MAX_VARIABLE_BYTES, too_large, too_many_bytes};
 use super::super::tokens::{Kind, Refusal};
 use super::items::{Function, Item, Items};
-use std::collections::BTreeMap;
 
 /// Bytes of a type, and the power of two that its place is a multiple of.
 #[derive(Clone, Copy)]
@@ -15,7 +14,7 @@ struct Layout {
 pub(super) struct Types<'a> {
     items: &'a Items<'a>,
     /// Structs and aliases by name; `None` while their parts are being measured.
-    known: BTreeMap<&'a str, Option<Layout>>,
+    known: Vec<(&'a str, Option<Layout>)>,
     /// Bytes that a value whose type is not written takes at most.
     largest: u64,
     /// How many types are being measured, each a part of the one before.
@@ -33,7 +32,7 @@ pub(super) fn is_builtin_type(word: &str) -> bool {
 impl<'a> Types<'a> {
     /// Measures all types of a text.
     pub fn read(items: &'a Items<'a>) -> Result<Self, Refusal> {
-        let mut types = Self { items, known: BTreeMap::new(), largest: 64, depth: 0 };
+        let mut types = Self { items, known: Vec::new(), largest: 64, depth: 0 };
         for item in items.all() {
             if let Item::Struct(keyword) | Item::Alias(keyword) = item {
                 types.named_layout(keyword + 1)?;
@@ -107,10 +106,11 @@ impl<'a> Types<'a> {
     /// The struct or alias of this name.
     fn named_layout(&mut self, name: usize) -> Result<Layout, Refusal> {
         let word = self.items.text(name);
-        match self.known.get(word) {
-            Some(Some(layout)) => return Ok(*layout),
-            Some(None) => return self.items.refuse(name, format!("declaration of `{word}` is cyclic")),
-            None => drop(self.known.insert(word, None)),
+        let number = self.known.len();
+        match self.known.iter().find(|(name, _)| *name == word) {
+            Some((_, Some(layout))) => return Ok(*layout),
+            Some(_) => return self.items.refuse(name, format!("declaration of `{word}` is cyclic")),
+            None => self.known.push((word, None)),
         }
         let layout = match self.items.get(word) {
             Some(Item::Struct(keyword)) => self.layout_of_struct(keyword + 2)?,
@@ -118,7 +118,7 @@ impl<'a> Types<'a> {
             _ => return self.items.refuse(name, format!("`{word}` is no type that is known here")),
         };
         self.note(name, layout)?;
-        self.known.insert(word, Some(layout));
+        self.known[number].1 = Some(layout);
         Ok(layout)
     }
 

@@ -1,5 +1,5 @@
 use crate::operand::Operand;
-use crate::problem::{AuxType, Element, WgslFault};
+use crate::problem::{AuxType, Element, WgslFault, shown};
 
 /// Everything that can go wrong. Each message says what was given, what is allowed and what to do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -266,7 +266,7 @@ pub enum InvalidProblem {
     #[error("the layout of {0} spans more than 2^64 bytes")]
     LayoutOverflows(Operand),
     /// A dropout chance outside [0, 1).
-    #[error("dropout_p = {0}; it must be at least 0 and below 1")]
+    #[error("dropout_p = {}; it must be at least 0 and below 1", shown(*.0))]
     DropoutP(f64),
     /// Gradients in a type that is neither that of the inputs nor f32.
     #[error(
@@ -309,7 +309,7 @@ pub enum InvalidProblem {
         reason: String,
     },
     /// A softmax_scale that is not finite.
-    #[error("softmax_scale = {0}; it must be a finite f32")]
+    #[error("softmax_scale = {}; it must be a finite f32", shown(*.0))]
     SoftmaxScale(f64),
     /// Partial results that are neither in the type of O nor in f32.
     #[error("the parts are stored in {found:?}; they must be in f32 or in the type of O, {element:?}")]

@@ -62,6 +62,7 @@ pub mod unstable {
     pub use crate::plan::{
         Access, Chain, Dispatch, Kernel, Origins, Params, Pass, RowReduce, Specialization, Storage, Window,
     };
+    pub use crate::problem::fault_in_browsers;
     pub use crate::shader::{Dialect, Origin, ShaderSource};
 }
 

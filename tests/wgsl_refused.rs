@@ -1,6 +1,7 @@
 //! Texts in the caller's own WGSL that are refused, each at its line: malformed, hostile, or not what was asked for. And texts
 //! that are not.
 
+use wgpu_flash_attention::unstable::fault_in_browsers;
 use wgpu_flash_attention::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions};
 
 const SCORE: &str = "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32";
@@ -22,11 +23,31 @@ fn refused(text: &str) -> WgslFault {
     }
 }
 
+/// Refused here, and in browsers, where the text's tokens are all that is known.
 #[track_caller]
 fn expect(text: &str, line: u32, column: u32, message: &str) {
+    expect_of_compiler(text, line, column, message);
+    match fault_in_browsers("score_mod", text) {
+        Some(fault) => assert_eq!(fault.line(), line, "{fault}"),
+        None => panic!("browsers do not refuse this:\n{text}"),
+    }
+}
+
+/// Refused here. In browsers, their compiler does it.
+#[track_caller]
+fn expect_of_compiler(text: &str, line: u32, column: u32, message: &str) {
     let fault = refused(text);
     assert_eq!((fault.line(), fault.column()), (line, column), "{fault}");
     assert!(fault.message().contains(message), "{fault}");
+}
+
+/// Taken, here and in browsers.
+#[track_caller]
+fn taken(text: &str) -> ScoreWgsl {
+    if let Some(fault) = fault_in_browsers("score_mod", text) {
+        panic!("browsers refuse this: {fault}");
+    }
+    ScoreWgsl::new(text).unwrap_or_else(|fault| panic!("{fault}"))
 }
 
 #[test]
@@ -49,24 +70,24 @@ fn wrong_or_missing_signatures() {
 
 #[test]
 fn malformed_texts() {
-    expect(&with_body("return scores;"), 2, 8, "no definition in scope for identifier: `scores`");
-    expect(&with_body("return score"), 3, 1, "expected `;`");
-    expect(&with_body("return 1u;"), 2, 8, "does not match the declared return type");
-    expect(&with_body("let a = 1;\nlet b = 2u;\nreturn a + b + score;"), 4, 8, "");
-    expect(&with_body("return f32(1 / 0);"), 2, 12, "Division by zero");
-    expect(&with_body("return aux[-1];"), 2, 8, "negative");
-    expect(&with_body("aux[0] = score;\nreturn score;"), 2, 1, "");
-    expect(&with_body("if score > 1.0 { return 1.0; }"), 1, 1, "return");
-    expect(&with_globals("}"), 1, 1, "expected global item");
-    expect(&with_globals("/* a /* b */"), 1, 1, "this comment is never closed");
-    expect(&with_body("return score; # no"), 2, 15, "");
-    expect(
+    expect_of_compiler(&with_body("return scores;"), 2, 8, "no definition in scope for identifier: `scores`");
+    expect_of_compiler(&with_body("return score"), 3, 1, "expected `;`");
+    expect_of_compiler(&with_body("return 1u;"), 2, 8, "does not match the declared return type");
+    expect_of_compiler(&with_body("let a = 1;\nlet b = 2u;\nreturn a + b + score;"), 4, 8, "");
+    expect_of_compiler(&with_body("return f32(1 / 0);"), 2, 12, "Division by zero");
+    expect_of_compiler(&with_body("return aux[-1];"), 2, 8, "negative");
+    expect_of_compiler(&with_body("aux[0] = score;\nreturn score;"), 2, 1, "");
+    expect_of_compiler(&with_body("if score > 1.0 { return 1.0; }"), 1, 1, "return");
+    expect_of_compiler(&with_globals("}"), 1, 1, "expected global item");
+    expect_of_compiler(&with_globals("/* a /* b */"), 1, 1, "this comment is never closed");
+    expect_of_compiler(&with_body("return score; # no"), 2, 15, "");
+    expect_of_compiler(
         &with_globals("fn f(x: f32) -> f32 { return x; }\nfn f(x: f32) -> f32 { return x; }"),
         2,
         4,
         "redefinition of `f`",
     );
-    expect("\u{0}", 1, 1, "not allowed");
+    expect_of_compiler("\u{0}", 1, 1, "not allowed");
 }
 
 #[test]
@@ -122,8 +143,7 @@ fn names_of_the_library() {
           let c = Cell(t.q, t.params[1]);
           return min(t.k) + c.x + c.y;
         }\n";
-    let text = format!("{own}{SCORE} {{ var q_idx2 = q; return main(score) + q_idx2; }}");
-    assert!(ScoreWgsl::new(&text).is_ok());
+    taken(&format!("{own}{SCORE} {{ var q_idx2 = q; return main(score) + q_idx2; }}"));
 }
 
 #[test]
@@ -140,7 +160,8 @@ fn aux_is_read_and_counted_alone() {
     assert!(ScoreWgsl::new(&text).is_err(), "aux is f32");
     let options = WgslOptions::new().with_aux(AuxType::U32);
     assert!(ScoreWgsl::with_options(&text, options).unwrap().reads_aux());
-    assert!(!ScoreWgsl::new(&with_body("return score;")).unwrap().reads_aux());
+    assert_eq!(fault_in_browsers("score_mod", &text), None);
+    assert!(!taken(&with_body("return score;")).reads_aux());
 }
 
 /// What would exhaust the compiler's stack, memory or time, or a driver's.
@@ -171,7 +192,9 @@ fn too_much() {
     for n in 1..60 {
         doubled += &format!("fn g{n}(x: f32) -> f32 {{ return g{before}(x) + g{before}(x); }}\n", before = n - 1);
     }
-    expect(&with_globals(&doubled), 12, 1, "at most 16384 are allowed");
+    // Browsers count tokens.
+    expect_of_compiler(&with_globals(&doubled), 12, 1, "at most 16384 are allowed");
+    assert!(fault_in_browsers("score_mod", &with_globals(&doubled)).is_some());
     let options = WgslOptions::new().with_max_turns(u32::MAX);
     assert!(ScoreWgsl::with_options(&with_body("loop { } return score;"), options).is_ok());
 }
@@ -189,7 +212,7 @@ fn loops_without_a_limit() {
         "loop { if score > 1.0 { break; } continuing { break if score < 0.0; } }",
         "switch kv_idx { case 1u, 2u: { loop { } } default: { while true { continue; } } }",
     ] {
-        assert!(ScoreWgsl::new(&with_body(&format!("{body}\nreturn score;"))).is_ok(), "{body}");
+        taken(&with_body(&format!("{body}\nreturn score;")));
     }
 }
 
@@ -202,7 +225,7 @@ fn misleading_characters() {
         expect(&with_body(&format!("// {character} return 1.0;\nreturn score;")), 2, 4, "is not allowed");
     }
     expect(&with_body("let größe = 1.0;\nreturn größe;"), 2, 7, "write names in ASCII");
-    assert!(ScoreWgsl::new(&with_body("// Größe, 大きさ\r\n/* /* ½ */ */\treturn score;")).is_ok());
+    taken(&with_body("// Größe, 大きさ\r\n/* /* ½ */ */\treturn score;"));
 }
 
 /// The message shows the line, and where.
@@ -229,50 +252,175 @@ fn deep_texts_need_little_stack() {
         format!("{}{} return score;", "loop { ".repeat(depth), "}".repeat(depth)),
         format!("if score > 1.0 {{ }} {} return score;", "else if score > 2.0 { return 3.0; } ".repeat(60)),
     ];
-    let check = move || deep.iter().for_each(|body| assert!(ScoreWgsl::new(&with_body(body)).is_ok(), "{body}"));
+    let check = move || deep.iter().for_each(|body| drop(taken(&with_body(body))));
     std::thread::Builder::new().stack_size(1 << 20).spawn(check).unwrap().join().unwrap();
+}
+
+const WHOLE: &str = "
+    struct Pair { first: u32, second: u32 }
+    alias Four = array<f32, 4>;
+    const TABLE = Four(1.0, 2.5, 3e-1, 0x1p-2);
+    fn pair(x: u32) -> Pair { return Pair(x % 5u, x / 7u); }
+    fn add(x: ptr<function, f32>, y: f32) { *x += y; }
+    fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
+      var sum = score; let p = pair(kv_idx);
+      for (var i = 0u; i < 4u; i++) { if p.first == i { continue; } add(&sum, TABLE[i] * aux[p.second + i]); }
+      switch head { case 0u, 1u: { sum *= 2.0; } default: { while sum > 9.0 { sum -= 1.0; } } }
+      loop { sum += 1.0; continuing { break if sum > f32(arrayLength(&aux)); } }
+      return select(sum, -sum, any(vec2<bool>(q_idx > kv_idx, batch == 1u)));
+    }";
+
+/// `text` with tokens too few, too many or in other places, and with some of `others` among them.
+fn damaged<'a>(text: &'a str, others: &'a [&'a str]) -> impl Iterator<Item = String> {
+    let tokens: Vec<&str> = text.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let mut state = 7u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    std::iter::repeat_with(move || {
+        let mut damaged = tokens.clone();
+        for _ in 0..=random(2) {
+            let (from, to) = (random(damaged.len()), random(damaged.len()));
+            match random(if others.is_empty() { 3 } else { 6 }) {
+                0 => drop(damaged.remove(from)),
+                1 => damaged.insert(to, damaged[from]),
+                2 => damaged.swap(from, to),
+                3 => damaged[from] = others[random(others.len())],
+                _ => damaged.insert(to, others[random(others.len())]),
+            }
+        }
+        damaged.concat()
+    })
 }
 
 /// Texts with a token too few, too many or in another place: refused or not, but never a panic.
 #[test]
 fn damaged_texts() {
-    let text = "
-        struct Pair { first: u32, second: u32 }
-        alias Four = array<f32, 4>;
-        const TABLE = Four(1.0, 2.5, 3e-1, 0x1p-2);
-        fn pair(x: u32) -> Pair { return Pair(x % 5u, x / 7u); }
-        fn add(x: ptr<function, f32>, y: f32) { *x += y; }
-        fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
-          var sum = score; let p = pair(kv_idx);
-          for (var i = 0u; i < 4u; i++) { if p.first == i { continue; } add(&sum, TABLE[i] * aux[p.second + i]); }
-          switch head { case 0u, 1u: { sum *= 2.0; } default: { while sum > 9.0 { sum -= 1.0; } } }
-          loop { sum += 1.0; continuing { break if sum > f32(arrayLength(&aux)); } }
-          return select(sum, -sum, any(vec2<bool>(q_idx > kv_idx, batch == 1u)));
-        }";
-    assert!(ScoreWgsl::new(text).is_ok());
-    let tokens: Vec<&str> = text.split_inclusive(|c: char| !c.is_alphanumeric() && c != '_').collect();
-    let mut state = 7u64;
-    let mut random = |below: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % below
-    };
+    taken(WHOLE);
     let mut taken = 0;
-    for _ in 0..4_000 {
-        let mut damaged = tokens.clone();
-        for _ in 0..=random(2) {
-            let (from, to) = (random(damaged.len()), random(damaged.len()));
-            match random(3) {
-                0 => drop(damaged.remove(from)),
-                1 => damaged.insert(to, damaged[from]),
-                _ => damaged.swap(from, to),
-            }
-        }
-        match ScoreWgsl::new(&damaged.concat()) {
+    for text in damaged(WHOLE, &[]).take(4_000) {
+        match ScoreWgsl::new(&text) {
             Ok(_) => taken += 1,
-            Err(fault) => assert!(!fault.message().contains("please report"), "{fault}\n{}", damaged.concat()),
+            Err(fault) => assert!(!fault.message().contains("please report"), "{fault}\n{text}"),
         }
     }
     assert!(taken > 0, "some damage does no harm");
+}
+
+/// What no text may do.
+const HARMFUL: &[&str] = &[
+    "workgroupBarrier();",
+    "storageBarrier()",
+    "discard;",
+    "subgroupAdd(score)",
+    "subgroupBallot(true)",
+    "dpdx(score)",
+    "quadBroadcast(score, 0u)",
+    "atomic<u32>",
+    "atomicAdd(&sum, 1u);",
+    "params",
+    "tables",
+    "q",
+    "wgsl_aux(0u)",
+    "wgsl_turns_left",
+    "score_softcap(score)",
+    "main()",
+    "var<private> x: f32;",
+    "var<workgroup> x: f32;",
+    "var<storage, read_write> x: array<f32>;",
+    "var x: f32;",
+    "override x: f32;",
+    "enable f16;",
+    "requires x;",
+    "@compute",
+    "@group(0) @binding(1)",
+    "ptr<private, f32>",
+    "ptr<storage, f32>",
+    "ptr<workgroup, f32>",
+    "&aux",
+    "aux",
+    "f16",
+    "f64",
+    "1h",
+    "1lu",
+    "vec2<f16>",
+    "vec2h",
+    "texture_2d<f32>",
+    "sampler",
+    "binding_array<f32>",
+    "score_mod(",
+    "pair(",
+    "array<f32, 100000>()",
+    "array<array<f32, 100>, 100>()",
+    "var y: array<f32, 4000>;",
+    "var z = TABLE;",
+    "loop { loop { } }",
+    "continuing { loop { } }",
+    "for (;;) { }",
+    "while true { }",
+    "/*",
+    "*/",
+    "//",
+    "\n",
+    "let params = 1.0;",
+    "{ let q = 1.0; }",
+    "let q = q;",
+    "fn f() { return f(); }",
+    "fn g() -> f32 { return score_mod(1.0, 1u, 1u, 1u, 1u); }",
+    "const TABLE = 1.0;",
+    "alias Four = Four;",
+    "struct Pair { of: Pair }",
+    "struct Big { a: array<f32, 3000>, b: array<f32, 3000> }",
+    "Big",
+    "array<f32>",
+    "for (var q = 0u; q < 3u; q++) { }",
+];
+
+/// Reasons of the gate that protect the device, and not the caller from mistakes.
+const SAFETY: &[&str] = &[
+    "not allowed",
+    "allowed;",
+    "are allowed",
+    "is too large",
+    "recursive",
+    "cyclic",
+    "no definition in scope",
+    "the library's",
+    "nested deeper",
+    "pointers may point",
+    "your data",
+    "cannot be limited",
+];
+
+/// WGSL's own words, which stand for nothing of the library's, in the wrong place.
+fn is_misplaced(fault: &WgslFault) -> bool {
+    let own = "f32 u32 bool array vec2 any select arrayLength continuing case default while break return if loop continue switch for";
+    own.split(' ').any(|word| fault.message().contains(&format!("identifier: `{word}`")))
+}
+
+/// What is refused for the sake of the device is refused in browsers too, however it is written. And what is taken is taken.
+#[test]
+fn browsers_refuse_what_is_refused() {
+    let (mut refused, mut taken, mut wrong) = (0, 0, Vec::new());
+    for text in damaged(WHOLE, &[]).take(4_000).chain(damaged(WHOLE, HARMFUL).take(12_000)) {
+        let in_browsers = fault_in_browsers("score_mod", &text);
+        match ScoreWgsl::new(&text) {
+            Err(fault) if SAFETY.iter().any(|reason| fault.message().contains(reason)) && !is_misplaced(&fault) => {
+                if in_browsers.is_none() {
+                    wrong.push(format!("browsers take this: {fault}\n{text}"));
+                }
+                refused += 1;
+            }
+            Err(_) => {}
+            Ok(_) => {
+                wrong.extend(in_browsers.map(|fault| format!("browsers refuse this: {fault}\n{text}")));
+                taken += 1;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} texts: {}", wrong.len(), wrong.join("\n"));
+    assert!(refused > 1_000 && taken > 100, "{refused} refused, {taken} taken");
 }
 
 /// Every text of the page for people who come from FlexAttention.
@@ -294,4 +442,36 @@ fn texts_of_the_documentation() {
         };
         assert_eq!(reads_aux, block.contains("aux: array<"), "{block}");
     }
+}
+
+/// The texts of tests, examples and documentation that are taken here are taken in browsers.
+#[test]
+fn browsers_take_what_is_taken() {
+    let sources = [
+        include_str!("../docs/flex-attention.md"),
+        include_str!("../examples/custom_score_mod.rs"),
+        include_str!("../src/problem/wgsl/mod.rs"),
+        include_str!("../src/gpu/blocks.rs"),
+        include_str!("cli/own_wgsl.rs"),
+        include_str!("gpu/blocks.rs"),
+        include_str!("gpu/own_wgsl.rs"),
+        include_str!("shader_contract.rs"),
+    ];
+    let mut taken = 0;
+    for text in sources.iter().flat_map(|source| source.split("```wgsl").flat_map(|part| part.split(['"', '`']))) {
+        for aux in [AuxType::F32, AuxType::U32] {
+            let options = WgslOptions::new().with_aux(aux);
+            for function in ["score_mod", "mask_mod"] {
+                let is_taken = match function {
+                    "score_mod" => ScoreWgsl::with_options(text, options).is_ok(),
+                    _ => MaskWgsl::with_options(text, options).is_ok(),
+                };
+                if is_taken {
+                    assert_eq!(fault_in_browsers(function, text), None, "{text}");
+                    taken += 1;
+                }
+            }
+        }
+    }
+    assert!(taken > 30, "{taken} texts");
 }

@@ -9,6 +9,7 @@ use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Call, Dispatch, Operand, Origins, Params, Plan, Tensor, Usage, Window};
 use std::num::NonZeroU64;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A plan with its pipelines, scratch memory and bind groups.
@@ -51,6 +52,25 @@ impl Operation {
         scope.close().await?;
         let bind_groups = Arc::default();
         Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups })
+    }
+
+    /// How many dispatches a call makes.
+    pub(super) fn num_dispatches(&self, call: &Call) -> Result<usize, Error> {
+        Ok(self.plan.dispatches(call, &Origins::default())?.len())
+    }
+
+    /// Records some of the dispatches of a call.
+    pub(super) fn encode(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        slices: &Slices,
+        call: &Call,
+        range: Range<usize>,
+    ) -> Result<(), Error> {
+        let dispatches = self.dispatches(slices, call)?;
+        let (start, end, count) = (range.start, range.end, dispatches.len());
+        let dispatches = dispatches.get(range).ok_or(Error::NoSuchDispatch { start, end, count })?;
+        self.record(encoder, slices, dispatches)
     }
 
     /// Checks the buffers; the dispatches of a call on them.

@@ -4,7 +4,6 @@ use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Specialization, Usage};
 use crate::shader::{Dialect, ShaderSource};
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[derive(Debug)]
@@ -13,8 +12,9 @@ pub(super) struct Pipeline {
     pub layout: wgpu::BindGroupLayout,
 }
 
+/// Few enough to be compared one by one, and only when an operation is prepared.
 #[derive(Debug, Default)]
-pub(super) struct Pipelines(Mutex<HashMap<Specialization, Arc<Pipeline>>>);
+pub(super) struct Pipelines(Mutex<Vec<(Specialization, Arc<Pipeline>)>>);
 
 impl Pipelines {
     /// The pipeline of a specialization, compiled if need be; `checked_shaders` is the same at every call.
@@ -24,14 +24,24 @@ impl Pipelines {
         checked_shaders: bool,
         specialization: &Specialization,
     ) -> Result<Arc<Pipeline>, Error> {
-        if let Some(pipeline) = self.lock().get(specialization) {
-            return Ok(pipeline.clone());
+        if let Some(pipeline) = self.find(specialization) {
+            return Ok(pipeline);
         }
         let pipeline = Arc::new(compile(device, checked_shaders, specialization).await?);
-        Ok(self.lock().entry(specialization.clone()).or_insert(pipeline).clone())
+        // Another call may have compiled it meanwhile.
+        Ok(self.find(specialization).unwrap_or_else(|| {
+            self.lock().push((specialization.clone(), pipeline.clone()));
+            pipeline
+        }))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Specialization, Arc<Pipeline>>> {
+    fn find(&self, specialization: &Specialization) -> Option<Arc<Pipeline>> {
+        let pipelines = self.lock();
+        let found = pipelines.iter().find(|(other, _)| other == specialization);
+        found.map(|(_, pipeline)| pipeline.clone())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Specialization, Arc<Pipeline>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

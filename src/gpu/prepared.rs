@@ -4,7 +4,7 @@ use super::attention::FlashAttention;
 use super::buffers::{Backward, Buffers, Forward, Merge, Probabilities};
 use super::operation::Operation;
 use crate::error::Error;
-use crate::plan::{Call, Direction, Origins, Plan};
+use crate::plan::{Call, Direction, Plan};
 use crate::problem::{AttentionProblem, MergeProblem, ProbabilitiesProblem};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -137,10 +137,7 @@ impl<D> Prepared<D> {
         call: &Call,
         range: Range<usize>,
     ) -> Result<(), Error> {
-        let dispatches = self.operation.dispatches(&buffers.slices, call)?;
-        let (start, end, count) = (range.start, range.end, dispatches.len());
-        let dispatches = dispatches.get(range).ok_or(Error::NoSuchDispatch { start, end, count })?;
-        self.operation.record(encoder, &buffers.slices, dispatches)
+        self.operation.encode(encoder, &buffers.slices, call, range)
     }
 
     /// How many dispatches a call makes: one for each pass of the plan, or more if limits or
@@ -149,7 +146,7 @@ impl<D> Prepared<D> {
     /// # Errors
     /// [`Error::LengthExceedsPrepared`].
     pub fn num_dispatches(&self, call: &Call) -> Result<usize, Error> {
-        Ok(self.operation.plan.dispatches(call, &Origins::default())?.len())
+        self.operation.num_dispatches(call)
     }
 
     /// Drops the caller's buffers. The operation remembers buffers that came in two or more of the last calls, at most 128

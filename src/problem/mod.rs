@@ -14,6 +14,7 @@ mod philox;
 mod probabilities;
 mod score;
 mod shape;
+mod shown;
 mod wgsl;
 
 pub use attention::{Algorithm, AttentionProblem};
@@ -30,5 +31,6 @@ pub use philox::philox4x32_10;
 pub use probabilities::ProbabilitiesProblem;
 pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;
-pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions};
+pub(crate) use shown::shown;
+pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions, fault_in_browsers};
 pub(crate) use wgsl::{Role, Snippet};

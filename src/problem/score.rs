@@ -1,6 +1,7 @@
 use super::element::Element;
 use super::entries::EntryLayout;
 use super::shape::AttentionShape;
+use super::shown::shown;
 use super::wgsl::ScoreWgsl;
 use crate::operand::Operand;
 
@@ -75,7 +76,7 @@ impl ScoreMod {
     pub(crate) fn fault(&self, shape: &AttentionShape, of_problem: Element) -> Option<String> {
         match self {
             ScoreMod::Softcap(softcap) if softcap.is_finite() && *softcap > 0.0 => None,
-            ScoreMod::Softcap(softcap) => Some(format!("{softcap} is given; it must be above 0 and finite")),
+            ScoreMod::Softcap(softcap) => Some(format!("{} is given; it must be above 0 and finite", shown(*softcap))),
             ScoreMod::Alibi(slopes) => {
                 let (heads, found) = (u64::from(shape.num_heads), slopes.len() as u64);
                 let all = heads * u64::from(shape.batch);
@@ -86,7 +87,7 @@ impl ScoreMod {
                     ));
                 }
                 let slope = slopes.iter().find(|slope| !slope.is_finite())?;
-                Some(format!("a slope is {slope}; all must be finite"))
+                Some(format!("a slope is {}; all must be finite", shown(*slope)))
             }
             ScoreMod::Bias { element, .. } if *element != Element::F32 && *element != of_problem => {
                 Some(format!("it is in {element:?}; it must be in F32 or, as the problem, in {of_problem:?}"))

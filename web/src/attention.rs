@@ -2,7 +2,10 @@ use crate::error::Failure;
 use crate::problem::Problem;
 use crate::tensor::Tensors;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::{Call, Error, FlashAttention, Operand, Plan, PreparedBackward, PreparedForward, wgpu};
+use wgpu_flash_attention::{
+    Call, Error, FlashAttention, Operand, Plan, PreparedBackward, PreparedForward, PreparedProbabilities,
+    ProbabilitiesProblem, wgpu,
+};
 
 /// The crate's `FlashAttention` on a device of the browser.
 #[wasm_bindgen]
@@ -45,14 +48,28 @@ impl Attention {
     pub async fn prepare_backward(&self, problem: &Problem) -> Result<Prepared, Failure> {
         Ok(Prepared(Operation::Backward(self.0.prepare_backward(&problem.0).await?)))
     }
+
+    /// The probabilities of the heads and rows from a first one, up to and without an end.
+    pub async fn prepare_probabilities(
+        &self,
+        problem: &Problem,
+        first_head: u32,
+        end_head: u32,
+        first_row: u32,
+        end_row: u32,
+    ) -> Result<Prepared, Failure> {
+        let chosen = ProbabilitiesProblem::new(problem.0.clone(), first_head..end_head, first_row..end_row);
+        Ok(Prepared(Operation::Probabilities(self.0.prepare_probabilities(&chosen).await?)))
+    }
 }
 
 enum Operation {
     Forward(PreparedForward),
     Backward(PreparedBackward),
+    Probabilities(PreparedProbabilities),
 }
 
-/// The crate's `PreparedForward` or `PreparedBackward`.
+/// The crate's `Prepared`.
 #[wasm_bindgen]
 pub struct Prepared(Operation);
 
@@ -64,6 +81,7 @@ impl Prepared {
         Ok(match &self.0 {
             Operation::Forward(forward) => forward.num_dispatches(&call)?,
             Operation::Backward(backward) => backward.num_dispatches(&call)?,
+            Operation::Probabilities(probabilities) => probabilities.num_dispatches(&call)?,
         })
     }
 
@@ -108,6 +126,9 @@ impl Prepared {
             Operation::Backward(backward) => {
                 backward.encode_dispatches(&mut encoder, &tensors.backward()?, &call, start..end)?;
             }
+            Operation::Probabilities(probabilities) => {
+                probabilities.encode_dispatches(&mut encoder, &tensors.probabilities()?, &call, start..end)?;
+            }
         }
         attention.0.queue().submit([encoder.finish()]);
         Ok(())
@@ -118,6 +139,7 @@ impl Prepared {
         match &self.0 {
             Operation::Forward(forward) => forward.destroy(),
             Operation::Backward(backward) => backward.destroy(),
+            Operation::Probabilities(probabilities) => probabilities.destroy(),
         }
     }
 }
@@ -127,6 +149,7 @@ impl Prepared {
         match &self.0 {
             Operation::Forward(forward) => forward.plan(),
             Operation::Backward(backward) => backward.plan(),
+            Operation::Probabilities(probabilities) => probabilities.plan(),
         }
     }
 }

@@ -32,7 +32,7 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::InvalidProblem(_) => "InvalidProblem",
+            Error::InvalidProblem(_) | Error::Wgsl(_) => "InvalidProblem",
             Error::Unsupported { .. } | Error::TooLarge { .. } | Error::TooManyDispatches { .. } => "Unsupported",
             Error::BufferTooSmall { .. }
             | Error::BufferDestroyed { .. }

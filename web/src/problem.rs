@@ -1,8 +1,8 @@
 use crate::error::Failure;
 use wasm_bindgen::prelude::*;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, Element, EntryLayout, KeyMask, ScoreMod,
-    TensorLayout, alibi_slopes,
+    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockKind, BlockMask, Element, EntryLayout,
+    Error, KeyMask, MaskWgsl, ScoreMod, ScoreWgsl, TensorLayout, WgslOptions, alibi_slopes,
 };
 
 /// The most heads whose slopes of ALiBi are made here. Memory for more may not exist.
@@ -92,12 +92,59 @@ impl Problem {
         Ok(())
     }
 
+    /// Functions in the caller's own WGSL. Loops of a call take the usual number of turns if no other is given.
+    pub fn score_mod(&mut self, text: &str, reads_u32: bool, max_turns: Option<u32>) -> Result<(), Failure> {
+        let wgsl = ScoreWgsl::with_options(text, wgsl_options(reads_u32, max_turns)).map_err(Error::from)?;
+        self.0 = self.0.clone().with_score(ScoreMod::Wgsl(wgsl));
+        Ok(())
+    }
+
+    pub fn mask_mod(&mut self, text: &str, reads_u32: bool, max_turns: Option<u32>) -> Result<(), Failure> {
+        let wgsl = MaskWgsl::with_options(text, wgsl_options(reads_u32, max_turns)).map_err(Error::from)?;
+        self.0 = self.0.clone().with_key_mask(KeyMask::Wgsl(wgsl));
+        Ok(())
+    }
+
+    pub fn aux(&mut self, len: u32) {
+        self.0 = self.0.clone().with_aux(len);
+    }
+
+    /// A block mask by its name: the numbers of its constructor, and ids of documents or kinds of blocks.
+    pub fn block_mask(&mut self, name: &str, numbers: &[u32], values: &[u32]) -> Result<(), Failure> {
+        let shape = self.0.shape;
+        let mask = match (name, numbers) {
+            ("local", [window]) => BlockMask::local(*window),
+            ("longformer", [window, global]) => BlockMask::longformer(*window, *global),
+            ("strided", [step]) => BlockMask::strided(*step),
+            ("prefix", [len]) => BlockMask::prefix(*len),
+            ("documents", [batch]) => BlockMask::documents(*batch, values),
+            ("butterfly", []) => BlockMask::butterfly(&shape),
+            ("bigbird", [low, high]) => BlockMask::bigbird(&shape, u64::from(*high) << 32 | u64::from(*low)),
+            ("blocks", [batch, heads, rows, columns, side_q, side_kv]) => {
+                let kind = |kind: &u32| match kind {
+                    0 => BlockKind::Absent,
+                    1 => BlockKind::Partial,
+                    _ => BlockKind::Full,
+                };
+                let kinds: Vec<_> = values.iter().map(kind).collect();
+                BlockMask::new([*batch, *heads, *rows, *columns], [*side_q, *side_kv], &kinds)
+            }
+            _ => return Err(Failure::new("InvalidProblem", format!("blockMask: there is no pattern '{name}'"))),
+        };
+        self.0 = self.0.clone().with_key_mask(KeyMask::Blocks(mask));
+        Ok(())
+    }
+
     /// A bias of these counts, contiguous.
     pub fn bias(&mut self, batch: u32, heads: u32, rows: u32, keys: u32, name: &str) -> Result<(), Failure> {
         let layout = EntryLayout::contiguous([batch, heads, rows, keys]);
         let element = element(name)?;
         self.0 = self.0.clone().with_score(ScoreMod::Bias { layout, element });
         Ok(())
+    }
+
+    pub fn bias_gradient(&mut self) {
+        self.0 = self.0.clone().with_bias_gradient();
     }
 
     /// A boolean mask of these counts, in packed bits.
@@ -136,10 +183,9 @@ impl Problem {
         self.0 = self.0.clone().with_gradient_layout(AttentionLayout::bshd(&self.0.shape));
     }
 
-    /// All of the problem: prepared operations are found again by it.
-    #[wasm_bindgen(getter)]
-    pub fn key(&self) -> String {
-        format!("{:?}", self.0)
+    /// Prepared operations are found again by this.
+    pub fn is_same(&self, other: &Problem) -> bool {
+        self.0 == other.0
     }
 
     #[wasm_bindgen(getter)]
@@ -156,4 +202,9 @@ impl Problem {
 fn element(name: &str) -> Result<Element, Failure> {
     let found = Element::ALL.iter().copied().find(|element| element.name() == name);
     found.ok_or_else(|| Failure::new("InvalidProblem", format!("element = '{name}'; it is f32, f16 or bf16")))
+}
+
+fn wgsl_options(reads_u32: bool, max_turns: Option<u32>) -> WgslOptions {
+    let options = WgslOptions::new().with_aux(if reads_u32 { AuxType::U32 } else { AuxType::F32 });
+    max_turns.into_iter().fold(options, WgslOptions::with_max_turns)
 }

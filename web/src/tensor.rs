@@ -1,7 +1,7 @@
 use crate::attention::{Attention, operand};
 use crate::error::Failure;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::{BackwardBuffers, Buffers, ForwardBuffers, Operand, wgpu};
+use wgpu_flash_attention::{BackwardBuffers, Buffers, ForwardBuffers, Operand, ProbabilitiesBuffers, wgpu};
 
 /// A storage buffer of the TypeScript side, as wgpu sees it.
 #[wasm_bindgen]
@@ -58,6 +58,11 @@ impl Tensors {
     pub(crate) fn backward(&self) -> Result<BackwardBuffers<'_>, Failure> {
         let [d_o, dq, dk, dv] = self.get([Operand::DO, Operand::Dq, Operand::Dk, Operand::Dv])?;
         Ok(BackwardBuffers::new(self.forward()?, d_o, dq, dk, dv))
+    }
+
+    pub(crate) fn probabilities(&self) -> Result<ProbabilitiesBuffers<'_>, Failure> {
+        let [q, k, lse, probabilities] = self.get([Operand::Q, Operand::K, Operand::Lse, Operand::Probabilities])?;
+        Ok(self.with_all(ProbabilitiesBuffers::new(q, k, lse, probabilities)))
     }
 
     /// Those that only some problems have, too.

@@ -6,62 +6,10 @@ import {
 } from '../pkg/index.js';
 import { forward as reference, largestError, philox, sizes, strides } from '../demo/reference.js';
 import { backward as referenceBackward } from './gradients.js';
-import { backward as modifiedBackward, forward as modifiedForward } from './modifiers.js';
-
-function assert(condition, message) {
-  if (!condition) throw new Error(message);
-}
-
-function assertEqual(found, expected, message = '') {
-  const [a, b] = [found, expected].map((value) => JSON.stringify(value));
-  assert(a === b, `${message}: ${a}, expected ${b}`);
-}
-
-/** The same bits, NaN and −0 included. */
-function assertSameBits(a, b, message) {
-  const bytes = (array) => new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
-  const [left, right] = [bytes(a), bytes(b)];
-  assert(left.length === right.length && left.every((byte, index) => byte === right[index]), `${message}: other bits`);
-}
-
-/** Awaits the error of a promise, of this class and with this text. */
-async function assertThrows(promise, type, text) {
-  let error;
-  try {
-    await promise;
-  } catch (thrown) {
-    error = thrown;
-  }
-  assert(error !== undefined, `nothing was thrown; expected ${type.name}: ${text}`);
-  assert(error instanceof type && error.name === type.name, `${error?.name} (${error?.message}) is no ${type.name}`);
-  assert(error.message.includes(text), `the message '${error.message}' lacks '${text}'`);
-}
-
-/** Numbers that look normally distributed, the same for the same seed. */
-function random(length, seed) {
-  let state = seed * 2654435761 >>> 0;
-  const uniform = () => {
-    state = Math.imul(state ^ state >>> 15, 0x2c1b3c6d) + 0x9e3779b9 >>> 0;
-    return (state >>> 8) / 2 ** 24;
-  };
-  return Float32Array.from({ length }, () => uniform() + uniform() + uniform() + uniform() - 2);
-}
-
-const HALVES = { f32: [(x) => x, (x) => x], f16: [toF16, fromF16], bf16: [toBf16, fromBf16] };
-
-function inputs(problem, seed = 1) {
-  const { batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV } = sizes(problem.shape);
-  const [encode] = HALVES[problem.element ?? 'f32'];
-  if (problem.layout === 'packed-qkv') {
-    const packed = encode(random(batch * seqlen * (numHeads + 2 * numHeadsKv) * headDim, seed));
-    return { q: packed, k: packed, v: packed };
-  }
-  return {
-    q: encode(random(batch * seqlen * numHeads * headDim, seed)),
-    k: encode(random(batch * seqlenKv * numHeadsKv * headDim, seed + 1)),
-    v: encode(random(batch * seqlenKv * numHeadsKv * headDimV, seed + 2)),
-  };
-}
+import { blockMasks } from './blocks.js';
+import { backward as modifiedBackward, forward as modifiedForward, probabilities as modifiedProbabilities } from './modifiers.js';
+import { faultsOfOwnWgsl, ownMasks, ownScores } from './own_wgsl.js';
+import { HALVES, assert, assertEqual, assertNear, assertSameBits, assertThrows, attention, checkModified, inputs, random, randomMask } from './support.js';
 
 /**
  * Flash may err twice as much as standard attention in the same precision, against f64; below that there is a floor, of
@@ -86,12 +34,6 @@ async function check(attention, problem) {
   const lseStandard = largestError(standard.lse, expected.lse);
   assert(lseError <= 2 * lseStandard + 1e-6 * lseLargest, `${name}: LSE errs by ${lseError}, standard attention by ${lseStandard}`);
   return { flash, standard, expected };
-}
-
-let shared;
-/** One attention for all cases that leave it in order. */
-function attention() {
-  return shared ??= FlashAttention.create();
 }
 
 const SHAPE = { numHeads: 2, seqlen: 100, headDim: 64 };
@@ -519,49 +461,13 @@ async function gradients() {
   }
 }
 
-/** Relative to the largest entry; that of `flash demo`, for f32. */
-const BOUND = 1e-5;
-
-function assertNear(found, expected, message, more = 0) {
-  assertEqual(found.length, expected.length, `${message}: length`);
-  const largest = expected.reduce((largest, value) => Number.isFinite(value) ? Math.max(largest, Math.abs(value)) : largest, 0);
-  const error = largestError(found, expected);
-  assert(error <= (BOUND + more) * largest, `${message} errs by ${error}, where the largest entry is ${largest}`);
-}
-
-/** O, LSE and all gradients of a problem with modifiers against f64. Gradients are asked for in f32. */
-async function checkModified(name, problem, change = () => undefined) {
-  const flash = await attention();
-  const [encode, decode] = HALVES[problem.element ?? 'f32'];
-  const { batch, numHeads, seqlen, headDim, headDimV } = sizes(problem.shape);
-  const tensors = inputs(problem);
-  const dO = encode(random(batch * seqlen * numHeads * headDimV, 11));
-  const dLse = random(batch * numHeads * seqlen, 12);
-  change({ ...tensors, dO, dLse }, headDim);
-  const arrays = Object.values(tensors).map(decode);
-  const { bias } = problem;
-  const inNumbers = bias ? { ...problem, bias: { ...bias, data: bias.data instanceof Uint16Array ? decode(bias.data) : bias.data } } : problem;
-  const expected = modifiedForward(inNumbers, ...arrays);
-  const { o, lse } = await flash.forward({ ...problem, ...tensors });
-  // Half a unit in the last place of f16.
-  assertNear(decode(o), expected.o, `${name}: O`, problem.element ? 2 ** -11 : 0);
-  assertNear(lse, expected.lse, `${name}: LSE`);
-  const all = { ...problem, ...tensors, o, lse, dO, dLse };
-  const gradients = await flash.backward({ ...all, ...problem.element ? { gradientElement: 'f32' } : {} });
-  const exact = modifiedBackward(inNumbers, ...arrays, decode(o), decode(dO), dLse);
-  for (const tensor of ['dq', 'dk', 'dv']) assertNear(gradients[tensor], exact[tensor], `${name}: ${tensor}`);
-  assertEqual(gradients.dSink !== undefined, problem.sink !== undefined, `${name}: whether there is dSink`);
-  if (problem.sink) assertNear(gradients.dSink, exact.dSink, `${name}: dSink`);
-  return { ...all, gradients, expected };
-}
-
 /** The formulas of `modifiers.js` against central differences. */
 async function theModifiedReferenceIsRight() {
   const problem = {
     shape: { batch: 2, numHeads: 4, numHeadsKv: 2, seqlen: 3, seqlenKv: 4, headDim: 3, headDimV: 2 }, causal: true, window: [2, 0],
-    softcap: 1.5, alibi: true, bias: { data: random(12, 51), shape: [1, 1, 3, 4] },
+    softcap: 1.5, alibi: true, bias: { data: Float64Array.from(random(12, 51)), shape: [1, 1, 3, 4] },
     mask: { data: Uint8Array.of(1, 1, 0, 1, 1, 1, 1, 0), shape: [2, 1, 1, 4] }, sink: Float64Array.of(0.5, -0.5, 1, 0),
-    seqlensQ: [3, 2], seqlensKv: [4, 3],
+    seqlensQ: [3, 2], seqlensKv: [4, 3], twins: { scoreMod: (score, b, h, i, j) => [score + 0.1 * j * score ** 2, 1 + 0.2 * j * score] },
   };
   const [q, k, v] = Object.values(inputs(problem)).map((tensor) => Float64Array.from(tensor));
   const [dO, dLse] = [random(48, 52), random(24, 53)];
@@ -571,7 +477,7 @@ async function theModifiedReferenceIsRight() {
     return o.reduce((sum, value, index) => sum + value * dO[index], ofLse);
   };
   const exact = modifiedBackward(problem, q, k, v, modifiedForward(problem, q, k, v).o, dO, dLse);
-  for (const [tensor, gradient] of [[q, exact.dq], [k, exact.dk], [v, exact.dv], [problem.sink, exact.dSink]]) {
+  for (const [tensor, gradient] of [[q, exact.dq], [k, exact.dk], [v, exact.dv], [problem.sink, exact.dSink], [problem.bias.data, exact.dBias]]) {
     tensor.forEach((value, index) => {
       const step = 1e-5;
       tensor[index] = value + step;
@@ -582,11 +488,6 @@ async function theModifiedReferenceIsRight() {
       assert(Math.abs(difference - gradient[index]) < 1e-8, `${difference} by differences, ${gradient[index]} by formula`);
     });
   }
-}
-
-/** A mask of bytes: not 0 where `random` is above −0.5. */
-function randomMask(length, seed) {
-  return Uint8Array.from(random(length, seed), (value, index) => value > -0.5 ? 1 + index % 255 : 0);
 }
 
 async function biases() {
@@ -730,6 +631,50 @@ async function misuseOfModifiers() {
   await flash.forward(good);
 }
 
+async function gradientsOfBiases() {
+  const shape = { batch: 2, numHeads: 2, seqlen: 24, seqlenKv: 28, headDim: 8 };
+  const data = random(2 * 24 * 28, 61);
+  // No row sees this entry's key.
+  data.fill(-Infinity, 5 * 28, 6 * 28);
+  const bias = { data, shape: [1, 2, 24, 28] };
+  const all = await checkModified('dBias of a bias for each head', { shape, bias, dBias: true, causal: true, softcap: 2 });
+  await checkModified('dBias of a bias for each key', { shape, bias: { data: random(56, 62), shape: [2, 1, 1, 28] }, dBias: true });
+  await checkModified('dBias in f16', { shape, element: 'f16', bias: { data: toF16(random(24 * 28, 63)), shape: [1, 1, 24, 28] }, dBias: true });
+  const flash = await attention();
+  const onGpu = await flash.upload(data);
+  const { gradients, lse, ...rest } = all;
+  const q = await flash.upload(rest.q);
+  const { dBias, dq, dk, dv } = await flash.backward({ ...rest, lse, q, bias: { ...bias, data: onGpu } });
+  assertSameBits(await dBias.read(), gradients.dBias, 'dBias on the GPU');
+  assert(gradients.dBias.slice(5 * 28, 6 * 28).every((value) => value === 0), 'entries that no row sees');
+  for (const tensor of [onGpu, q, dBias, dq, dk, dv]) tensor.destroy();
+  await assertThrows(flash.backward({ ...rest, lse, bias: undefined }), InvalidProblemError, 'dBias is true, and there is no bias');
+  await assertThrows(flash.backward({ ...rest, lse, dBias: 1 }), InvalidProblemError, 'dBias = 1; it is true or false');
+}
+
+async function probabilitiesOfRows() {
+  const flash = await attention();
+  const shape = { batch: 2, numHeads: 4, numHeadsKv: 2, seqlen: 20, seqlenKv: 24, headDim: 8 };
+  const problem = { shape, causal: true, softcap: 2, bias: { data: random(4 * 24, 71), shape: [1, 4, 1, 24] }, sink: Float32Array.of(0.1, -2, 1, 0) };
+  const tensors = inputs(problem);
+  const { lse } = await flash.forward({ ...problem, ...tensors });
+  const { q, k } = tensors;
+  for (const [heads, rows] of [[[0, 4], [0, 20]], [[3, 4], [7, 20]]]) {
+    const { probabilities, stats } = await flash.probabilities({ ...problem, q, k, lse, heads, rows });
+    assertNear(probabilities, modifiedProbabilities(problem, q, k, heads, rows), `probabilities of ${heads} and ${rows}`);
+    assert(stats.flops > 0, 'operations');
+  }
+  const all = await flash.probabilities({ ...problem, q, k, lse, boundedWork: 1e3 });
+  const onGpu = await flash.probabilities({ ...problem, q, k, lse, output: 'gpu' });
+  assertSameBits(await onGpu.probabilities.read(), all.probabilities, 'probabilities on the GPU');
+  onGpu.probabilities.destroy();
+  const refused = (change, type, text) => assertThrows(flash.probabilities({ ...problem, q, k, lse, ...change }), type, text);
+  await refused({ heads: [1, 5] }, InvalidProblemError, 'heads[1] = 5; it must be a whole number from 0 to 4');
+  await refused({ rows: [3, 3] }, InvalidProblemError, 'rows 3..3 are chosen');
+  await refused({ rows: 3 }, InvalidProblemError, 'rows is a pair [first, end]');
+  await refused({ lse: undefined }, InvalidTensorError, 'lse is undefined');
+}
+
 async function plans() {
   const flash = await attention();
   const plan = await flash.plan({ shape: SHAPE, causal: true });
@@ -771,6 +716,12 @@ export const cases = {
   'sinks': sinks,
   'lengths of sequences': lengthsOfSequences,
   'all modifiers at once': everythingAtOnce,
+  'gradients of biases': gradientsOfBiases,
+  'probabilities': probabilitiesOfRows,
+  "scores by the caller's WGSL": ownScores,
+  "masks by the caller's WGSL": ownMasks,
+  "faults of the caller's WGSL": faultsOfOwnWgsl,
+  'block masks': blockMasks,
   'every misuse of modifiers has its own error': misuseOfModifiers,
   'plans': plans,
 };

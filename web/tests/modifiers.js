@@ -1,5 +1,7 @@
 // Attention with score modifiers, masks, sinks and lengths, and its gradients, in f64 with plain loops: layout bshd, no
-// dropout. Arrays hold numbers; the entries of a mask are bytes.
+// dropout. Arrays hold numbers; the entries of a mask are bytes. `twins` holds in JavaScript what a problem says in WGSL, or by a
+// block mask: `scoreMod(score, b, h, i, j)` gives a score and its derivative, `sees(b, h, i, j, p)` whether row i, at position p, sees
+// key j.
 import { sizes, strides } from '../demo/reference.js';
 
 /** The slopes of ALiBi as its authors' code has them. */
@@ -10,8 +12,12 @@ export function alibiSlopes(numHeads) {
 }
 
 /** The entry of a bias or a mask for a (sequence, head, row, key). */
-function entry(problem, { data, shape = entryShape(problem) }, position) {
-  return data[position.reduce((index, at, dimension) => index * shape[dimension] + (shape[dimension] === 1 ? 0 : at), 0)];
+function entry(problem, entries, position) {
+  return entries.data[entryIndex(problem, entries, position)];
+}
+
+function entryIndex(problem, { shape = entryShape(problem) }, position) {
+  return position.reduce((index, at, dimension) => index * shape[dimension] + (shape[dimension] === 1 ? 0 : at), 0);
 }
 
 function entryShape({ shape }) {
@@ -29,7 +35,7 @@ function lengths({ shape, seqlensQ, seqlensKv }, b) {
 function scores(problem, q, k, b, h, i) {
   const { numHeads, numHeadsKv, headDim } = sizes(problem.shape);
   const layout = strides(problem.shape);
-  const { causal, window: [left, right] = [null, null], softmaxScale = 1 / Math.sqrt(headDim), softcap, bias, mask } = problem;
+  const { causal, window: [left, right] = [null, null], softmaxScale = 1 / Math.sqrt(headDim), softcap, bias, mask, twins = {} } = problem;
   const [seqlenQ, seqlenKv] = lengths(problem, b);
   if (i >= seqlenQ) return [];
   const slopes = problem.alibi ? alibiSlopes(numHeads) : problem.alibiSlopes;
@@ -39,6 +45,7 @@ function scores(problem, q, k, b, h, i) {
   for (let j = 0; j < seqlenKv; j++) {
     if (j < diagonal - (left ?? Infinity) || j > diagonal + (causal ? 0 : right ?? Infinity)) continue;
     if (mask && !entry(problem, mask, [b, h, i, j])) continue;
+    if (twins.sees && !twins.sees(b, h, i, j, i + seqlenKv - seqlenQ)) continue;
     const query = b * layout.q.batch + i * layout.q.row + h * layout.q.head;
     const key = b * layout.k.batch + j * layout.k.row + Math.floor(h / (numHeads / numHeadsKv)) * layout.k.head;
     let [score, derivative] = [0, softmaxScale];
@@ -46,6 +53,10 @@ function scores(problem, q, k, b, h, i) {
     if (softcap) {
       const tanh = Math.tanh(score / softcap);
       [score, derivative] = [softcap * tanh, derivative * (1 - tanh * tanh)];
+    }
+    if (twins.scoreMod) {
+      const [modified, slope] = twins.scoreMod(score, b, h, i, j);
+      [score, derivative] = [modified, derivative * slope];
     }
     score -= slope * Math.abs(diagonal - j);
     if (bias) score += entry(problem, bias, [b, h, i, j]);
@@ -98,12 +109,13 @@ export function forward(problem, q, k, v) {
   return { o, lse };
 }
 
-/** The gradients of Φ = Σ dO ∘ O + Σ dLse ∘ LSE, with O as the forward call gave it. */
+/** The gradients of Φ = Σ dO ∘ O + Σ dLse ∘ LSE, with O as the forward call gave it; `dBias` in the shape of the bias. */
 export function backward(problem, q, k, v, o, dO, dLse) {
   const { numHeads, headDim, headDimV } = sizes(problem.shape);
   const place = places(problem);
   const [dq, dk, dv] = [q, k, v].map((tensor) => new Float64Array(tensor.length));
   const dSink = new Float64Array(numHeads);
+  const dBias = new Float64Array(problem.bias?.data.length ?? 0);
   eachRow(problem, q, k, ({ b, h, i, lse, sink, row }, seen) => {
     if (lse === -Infinity) return;
     const [qAt, oAt] = [place.q(b, i, h), place.o(b, i, h)];
@@ -117,6 +129,7 @@ export function backward(problem, q, k, v, o, dO, dLse) {
         dP += dO[oAt + d] * v[vAt + d];
         dv[vAt + d] += p * dO[oAt + d];
       }
+      if (problem.bias) dBias[entryIndex(problem, problem.bias, [b, h, i, j])] += p * (dP - delta);
       const factor = p * (dP - delta) * derivative;
       for (let d = 0; d < headDim; d++) {
         dq[qAt + d] += factor * k[kAt + d];
@@ -124,5 +137,17 @@ export function backward(problem, q, k, v, o, dO, dLse) {
       }
     }
   });
-  return { dq, dk, dv, dSink };
+  return { dq, dk, dv, dSink, dBias };
+}
+
+/** P of some heads and rows, `[batch, heads, rows, seqlenKv]`. */
+export function probabilities(problem, q, k, [firstHead, endHead], [firstRow, endRow]) {
+  const { batch, seqlenKv } = sizes(problem.shape);
+  const [heads, rows] = [endHead - firstHead, endRow - firstRow];
+  const all = new Float64Array(batch * heads * rows * seqlenKv);
+  eachRow(problem, q, k, ({ b, h, i }, seen) => {
+    if (h < firstHead || h >= endHead || i < firstRow || i >= endRow) return;
+    for (const { j, p } of seen) all[((b * heads + h - firstHead) * rows + i - firstRow) * seqlenKv + j] = p;
+  });
+  return all;
 }

@@ -1,12 +1,15 @@
 import { Device } from './device.js';
-import { InvalidTensorError } from './errors.js';
+import { sizesOf, whole } from './checks.js';
+import { InvalidProblemError, InvalidTensorError } from './errors.js';
 import { load, type WasmSource } from './load.js';
 import { Operations } from './operations.js';
 import { entriesOf } from './modifiers.js';
 import { dropoutSeed, isDense, toWasm } from './options.js';
-import type { AttentionProblem, BackwardOptions, Direction, Element, ForwardOptions, TensorData } from './options.js';
 import type {
-  BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, RunStats,
+  AttentionProblem, Aux, BackwardOptions, Element, ForwardOptions, ProbabilitiesOptions, Task, TensorData,
+} from './options.js';
+import type {
+  BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor, RunStats,
 } from './results.js';
 import { GpuTensor, arrayName, bufferBytes, elementOf, elementSize, tensorType } from './tensor.js';
 import type { ArrayName, TensorArray, TensorElement } from './tensor.js';
@@ -38,7 +41,7 @@ interface Output {
 }
 
 /** What tensors are called here, where the crate's name differs. */
-const CALLED: Record<string, string> = { d_o: 'dO', d_lse: 'dLse', bias: 'bias.data', key_mask: 'mask.data', dsink: 'dSink' };
+const CALLED: Record<string, string> = { d_o: 'dO', d_lse: 'dLse', bias: 'bias.data', key_mask: 'mask.data', dsink: 'dSink', dbias: 'dBias' };
 
 /**
  * Exact attention on one GPU device.
@@ -132,7 +135,7 @@ export class FlashAttention {
     const ofHeads: Record<string, TensorData> = sink === undefined ? {} : { sink };
     tensorType(ofHeads, 'f32');
     const outputs: Output[] = [{ name: 'o', array }, { name: 'lse', array: 'Float32Array' }];
-    const { tensors, stats } = await this.#compute('forward', options, element, { q, k, v, ...ofHeads }, outputs);
+    const { tensors, stats } = await this.#compute({ direction: 'forward' }, options, element, { q, k, v, ...ofHeads }, outputs);
     return { o: tensors[0], lse: tensors[1], stats } as ForwardArrays | ForwardTensors;
   }
 
@@ -159,8 +162,30 @@ export class FlashAttention {
     const inputs = { q, k, v, o, d_o: dO, ...others, ...d_lse === undefined ? {} : { d_lse } };
     const outputs: Output[] = ['dq', 'dk', 'dv'].map((name) => ({ name, array: kind }));
     if (sink !== undefined) outputs.push({ name: 'dsink', array: 'Float32Array' });
-    const { tensors: [dq, dk, dv, dSink], stats } = await this.#compute('backward', options, element, inputs, outputs);
-    return { dq, dk, dv, ...dSink === undefined ? {} : { dSink }, stats } as BackwardArrays | BackwardTensors;
+    if (options.dBias && options.bias) outputs.push({ name: 'dbias', array: arrayOf(options.bias.data) ?? 'Float32Array' });
+    const { tensors, stats } = await this.#compute({ direction: 'backward' }, options, element, inputs, outputs);
+    const results = outputs.map(({ name }, index) => [CALLED[name] ?? name, tensors[index]]);
+    return { ...Object.fromEntries(results), stats } as BackwardArrays | BackwardTensors;
+  }
+
+  /**
+   * Computes the probabilities of chosen heads and rows, `P = exp(S − LSE)`, from what the forward call took and its LSE: with all
+   * modifiers and masks, before dropout. f32 `[batch, chosen heads, chosen rows, seqlenKv]`. `dropout` is not looked at.
+   *
+   * @throws as `forward`
+   */
+  probabilities(options: ProbabilitiesOptions & { output: 'gpu' }): Promise<ProbabilitiesTensor>;
+  probabilities(options: ProbabilitiesOptions & { q: GpuTensor; output?: 'gpu' }): Promise<ProbabilitiesTensor>;
+  probabilities(options: ProbabilitiesOptions & { output?: 'array' }): Promise<ProbabilitiesArray>;
+  async probabilities(options: ProbabilitiesOptions & { output?: 'gpu' | 'array' }): Promise<ProbabilitiesArray | ProbabilitiesTensor> {
+    const { q, k, lse } = options;
+    const { element } = tensorType({ q, k }, options.element);
+    tensorType({ lse }, 'f32');
+    const { numHeads, seqlen } = sizesOf(options);
+    const [heads, rows] = [chosen('heads', options.heads, numHeads), chosen('rows', options.rows, seqlen)];
+    const outputs: Output[] = [{ name: 'probabilities', array: 'Float32Array' }];
+    const { tensors, stats } = await this.#compute({ direction: 'probabilities', heads, rows }, options, element, { q, k, lse }, outputs);
+    return { probabilities: tensors[0], stats } as ProbabilitiesArray | ProbabilitiesTensor;
   }
 
   /**
@@ -197,18 +222,19 @@ export class FlashAttention {
 
   /** Uploads, runs and reads back, or leaves the outputs on the GPU. */
   async #compute(
-    direction: Direction,
-    options: (ForwardOptions | BackwardOptions) & { output?: 'gpu' | 'array' },
+    task: Task,
+    options: (ForwardOptions | BackwardOptions | ProbabilitiesOptions) & { output?: 'gpu' | 'array' },
     element: Element,
     given: Record<string, TensorData>,
     outputs: Output[],
   ): Promise<{ tensors: (TensorArray | GpuTensor)[]; stats: RunStats }> {
     this.#device.check();
     options.signal?.throwIfAborted();
-    const inputs = { ...given, ...entriesOf(options, element) };
+    const { aux } = options;
+    const inputs = { ...given, ...entriesOf(options, element), ...aux === undefined ? {} : { aux } };
     const { boundedWork = this.#throughput.bound() } = options;
     const onGpu = (options.output ?? (options.q instanceof GpuTensor ? 'gpu' : 'array')) === 'gpu';
-    return this.#operations.use(direction, options, element, boundedWork === false ? undefined : boundedWork, async (prepared, flops) => {
+    return this.#operations.use(task, options, element, boundedWork === false ? undefined : boundedWork, async (prepared, flops) => {
       for (const [name, data] of Object.entries(given)) {
         const isExact = isDense(options) || !prepared.has_layout(name);
         checkLength(CALLED[name] ?? name, data, prepared.required_len(name), isExact);
@@ -216,7 +242,7 @@ export class FlashAttention {
       const made: GpuTensor[] = [];
       try {
         // One array that is passed twice (packed layouts) is uploaded once.
-        const uploaded = new Map<TensorData | Uint32Array, GpuTensor>();
+        const uploaded = new Map<TensorData | Aux, GpuTensor>();
         const tensors: Record<string, GpuTensor> = {};
         for (const [name, data] of Object.entries(inputs)) {
           const tensor = data instanceof GpuTensor ? data
@@ -243,7 +269,7 @@ export class FlashAttention {
     prepared: Prepared,
     tensors: Record<string, GpuTensor>,
     flops: number,
-    { signal, onProgress, boundedWork, dropout }: ForwardOptions | BackwardOptions,
+    { signal, onProgress, boundedWork, dropout }: ForwardOptions | BackwardOptions | ProbabilitiesOptions,
   ): Promise<RunStats> {
     const device = this.#device;
     const total = prepared.num_dispatches;
@@ -309,6 +335,18 @@ export class FlashAttention {
 /** The element that an operation stores a tensor in, by the crate's name. */
 function elementIn(prepared: Prepared, name: string): TensorElement {
   return prepared.element(name) as TensorElement;
+}
+
+/** The kind of array that a tensor comes in. */
+function arrayOf(data: TensorData): ArrayName | undefined {
+  return data instanceof GpuTensor ? data.array : arrayName(data);
+}
+
+/** A range of the heads or rows of a problem. */
+function chosen(name: string, range: unknown, count: number): [number, number] {
+  if (range === undefined) return [0, count];
+  if (!Array.isArray(range) || range.length !== 2) throw new InvalidProblemError(`${name} is a pair [first, end]`);
+  return [whole(`${name}[0]`, range[0], count), whole(`${name}[1]`, range[1], count)];
 }
 
 function checkLength(name: string, { length }: TensorData, needed: number, isDense: boolean): void {

@@ -1,9 +1,11 @@
+import { maskBlocks } from './blocks.js';
 import { number, numbers, sizesOf, whole } from './checks.js';
 import { InvalidProblemError, InvalidTensorError } from './errors.js';
 import { packMask } from './mask.js';
 import type { AttentionProblem, Bias, Element, Mask, TensorData } from './options.js';
 import { GpuTensor, arrayName, describe, tagOf, tensorType } from './tensor.js';
 import type { Problem } from './wasm.js';
+import { maskByWgsl, modifyByWgsl } from './wgsl.js';
 
 type Counts = [batch: number, heads: number, rows: number, keys: number];
 
@@ -12,6 +14,7 @@ export function modify(wasm: Problem, problem: AttentionProblem, element: Elemen
   const { softcap, alibi, alibiSlopes, bias, mask, sink } = problem;
   const { batch, numHeads } = sizesOf(problem);
   if (softcap !== undefined && number('softcap', softcap) !== 0) wasm.softcap(softcap);
+  modifyByWgsl(wasm, problem);
   if (![undefined, true, false].includes(alibi)) {
     throw new InvalidProblemError(`alibi = ${String(alibi)}; it is true or false, and alibiSlopes takes slopes`);
   }
@@ -25,6 +28,8 @@ export function modify(wasm: Problem, problem: AttentionProblem, element: Elemen
   }
   if (bias !== undefined) wasm.bias(...counts('bias', bias, problem), storedAs(bias, element));
   if (mask !== undefined) wasm.key_mask(...counts('mask', mask, problem));
+  maskBlocks(wasm, problem);
+  maskByWgsl(wasm, problem);
   if (sink !== undefined) wasm.sink();
   setLengths(wasm, problem);
 }

@@ -2,6 +2,7 @@ import { U32, number, sizesOf, whole } from './checks.js';
 import { InvalidProblemError, fromWasm } from './errors.js';
 import { modify } from './modifiers.js';
 import type { Float16ArrayLike, GpuTensor } from './tensor.js';
+import { inOptions } from './wgsl.js';
 import { Problem } from './wasm.js';
 
 /** The type that Q, K, V and O are stored in; all arithmetic is f32. */
@@ -81,7 +82,46 @@ export interface Mask extends Entries {
 export type MaskData = Uint8Array | Uint32Array | GpuTensor;
 
 /**
- * `O = dropout(softmax(mask(S))) V` with `S = softcap(softmaxScale · Q Kᵀ) + ALiBi + bias`, without the tensors.
+ * Block-sparse attention: kernels visit only the tiles in which some row sees some key. p is the position of row i,
+ * `i + seqlenKv − seqlen` (with the lengths of its sequence), and j the key. All other masks still apply.
+ */
+export type BlockMask =
+  /** |p − j| ≤ window */
+  | { pattern: 'local'; window: number }
+  /** |p − j| ≤ window, or j < global, or p < global */
+  | { pattern: 'longformer'; window: number; global: number }
+  /** |p − j| < step, or p − j is a multiple of step */
+  | { pattern: 'strided'; step: number }
+  /** j < length, or j ≤ p */
+  | { pattern: 'prefix'; length: number }
+  /** Equal ids at p and j: `[seqlenKv]`, or `[batch, seqlenKv]` one sequence behind the other. */
+  | { pattern: 'documents'; ids: readonly number[] | Uint32Array | Int32Array }
+  /** Blocks of 64 × 64: a row of blocks sees its own column, and those whose numbers differ in one bit. */
+  | { pattern: 'butterfly' }
+  /** Blocks of 64 × 64: neighbours, the first and last row and column, and three more that the seed (0 if left out) draws. */
+  | { pattern: 'bigbird'; seed?: number | bigint }
+  /** Blocks of your own. */
+  | OwnBlocks;
+
+/** A kind for each block. */
+export interface OwnBlocks {
+  pattern: 'blocks';
+  /** Rows and keys of a block; `[128, 128]` if left out. */
+  blockSize?: readonly [rows: number, keys: number];
+  /**
+   * `[batch or 1, numHeads or 1, ⌈seqlen / rows⌉, ⌈seqlenKv / keys⌉]` kinds, contiguous: 0 is not visited, 1 shows what the other
+   * masks show, 2 is as 1 but `mask` and `maskMod` hide nothing in it and are not asked.
+   */
+  kinds: readonly number[] | Uint8Array;
+  /** Sequences and heads of `kinds`, each that of the problem or 1; `[1, 1]` if left out. */
+  shape?: readonly [batch: number, numHeads: number];
+}
+
+/** Data for `scoreMod` and `maskMod`. */
+export type Aux = Float32Array | Uint32Array | GpuTensor;
+
+/**
+ * `O = dropout(softmax(mask(S))) V` with `S = scoreMod(softcap(softmaxScale · Q Kᵀ)) + ALiBi + bias`, without the tensors.
  *
  * Q is `[batch, seqlen, numHeads, headDim]`, K `[batch, seqlenKv, numHeadsKv, headDim]`,
  * V `[batch, seqlenKv, numHeadsKv, headDimV]` and O `[batch, seqlen, numHeads, headDimV]`, unless `layout` says otherwise.
@@ -106,6 +146,30 @@ export interface AttentionProblem {
   softmaxScale?: number | undefined;
   /** S becomes softcap · tanh(S / softcap), before ALiBi and bias. 0 is none, as if left out. */
   softcap?: number | undefined;
+  /**
+   * A function in your own WGSL that changes S, after softcap and before ALiBi and bias:
+   * `fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32`, with the functions, constants, structs and
+   * aliases that it needs. `q_idx` and `kv_idx` count within the sequence.
+   */
+  scoreMod?: string | undefined;
+  /**
+   * Its gradient, which `backward` needs, if `scoreMod` does not define it:
+   * `fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32`. `score` is what came in. It
+   * may call what `scoreMod` defines.
+   */
+  scoreModGrad?: string | undefined;
+  /**
+   * A function in your own WGSL that hides keys:
+   * `fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool`, true where the row may attend.
+   */
+  maskMod?: string | undefined;
+  /**
+   * One array that `scoreMod` and `maskMod` read as `aux[i]`: f32, or u32 if it is a `Uint32Array` or a tensor of u32. An index past
+   * its end reads the last entry.
+   */
+  aux?: Aux | undefined;
+  /** The most turns that all loops of one call of `scoreMod` or `maskMod` take; 4096 if left out. */
+  maxTurns?: number | undefined;
   /** ALiBi with the usual slopes: S becomes S − slope · |i + offset − j|, with the offset of the diagonal of `causal`. */
   alibi?: boolean | undefined;
   /** ALiBi with these slopes instead: `[numHeads]`, or `[batch, numHeads]`. */
@@ -114,6 +178,8 @@ export interface AttentionProblem {
   bias?: Bias | undefined;
   /** Hides keys from rows: a boolean mask. */
   mask?: Mask | undefined;
+  /** Block-sparse attention. */
+  blockMask?: BlockMask | undefined;
   /**
    * A logit for each head of Q, f32 `[numHeads]`, that joins the softmax's sum and has no value:
    * `LSE = ln(Σ exp(S) + exp(sink))`. `plan` takes `true` for it.
@@ -187,10 +253,29 @@ export interface BackwardOptions<T extends TensorData = TensorData> extends Omit
   dLse?: TensorData | undefined;
   /** `f32` stores dQ, dK and dV in the type that they are summed in, whatever that of Q, K and V. */
   gradientElement?: 'f32' | undefined;
+  /** `true` computes the gradient of `bias` too. */
+  dBias?: boolean | undefined;
 }
 
-/** @internal Which of the two operations. */
-export type Direction = 'forward' | 'backward';
+/** What a call of `probabilities` takes; the problem is that of the forward call. */
+export interface ProbabilitiesOptions<T extends TensorData = TensorData>
+  extends Omit<AttentionProblem, 'bias' | 'mask'>, Omit<Given, 'sink'>, RunOptions {
+  /** Queries. */
+  q: T;
+  /** Keys. */
+  k: T;
+  /** The log-sum-exp of the forward call, f32. */
+  lse: TensorData;
+  /** The heads of Q from the first, up to and without the end; all if left out. */
+  heads?: readonly [first: number, end: number] | undefined;
+  /** The rows of each head, in the same way. */
+  rows?: readonly [first: number, end: number] | undefined;
+}
+
+/** @internal One of the operations, with all that tells it from the others. */
+export type Task =
+  | { direction: 'forward' | 'backward' }
+  | { direction: 'probabilities'; heads: readonly [number, number]; rows: readonly [number, number] };
 
 /** @internal What of dropout may change from call to call. */
 export function dropoutSeed({ seed = 0, offset = 0 }: Partial<Dropout> = {}): { seed: bigint; offset: number } {
@@ -205,8 +290,11 @@ export function isDense(problem: AttentionProblem): boolean {
   return problem.layout === undefined || problem.layout === 'bshd' || problem.layout === 'bhsd';
 }
 
+/** @internal A problem, and what of it only gradients have. */
+export type Asked = AttentionProblem & Pick<Partial<BackwardOptions>, 'gradientElement' | 'dBias'>;
+
 /** @internal The problem as WebAssembly has it; what its numbers cannot say is refused here. */
-export function toWasm(problem: AttentionProblem & Pick<Partial<BackwardOptions>, 'gradientElement'>, element: Element, maxFlops: number | undefined): Problem {
+export function toWasm(problem: Asked, element: Element, maxFlops: number | undefined): Problem {
   const { batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV } = sizesOf(problem);
   const wasm = new Problem(batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV);
   try {
@@ -244,10 +332,15 @@ export function toWasm(problem: AttentionProblem & Pick<Partial<BackwardOptions>
     else if (problem.gradientElement !== undefined) {
       throw new InvalidProblemError(`gradientElement = ${String(problem.gradientElement)}; it is 'f32', or left out for the element of Q`);
     }
+    if (problem.dBias !== undefined && typeof problem.dBias !== 'boolean') {
+      throw new InvalidProblemError(`dBias = ${String(problem.dBias)}; it is true or false`);
+    }
+    if (problem.dBias && problem.bias === undefined) throw new InvalidProblemError('dBias is true, and there is no bias');
+    if (problem.dBias) wasm.bias_gradient();
     if (maxFlops !== undefined) wasm.bounded_work(maxFlops);
     return wasm;
   } catch (error) {
     wasm.free();
-    throw fromWasm(error);
+    throw inOptions(problem, fromWasm(error));
   }
 }

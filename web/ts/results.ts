@@ -38,6 +38,11 @@ export interface BackwardArrays<T = TensorArray> {
   dv: T;
   /** The gradient of the sinks, `[numHeads]`, where there are sinks. */
   dSink?: Float32Array<ArrayBuffer>;
+  /**
+   * The gradient of the bias, in its shape and kind of array, where it was asked for: summed over all scores that share an entry, 0
+   * where no row sees a key.
+   */
+  dBias?: TensorArray;
   stats: RunStats;
 }
 
@@ -51,6 +56,22 @@ export interface BackwardTensors {
   dv: GpuTensor;
   /** The gradient of the sinks, f32 `[numHeads]`, where there are sinks. */
   dSink?: GpuTensor;
+  /** The gradient of the bias, in its shape and type, where it was asked for. */
+  dBias?: GpuTensor;
+  stats: RunStats;
+}
+
+/** Probabilities as a typed array. */
+export interface ProbabilitiesArray {
+  /** `exp(S − LSE)`, before dropout, `[batch, chosen heads, chosen rows, seqlenKv]`; 0 where a key is hidden. */
+  probabilities: Float32Array<ArrayBuffer>;
+  stats: RunStats;
+}
+
+/** Probabilities, still on the GPU. */
+export interface ProbabilitiesTensor {
+  /** f32 `[batch, chosen heads, chosen rows, seqlenKv]`. */
+  probabilities: GpuTensor;
   stats: RunStats;
 }
 

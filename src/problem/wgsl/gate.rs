@@ -1,6 +1,6 @@
 //! What a text may do: the compiler's view of it, alone.
 
-use super::tokens::Refusal;
+use super::tokens::{Refusal, Token};
 use super::{AuxType, Role};
 
 /// What a text holds.
@@ -10,14 +10,45 @@ pub(super) struct Found {
     pub has_loops: bool,
 }
 
-/// A browser's module has no compiler of its own.
+/// Expressions and statements of a call, with those of the functions that it calls. Drivers put called functions in place, so a
+/// text of functions that call each other twice grows without limit.
+pub(super) const MAX_SIZE: u64 = 1 << 14;
+
+/// Bytes of a variable or constant, and of all variables of a function.
+pub(super) const MAX_VARIABLE_BYTES: u64 = 1 << 14;
+
+pub(super) const GRADIENT: &str = "score_mod_grad";
+
+/// A function that a text must or may define, as it is written.
+pub(super) fn written(function: &str, role: Role) -> &'static str {
+    match role {
+        Role::Score if function == GRADIENT => {
+            "fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32"
+        }
+        Role::Score => "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32",
+        Role::Mask => "fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool",
+    }
+}
+
+pub(super) fn too_large() -> String {
+    format!("this type is too large; at most {MAX_VARIABLE_BYTES} bytes are allowed; put data in aux")
+}
+
+pub(super) fn too_many_bytes(bytes: u64) -> String {
+    format!("the variables of this function take {bytes} bytes, at most {MAX_VARIABLE_BYTES} are allowed")
+}
+
+pub(super) fn too_many_operations(size: u64) -> String {
+    format!(
+        "with all functions that it calls, this function has {size} operations, at most {MAX_SIZE} are allowed; use a \
+         loop, or data in aux"
+    )
+}
+
+/// A browser's module has no compiler of its own. The browser compiles the text later, and says what else is wrong.
 #[cfg(target_arch = "wasm32")]
-pub(super) fn check(_: &str, _: Role, _: AuxType) -> Result<Found, Refusal> {
-    Err((
-        0,
-        "functions in WGSL are not yet checked in the browser; use the score modifiers and masks that are built in"
-            .into(),
-    ))
+pub(super) fn check(_: &str, tokens: &[Token], role: Role, _: AuxType) -> Result<Found, Refusal> {
+    super::scan::scan(tokens, role)
 }
 
 #[cfg(target_arch = "wasm32")]
@@ -30,7 +61,10 @@ pub(super) use native::{check, check_rewritten};
 
 #[cfg(not(target_arch = "wasm32"))]
 mod native {
-    use super::{AuxType, Found, Refusal, Role};
+    use super::{
+        AuxType, Found, GRADIENT, MAX_SIZE, MAX_VARIABLE_BYTES, Refusal, Role, Token, too_large, too_many_bytes,
+        too_many_operations, written,
+    };
     use std::collections::HashMap;
     use wgpu::naga::front::wgsl::parse_str;
     use wgpu::naga::valid::{Capabilities, ValidationFlags, Validator};
@@ -39,15 +73,8 @@ mod native {
         Type, TypeInner,
     };
 
-    /// Expressions and statements of a call, with those of the functions that it calls. Drivers put called functions in place,
-    /// so a text of functions that call each other twice grows without limit.
-    const MAX_SIZE: u64 = 1 << 14;
-
-    /// Bytes of a variable or constant, and of all variables of a function.
-    const MAX_VARIABLE_BYTES: u64 = 1 << 14;
-
     /// Parses and validates the text behind a declaration of `aux`, and reads what it does.
-    pub(in super::super) fn check(text: &str, role: Role, aux: AuxType) -> Result<Found, Refusal> {
+    pub(in super::super) fn check(text: &str, _: &[Token], role: Role, aux: AuxType) -> Result<Found, Refusal> {
         // The declaration is last, so that lines are the caller's.
         let harness = format!("@group(0) @binding(0) var<storage, read> aux: array<{}>;\n", aux.name());
         let source = format!("{text}\n{harness}");
@@ -55,10 +82,14 @@ mod native {
         let reader = Reader { module: &module, globals: &["aux"] };
         let mut found = reader.read()?;
         validate(&module)?;
-        reader.expect_function(role.function(), signature(role))?;
+        let (parameters, result): (&[Scalar], Scalar) = match role {
+            Role::Score => (&[F32, U32, U32, U32, U32], F32),
+            Role::Mask => (&[U32, U32, U32, U32], BOOL),
+        };
+        reader.expect_function(role.function(), role, parameters, result)?;
         found.has_gradient = role == Role::Score && reader.function(GRADIENT).is_some();
         if found.has_gradient {
-            reader.expect_function(GRADIENT, (GRADIENT_SIGNATURE, &[F32, F32, U32, U32, U32, U32], F32))?;
+            reader.expect_function(GRADIENT, role, &[F32, F32, U32, U32, U32, U32], F32)?;
         }
         Ok(found)
     }
@@ -97,29 +128,9 @@ mod native {
         }
     }
 
-    const GRADIENT: &str = "score_mod_grad";
     const F32: Scalar = Scalar::F32;
     const U32: Scalar = Scalar::U32;
     const BOOL: Scalar = Scalar { kind: ScalarKind::Bool, width: 1 };
-
-    /// As it is written, the types of its parameters, and that of its result.
-    type Signature = (&'static str, &'static [Scalar], Scalar);
-
-    const GRADIENT_SIGNATURE: &str =
-        "fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32";
-
-    fn signature(role: Role) -> Signature {
-        match role {
-            Role::Score => (
-                "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32",
-                &[F32, U32, U32, U32, U32],
-                F32,
-            ),
-            Role::Mask => {
-                ("fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool", &[U32, U32, U32, U32], BOOL)
-            }
-        }
-    }
 
     fn parse(source: &str) -> Result<Module, Refusal> {
         parse_str(source).map_err(|error| {
@@ -182,11 +193,7 @@ mod native {
                 let mut size = function.expressions.len() as u64;
                 self.check_block(&function.body, &sizes, &mut size, &mut found.has_loops)?;
                 if size > MAX_SIZE {
-                    let reason = format!(
-                        "with all functions that it calls, this function has {size} operations, at most {MAX_SIZE} are \
-                         allowed; use a loop, or data in aux"
-                    );
-                    return Err(refusal(span, reason));
+                    return Err(refusal(span, too_many_operations(size)));
                 }
                 sizes.insert(handle, size);
             }
@@ -202,15 +209,13 @@ mod native {
                 | TypeInner::Array { .. }
                 | TypeInner::Struct { .. } => {}
                 TypeInner::Pointer { .. } | TypeInner::ValuePointer { .. } => {
-                    return Err("pointers may point to variables of functions alone: use ptr<function, …>".into());
+                    return Err(super::super::scan::POINTERS.into());
                 }
                 _ => return Err("this type is not allowed; numbers, vectors, matrices, arrays and structs are".into()),
             }
             match of_type.inner.try_size(self.module.to_ctx()).map(u64::from) {
                 Some(bytes) if bytes <= MAX_VARIABLE_BYTES => Ok(()),
-                _ => Err(format!(
-                    "this type is too large; at most {MAX_VARIABLE_BYTES} bytes are allowed; put data in aux"
-                )),
+                _ => Err(too_large()),
             }
         }
 
@@ -240,7 +245,7 @@ mod native {
             if all <= MAX_VARIABLE_BYTES {
                 return Ok(());
             }
-            Err(format!("the variables of this function take {all} bytes, at most {MAX_VARIABLE_BYTES} are allowed"))
+            Err(too_many_bytes(all))
         }
 
         /// Whether the function reads `aux`.
@@ -328,7 +333,15 @@ mod native {
             self.module.functions.iter().find(|(_, function)| function.name.as_deref() == Some(name))
         }
 
-        fn expect_function(&self, name: &str, (written, parameters, result): Signature) -> Result<(), Refusal> {
+        /// Refuses a text without this function, or with another signature.
+        fn expect_function(
+            &self,
+            name: &str,
+            role: Role,
+            parameters: &[Scalar],
+            result: Scalar,
+        ) -> Result<(), Refusal> {
+            let written = written(name, role);
             let Some((handle, function)) = self.function(name) else {
                 return Err((0, format!("there is no {name}; write {written} {{ … }}")));
             };

@@ -2,11 +2,13 @@
 //!
 //! A text goes through three steps: `tokens` splits it and refuses what could harm the parser, `gate` compiles it alone and
 //! refuses what an attention kernel must not do, `rewrite` gives its names a prefix and puts a limit in its loops. `gate` then
-//! reads what was rewritten once more. So a [`ScoreWgsl`] or a [`MaskWgsl`] holds only text that is safe to compile.
+//! reads what was rewritten once more. So a [`ScoreWgsl`] or a [`MaskWgsl`] holds only text that is safe to compile. A browser's
+//! module has no compiler: `scan` stands for `gate` there.
 
 mod fault;
 mod gate;
 mod rewrite;
+mod scan;
 mod tokens;
 
 pub use fault::WgslFault;
@@ -117,6 +119,10 @@ impl ScoreWgsl {
     /// # Errors
     /// [`WgslFault`], with a line and a column of the text, and what to do. Everything is refused that a score modifier does not
     /// need: attributes, directives, global variables, overrides, barriers, atomics, operations of subgroups, textures.
+    ///
+    /// In a browser the text is judged by its tokens. That refuses a little more: the length of an array must be a number, or a
+    /// constant that is a number. Mistakes of types are found when an operation is prepared: [`Error::Shader`](crate::Error::Shader)
+    /// with `score_mod` as file, and a line of the text.
     pub fn new(text: &str) -> Result<Self, WgslFault> {
         Self::with_options(text, WgslOptions::new())
     }
@@ -228,7 +234,7 @@ impl Snippet {
     fn new(text: &str, role: Role, options: WgslOptions) -> Result<Self, WgslFault> {
         let fault = |(at, message): (usize, String)| WgslFault::new(role.function(), text, at, message);
         let tokens = tokens::tokens(text).map_err(fault)?;
-        let found = gate::check(text, role, options.aux).map_err(fault)?;
+        let found = gate::check(text, &tokens, role, options.aux).map_err(fault)?;
         let rewritten = rewrite::rewrite(text, &tokens, role.prefix()).map_err(fault)?;
         let has_indices =
             gate::check_rewritten(&rewritten, role, options.aux).map_err(|message| fault((0, message)))?;
@@ -242,4 +248,15 @@ impl Snippet {
             max_turns: options.max_turns,
         })
     }
+}
+
+/// Why a browser's module would refuse a text of `score_mod` (or of `mask_mod`), if it would. It judges by the tokens alone.
+pub fn fault_in_browsers(function: &str, text: &str) -> Option<WgslFault> {
+    let role = if function == Role::Mask.function() { Role::Mask } else { Role::Score };
+    let judge = || {
+        let tokens = tokens::tokens(text)?;
+        scan::scan(&tokens, role)?;
+        rewrite::rewrite(text, &tokens, role.prefix())
+    };
+    judge().err().map(|(at, message)| WgslFault::new(role.function(), text, at, message))
 }

@@ -1,7 +1,6 @@
 //! A checked text, as a kernel takes it: its names have a prefix, its loops a limit, and `aux` is read through a function.
 
 use super::tokens::{Kind, Refusal, Token, is_counted};
-use std::collections::{HashMap, HashSet};
 
 /// The text with these changes, line for line. Comments become spaces.
 pub(super) fn rewrite(text: &str, tokens: &[Token], prefix: &str) -> Result<String, Refusal> {
@@ -12,7 +11,7 @@ pub(super) fn rewrite(text: &str, tokens: &[Token], prefix: &str) -> Result<Stri
     for (index, token) in tokens.iter().enumerate() {
         writer.gap(&text[end..token.at]);
         end = token.at + token.text.len();
-        match changes.get(&index) {
+        match &changes[index] {
             Some(Change::Instead(other)) => writer.written += other,
             Some(Change::Behind(more)) => {
                 writer.name(index);
@@ -26,14 +25,14 @@ pub(super) fn rewrite(text: &str, tokens: &[Token], prefix: &str) -> Result<Stri
 }
 
 /// What is declared outside of functions.
-fn global_names<'a>(tokens: &[Token<'a>]) -> HashSet<&'a str> {
+fn global_names<'a>(tokens: &[Token<'a>]) -> Vec<&'a str> {
     let mut depth = 0usize;
-    let mut names = HashSet::new();
+    let mut names = Vec::new();
     for pair in tokens.windows(2) {
         match pair[0].text {
             "{" => depth += 1,
             "}" => depth = depth.saturating_sub(1),
-            "fn" | "const" | "struct" | "alias" if depth == 0 => drop(names.insert(pair[1].text)),
+            "fn" | "const" | "struct" | "alias" if depth == 0 => names.push(pair[1].text),
             _ => {}
         }
     }
@@ -49,7 +48,7 @@ enum Change {
 struct Writer<'a> {
     tokens: &'a [Token<'a>],
     prefix: &'a str,
-    names: HashSet<&'a str>,
+    names: Vec<&'a str>,
     written: String,
 }
 
@@ -68,7 +67,7 @@ impl Writer<'_> {
     fn name(&mut self, index: usize) {
         let token = self.tokens[index];
         let is_member = index > 0 && self.is(index - 1, ".") || self.declares_member(index);
-        if token.kind == Kind::Word && !is_member && self.names.contains(token.text) {
+        if token.kind == Kind::Word && !is_member && self.names.contains(&token.text) {
             self.written += self.prefix;
         }
         self.written += token.text;
@@ -83,9 +82,9 @@ impl Writer<'_> {
         open.is_some_and(|open| self.is(open, "{") && open >= 2 && self.is(open - 2, "struct"))
     }
 
-    /// What changes beside names, by the number of the token.
-    fn changes(&self) -> Result<HashMap<usize, Change>, Refusal> {
-        let mut found = HashMap::new();
+    /// What changes beside names, for each token.
+    fn changes(&self) -> Result<Vec<Option<Change>>, Refusal> {
+        let mut found: Vec<_> = self.tokens.iter().map(|_| None).collect();
         let mut returned = String::new();
         // The braces that are open, each true where it is that of a `continuing` or lies in one.
         let mut open: Vec<bool> = Vec::new();
@@ -105,12 +104,11 @@ impl Writer<'_> {
                     let behind = format!(
                         " if wgsl_turns_left == 0u {{ wgsl_is_spent = true; return {returned}; }} wgsl_turns_left -= 1u;"
                     );
-                    found.insert(self.body(index), Change::Behind(behind));
+                    found[self.body(index)] = Some(Change::Behind(behind));
                 }
                 "aux" if !is_counted(self.tokens, index) => {
-                    found.insert(index, Change::Instead("wgsl_aux"));
-                    found.insert(index + 1, Change::Instead("(u32("));
-                    found.insert(self.closing(index + 1), Change::Instead("))"));
+                    let places = [(index, "wgsl_aux"), (index + 1, "(u32("), (self.closing(index + 1), "))")];
+                    places.into_iter().for_each(|(place, text)| found[place] = Some(Change::Instead(text)));
                 }
                 _ => {}
             }

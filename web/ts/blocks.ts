@@ -1,0 +1,53 @@
+import { U32, numbers, sizesOf, whole } from './checks.js';
+import { InvalidProblemError } from './errors.js';
+import type { AttentionProblem, BlockMask, OwnBlocks } from './options.js';
+import { describe } from './tensor.js';
+import type { Problem } from './wasm.js';
+
+/** @internal Gives the problem its block mask. */
+export function maskBlocks(wasm: Problem, problem: AttentionProblem): void {
+  const mask = problem.blockMask;
+  if (mask === undefined) return;
+  if (typeof mask !== 'object' || mask === null) throw new InvalidProblemError(`blockMask is ${describe(mask)}; pass { pattern: 'local', window: 128 }`);
+  const [parameters, values] = parametersOf(mask, problem);
+  wasm.block_mask(mask.pattern, Uint32Array.from(parameters), Uint32Array.from(values));
+}
+
+/** The numbers of a pattern, and its ids or kinds. */
+function parametersOf(mask: BlockMask, problem: AttentionProblem): [number[], number[]] {
+  const u32 = (name: string, value: unknown): number => whole(`blockMask.${name}`, value, U32);
+  switch (mask.pattern) {
+    case 'local': return [[u32('window', mask.window)], []];
+    case 'longformer': return [[u32('window', mask.window), u32('global', mask.global)], []];
+    case 'strided': return [[u32('step', mask.step)], []];
+    case 'prefix': return [[u32('length', mask.length)], []];
+    case 'documents': {
+      const { batch, seqlenKv } = sizesOf(problem);
+      const ids = numbers('blockMask.ids', mask.ids, { seqlenKv, 'batch · seqlenKv': batch * seqlenKv }, (name, value) => whole(name, value, U32));
+      return [[ids.length === seqlenKv ? 1 : batch], ids];
+    }
+    case 'butterfly': return [[], []];
+    case 'bigbird': {
+      const { seed = 0 } = mask;
+      const bits = typeof seed === 'bigint' ? BigInt.asUintN(64, seed) : BigInt(whole('blockMask.seed', seed, Number.MAX_SAFE_INTEGER));
+      return [[Number(bits & 0xffff_ffffn), Number(bits >> 32n)], []];
+    }
+    case 'blocks': return ownBlocks(mask, problem);
+    default: throw new InvalidProblemError(`blockMask.pattern = ${String((mask as BlockMask).pattern)}; it is local, longformer, strided, ` +
+      'prefix, documents, butterfly, bigbird or blocks');
+  }
+}
+
+function ownBlocks({ kinds, shape = [1, 1], blockSize = [128, 128] }: OwnBlocks, problem: AttentionProblem): [number[], number[]] {
+  const pair = (name: string, given: unknown): number[] => numbers(`blockMask.${name}`, given, { pair: 2 }, (name, value) => {
+    const number = whole(name, value, U32);
+    if (number === 0 && name.includes('blockSize')) throw new InvalidProblemError(`${name} = 0; it must be at least 1`);
+    return number;
+  });
+  const [counts, sides] = [pair('shape', shape), pair('blockSize', blockSize)];
+  const { seqlen, seqlenKv } = sizesOf(problem);
+  const all = [...counts, ...[seqlen, seqlenKv].map((length, index) => Math.ceil(length / sides[index]!))];
+  const needed = all.reduce((product, count) => product * count);
+  const values = numbers('blockMask.kinds', kinds, { [`[${all.join(', ')}]`]: needed }, (name, value) => whole(name, value, 2));
+  return [[...all, ...sides], values];
+}

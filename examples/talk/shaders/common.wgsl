@@ -1,0 +1,69 @@
+// The product that all dense methods are made of: a tile of 8 · ROW_GROUPS rows by 4 · COLUMNS columns, in registers.
+//
+//     sums[row, column] += Σ_k left[k, row] · right[k, column]
+//
+// Both factors lie in workgroup memory with their rows along the sum. An invocation owns 8 rows and a quad of columns.
+// V gets one more quad of columns, (1, 0, 0, 0): so a sum of weighted rows of V carries the sum of the weights beside it.
+// COLUMNS = HEAD_DIM / 4 + 1.
+
+const DIM_QUADS = HEAD_DIM / 4u;
+const COLUMNS = DIM_QUADS + 1u;
+const LEFT_QUADS = 2u * ROW_GROUPS;
+const TILE = 8u * ROW_GROUPS;
+const INVOCATIONS = ROW_GROUPS * COLUMNS;
+
+alias Numbers = vec4<f32>;
+
+var<workgroup> left: array<Numbers, LEFT_DEPTH * LEFT_QUADS>;
+var<workgroup> right: array<Numbers, SLICE * COLUMNS>;
+
+struct Sums {
+  row_0: Numbers,
+  row_1: Numbers,
+  row_2: Numbers,
+  row_3: Numbers,
+  row_4: Numbers,
+  row_5: Numbers,
+  row_6: Numbers,
+  row_7: Numbers,
+}
+
+// Adds `depth` products: from row `first` of `left`, and from row 0 of `right`.
+fn add_products(sums: ptr<function, Sums>, first: u32, depth: u32, row_group: u32, column: u32) {
+  for (var k = 0u; k < depth; k++) {
+    let low = left[(first + k) * LEFT_QUADS + 2u * row_group];
+    let high = left[(first + k) * LEFT_QUADS + 2u * row_group + 1u];
+    let factor = right[k * COLUMNS + column];
+    (*sums).row_0 = fma(Numbers(low.x), factor, (*sums).row_0);
+    (*sums).row_1 = fma(Numbers(low.y), factor, (*sums).row_1);
+    (*sums).row_2 = fma(Numbers(low.z), factor, (*sums).row_2);
+    (*sums).row_3 = fma(Numbers(low.w), factor, (*sums).row_3);
+    (*sums).row_4 = fma(Numbers(high.x), factor, (*sums).row_4);
+    (*sums).row_5 = fma(Numbers(high.y), factor, (*sums).row_5);
+    (*sums).row_6 = fma(Numbers(high.z), factor, (*sums).row_6);
+    (*sums).row_7 = fma(Numbers(high.w), factor, (*sums).row_7);
+  }
+}
+
+// Columns become rows: what a thread holds of `left` for the next product. Low is rows 0 to 3 of column c, high 4 to 7.
+fn low_of(sums: Sums, c: u32) -> Numbers {
+  return Numbers(sums.row_0[c], sums.row_1[c], sums.row_2[c], sums.row_3[c]);
+}
+
+fn high_of(sums: Sums, c: u32) -> Numbers {
+  return Numbers(sums.row_4[c], sums.row_5[c], sums.row_6[c], sums.row_7[c]);
+}
+
+// Row r of eight.
+fn row_of(sums: Sums, r: u32) -> Numbers {
+  switch r {
+    case 0u: { return sums.row_0; }
+    case 1u: { return sums.row_1; }
+    case 2u: { return sums.row_2; }
+    case 3u: { return sums.row_3; }
+    case 4u: { return sums.row_4; }
+    case 5u: { return sums.row_5; }
+    case 6u: { return sums.row_6; }
+    default: { return sums.row_7; }
+  }
+}

@@ -1,8 +1,14 @@
 //! The methods: one file each, with its paper, its formula, its kernels (in `shaders/`) and its twin, which computes the same
 //! on the CPU in f64 with plain loops.
 
+mod bigbird;
+mod butterfly;
 mod dense;
 mod linear;
+mod longformer;
+mod reformer;
+mod routing;
+mod sparse;
 
 use crate::case::{Case, Head, Inputs, Problem, State};
 use crate::device::Gpu;
@@ -10,7 +16,14 @@ use crate::failure::Result;
 
 /// Every method, in the order of tables and figures.
 pub fn all() -> Vec<Box<dyn Method>> {
-    vec![Box::new(linear::Linear)]
+    vec![
+        Box::new(linear::Linear),
+        Box::new(butterfly::Butterfly),
+        Box::new(longformer::Longformer::default()),
+        Box::new(bigbird::BigBird),
+        Box::new(reformer::Reformer::default()),
+        Box::new(routing::Routing::default()),
+    ]
 }
 
 /// One of the methods.

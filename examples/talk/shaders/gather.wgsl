@@ -1,6 +1,6 @@
 // Rows of a tensor in another order.
 //
-// Reads x[heads, seqlen, HEAD_DIM], rows[groups, length] and inverse[heads, seqlen]. Writes gathered[groups, length, HEAD_DIM]:
+// Reads x[heads, seqlen, HEAD_DIM], rows[groups, length] from entry `first_row` on, and inverse[heads, seqlen]. Writes gathered[groups, length, HEAD_DIM]:
 // row n of a group is token rows[group, n] of the head of its list, with length 1 if IS_UNIT. The list of a group is
 // group / groups_per_list mod lists, and lists / heads_per_x are the heads of x.
 //
@@ -14,6 +14,7 @@ struct Params {
   groups_per_list: u32,
   lists: u32,
   heads_per_x: u32,
+  first_row: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -30,8 +31,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
   if index >= params.rows * QUADS { return; }
   let row = index / QUADS;
   let list = row / params.length / params.groups_per_list % params.lists;
-  let from = list / params.heads_per_x * params.seqlen + min(rows[row], params.seqlen - 1u);
-  var quad = x[from * QUADS + index % QUADS];
-  if IS_UNIT { quad = encode(decode(quad) * inverse[from]); }
+  let source = list / params.heads_per_x * params.seqlen + min(rows[params.first_row + row], params.seqlen - 1u);
+  var quad = x[source * QUADS + index % QUADS];
+  if IS_UNIT { quad = encode(decode(quad) * inverse[source]); }
   gathered[index] = quad;
 }

@@ -62,7 +62,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   let first_token = workgroup.x * SIDE;
   let round = workgroup.y / params.lists_of_round;
   let list = workgroup.y % params.lists_of_round;
-  let set = round * params.sets_of_round + list % params.num_heads * params.sets_of_head;
+  let column_set = round * params.sets_of_round + list % params.num_heads * params.sets_of_head;
   let column_lane = invocation / LANES;
   let token_lane = invocation % LANES;
 
@@ -71,7 +71,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   var best_2 = Best(LEAST, 0u);
   var best_3 = Best(LEAST, 0u);
   for (var first = 0u; first < params.columns; first += SIDE) {
-    let s = products(list / params.heads_per_x, first_token, set, first, invocation);
+    let s = products(list / params.heads_per_x, first_token, column_set, first, invocation);
     best_0 = best_of(best_0, s.token_0, first + column_lane);
     best_1 = best_of(best_1, s.token_1, first + column_lane);
     best_2 = best_of(best_2, s.token_2, first + column_lane);

@@ -25,7 +25,7 @@ struct Products {
 }
 
 // `head` counts heads of all sequences of x. All arguments are uniform but `invocation`.
-fn products(head: u32, first_token: u32, set: u32, first_column: u32, invocation: u32) -> Products {
+fn products(head: u32, first_token: u32, column_set: u32, first_column: u32, invocation: u32) -> Products {
   let token_lane = invocation % LANES;
   let column_lane = invocation / LANES;
   let own_row = invocation / DEPTH;
@@ -41,7 +41,7 @@ fn products(head: u32, first_token: u32, set: u32, first_column: u32, invocation
     var of_token = vec4<f32>(0.0);
     var of_column = vec4<f32>(0.0);
     if quad < QUADS && token < params.seqlen { of_token = decode(x[(head * params.seqlen + token) * QUADS + quad]); }
-    if quad < QUADS && column < params.columns { of_column = columns[(set * params.columns + column) * QUADS + quad]; }
+    if quad < QUADS && column < params.columns { of_column = columns[(column_set * params.columns + column) * QUADS + quad]; }
     workgroupBarrier();
     x_tile[own_quad * SIDE + own_row] = of_token;
     column_tile[own_quad * SIDE + own_row] = of_column;

@@ -40,8 +40,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     wanted = params.length;
   }
   var known = 0u;
-  for (var pass = 0u; pass < 4u; pass++) {
-    let shift = 24u - 8u * pass;
+  for (var digit_number = 0u; digit_number < 4u; digit_number++) {
+    let shift = 24u - 8u * digit_number;
     atomicStore(&digits[invocation], 0u);
     workgroupBarrier();
     let so_far = bound;

@@ -1,8 +1,8 @@
 // One softmax over the support, which is exact, and all other keys, which are seen through features.
 //
-// Reads o_exact[lists, seqlen, HEAD_DIM] and lse_exact[lists, seqlen] of the support; o_features[lists, chunks · CHUNK, HEAD_DIM]
-// and lse_features[batch · chunks, num_heads, CHUNK] of the other keys; shifts[lists, chunks · CHUNK] = −‖q‖² / (2 √HEAD_DIM).
-// Writes O[lists, seqlen, HEAD_DIM]. A list is a sequence and a query head.
+// Reads o_exact[lists, seqlen, HEAD_DIM] and lse_exact[lists, seqlen] of the support; o_features[num_heads, batch, padded, HEAD_DIM]
+// and lse_features[batch · chunks, num_heads, CHUNK] of the other keys; shifts[num_heads, batch, padded] =
+// −‖q‖² / (2 √HEAD_DIM). Writes O[lists, seqlen, HEAD_DIM]. A list is a sequence and a query head; `padded` is chunks · CHUNK.
 //
 //   LSE_2 = LSE_features + shift − ln features
 //   O     = (exp(LSE_1) · O_1 + exp(LSE_2) · O_2) / (exp(LSE_1) + exp(LSE_2))
@@ -35,9 +35,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
   if row >= params.lists * params.seqlen { return; }
   let list = row / params.seqlen;
   let token = row % params.seqlen;
-  let padded = list * params.chunks * CHUNK + token;
-  let chunk = list / params.num_heads * params.chunks + token / CHUNK;
-  let of_features = lse_features[(chunk * params.num_heads + list % params.num_heads) * CHUNK + token % CHUNK];
+  let batch = list / params.num_heads;
+  let head = list % params.num_heads;
+  let padded = (head * (params.lists / params.num_heads) + batch) * params.chunks * CHUNK + token;
+  let chunk = batch * params.chunks + token / CHUNK;
+  let of_features = lse_features[(chunk * params.num_heads + head) * CHUNK + token % CHUNK];
   let lse_1 = lse_exact[row];
   let lse_2 = of_features + shifts[padded] - log(f32(params.features));
   let m = max(lse_1, lse_2);

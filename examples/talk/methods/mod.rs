@@ -3,6 +3,8 @@
 
 mod dense;
 mod linear;
+mod performer;
+mod ready;
 
 use crate::case::{Case, Head, Inputs, Problem, State};
 use crate::device::Gpu;
@@ -10,7 +12,7 @@ use crate::failure::Result;
 
 /// Every method, in the order of tables and figures.
 pub fn all() -> Vec<Box<dyn Method>> {
-    vec![Box::new(linear::Linear)]
+    vec![Box::new(linear::Linear), Box::new(performer::Performer)]
 }
 
 /// One of the methods.

@@ -6,7 +6,7 @@ use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, El
 
 use crate::device::Gpu;
 use crate::elements;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::resident;
 
 /// Self-attention: as many rows as keys. Tensors are `[batch, heads, seqlen, head_dim]`, contiguous, so that each head is
@@ -116,6 +116,43 @@ pub struct Tensor {
 pub enum Values {
     F32(Vec<f32>),
     U32(Vec<u32>),
+}
+
+impl Tensor {
+    pub fn f32(dims: &[usize], values: Vec<f32>) -> Self {
+        Self { dims: dims.to_vec(), values: Values::F32(values) }
+    }
+
+    /// Its values; none if it holds words.
+    pub fn f32s(&self) -> &[f32] {
+        match &self.values {
+            Values::F32(values) => values,
+            Values::U32(_) => &[],
+        }
+    }
+
+    /// Its words; none if it holds numbers.
+    pub fn u32s(&self) -> &[u32] {
+        match &self.values {
+            Values::U32(values) => values,
+            Values::F32(_) => &[],
+        }
+    }
+}
+
+/// The tensor that `--load` gives under this name, of this shape, if it gives one.
+///
+/// # Errors
+/// It has another shape, or not numbers in f32.
+pub fn given(case: &Case, name: &str, dims: &[usize]) -> Result<Option<Tensor>> {
+    match case.given.get(name) {
+        None => Ok(None),
+        Some(tensor) if tensor.dims == dims && matches!(tensor.values, Values::F32(_)) => Ok(Some(tensor.clone())),
+        Some(tensor) => Err(Failure::new(format_args!(
+            "the loaded {name} has the shape {:?}, it must be f32 of {dims:?} here",
+            tensor.dims
+        ))),
+    }
 }
 
 /// The inputs on the device, and what else a method is made from.

@@ -22,6 +22,9 @@ const SIDE: u32 = 64;
 /// Blocks that are drawn for each row of blocks.
 const DRAWN: usize = 3;
 
+/// The state: `[num_heads, rows of blocks, 3]`.
+const BLOCKS: &str = "bigbird.blocks";
+
 pub struct BigBird;
 
 impl Method for BigBird {
@@ -39,7 +42,7 @@ impl Method for BigBird {
         let o = case.output(gpu)?;
         let tensors = [&case.q, &case.k, &case.v, &o];
         let blocks = seqlen.div_ceil(SIDE);
-        let drawn = match sparse::given_u32(case.given, "bigbird.blocks", &dims(&problem), blocks)? {
+        let drawn = match sparse::given_words(case, BLOCKS, &dims(&problem), blocks)? {
             Some(drawn) => drawn.to_vec(),
             None => drawn_blocks(case.seed, num_heads, blocks),
         };
@@ -67,7 +70,7 @@ impl Method for BigBird {
 
     fn twin(&self, inputs: &Inputs, state: &State, head: Head, rows: &[u32]) -> Vec<f64> {
         let blocks = inputs.problem.seqlen.div_ceil(SIDE);
-        let drawn = sparse::u32_of(state, "bigbird.blocks");
+        let drawn = state[BLOCKS].u32s();
         let seen: Vec<Vec<bool>> = (0..blocks).map(|row| seen_by(drawn, head.head, row, blocks)).collect();
         masked(inputs, head, rows, |i, j| seen[i / SIDE as usize][j / SIDE as usize])
     }
@@ -137,6 +140,6 @@ impl Prepared for Ready {
         let (dims, drawn) = &self.state;
         let dims = dims.iter().map(|dim| *dim as usize).collect();
         let tensor = Tensor { dims, values: Values::U32(drawn.clone()) };
-        Ok(State::from([("bigbird.blocks".to_owned(), tensor)]))
+        Ok(State::from([(BLOCKS.to_owned(), tensor)]))
     }
 }

@@ -39,6 +39,13 @@ impl Tiles {
         GROUP * self.row_groups
     }
 
+    /// Keys whose sum is one state. A multiple of every tile.
+    pub fn chunk_len(&self, problem: &Problem) -> u32 {
+        // Causal rows meet the keys of their own chunk one by one, so chunks are short. Others need as many chunks as keep the
+        // device busy, and states of 64 chunks take little memory.
+        if problem.causal { 128 } else { problem.seqlen.div_ceil(64).next_multiple_of(256) }
+    }
+
     /// Quads of a row of the state: V and the sum of weights.
     pub fn columns(&self) -> u32 {
         self.head_dim / 4 + 1

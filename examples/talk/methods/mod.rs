@@ -6,8 +6,11 @@ mod butterfly;
 mod dense;
 mod linear;
 mod longformer;
+mod performer;
+mod ready;
 mod reformer;
 mod routing;
+mod scatterbrain;
 mod sparse;
 
 use crate::case::{Case, Head, Inputs, Problem, State};
@@ -18,11 +21,13 @@ use crate::failure::Result;
 pub fn all() -> Vec<Box<dyn Method>> {
     vec![
         Box::new(linear::Linear),
+        Box::new(performer::Performer),
         Box::new(butterfly::Butterfly),
         Box::new(longformer::Longformer::default()),
         Box::new(bigbird::BigBird),
         Box::new(reformer::Reformer::default()),
         Box::new(routing::Routing::default()),
+        Box::new(scatterbrain::Scatterbrain),
     ]
 }
 

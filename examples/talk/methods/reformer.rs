@@ -67,7 +67,7 @@ impl Method for Reformer {
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
             row.into_iter().map(|x| if length > 0.0 { x / length } else { 0.0 }).collect()
         };
-        let buckets = sparse::u32_of(state, BUCKETS);
+        let buckets = state[BUCKETS].u32s();
         let lists = (inputs.problem.batch * inputs.problem.num_heads) as usize;
         let sorted = |round: u32| {
             let buckets = &buckets[(round as usize * lists + head.of_q(&inputs.problem)) * n..][..n];
@@ -148,7 +148,7 @@ impl Ready {
 fn buckets(gpu: &Gpu, case: &Case, dims: [u32; 4]) -> Result<(wgpu::Buffer, Option<Step>)> {
     let problem = case.inputs.problem;
     let columns = columns(&problem);
-    if let Some(given) = sparse::given_u32(case.given, BUCKETS, &dims, 2 * columns)? {
+    if let Some(given) = sparse::given_words(case, BUCKETS, &dims, 2 * columns)? {
         return Ok((gpu.filled("buckets", bytemuck::cast_slice(given))?, None));
     }
     let of_round = u64::from(columns) * u64::from(problem.head_dim);

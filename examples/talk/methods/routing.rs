@@ -16,7 +16,7 @@ use wgpu_flash_attention::{AttentionProblem, Operand};
 
 use super::sparse::{self, Attention, Gather, Nearest, Sort, Step};
 use super::{Cost, Method, Prepared};
-use crate::case::{Case, Head, Inputs, Problem, State, Tensor, Values};
+use crate::case::{self, Case, Head, Inputs, Problem, State, Tensor, Values};
 use crate::device::Gpu;
 use crate::draws::Draws;
 use crate::failure::Result;
@@ -73,7 +73,7 @@ impl Method for Routing {
         let d = head_dim as usize;
         let [q, k, v] = inputs.of_head(head);
         let [_, _, columns, len] = dims_of_members(&inputs.problem).map(|dim| dim as usize);
-        let of_head = |name| &sparse::u32_of(state, name)[head.of_q(&inputs.problem) * columns * len..][..columns * len];
+        let of_head = |name| &state[name].u32s()[head.of_q(&inputs.problem) * columns * len..][..columns * len];
         let (row_members, key_members) = (of_head(ROWS), of_head(KEYS));
         let of_row = |i: u32| {
             let mut sum = vec![0.0; d];
@@ -123,8 +123,8 @@ impl Ready {
         let (of_k, k_inverse) = sparse::row_lengths(gpu, &problem, &case.k, batch * num_heads_kv)?;
         let lengths = [of_q, of_k];
         let dims = [num_heads, columns, head_dim];
-        let given = sparse::given_f32(case.given, CENTROIDS, &dims)?;
-        let first = given.map_or_else(|| first_centroids(case.inputs, case.seed), <[f32]>::to_vec);
+        let given = case::given(case, CENTROIDS, &dims.map(|dim| dim as usize))?;
+        let first = given.as_ref().map_or_else(|| first_centroids(case.inputs, case.seed), |given| given.f32s().to_vec());
         let making = Making {
             gpu,
             case,
@@ -142,7 +142,7 @@ impl Ready {
         let mut steps = Vec::new();
         let mut extra_bytes = making.centroids.size() + making.members.size();
         let members = dims_of_members(&problem);
-        let [rows, keys] = [ROWS, KEYS].map(|name| sparse::given_u32(case.given, name, &members, seqlen));
+        let [rows, keys] = [ROWS, KEYS].map(|name| sparse::given_words(case, name, &members, seqlen));
         let has_members = match (rows?, keys?) {
             (Some(rows), Some(keys)) => {
                 gpu.attention.queue().write_buffer(&making.members, 0, bytemuck::cast_slice(&[rows, keys].concat()));
@@ -342,7 +342,7 @@ impl Prepared for Ready {
         let Problem { batch, num_heads, seqlen, .. } = self.problem;
         let of_head = (centroids(&self.problem) * length(&self.problem)) as usize;
         let mut missing = 0;
-        for members in sparse::u32_of(&state, ROWS).chunks_exact(of_head) {
+        for members in state[ROWS].u32s().chunks_exact(of_head) {
             let mut taken = vec![false; seqlen as usize];
             members.iter().for_each(|row| taken[*row as usize] = true);
             missing += taken.iter().filter(|taken| !**taken).count();

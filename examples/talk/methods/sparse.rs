@@ -1,13 +1,13 @@
 //! What the sparse methods share: exact attention on parts of a problem, kernels over rows, and the counting sort.
 
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, AuxType, Element, ForwardBuffers, KeyMask, MaskWgsl, Operand,
+    AttentionLayout, AttentionProblem, AttentionShape, AuxType, ForwardBuffers, KeyMask, MaskWgsl, Operand,
     PreparedForward, TensorLayout, WgslOptions,
 };
 
 use super::Cost;
 use super::dense::element_text;
-use crate::case::{Problem, State, Tensor, Values};
+use crate::case::{Case, Problem, Tensor, Values};
 use crate::device::{Gpu, Kernel};
 use crate::failure::{Failure, Result};
 use crate::resident;
@@ -249,39 +249,19 @@ impl Gather<'_> {
     }
 }
 
-/// The problem in f32.
-pub fn in_f32(problem: &Problem) -> Problem {
-    Problem { element: Element::F32, ..*problem }
-}
-
-/// A tensor of the state that was given, if it has these dimensions.
+/// The tensor that `--load` gives under this name: u32 below `end`, of this shape.
 ///
 /// # Errors
-/// A tensor of this name with other dimensions or another type.
-pub fn given<'a>(state: &'a State, name: &str, dims: &[u32]) -> Result<Option<&'a Values>> {
-    let Some(Tensor { dims: found, values }) = state.get(name) else { return Ok(None) };
-    if !found.iter().copied().eq(dims.iter().map(|dim| *dim as usize)) {
-        return Err(Failure::new(format_args!("{name} has the dimensions {found:?}, not {dims:?}")));
-    }
-    Ok(Some(values))
-}
-
-/// As [`given`], of u32 below `end`.
-pub fn given_u32<'a>(state: &'a State, name: &str, dims: &[u32], end: u32) -> Result<Option<&'a [u32]>> {
-    match given(state, name, dims)? {
-        None => Ok(None),
-        Some(Values::U32(values)) if values.iter().all(|value| *value < end) => Ok(Some(values)),
-        Some(Values::U32(_)) => Err(Failure::new(format_args!("{name} has numbers that are not below {end}"))),
-        Some(Values::F32(_)) => Err(Failure::new(format_args!("{name} is F32, not U32"))),
-    }
-}
-
-/// As [`given`], of f32.
-pub fn given_f32<'a>(state: &'a State, name: &str, dims: &[u32]) -> Result<Option<&'a [f32]>> {
-    match given(state, name, dims)? {
-        None => Ok(None),
-        Some(Values::F32(values)) => Ok(Some(values)),
-        Some(Values::U32(_)) => Err(Failure::new(format_args!("{name} is U32, not F32"))),
+/// It has another shape, another type, or larger numbers.
+pub fn given_words<'a>(case: &Case<'a>, name: &str, dims: &[u32], end: u32) -> Result<Option<&'a [u32]>> {
+    let Some(tensor) = case.given.get(name) else { return Ok(None) };
+    let has_shape = tensor.dims.iter().copied().eq(dims.iter().map(|dim| *dim as usize));
+    match &tensor.values {
+        Values::U32(values) if has_shape && values.iter().all(|value| *value < end) => Ok(Some(values)),
+        _ => Err(Failure::new(format_args!(
+            "the loaded {name} has the shape {:?}, it must be u32 of {dims:?} below {end} here",
+            tensor.dims
+        ))),
     }
 }
 
@@ -295,28 +275,9 @@ pub fn read_u32(gpu: &Gpu, buffer: &wgpu::Buffer, dims: &[u32]) -> Result<Tensor
 
 /// A buffer of f32 as a tensor.
 pub fn read_f32(gpu: &Gpu, buffer: &wgpu::Buffer, dims: &[u32]) -> Result<Tensor> {
-    let Tensor { dims, values } = read_u32(gpu, buffer, dims)?;
-    let values = match values {
-        Values::U32(words) => Values::F32(words.into_iter().map(f32::from_bits).collect()),
-        Values::F32(values) => Values::F32(values),
-    };
-    Ok(Tensor { dims, values })
-}
-
-/// A tensor of u32 of the state.
-pub fn u32_of<'a>(state: &'a State, name: &str) -> &'a [u32] {
-    match state.get(name) {
-        Some(Tensor { values: Values::U32(values), .. }) => values,
-        _ => &[],
-    }
-}
-
-/// A tensor of f32 of the state.
-pub fn f32_of<'a>(state: &'a State, name: &str) -> &'a [f32] {
-    match state.get(name) {
-        Some(Tensor { values: Values::F32(values), .. }) => values,
-        _ => &[],
-    }
+    let words = read_u32(gpu, buffer, dims)?;
+    let values = words.u32s().iter().map(|word| f32::from_bits(*word)).collect();
+    Ok(Tensor { values: Values::F32(values), ..words })
 }
 
 /// Exact attention of row i with the keys that it sees: O and LSE; 0 and −∞ if there are none.

@@ -45,6 +45,55 @@ fn add_products(sums: ptr<function, Sums>, first: u32, depth: u32, row_group: u3
   }
 }
 
+// The same, and `total` gets the sum of what stands in `right`.
+fn add_products_and_total(
+  sums: ptr<function, Sums>,
+  total: ptr<function, Numbers>,
+  first: u32,
+  depth: u32,
+  row_group: u32,
+  column: u32,
+) {
+  for (var k = 0u; k < depth; k++) {
+    let low = left[(first + k) * LEFT_QUADS + 2u * row_group];
+    let high = left[(first + k) * LEFT_QUADS + 2u * row_group + 1u];
+    let factor = right[k * COLUMNS + column];
+    (*total) += factor;
+    (*sums).row_0 = fma(Numbers(low.x), factor, (*sums).row_0);
+    (*sums).row_1 = fma(Numbers(low.y), factor, (*sums).row_1);
+    (*sums).row_2 = fma(Numbers(low.z), factor, (*sums).row_2);
+    (*sums).row_3 = fma(Numbers(low.w), factor, (*sums).row_3);
+    (*sums).row_4 = fma(Numbers(high.x), factor, (*sums).row_4);
+    (*sums).row_5 = fma(Numbers(high.y), factor, (*sums).row_5);
+    (*sums).row_6 = fma(Numbers(high.z), factor, (*sums).row_6);
+    (*sums).row_7 = fma(Numbers(high.w), factor, (*sums).row_7);
+  }
+}
+
+// Scales each row by its own factor: rows 0 to 3, rows 4 to 7.
+fn scale_rows(sums: ptr<function, Sums>, low: Numbers, high: Numbers) {
+  (*sums).row_0 *= low.x;
+  (*sums).row_1 *= low.y;
+  (*sums).row_2 *= low.z;
+  (*sums).row_3 *= low.w;
+  (*sums).row_4 *= high.x;
+  (*sums).row_5 *= high.y;
+  (*sums).row_6 *= high.z;
+  (*sums).row_7 *= high.w;
+}
+
+// Adds the same quad to each row.
+fn add_to_rows(sums: ptr<function, Sums>, quad: Numbers) {
+  (*sums).row_0 += quad;
+  (*sums).row_1 += quad;
+  (*sums).row_2 += quad;
+  (*sums).row_3 += quad;
+  (*sums).row_4 += quad;
+  (*sums).row_5 += quad;
+  (*sums).row_6 += quad;
+  (*sums).row_7 += quad;
+}
+
 // Columns become rows: what a thread holds of `left` for the next product. Low is rows 0 to 3 of column c, high 4 to 7.
 fn low_of(sums: Sums, c: u32) -> Numbers {
   return Numbers(sums.row_0[c], sums.row_1[c], sums.row_2[c], sums.row_3[c]);

@@ -1,0 +1,218 @@
+// Performer: rows meet the state, and under a causal mask the keys of their own chunk.
+//
+//     φ(q)_f = exp(ω_f · q − m) + ε,  m = max_f ω_f · q           |q|² is in both and cancels, as m^(−1/2) does
+//     [n_i, z_i] = φ(q_i) S + Σ_j (φ(q_i) · φ(k_j)) [v_j, 1]      the sum only if causal: keys j ≤ i of the chunk of i
+//     o_i = n_i / z_i
+//
+// It is the loop of flash attention, with rows of omega for keys and rows of S for values: the maximum of a row grows on the
+// way, and what was summed is scaled down with it. ε is added at the end, as ε Σ_f S[f], because m is not known before.
+//
+// q, o: [heads of Q of all sequences, seqlen, HEAD_DIM]. k, v: KV heads. states: as performer_scan.wgsl leaves them, the one
+// of chunk 0 if not causal. A workgroup owns TILE rows, and an invocation 8 of them.
+
+struct Params {
+  seqlen: u32,
+  chunk_len: u32,
+  num_chunks: u32,
+  heads_per_kv_head: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<Quad>;
+@group(0) @binding(2) var<storage, read> k: array<Quad>;
+@group(0) @binding(3) var<storage, read> v: array<Quad>;
+@group(0) @binding(4) var<storage, read> omega: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> stabilisers: array<f32>;
+@group(0) @binding(6) var<storage, read> states: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> o: array<Quad>;
+
+// Features of one step: as many as an invocation has quads for, and rows of `left`.
+const STEP = min(HEAD_DIM, TILE);
+
+var<workgroup> weights: array<f32, TILE>;
+
+// Maxima of an invocation's rows.
+struct Maxima {
+  low: Numbers,
+  high: Numbers,
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) invocation: u32) {
+  let first_row = workgroup.x * TILE;
+  let head = workgroup.y;
+  let head_kv = head / params.heads_per_kv_head;
+  let row_group = invocation / COLUMNS;
+  let column = invocation % COLUMNS;
+  var chunk = 0u;
+  if CAUSAL {
+    chunk = first_row / params.chunk_len;
+  }
+
+  var sums = Sums();
+  var total = Numbers(0.0);
+  var maxima = Maxima(Numbers(LOWEST), Numbers(LOWEST));
+  let state = (head_kv * params.num_chunks + chunk) * (FEATURES + 1u) * COLUMNS;
+  for (var feature = 0u; feature < FEATURES; feature += STEP) {
+    query_features(&sums, &maxima, head, first_row, feature, invocation);
+    let end = min(STEP, FEATURES - feature);
+    for (var f = 0u; f < end; f += SLICE) {
+      let depth = min(SLICE, end - f);
+      workgroupBarrier();
+      for (var i = invocation; i < depth * COLUMNS; i += INVOCATIONS) {
+        right[i] = states[state + (feature + f) * COLUMNS + i];
+      }
+      workgroupBarrier();
+      add_products_and_total(&sums, &total, f, depth, row_group, column);
+    }
+  }
+  add_to_rows(&sums, EPSILON * total);
+
+  if CAUSAL {
+    let end_key = min(first_row + TILE, params.seqlen);
+    for (var key = chunk * params.chunk_len; key < end_key; key += HEAD_DIM) {
+      add_keys(&sums, vec3<u32>(head, head_kv, first_row), key, end_key, invocation);
+    }
+  }
+
+  // The last column holds the sum of weights.
+  workgroupBarrier();
+  if column == DIM_QUADS {
+    for (var r = 0u; r < 8u; r++) {
+      weights[8u * row_group + r] = row_of(sums, r).x;
+    }
+  }
+  workgroupBarrier();
+  for (var r = 0u; r < 8u; r++) {
+    let row = first_row + 8u * row_group + r;
+    if row < params.seqlen && column < DIM_QUADS {
+      o[(head * params.seqlen + row) * DIM_QUADS + column] = encode(row_of(sums, r) / weights[8u * row_group + r]);
+    }
+  }
+}
+
+// left[f, row] = exp(ω_f · q_row − m) for STEP features from `feature` on. Where m grows, `sums` is scaled down.
+fn query_features(
+  sums: ptr<function, Sums>,
+  maxima: ptr<function, Maxima>,
+  head: u32,
+  first_row: u32,
+  feature: u32,
+  invocation: u32,
+) {
+  let row_group = invocation / COLUMNS;
+  let column = invocation % COLUMNS;
+  var exponents = Sums();
+  for (var d = 0u; d < HEAD_DIM; d += SLICE) {
+    let depth = min(SLICE, HEAD_DIM - d);
+    workgroupBarrier();
+    queries_to_left(head, first_row, d, depth, invocation);
+    for (var i = invocation; i < depth * STEP / 4u; i += INVOCATIONS) {
+      let quad = feature / 4u + i % (STEP / 4u);
+      let dim = i / (STEP / 4u);
+      let x = omega[(d + dim) * FEATURE_QUADS + min(quad, FEATURE_QUADS - 1u)];
+      right[dim * COLUMNS + i % (STEP / 4u)] = x;
+    }
+    workgroupBarrier();
+    add_products(&exponents, 0u, depth, row_group, min(column, STEP / 4u - 1u));
+  }
+
+  // The largest of an invocation's four features, then of the row.
+  workgroupBarrier();
+  let features = vec4<u32>(feature + 4u * column) + vec4<u32>(0u, 1u, 2u, 3u);
+  let is_feature = (features < vec4<u32>(FEATURES)) & vec4<bool>(column < STEP / 4u);
+  if column < STEP / 4u {
+    var low = Numbers(LOWEST);
+    var high = Numbers(LOWEST);
+    for (var c = 0u; c < 4u; c++) {
+      low = max(low, select(Numbers(LOWEST), low_of(exponents, c), vec4<bool>(is_feature[c])));
+      high = max(high, select(Numbers(LOWEST), high_of(exponents, c), vec4<bool>(is_feature[c])));
+    }
+    right[column * LEFT_QUADS + 2u * row_group] = low;
+    right[column * LEFT_QUADS + 2u * row_group + 1u] = high;
+  }
+  workgroupBarrier();
+  var next = *maxima;
+  for (var c = 0u; c < STEP / 4u; c++) {
+    next.low = max(next.low, right[c * LEFT_QUADS + 2u * row_group]);
+    next.high = max(next.high, right[c * LEFT_QUADS + 2u * row_group + 1u]);
+  }
+  scale_rows(sums, exp((*maxima).low - next.low), exp((*maxima).high - next.high));
+  *maxima = next;
+  if column < STEP / 4u {
+    for (var c = 0u; c < 4u; c++) {
+      let at = (4u * column + c) * LEFT_QUADS + 2u * row_group;
+      left[at] = select(Numbers(0.0), exp(low_of(exponents, c) - next.low), vec4<bool>(is_feature[c]));
+      left[at + 1u] = select(Numbers(0.0), exp(high_of(exponents, c) - next.high), vec4<bool>(is_feature[c]));
+    }
+  }
+}
+
+// left[d, row] = q_row[first_dim + d]. An invocation turns 4 rows by 4 dimensions.
+fn queries_to_left(head: u32, first_row: u32, first_dim: u32, depth: u32, invocation: u32) {
+  for (var i = invocation; i < LEFT_QUADS * depth / 4u; i += INVOCATIONS) {
+    let rows = i % LEFT_QUADS;
+    let quad = i / LEFT_QUADS;
+    var block = mat4x4<f32>();
+    for (var r = 0u; r < 4u; r++) {
+      let row = min(first_row + 4u * rows + r, params.seqlen - 1u);
+      block[r] = decode(q[(head * params.seqlen + row) * DIM_QUADS + first_dim / 4u + quad]);
+    }
+    let turned = transpose(block);
+    for (var d = 0u; d < 4u; d++) {
+      left[(4u * quad + d) * LEFT_QUADS + rows] = turned[d];
+    }
+  }
+}
+
+// Adds HEAD_DIM keys from `key` on, those before `end_key`, as far as rows see them. place: head, head of K and V, first row.
+fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32, invocation: u32) {
+  let row_group = invocation / COLUMNS;
+  let column = invocation % COLUMNS;
+  let key_column = min(column, DIM_QUADS - 1u);
+  let stabiliser = stabilisers[place.y];
+
+  // products[row, key] = φ(q_row) · φ(k_key): a quad of keys for each column but the last.
+  var products = Sums();
+  var total = Numbers(0.0);
+  var maxima = Maxima(Numbers(LOWEST), Numbers(LOWEST));
+  for (var feature = 0u; feature < FEATURES; feature += STEP) {
+    var of_keys = exponentials(key_exponents(place.y, key, feature, invocation), stabiliser);
+    add_to_rows(&of_keys, Numbers(EPSILON));
+    query_features(&products, &maxima, place.x, place.z, feature, invocation);
+    let end = min(STEP, FEATURES - feature);
+    for (var f = 0u; f < end; f += SLICE) {
+      let depth = min(SLICE, end - f);
+      workgroupBarrier();
+      // right[f, key]: rows of an invocation are its features here.
+      for (var r = 0u; r < 8u; r++) {
+        let at = 8u * row_group + r;
+        if column < DIM_QUADS && at >= f && at < f + depth {
+          right[(at - f) * COLUMNS + column] = row_of(of_keys, r);
+        }
+      }
+      workgroupBarrier();
+      add_products_and_total(&products, &total, f, depth, row_group, key_column);
+    }
+  }
+  add_to_rows(&products, EPSILON * total);
+
+  workgroupBarrier();
+  if column < DIM_QUADS {
+    let rows = vec4<u32>(place.z + 8u * row_group) + vec4<u32>(0u, 1u, 2u, 3u);
+    for (var c = 0u; c < 4u; c++) {
+      let j = key + 4u * column + c;
+      let is_key = vec4<bool>(j < end_key);
+      let at = (4u * column + c) * LEFT_QUADS + 2u * row_group;
+      left[at] = select(Numbers(0.0), low_of(products, c), is_key & (vec4<u32>(j) <= rows));
+      left[at + 1u] = select(Numbers(0.0), high_of(products, c), is_key & (vec4<u32>(j) <= rows + 4u));
+    }
+  }
+  for (var j = 0u; j < HEAD_DIM; j += SLICE) {
+    let depth = min(SLICE, HEAD_DIM - j);
+    workgroupBarrier();
+    values_to_right(place.y, key + j, depth, invocation);
+    workgroupBarrier();
+    add_products(sums, j, depth, row_group, column);
+  }
+}

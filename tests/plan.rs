@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use wgpu_flash_attention::unstable::{Kernel, Origins};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error, KeyMask,
-    MaskWgsl, MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning, WgslOptions, Workload,
+    Algorithm, AttentionProblem, AttentionShape, BlockMask, Call, Capabilities, DeviceClass, Element, EntryLayout,
+    Error, KeyMask, MaskWgsl, MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning,
+    WgslOptions, Workload,
 };
 
 fn discrete() -> Capabilities {
@@ -62,6 +63,20 @@ fn few_rows_are_split_until_the_device_is_busy() {
 }
 
 /// Partial results take memory in proportion to the rows, and rows are few where keys are split.
+#[test]
+fn splits_of_block_masks_follow_their_lists() {
+    let splits = |seqlen: u32, mask: BlockMask| {
+        let problem = AttentionProblem::new(AttentionShape::new(1, 1, seqlen, 64)).with_key_mask(KeyMask::Blocks(mask));
+        Plan::forward(&problem, &discrete()).build().unwrap().num_splits()
+    };
+    // A sum over all keys would be too long; one over a window and some global keys is not.
+    let dense = |seqlen: u32| BlockMask::prefix(seqlen);
+    assert!(splits(1 << 17, dense(1 << 17)) > 1);
+    assert_eq!(splits(1 << 17, BlockMask::local(256)), 1);
+    // Few rows are split as far as there are tiles to visit.
+    assert!(splits(1024, dense(1024)) > splits(1024, BlockMask::local(64)));
+}
+
 #[test]
 fn scratch_is_bounded() {
     for seqlen in [1, 7, 64, 512, 1000, 4096, 40_000] {

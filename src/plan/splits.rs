@@ -1,5 +1,6 @@
 //! Into how many splits the keys go, over workgroups.
 
+use super::block_lists::most_listed;
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
 use super::kernels::Specialization;
@@ -57,14 +58,16 @@ pub(super) fn num_splits(
     let lengths = Lengths::of(shape);
     let whole = Part::whole(shape, lengths);
     let workgroups = kernel.row_tiles(tiles, shape.heads_per_kv(), &whole).max(1);
-    let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles) / TILES_OF_A_SPLIT;
+    let listed = most_listed(problem, specialization).unwrap_or(u64::MAX);
+    let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles).min(listed) / TILES_OF_A_SPLIT;
     let tuned = tuning.and_then(|tuning| tuning.workgroups).map(u64::from);
     let splits = tuned.unwrap_or(workgroups_wanted(capabilities.device_class)) / workgroups;
     let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
     // On matrices splits were not measured where they are not needed.
     let busy = if kernel.on_matrices { 1 } else { splits.min(worthwhile).min(most).max(1) };
     let keys = visible_keys_of_a_tile(problem, shape.seqlen_kv, tiles);
-    let sums = keys.div_ceil(LONGEST_SUM * u64::from(tiles.key_lanes)).min(MOST_SUMS);
+    let summed = keys.min(listed.saturating_mul(tiles.tile_kv.into()));
+    let sums = summed.div_ceil(LONGEST_SUM * u64::from(tiles.key_lanes)).min(MOST_SUMS);
     let mut splits = busy.max(sums);
     if let Some(most) = capabilities.max_loop_turns {
         let kv_tiles = keys.div_ceil(tiles.tile_kv.into());

@@ -128,8 +128,7 @@ impl Ready {
 
         let o_rounds = gpu.buffer("O of rounds", q.size())?;
         let sorted = attention_of_chunks(&problem, rounds * lists)?;
-        let attention =
-            Attention::new(gpu, &sorted, [&q, &k, &v, &o_rounds], Some((Operand::Aux, &sort.order)))?;
+        let attention = Attention::new(gpu, &sorted, [&q, &k, &v, &o_rounds], Some((Operand::Aux, &sort.order)))?;
         let attention_bytes = attention.extra_bytes();
         let o = case.output(gpu)?;
         let wgsl = sparse::text(&problem, &[], &[include_str!("../shaders/reformer_combine.wgsl")]);

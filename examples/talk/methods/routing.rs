@@ -124,7 +124,8 @@ impl Ready {
         let lengths = [of_q, of_k];
         let dims = [num_heads, columns, head_dim];
         let given = case::given(case, CENTROIDS, &dims.map(|dim| dim as usize))?;
-        let first = given.as_ref().map_or_else(|| first_centroids(case.inputs, case.seed), |given| given.f32s().to_vec());
+        let first =
+            given.as_ref().map_or_else(|| first_centroids(case.inputs, case.seed), |given| given.f32s().to_vec());
         let making = Making {
             gpu,
             case,
@@ -150,7 +151,8 @@ impl Ready {
             }
             _ => {
                 steps.extend(lengths);
-                extra_bytes += making.inverse.iter().map(wgpu::Buffer::size).sum::<u64>() + making.choose(&mut steps)?;
+                extra_bytes +=
+                    making.inverse.iter().map(wgpu::Buffer::size).sum::<u64>() + making.choose(&mut steps)?;
                 false
             }
         };
@@ -198,10 +200,8 @@ impl Making<'_> {
         let at_once = (SCORES_AT_ONCE / of_list).clamp(1, lists.min(1 << 15).into()) as u32;
         let scores = self.gpu.buffer("scores", u64::from(at_once) * of_list)?;
         let files = [include_str!("../shaders/products.wgsl"), include_str!("../shaders/routing_scores.wgsl")];
-        let tensors = [
-            (&self.case.q, &self.inverse[0], 1, 0),
-            (&self.case.k, &self.inverse[1], num_heads / num_heads_kv, lists),
-        ];
+        let tensors =
+            [(&self.case.q, &self.inverse[0], 1, 0), (&self.case.k, &self.inverse[1], num_heads / num_heads_kv, lists)];
         for first in (0..lists).step_by(at_once as usize) {
             let count = at_once.min(lists - first);
             for (x, inverse, heads_per_x, first_out) in tensors {

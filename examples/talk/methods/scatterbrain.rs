@@ -123,8 +123,8 @@ impl Ready {
         let Problem { seqlen, head_dim, .. } = problem;
         let (chunks, m) = (seqlen.div_ceil(CHUNK), num_features(head_dim));
         let shape = [m as usize, head_dim as usize];
-        let omega = given(case, OMEGA, &shape)?
-            .unwrap_or_else(|| Tensor::f32(&shape, orthogonal(m, head_dim, case.seed)));
+        let omega =
+            given(case, OMEGA, &shape)?.unwrap_or_else(|| Tensor::f32(&shape, orthogonal(m, head_dim, case.seed)));
         let support = support(case, chunks)?;
         let scale = f64::from(head_dim).powf(-0.25);
         let scaled: Vec<f32> = omega.f32s().iter().map(|x| (f64::from(*x) * scale) as f32).collect();
@@ -159,7 +159,9 @@ fn support(case: &Case, chunks: u32) -> Result<Vec<u32>> {
     let rises = ranges.windows(2).all(|pair| pair[0][0] <= pair[1][0] && pair[0][1] <= pair[1][1]);
     match holds_own && rises {
         true => Ok(given.to_vec()),
-        false => Err(Failure::new(format_args!("the loaded {SUPPORT} must have each row's own chunk, and rising ends"))),
+        false => {
+            Err(Failure::new(format_args!("the loaded {SUPPORT} must have each row's own chunk, and rising ends")))
+        }
     }
 }
 
@@ -344,7 +346,8 @@ fn cost(problem: &Problem, m: u32, support: &[u32]) -> Cost {
     let states = heads_kv * f64::from(seqlen.div_ceil(CHUNK)) * m * d * 4.0 * if causal { 4.0 } else { 7.0 };
     let size = problem.element.size() as f64;
     // Each tensor is read twice, and once more in f32, which is written; exact O and that of the features are written and read.
-    let rows = (heads * (3.0 * size + 4.0 * size) + heads * (2.0 + 2.0) * 4.0 + heads_kv * 2.0 * (2.0 * size + 8.0)) * n * d;
+    let rows =
+        (heads * (3.0 * size + 4.0 * size) + heads * (2.0 + 2.0) * 4.0 + heads_kv * 2.0 * (2.0 * size + 8.0)) * n * d;
     Cost { flops, bytes: rows + states, extra_bytes: 0 }
 }
 

@@ -89,9 +89,8 @@ impl Attention {
 /// Attention of rows `first..first + count` with all keys; tensors are those of the whole problem. Not causal.
 pub fn some_rows(problem: &Problem, first: u32, count: u32) -> AttentionProblem {
     let Problem { batch, num_heads, num_heads_kv, seqlen, head_dim, element, .. } = *problem;
-    let shape = AttentionShape::new(batch, num_heads, count, head_dim)
-        .with_num_heads_kv(num_heads_kv)
-        .with_seqlen_kv(seqlen);
+    let shape =
+        AttentionShape::new(batch, num_heads, count, head_dim).with_num_heads_kv(num_heads_kv).with_seqlen_kv(seqlen);
     let rows = TensorLayout {
         offset: u64::from(first) * u64::from(head_dim),
         ..TensorLayout::bhsd(seqlen, num_heads, head_dim)

@@ -16,8 +16,7 @@ pub fn random(problem: &Problem, seed: u64) -> Inputs {
 fn scaled(problem: &Problem, seed: u64, scale: f64) -> Inputs {
     let draws = Draws::new(seed, "inputs");
     let tensor = |stream: u32, len: usize, scale: f64| {
-        let value = |index| problem.element.round(scale * draws.normal(stream, index)) as f32;
-        crate::draws::filled(len, value)
+        draws.normals(stream, len, |x| problem.element.round(scale * x) as f32)
     };
     Inputs {
         problem: *problem,

@@ -3,6 +3,7 @@
 
 mod dense;
 mod linear;
+mod linformer;
 mod performer;
 mod ready;
 
@@ -12,7 +13,12 @@ use crate::failure::Result;
 
 /// Every method, in the order of tables and figures.
 pub fn all() -> Vec<Box<dyn Method>> {
-    vec![Box::new(linear::Linear), Box::new(performer::Performer)]
+    vec![
+        Box::new(linear::Linear),
+        Box::new(performer::Performer),
+        Box::new(linformer::Linformer { pooled: false }),
+        Box::new(linformer::Linformer { pooled: true }),
+    ]
 }
 
 /// One of the methods.

@@ -1,7 +1,7 @@
 //! Is attention bound by compute or by memory? FLOPs per byte against speed, under the adapter's two ceilings.
 
-use super::ceilings::Ceilings;
 use super::axes::Series;
+use super::ceilings::Ceilings;
 use super::figures;
 use super::record::Record;
 use super::roof;

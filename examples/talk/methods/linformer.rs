@@ -100,8 +100,7 @@ impl Ready {
         let shape = AttentionShape::new(batch, num_heads, seqlen, head_dim)
             .with_num_heads_kv(num_heads_kv)
             .with_seqlen_kv(rows);
-        let attention =
-            AttentionProblem::new(shape).with_layout(AttentionLayout::bhsd(&shape)).with_element(element);
+        let attention = AttentionProblem::new(shape).with_layout(AttentionLayout::bhsd(&shape)).with_element(element);
         let forward = pollster::block_on(gpu.attention.prepare_forward(&attention))?;
         let projected_bytes = u64::from(batch * num_heads_kv * rows * head_dim) * element.size();
         let [k, v] = [gpu.buffer("projected K", projected_bytes)?, gpu.buffer("projected V", projected_bytes)?];
@@ -113,7 +112,7 @@ impl Ready {
         let cost = Cost {
             flops: flops + attention.forward_flops() as f64,
             bytes: bytes + (2 * projected_bytes) as f64 + problem.tensor_bytes() as f64,
-            extra_bytes: extra_bytes + 2 * projected_bytes + lse.size() + forward.plan().extra_bytes(),
+            extra_bytes: extra_bytes + 2 * projected_bytes + forward.plan().extra_bytes(),
         };
         Ok(Self { passes, forward, q: case.q.clone(), k, v, o: case.output(gpu)?, lse, cost, state })
     }
@@ -166,10 +165,7 @@ fn random_projection(gpu: &Gpu, case: &Case, rows: u32, projected: [&wgpu::Buffe
     )?;
     let own = heads_kv * rows * (head_dim / 4);
     Ok(Projection {
-        passes: vec![
-            (project, [num_chunks, padded.div_ceil(tiles.tile()), heads_kv]),
-            (sum, [own.div_ceil(64), 1, 1]),
-        ],
+        passes: vec![(project, [num_chunks, padded.div_ceil(tiles.tile()), heads_kv]), (sum, [own.div_ceil(64), 1, 1])],
         flops: 4.0 * f64::from(rows) * problem.kv_len() as f64,
         bytes: (e_buffer.size() + 2 * parts_bytes) as f64,
         extra_bytes: e_buffer.size() + parts_bytes,

@@ -6,6 +6,9 @@ mod linear;
 mod linformer;
 mod performer;
 mod ready;
+mod whole;
+
+use wgpu_flash_attention::Algorithm;
 
 use crate::case::{Case, Head, Inputs, Problem, State};
 use crate::device::Gpu;
@@ -14,6 +17,8 @@ use crate::failure::Result;
 /// Every method, in the order of tables and figures.
 pub fn all() -> Vec<Box<dyn Method>> {
     vec![
+        Box::new(whole::Whole { algorithm: Algorithm::Flash }),
+        Box::new(whole::Whole { algorithm: Algorithm::Standard }),
         Box::new(linear::Linear),
         Box::new(performer::Performer),
         Box::new(linformer::Linformer { pooled: false }),
@@ -22,7 +27,7 @@ pub fn all() -> Vec<Box<dyn Method>> {
 }
 
 /// One of the methods.
-pub trait Method {
+pub trait Method: Sync {
     /// What `--methods` calls it.
     fn name(&self) -> &'static str;
 

@@ -114,8 +114,7 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
         &[num_chunks * num_tiles],
         &[&maxima, &stabilisers],
     )?;
-    let constants =
-        format!("const HEAD_DIM = {head_dim}u;\nconst FEATURES = {m}u;\nconst TILE = {}u;\n", tiles.tile());
+    let constants = format!("const HEAD_DIM = {head_dim}u;\nconst FEATURES = {m}u;\nconst TILE = {}u;\n", tiles.tile());
     let scan = gpu.kernel(
         "performer_scan",
         format!("{constants}const CAUSAL = {causal};\n{}", include_str!("../shaders/performer_scan.wgsl")),

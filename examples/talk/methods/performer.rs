@@ -187,21 +187,3 @@ fn turned_and_scaled(omega: &[f32], head_dim: u32) -> Vec<f32> {
     let value = |i: usize, f: usize| if f < m { (f64::from(omega[f * d + i]) * scale) as f32 } else { 0.0 };
     (0..d).flat_map(|i| (0..m.next_multiple_of(4)).map(move |f| value(i, f))).collect()
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_of_omega_are_orthogonal() {
-        let (m, d) = (10, 4);
-        let omega = orthogonal(m, d, 7);
-        let rows: Vec<&[f32]> = omega.chunks_exact(d as usize).collect();
-        for (i, row) in rows.iter().enumerate() {
-            for (j, other) in rows.iter().enumerate().filter(|(j, _)| j / 4 == i / 4 && *j != i) {
-                let dot: f32 = row.iter().zip(*other).map(|(a, b)| a * b).sum();
-                assert!(dot.abs() < 1e-5, "rows {i} and {j}: {dot}");
-            }
-        }
-    }
-}

@@ -132,6 +132,7 @@ impl Tensor {
     }
 
     /// Its words; none if it holds numbers.
+    #[allow(dead_code, reason = "methods that decide in whole numbers read it")]
     pub fn u32s(&self) -> &[u32] {
         match &self.values {
             Values::U32(values) => values,

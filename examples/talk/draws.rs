@@ -20,41 +20,40 @@ impl Draws {
         Self { key: [seed as u32, (seed >> 32) as u32], purpose: hash }
     }
 
-    /// Word `index` of a stream: word index % 4 of Philox(key = seed, counter = (low and high word of index / 4, stream,
-    /// purpose)).
-    pub fn word(&self, stream: u32, index: u64) -> u32 {
-        self.words(stream, index / 4)[(index % 4) as usize]
+    /// `len` numbers of a stream, normal with mean 0 and variance 1, each passed to `make`: computed by all cores. Numbers 4b
+    /// to 4b + 3 come from Philox(key = seed, counter = (low and high word of b, stream, purpose)), two from each pair of words
+    /// (Box and Muller).
+    pub fn normals(&self, stream: u32, len: usize, make: impl Fn(f64) -> f32 + Sync) -> Vec<f32> {
+        let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+        let share = len.div_ceil(cores).next_multiple_of(4).max(4);
+        let mut values = vec![0.0; len];
+        thread::scope(|scope| {
+            for (i, piece) in values.chunks_mut(share).enumerate() {
+                let (make, first) = (&make, (i * share / 4) as u64);
+                scope.spawn(move || {
+                    for (block, places) in (first..).zip(piece.chunks_mut(4)) {
+                        places.iter_mut().zip(self.four_normals(stream, block)).for_each(|(p, x)| *p = make(x));
+                    }
+                });
+            }
+        });
+        values
     }
 
-    /// A normal number: mean 0, variance 1. Two words make two of them (Box and Muller).
-    pub fn normal(&self, stream: u32, index: u64) -> f64 {
-        let words = self.words(stream, index / 4);
-        let [a, b] = if index % 4 < 2 { [words[0], words[1]] } else { [words[2], words[3]] };
+    fn four_normals(&self, stream: u32, block: u64) -> [f64; 4] {
+        let words = self.words(stream, block);
         let unit = |word: u32| (f64::from(word) + 0.5) / 4_294_967_296.0;
-        let radius = (-2.0 * unit(a).ln()).sqrt();
-        let (sine, cosine) = (std::f64::consts::TAU * unit(b)).sin_cos();
-        radius * if index.is_multiple_of(2) { cosine } else { sine }
+        let pair = |a: u32, b: u32| {
+            let radius = (-2.0 * unit(a).ln()).sqrt();
+            let (sine, cosine) = (std::f64::consts::TAU * unit(b)).sin_cos();
+            [radius * cosine, radius * sine]
+        };
+        let ([a, b], [c, d]) = (pair(words[0], words[1]), pair(words[2], words[3]));
+        [a, b, c, d]
     }
 
-    fn words(&self, stream: u32, block: u64) -> [u32; 4] {
+    /// Four random words: Philox(key = seed, counter = (low and high word of `block`, stream, purpose)).
+    pub fn words(&self, stream: u32, block: u64) -> [u32; 4] {
         philox4x32_10(self.key, [block as u32, (block >> 32) as u32, stream, self.purpose])
     }
-}
-
-/// `len` values, computed by all cores.
-pub fn filled(len: usize, value: impl Fn(u64) -> f32 + Sync) -> Vec<f32> {
-    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
-    let share = len.div_ceil(cores).max(1);
-    let mut values = vec![0.0; len];
-    thread::scope(|scope| {
-        for (i, piece) in values.chunks_mut(share).enumerate() {
-            let (value, first) = (&value, i * share);
-            scope.spawn(move || {
-                for (j, place) in piece.iter_mut().enumerate() {
-                    *place = value((first + j) as u64);
-                }
-            });
-        }
-    });
-    values
 }

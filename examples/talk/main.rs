@@ -9,8 +9,15 @@ mod draws;
 mod exact;
 mod inputs;
 mod methods;
+mod tensors;
 
 // What both programs need is in one place, and neither needs all of it.
+#[allow(dead_code, reason = "shared with the example flash")]
+#[path = "../flash/bench/axes.rs"]
+mod axes;
+#[allow(dead_code, reason = "shared with the example flash")]
+#[path = "../flash/bench/ceilings.rs"]
+mod ceilings;
 #[allow(dead_code, reason = "shared with the example flash")]
 #[path = "../flash/elements.rs"]
 mod elements;
@@ -20,6 +27,9 @@ mod failure;
 #[allow(dead_code, reason = "shared with the example flash")]
 #[path = "../flash/resident.rs"]
 mod resident;
+#[allow(dead_code, reason = "shared with the example flash")]
+#[path = "../flash/target.rs"]
+mod target;
 #[allow(dead_code, reason = "shared with the example flash")]
 #[path = "../flash/text.rs"]
 mod text;

@@ -5,6 +5,7 @@ mod bigbird;
 mod butterfly;
 mod dense;
 mod linear;
+mod linformer;
 mod longformer;
 mod performer;
 mod ready;
@@ -12,6 +13,9 @@ mod reformer;
 mod routing;
 mod scatterbrain;
 mod sparse;
+mod whole;
+
+use wgpu_flash_attention::Algorithm;
 
 use crate::case::{Case, Head, Inputs, Problem, State};
 use crate::device::Gpu;
@@ -20,8 +24,12 @@ use crate::failure::Result;
 /// Every method, in the order of tables and figures.
 pub fn all() -> Vec<Box<dyn Method>> {
     vec![
+        Box::new(whole::Whole { algorithm: Algorithm::Flash }),
+        Box::new(whole::Whole { algorithm: Algorithm::Standard }),
         Box::new(linear::Linear),
         Box::new(performer::Performer),
+        Box::new(linformer::Linformer { pooled: false }),
+        Box::new(linformer::Linformer { pooled: true }),
         Box::new(butterfly::Butterfly),
         Box::new(longformer::Longformer::default()),
         Box::new(bigbird::BigBird),
@@ -32,7 +40,7 @@ pub fn all() -> Vec<Box<dyn Method>> {
 }
 
 /// One of the methods.
-pub trait Method {
+pub trait Method: Sync {
     /// What `--methods` calls it.
     fn name(&self) -> &'static str;
 

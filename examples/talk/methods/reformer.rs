@@ -15,7 +15,7 @@ use wgpu_flash_attention::{BlockKind, BlockMask, KeyMask, Operand};
 
 use super::sparse::{self, Attention, Gather, Nearest, Sort, Step};
 use super::{Cost, Exact, Method, Prepared};
-use crate::case::{Case, Head, Inputs, Problem, State};
+use crate::case::{Case, Head, Inputs, Problem, State, Tensor, given};
 use crate::device::Gpu;
 use crate::draws::{Draws, filled};
 use crate::failure::Result;
@@ -23,7 +23,9 @@ use crate::failure::Result;
 /// Tokens of a chunk, and of a bucket if all are equal.
 const CHUNK: u32 = 64;
 
-/// The state: `[rounds, batch, num_heads, seqlen]`.
+/// The state: the rows of R, `[rounds, buckets / 2, head_dim]`, and the bucket of each token, `[rounds, batch, num_heads, seqlen]`.
+/// Loaded buckets are taken as they are.
+const ROTATIONS: &str = "reformer.rotations";
 const BUCKETS: &str = "reformer.buckets";
 
 pub struct Reformer {
@@ -98,6 +100,7 @@ impl Method for Reformer {
 
 struct Ready {
     steps: Vec<Step>,
+    rotations: Tensor,
     buckets: wgpu::Buffer,
     dims: [u32; 4],
     o: wgpu::Buffer,
@@ -110,7 +113,8 @@ impl Ready {
         let Problem { batch, num_heads, num_heads_kv, seqlen, .. } = problem;
         let lists = batch * num_heads;
         let dims = [rounds, batch, num_heads, seqlen];
-        let (buckets, hash) = buckets(gpu, case, dims)?;
+        let rotations = rotations(case, rounds)?;
+        let (buckets, hash) = buckets(gpu, case, &rotations, dims)?;
         let has_hash = hash.is_some();
         let (length_step, inverse) = sparse::row_lengths(gpu, &problem, &case.q, lists)?;
         let mut steps: Vec<Step> = hash.into_iter().chain([length_step]).collect();
@@ -139,22 +143,31 @@ impl Ready {
         let gathered: u64 = [&q, &k, &v, &o_rounds].iter().map(|buffer| buffer.size()).sum();
         let extra_bytes = gathered + attention_bytes + sort_bytes + buckets.size() + inverse.size();
         let cost = Cost { extra_bytes, ..cost(&problem, rounds, has_hash) };
-        Ok(Self { steps, buckets, dims, o, cost })
+        Ok(Self { steps, rotations, buckets, dims, o, cost })
     }
 }
 
-/// The bucket of each token and, unless they were given, the step that finds them.
-fn buckets(gpu: &Gpu, case: &Case, dims: [u32; 4]) -> Result<(wgpu::Buffer, Option<Step>)> {
+/// R, as it is loaded or drawn.
+fn rotations(case: &Case, rounds: u32) -> Result<Tensor> {
+    let problem = case.inputs.problem;
+    let dims = [rounds, columns(&problem), problem.head_dim].map(|dim| dim as usize);
+    if let Some(loaded) = given(case, ROTATIONS, &dims)? {
+        return Ok(loaded);
+    }
+    let of_round = (dims[1] * dims[2]) as u64;
+    let draws = Draws::new(case.seed, "reformer");
+    let value = |index: u64| draws.normal((index / of_round) as u32, index % of_round) as f32;
+    Ok(Tensor::f32(&dims, filled(dims.iter().product(), value)))
+}
+
+/// The bucket of each token and, unless they are loaded, the step that finds them.
+fn buckets(gpu: &Gpu, case: &Case, rotations: &Tensor, dims: [u32; 4]) -> Result<(wgpu::Buffer, Option<Step>)> {
     let problem = case.inputs.problem;
     let columns = columns(&problem);
-    if let Some(given) = sparse::given_words(case, BUCKETS, &dims, 2 * columns)? {
-        return Ok((gpu.filled("buckets", bytemuck::cast_slice(given))?, None));
+    if let Some(loaded) = sparse::given_words(case, BUCKETS, &dims, 2 * columns)? {
+        return Ok((gpu.filled("buckets", bytemuck::cast_slice(loaded))?, None));
     }
-    let of_round = u64::from(columns) * u64::from(problem.head_dim);
-    let draws = Draws::new(case.seed, "reformer");
-    let rotation = |index: u64| draws.normal((index / of_round) as u32, index % of_round) as f32;
-    let rotations = filled((u64::from(dims[0]) * of_round) as usize, rotation);
-    let rotations = gpu.filled("rotations", bytemuck::cast_slice(&rotations))?;
+    let rotations = gpu.filled("rotations", bytemuck::cast_slice(rotations.f32s()))?;
     let buckets = gpu.buffer("buckets", dims.iter().map(|dim| u64::from(*dim)).product::<u64>() * 4)?;
     let hash = Nearest { is_signed: true, columns, rounds: dims[0], heads_per_x: 1, sets: [1, 0], first_list: 0 };
     let step = hash.step(gpu, &problem, [&case.q, &rotations, &buckets])?;
@@ -213,6 +226,7 @@ impl Prepared for Ready {
     }
 
     fn state(&self, gpu: &Gpu) -> Result<State> {
-        Ok(State::from([(BUCKETS.to_owned(), sparse::read_u32(gpu, &self.buckets, &self.dims)?)]))
+        let buckets = sparse::read_u32(gpu, &self.buckets, &self.dims)?;
+        Ok(State::from([(ROTATIONS.to_owned(), self.rotations.clone()), (BUCKETS.to_owned(), buckets)]))
     }
 }

@@ -17,7 +17,7 @@ use super::sparse::{self, Attention, Gather, Nearest, Sort, Step};
 use super::{Cost, Exact, Method, Prepared};
 use crate::case::{Case, Head, Inputs, Problem, State, Tensor, given};
 use crate::device::Gpu;
-use crate::draws::{Draws, filled};
+use crate::draws::Draws;
 use crate::failure::Result;
 
 /// Tokens of a chunk, and of a bucket if all are equal.
@@ -154,10 +154,9 @@ fn rotations(case: &Case, rounds: u32) -> Result<Tensor> {
     if let Some(loaded) = given(case, ROTATIONS, &dims)? {
         return Ok(loaded);
     }
-    let of_round = (dims[1] * dims[2]) as u64;
     let draws = Draws::new(case.seed, "reformer");
-    let value = |index: u64| draws.normal((index / of_round) as u32, index % of_round) as f32;
-    Ok(Tensor::f32(&dims, filled(dims.iter().product(), value)))
+    let of_round = |round: u32| draws.normals(round, dims[1] * dims[2], |value| value as f32);
+    Ok(Tensor::f32(&dims, (0..rounds).flat_map(of_round).collect()))
 }
 
 /// The bucket of each token and, unless they are loaded, the step that finds them.

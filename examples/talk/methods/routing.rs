@@ -284,7 +284,7 @@ fn first_centroids(inputs: &Inputs, seed: u64) -> Vec<f32> {
     for head in 0..problem.num_heads {
         let [q, k, _] = inputs.of_head(Head { batch: 0, head });
         for column in 0..columns {
-            let stretch = u64::from(column) << 32 | u64::from(draws.word(head, column.into()));
+            let stretch = u64::from(column) << 32 | u64::from(draws.words(head, column.into())[0]);
             let token = (stretch as u128 * u128::from(problem.seqlen) / u128::from(columns)) >> 32;
             let token = sparse::row(if column % 2 == 0 { q } else { k }, token as usize, d);
             let length = token.iter().map(|x| x * x).sum::<f64>().sqrt();

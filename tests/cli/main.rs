@@ -8,6 +8,7 @@ mod own_wgsl;
 mod places;
 mod refusals;
 mod talk;
+mod talk_sparse;
 mod training;
 mod workplace;
 mod zero_counts;

@@ -13,12 +13,12 @@ fn command(place: &Workplace, arguments: &[&str]) -> Command {
     command
 }
 
-fn talk(place: &Workplace, arguments: &[&str]) -> Output {
+pub fn talk(place: &Workplace, arguments: &[&str]) -> Output {
     command(place, arguments).output().expect("the program starts")
 }
 
 /// Runs `compare --json` on tiny problems and gives its records.
-fn records(place: &Workplace, options: &[&str]) -> Vec<Value> {
+pub fn records(place: &Workplace, options: &[&str]) -> Vec<Value> {
     let arguments: Vec<&str> = ["compare", "--json", "--repeats", "1"].iter().chain(options).copied().collect();
     let done = talk(place, &arguments);
     assert!(done.status.success(), "{arguments:?}: {}{}", text(&done.stdout), text(&done.stderr));
@@ -26,12 +26,12 @@ fn records(place: &Workplace, options: &[&str]) -> Vec<Value> {
     lines.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect()
 }
 
-fn number(record: &Value, field: &str) -> f64 {
+pub fn number(record: &Value, field: &str) -> f64 {
     record[field].as_f64().unwrap_or_else(|| panic!("no {field} in {record}"))
 }
 
 /// The tensors of a dump, in f32.
-fn dumped(place: &Workplace, file: &str, options: &[&str]) -> impl Fn(&str) -> Vec<f32> + use<> {
+pub fn dumped(place: &Workplace, file: &str, options: &[&str]) -> impl Fn(&str) -> Vec<f32> + use<> {
     let path = place.path(file);
     let _ = records(place, &[&["--dump", &path], options].concat());
     let bytes = std::fs::read(&path).expect("the dump was written");

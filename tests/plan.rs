@@ -78,6 +78,23 @@ fn splits_of_block_masks_follow_their_lists() {
 }
 
 #[test]
+fn tiles_do_not_span_rows_of_blocks() {
+    let mut matrices = discrete();
+    matrices.matrix_side = Some(16);
+    for capabilities in [discrete(), matrices] {
+        for element in [Element::F32, Element::F16, Element::Bf16] {
+            let shape = AttentionShape::new(1, 16, 4096, 64);
+            let plain = AttentionProblem::new(shape).with_element(element);
+            let blocks = plain.clone().with_key_mask(KeyMask::Blocks(BlockMask::bigbird(&shape, 0)));
+            let tile_q =
+                |problem: &AttentionProblem| Plan::forward(problem, &capabilities).build().unwrap().tiles().tile_q;
+            assert!(tile_q(&plain) >= 128, "{element:?}");
+            assert_eq!(tile_q(&blocks), 64, "{element:?}");
+        }
+    }
+}
+
+#[test]
 fn scratch_is_bounded() {
     for seqlen in [1, 7, 64, 512, 1000, 4096, 40_000] {
         for head_dim in [64, 256] {

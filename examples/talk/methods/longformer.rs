@@ -25,7 +25,7 @@ pub struct Longformer {
 
 impl Default for Longformer {
     fn default() -> Self {
-        Self { window: 256, global: 16 }
+        Self { window: 256, global: 64 }
     }
 }
 

@@ -11,7 +11,7 @@
 //! restricted to one bucket. A key that a row sees in several rounds counts several times. A token that sees nothing in any
 //! round sees itself. V and O are those of every query head.
 
-use wgpu_flash_attention::{BlockKind, BlockMask, KeyMask, Operand};
+use wgpu_flash_attention::{AttentionProblem, BlockKind, BlockMask, KeyMask, Operand};
 
 use super::sparse::{self, Attention, Gather, Nearest, Sort, Step};
 use super::{Cost, Exact, Method, Prepared};
@@ -132,7 +132,8 @@ impl Ready {
 
         let o_rounds = gpu.buffer("O of rounds", q.size())?;
         let sorted = attention_of_chunks(&problem, rounds * lists)?;
-        let attention = Attention::new(gpu, &sorted, [&q, &k, &v, &o_rounds], Some((Operand::Aux, &sort.order)))?;
+        let aux = problem.causal.then_some((Operand::Aux, &sort.order));
+        let attention = Attention::new(gpu, &sorted, [&q, &k, &v, &o_rounds], aux)?;
         let attention_bytes = attention.extra_bytes();
         let o = case.output(gpu)?;
         let wgsl = sparse::text(&problem, &[], &[include_str!("../shaders/reformer_combine.wgsl")]);
@@ -174,26 +175,29 @@ fn buckets(gpu: &Gpu, case: &Case, rotations: &Tensor, dims: [u32; 4]) -> Result
 }
 
 /// Attention over sorted tokens: each chunk sees itself and the one before, each token other tokens (causal: earlier ones).
-fn attention_of_chunks(problem: &Problem, groups: u32) -> Result<wgpu_flash_attention::AttentionProblem> {
-    let seqlen = problem.seqlen;
-    let sees = if problem.causal { "key < row" } else { "key != row" };
-    // aux: array<u32>, [groups, seqlen], the token at each place
+fn attention_of_chunks(problem: &Problem, groups: u32) -> Result<AttentionProblem> {
+    let Problem { seqlen, causal, .. } = *problem;
+    // Places tell whether two tokens are the same. aux: array<u32>, [groups, seqlen], the token at each place, tells which is
+    // earlier.
+    let sees = match causal {
+        true => format!("aux[batch * {seqlen}u + kv_idx] < aux[batch * {seqlen}u + q_idx]"),
+        false => "kv_idx != q_idx".to_owned(),
+    };
     let mask = format!(
         "fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool {{
-  let row = aux[batch * {seqlen}u + q_idx];
-  let key = aux[batch * {seqlen}u + kv_idx];
   return {sees};
 }}"
     );
-    let chunks = seqlen.div_ceil(CHUNK);
-    let kind = |(row, column): (u32, u32)| match column == row || column + 1 == row {
-        true => BlockKind::Partial,
-        false => BlockKind::Absent,
+    let before = if causal { BlockKind::Partial } else { BlockKind::Full };
+    let kind = |row: u32, column: u32| match row.checked_sub(column) {
+        Some(0) => BlockKind::Partial,
+        Some(1) => before,
+        _ => BlockKind::Absent,
     };
-    let kinds: Vec<BlockKind> =
-        (0..chunks).flat_map(|row| (0..chunks).map(move |column| (row, column))).map(kind).collect();
+    let chunks = seqlen.div_ceil(CHUNK);
+    let kinds: Vec<BlockKind> = (0..chunks).flat_map(|row| (0..chunks).map(move |column| kind(row, column))).collect();
     let blocks = BlockMask::new([1, 1, chunks, chunks], [CHUNK; 2], &kinds);
-    let sorted = sparse::gathered(problem, groups, seqlen, Some((&mask, groups * seqlen)))?;
+    let sorted = sparse::gathered(problem, groups, seqlen, Some((&mask, causal.then_some(groups * seqlen))))?;
     Ok(sorted.with_key_mask(KeyMask::Blocks(blocks)))
 }
 

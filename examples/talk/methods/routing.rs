@@ -271,7 +271,7 @@ fn attention_of_clusters(problem: &Problem) -> Result<AttentionProblem> {
 }}",
         first_key = groups * len
     );
-    sparse::gathered(problem, groups, len, problem.causal.then_some((&mask, 2 * groups * len)))
+    sparse::gathered(problem, groups, len, problem.causal.then_some((&mask, Some(2 * groups * len))))
 }
 
 /// Tokens to start from: centroid c of a head is the direction of a row of Q or, for odd c, of K, of the first sequence, drawn

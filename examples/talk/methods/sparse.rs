@@ -101,14 +101,20 @@ pub fn some_rows(problem: &Problem, first: u32, count: u32) -> AttentionProblem 
 }
 
 /// Attention of `groups` groups of `len` gathered rows each, `[groups, len, head_dim]`. `mask` is a mask in WGSL, and how many
-/// numbers of `aux` it reads.
-pub fn gathered(problem: &Problem, groups: u32, len: u32, mask: Option<(&str, u32)>) -> Result<AttentionProblem> {
+/// numbers of `aux` it has, if it reads that.
+pub fn gathered(
+    problem: &Problem,
+    groups: u32,
+    len: u32,
+    mask: Option<(&str, Option<u32>)>,
+) -> Result<AttentionProblem> {
     let attention =
         AttentionProblem::new(AttentionShape::new(groups, 1, len, problem.head_dim)).with_element(problem.element);
     let Some((text, aux_len)) = mask else { return Ok(attention) };
     let options = WgslOptions::new().with_aux(AuxType::U32);
     let mask = MaskWgsl::with_options(text, options).map_err(Failure::new)?;
-    Ok(attention.with_key_mask(KeyMask::Wgsl(mask)).with_aux(aux_len))
+    let attention = attention.with_key_mask(KeyMask::Wgsl(mask));
+    Ok(aux_len.into_iter().fold(attention, AttentionProblem::with_aux))
 }
 
 /// The kernels take rows in quads.

@@ -6,7 +6,7 @@ mod linear;
 mod linformer;
 mod performer;
 mod ready;
-mod whole;
+pub mod whole;
 
 use wgpu_flash_attention::Algorithm;
 

@@ -20,6 +20,33 @@ pub enum Command {
     /// Runs the methods, checks each against its f64 twin, and compares their time, memory and error with exact attention.
     /// Exit status 1 if an answer is not that of its twin.
     Compare(CompareOptions),
+    /// Is attention compute-bound or memory-bound here? Times both exact algorithms under this adapter's measured ceilings.
+    Bound(BoundOptions),
+}
+
+#[derive(Args)]
+pub struct BoundOptions {
+    /// Lengths, in tokens. [default: 512 to 16384, on software adapters 256 to 1024]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = value_parser!(u32).range(1..=1 << 20))]
+    pub seqlen: Vec<u32>,
+    /// Widths of Q, K and V.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64,128", value_parser = value_parser!(u32).range(1..=256))]
+    pub head_dim: Vec<u32>,
+    /// The types of Q, K, V and O.
+    #[arg(long, value_name = "f32|f16|bf16", value_delimiter = ',', value_parser = elements(), default_value = "f32")]
+    pub element: Vec<Element>,
+    /// Heads. [default: 16, on software adapters 2]
+    #[arg(long, value_name = "H", value_parser = value_parser!(u32).range(1..=1 << 10))]
+    pub heads: Option<u32>,
+    /// Sequences.
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = value_parser!(u32).range(1..=1 << 10))]
+    pub batch: u32,
+    /// Writes bound.json and bound.svg into this folder.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Prints one JSON object a line instead of a table.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]

@@ -2,6 +2,7 @@
 //! and error.
 
 mod arguments;
+mod bound;
 mod case;
 mod compare;
 mod device;
@@ -27,6 +28,9 @@ mod failure;
 #[allow(dead_code, reason = "shared with the example flash")]
 #[path = "../flash/resident.rs"]
 mod resident;
+#[allow(dead_code, reason = "shared with the example flash")]
+#[path = "../flash/bench/roof.rs"]
+mod roof;
 #[allow(dead_code, reason = "shared with the example flash")]
 #[path = "../flash/target.rs"]
 mod target;
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
 /// Whether every answer was as it must be: false is exit status 1.
 fn dispatch(arguments: &Arguments, out: &mut dyn Write) -> Result<bool> {
     match &arguments.command {
+        Command::Bound(options) => bound::bound(options, arguments.adapter.as_deref(), out),
         Command::Compare(options) => compare::compare(options, arguments.adapter.as_deref(), out),
     }
 }

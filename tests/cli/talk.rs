@@ -233,6 +233,34 @@ fn the_features_of_the_performer_estimate_the_kernel_without_bias() {
 }
 
 #[test]
+fn bound_says_which_ceiling_is_the_lower_one() {
+    let place = Workplace::new();
+    let folder = place.path("out");
+    let done = talk(&place, &["bound", "--seqlen", "64,128", "--head-dim", "64", "--out", &folder]);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let words = text(&done.stdout);
+    for part in ["Measured ceilings: ", "standard f32, head_dim 64: ", "flash f32, head_dim 64: ", "So "] {
+        assert!(words.contains(part), "no '{part}' in {words}");
+    }
+    let read = |name: &str| std::fs::read_to_string(place.0.path().join("out").join(name)).expect(name);
+    let records: Vec<Value> = serde_json::from_str(&read("bound.json")).expect("JSON");
+    assert_eq!(records.len(), 4);
+    for record in &records {
+        let lower = number(record, "memory_ceiling") < number(record, "compute_ceiling");
+        assert_eq!(record["bound"], if lower { "memory" } else { "compute" }, "{record}");
+        let per_byte = number(record, "flops") / number(record, "bytes");
+        assert!((number(record, "flops_per_byte") / per_byte - 1.0).abs() < 1e-9, "{record}");
+    }
+    // Flash attention reads and writes less for the same operations.
+    let per_byte = |algorithm: &str| {
+        let longest = records.iter().rfind(|record| record["algorithm"] == algorithm);
+        number(longest.expect("a record"), "flops_per_byte")
+    };
+    assert!(per_byte("flash") > 2.0 * per_byte("standard"));
+    assert!(read("bound.svg").contains("compute-bound or memory-bound?"));
+}
+
+#[test]
 fn refusals_say_why() {
     let place = Workplace::new();
     let bad = place.write("bad", b"not a file of tensors");

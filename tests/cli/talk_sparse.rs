@@ -262,7 +262,7 @@ fn masks_count_the_pairs_that_they_show() {
     let place = Workplace::new();
     let seqlen = 700u32;
     let longformer = |i: u32, j: u32| i.abs_diff(j) <= 256 || i.min(j) < 64;
-    let butterfly = |i: u32, j: u32| (i / 64 ^ j / 64).count_ones() <= 1;
+    let butterfly = |i: u32, j: u32| ((i / 64) ^ (j / 64)).count_ones() <= 1;
     let shape = AttentionShape::new(2, 2, seqlen, 8);
     let blocks = BlockMask::bigbird(&shape, 0);
     for causal in [false, true] {

@@ -32,11 +32,9 @@ fn draw(
     const HEADROOM: f64 = 12.0;
     let points = || lines.iter().flat_map(|line| &line.points);
     let ridge = ceilings.ridge();
-    let x = LogAxis::around(points().map(|point| point.0).chain([ridge / 3.0, ridge * 3.0]), 2.0);
-    let y = LogAxis::around(
-        points().map(|point| point.1).chain([ceilings.compute * HEADROOM, ceilings.compute / 12.0]),
-        10.0,
-    );
+    let top = ceilings.matrices.unwrap_or(0.0).max(ceilings.compute);
+    let x = LogAxis::around(points().map(|point| point.0).chain([ridge / 3.0, 3.0 * top / ceilings.bandwidth]), 2.0);
+    let y = LogAxis::around(points().map(|point| point.1).chain([top * HEADROOM, ceilings.compute / 12.0]), 10.0);
     let (x_from, x_to, y_from) = (x.start(), x.end(), y.start());
     let mut chart = ChartBuilder::on(&area)
         .margin(20)
@@ -72,6 +70,19 @@ fn draw(
         5,
         FAINT.stroke_width(1),
     ))?;
+    if let Some(matrices) = ceilings.matrices {
+        let style = FAINT.stroke_width(2);
+        let ridge = matrices / ceilings.bandwidth;
+        // The slope is the same, so it goes on where that of plain arithmetic ends.
+        let mut roof = vec![(ridge.max(x_from), matrices), (x_to, matrices)];
+        if matrices > ceilings.compute {
+            roof.insert(0, (ceilings.ridge(), ceilings.compute));
+        }
+        chart
+            .draw_series(LineSeries::new(roof, style))?
+            .label("measured ceiling of matrices: f16 in, f32 summed")
+            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
+    }
     for line in lines {
         let style = line.color.stroke_width(2);
         let color = line.color;

@@ -16,10 +16,13 @@ fn point(record: &Record) -> Option<(f64, f64)> {
 /// The answer in words, first the ceilings and then one sentence for each algorithm (and head_dim).
 pub fn sentences(records: &[Record], ceilings: &Ceilings) -> Vec<String> {
     let mut sentences = vec![format!(
-        "Ceilings measured on this adapter: {} of f32 multiply-adds, {} of copying; they meet at {:.1} FLOPs per byte.",
+        "Ceilings measured on this adapter: {} of f32 multiply-adds, {} of copying; they meet at {:.1} FLOPs per byte.{}",
         text::per_second(ceilings.compute, "FLOP"),
         text::per_second(ceilings.bandwidth, "B"),
-        ceilings.ridge()
+        ceilings.ridge(),
+        ceilings
+            .matrices
+            .map_or(String::new(), |rate| format!(" Matrices of f16: {}.", text::per_second(rate, "FLOP")))
     )];
     for series in figures::series(records, point) {
         sentences.push(sentence(records, &series, ceilings));

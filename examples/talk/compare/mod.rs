@@ -302,10 +302,10 @@ fn json(record: &Record) -> Result<String> {
     serde_json::to_string(record).map_err(|error| Failure::new(format_args!("no JSON: {error}")))
 }
 
-fn make_folder(folder: &Path) -> Result<()> {
+/// Makes a folder, and finds out whether files can be put there: hours of work must not end at one that is not writable.
+pub fn make_folder(folder: &Path) -> Result<()> {
     let failure = |error: std::io::Error| Failure::new(format_args!("cannot write into {}: {error}", folder.display()));
     std::fs::create_dir_all(folder).map_err(failure)?;
-    // Hours of work must not end at a folder that is not writable.
     tempfile::tempfile_in(folder).map(|_| ()).map_err(failure)
 }
 

@@ -13,7 +13,7 @@ mod reformer;
 mod routing;
 mod scatterbrain;
 mod sparse;
-mod whole;
+pub mod whole;
 
 use wgpu_flash_attention::Algorithm;
 

@@ -117,11 +117,14 @@ pub fn gathered(
     Ok(aux_len.into_iter().fold(attention, AttentionProblem::with_aux))
 }
 
-/// The kernels take rows in quads.
+/// The kernels take rows in quads, and count elements of Q, a few times over, in 32 bits.
 pub fn takes_quads(problem: &Problem) -> std::result::Result<(), String> {
     let head_dim = problem.head_dim;
-    let fits = head_dim.is_multiple_of(4);
-    if fits { Ok(()) } else { Err(format!("needs a head_dim that is a multiple of 4, not {head_dim}")) }
+    match problem.q_len() < 1 << 28 {
+        true if head_dim.is_multiple_of(4) => Ok(()),
+        true => Err(format!("needs a head_dim that is a multiple of 4, not {head_dim}")),
+        false => Err("needs fewer than 2^28 elements in Q".to_owned()),
+    }
 }
 
 /// The text of a kernel: its sizes, its element type and its files.

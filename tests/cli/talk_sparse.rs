@@ -212,6 +212,26 @@ fn loaded_decisions_give_the_same_answers_again() {
     }
 }
 
+/// With the same centroids, the order of tokens changes nothing but the order of the answers.
+#[test]
+fn routing_does_not_depend_on_the_order_of_tokens() {
+    const SHAPE: [usize; 4] = [1, 2, 70, 64];
+    let place = Workplace::new();
+    let first = dumped(&place, "first", &["--seqlen", "70", "--methods", "routing"]);
+    let reversed = |values: Vec<f32>| -> Vec<f32> {
+        assert_eq!(values.len(), SHAPE.iter().product::<usize>());
+        values.chunks_exact(70 * 64).flat_map(|head| head.chunks_exact(64).rev().flatten().copied()).collect()
+    };
+    let bytes = |values: Vec<f32>| values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>();
+    let inputs = ["q", "k", "v"].map(|name| (name, Dtype::F32, SHAPE.to_vec(), bytes(reversed(first(name)))));
+    let input = file(&place, "reversed", &inputs);
+    let centroids = first("routing.centroids");
+    let dims = vec![2, centroids.len() / 2 / 64, 64];
+    let load = file(&place, "centroids", &[("routing.centroids", Dtype::F32, dims, bytes(centroids))]);
+    let second = dumped(&place, "second", &["--input", &input, "--load", &load, "--methods", "routing"]);
+    assert!(relative_difference(&second("routing.o"), &reversed(first("routing.o"))) < 1e-5);
+}
+
 #[test]
 fn what_is_loaded_must_fit() {
     let place = Workplace::new();

@@ -33,7 +33,10 @@ impl Method for BigBird {
     }
 
     fn supports(&self, problem: &Problem) -> std::result::Result<(), String> {
-        if problem.causal { Err("is not defined for causal attention".to_owned()) } else { Ok(()) }
+        if problem.causal {
+            return Err("is not defined for causal attention".to_owned());
+        }
+        sparse::takes_blocks(problem.num_heads, problem.seqlen.div_ceil(SIDE))
     }
 
     fn prepare(&self, gpu: &Gpu, case: &Case) -> Result<Box<dyn Prepared>> {
@@ -52,7 +55,7 @@ impl Method for BigBird {
         } else {
             let last = (blocks - 1) * SIDE;
             for (first, count) in [(0, SIDE), (last, seqlen - last)] {
-                parts.push(Attention::new(gpu, &sparse::some_rows(&problem, first, count), tensors, None)?);
+                parts.push(Attention::of_few_rows(gpu, &sparse::some_rows(&problem, first, count), tensors)?);
             }
             let rows = sparse::some_rows(&problem, SIDE, last - SIDE);
             let kinds: Vec<BlockKind> = (0..num_heads)

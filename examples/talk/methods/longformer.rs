@@ -67,9 +67,13 @@ impl Method for Longformer {
         let global = self.global.min(problem.seqlen);
         let mut steps = Vec::new();
         if global > 0 {
-            let rows = sparse::some_rows(&problem, 0, global);
-            let rows = if problem.causal { rows.with_causal_top_left() } else { rows };
-            steps.push(Attention::new(gpu, &rows, tensors, None)?);
+            let mut rows = sparse::some_rows(&problem, 0, global);
+            if problem.causal {
+                // No row sees a key behind them.
+                rows.shape.seqlen_kv = global;
+                rows = rows.with_causal();
+            }
+            steps.push(Attention::of_few_rows(gpu, &rows, tensors)?);
         }
         if global < problem.seqlen {
             // The last row meets the last key, as the mask and causal have it.

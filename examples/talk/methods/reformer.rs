@@ -49,7 +49,8 @@ impl Method for Reformer {
     }
 
     fn supports(&self, problem: &Problem) -> std::result::Result<(), String> {
-        sparse::takes_quads(problem)
+        sparse::takes_quads(problem)?;
+        sparse::takes_blocks(1, problem.seqlen.div_ceil(CHUNK))
     }
 
     fn exact(&self) -> Exact {

@@ -1,8 +1,8 @@
 //! What the sparse methods share: exact attention on parts of a problem, kernels over rows, and the counting sort.
 
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, AuxType, ForwardBuffers, KeyMask, MaskWgsl, Operand,
-    PreparedForward, TensorLayout, WgslOptions,
+    AttentionLayout, AttentionProblem, AttentionShape, AuxType, DeviceClass, ForwardBuffers, KeyMask, MaskWgsl,
+    Operand, PlanBuilder, PreparedForward, TensorLayout, WgslOptions,
 };
 
 use super::Cost;
@@ -59,11 +59,35 @@ impl Attention {
     pub fn new(
         gpu: &Gpu,
         problem: &AttentionProblem,
+        tensors: [&wgpu::Buffer; 4],
+        more: Option<(Operand, &wgpu::Buffer)>,
+    ) -> Result<Self> {
+        Self::planned(gpu, gpu.attention.plan_forward(problem), tensors, more)
+    }
+
+    /// As `new`, of few rows that meet all keys. So that they do not last longer than all other rows, their keys are split: 528
+    /// workgroups are four for each core of an H200, and the planner splits on matrices only what it must.
+    pub fn of_few_rows(gpu: &Gpu, problem: &AttentionProblem, tensors: [&wgpu::Buffer; 4]) -> Result<Self> {
+        let shape = &problem.shape;
+        let workgroups = shape.batch * shape.num_heads * shape.seqlen_q.div_ceil(64);
+        let splits = (528 / workgroups.max(1)).min(shape.seqlen_kv / 512);
+        let plan = gpu.attention.plan_forward(problem);
+        // A software driver has one workgroup at a time on each core.
+        let is_gpu = gpu.attention.capabilities().device_class != DeviceClass::Cpu;
+        let plan = if is_gpu && splits > 1 { plan.with_splits(splits) } else { plan };
+        Self::planned(gpu, plan, tensors, None)
+    }
+
+    fn planned(
+        gpu: &Gpu,
+        plan: PlanBuilder,
         [q, k, v, o]: [&wgpu::Buffer; 4],
         more: Option<(Operand, &wgpu::Buffer)>,
     ) -> Result<Self> {
-        let prepared = pollster::block_on(gpu.attention.prepare_forward(problem))?;
-        let lse = gpu.buffer("LSE", problem.shape.lse_len() * 4)?;
+        let plan = plan.build()?;
+        let lse_len = plan.problem().shape.lse_len();
+        let prepared = pollster::block_on(gpu.attention.prepare_forward_plan(plan))?;
+        let lse = gpu.buffer("LSE", lse_len * 4)?;
         let more = more.map(|(operand, buffer)| (operand, buffer.clone()));
         Ok(Self { prepared, tensors: [q.clone(), k.clone(), v.clone(), o.clone(), lse], more })
     }
@@ -125,6 +149,12 @@ pub fn takes_quads(problem: &Problem) -> std::result::Result<(), String> {
         true => Err(format!("needs a head_dim that is a multiple of 4, not {head_dim}")),
         false => Err("needs fewer than 2^28 elements in Q".to_owned()),
     }
+}
+
+/// A kind for each block and head is made on the CPU.
+pub fn takes_blocks(heads: u32, blocks: u32) -> std::result::Result<(), String> {
+    let kinds = u64::from(heads) * u64::from(blocks).pow(2);
+    if kinds <= 1 << 24 { Ok(()) } else { Err(format!("needs at most 2^24 blocks in its masks, not {kinds}")) }
 }
 
 /// The text of a kernel: its sizes, its element type and its files.

@@ -1,8 +1,8 @@
 // Rows of a tensor in another order.
 //
-// Reads x[heads, seqlen, HEAD_DIM], rows[groups, length] from entry `first_row` on, and inverse[heads, seqlen]. Writes gathered[groups, length, HEAD_DIM]:
-// row n of a group is token rows[group, n] of the head of its list, with length 1 if IS_UNIT. The list of a group is
-// group / groups_per_list mod lists, and lists / heads_per_x are the heads of x.
+// Reads x[heads, seqlen, HEAD_DIM], rows[groups, length] from entry `first_row` on, and inverse[heads, seqlen]. Writes
+// gathered[groups, length, HEAD_DIM]: row n of a group is token rows[group, n] of the head of its list, with length 1
+// if IS_UNIT. The list of a group is group / groups_per_list mod lists, and lists / heads_per_x are the heads of x.
 //
 // Who owns what: an invocation owns four dimensions of one row.
 

@@ -1,7 +1,7 @@
 // For each token the column with which its product is largest: the bucket of a hash, or the nearest centroid.
 //
-// Reads x[batch, heads, seqlen, HEAD_DIM] and columns[sets, columns, HEAD_DIM]. Writes nearest[first_list + list, seqlen].
-// Lists are (round, sequence, query head). A list has the set round · sets_of_round + head · sets_of_head.
+// Reads x[batch, heads, seqlen, HEAD_DIM] and columns[sets, columns, HEAD_DIM]. Writes nearest[first_list + list,
+// seqlen]. Lists are (round, sequence, query head). A list has the set round · sets_of_round + head · sets_of_head.
 //
 //   for each token x:
 //     s       = columns · x

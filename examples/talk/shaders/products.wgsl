@@ -41,7 +41,9 @@ fn products(head: u32, first_token: u32, column_set: u32, first_column: u32, inv
     var of_token = vec4<f32>(0.0);
     var of_column = vec4<f32>(0.0);
     if quad < QUADS && token < params.seqlen { of_token = decode(x[(head * params.seqlen + token) * QUADS + quad]); }
-    if quad < QUADS && column < params.columns { of_column = columns[(column_set * params.columns + column) * QUADS + quad]; }
+    if quad < QUADS && column < params.columns {
+      of_column = columns[(column_set * params.columns + column) * QUADS + quad];
+    }
     workgroupBarrier();
     x_tile[own_quad * SIDE + own_row] = of_token;
     column_tile[own_quad * SIDE + own_row] = of_column;

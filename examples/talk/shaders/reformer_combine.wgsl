@@ -1,12 +1,13 @@
 // The rounds of Reformer become one answer, and tokens come back to their own order.
 //
 // Reads o_rounds[rounds, lists, seqlen, HEAD_DIM] and lse_rounds[rounds, lists, seqlen] in sorted order,
-// place_of[rounds, lists, seqlen], V[lists / heads_per_v, seqlen, HEAD_DIM]. Writes O[lists, seqlen, HEAD_DIM]. A list is a
-// sequence and a query head.
+// place_of[rounds, lists, seqlen], V[lists / heads_per_v, seqlen, HEAD_DIM]. Writes O[lists, seqlen, HEAD_DIM]. A list
+// is a sequence and a query head.
 //
 //   for each token, over the rounds r:
 //     O = Σ exp(lse_r − logsumexp lse) · O_r
-//   A token that sees nothing in a round has lse_r = −∞ there. If it sees nothing in all of them, it sees itself: O = V.
+//   A token that sees nothing in a round has lse_r = −∞ there. If it sees nothing in all of them, it sees itself,
+//   and O = V.
 //
 // Who owns what: an invocation owns four dimensions of one row.
 

@@ -1,9 +1,9 @@
-// A step of spherical k-means: each centroid becomes the direction of the sum of its tokens, each token with length 1. A
-// centroid without tokens stays.
+// A step of spherical k-means: each centroid becomes the direction of the sum of its tokens, each token with length 1.
+// A centroid without tokens stays.
 //
-// Reads Q[batch, num_heads, seqlen, HEAD_DIM], K[batch, num_heads / heads_per_k, seqlen, HEAD_DIM], 1 / ‖q‖ and 1 / ‖k‖ of each
-// row, and tokens sorted by their nearest centroid: order[2, batch, num_heads, seqlen], starts[2, batch, num_heads, blocks,
-// columns], of Q and then of K. Changes centroids[num_heads, columns, HEAD_DIM].
+// Reads Q[batch, num_heads, seqlen, HEAD_DIM], K[batch, num_heads / heads_per_k, seqlen, HEAD_DIM], 1 / ‖q‖ and 1 / ‖k‖
+// of each row, and tokens sorted by their nearest centroid: order[2, batch, num_heads, seqlen], starts[2, batch,
+// num_heads, blocks, columns], of Q and then of K. Changes centroids[num_heads, columns, HEAD_DIM].
 //
 // Who owns what: a workgroup owns a centroid; 16 invocations share a token, and 16 tokens pass at a time.
 

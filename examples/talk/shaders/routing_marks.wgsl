@@ -1,7 +1,7 @@
 // Which centroids have taken a token.
 //
-// Reads members[lists, columns, length]. Sets bits of taken[lists, seqlen, words], which must be 0 before: bit c mod 32 of word
-// c / 32 for centroid c.
+// Reads members[lists, columns, length]. Sets bits of taken[lists, seqlen, words], which must be 0 before: bit c mod 32
+// of word c / 32 for centroid c.
 //
 // Who owns what: an invocation owns a member.
 

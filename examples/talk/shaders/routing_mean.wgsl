@@ -1,7 +1,7 @@
 // Each token gets the mean of what it got in its clusters.
 //
-// Reads o_clusters[lists, columns, length, HEAD_DIM], members[lists, columns, length] in rising order, and
-// taken[lists, seqlen, words], a bit for each cluster of a token. Writes O[lists, seqlen, HEAD_DIM], 0 for a token in no cluster.
+// Reads o_clusters[lists, columns, length, HEAD_DIM], members[lists, columns, length] in rising order, and taken[lists,
+// seqlen, words], a bit for each cluster of a token. Writes O[lists, seqlen, HEAD_DIM], 0 for a token in no cluster.
 //
 // Who owns what: an invocation owns four dimensions of one row. It adds its clusters up in rising order.
 

@@ -1,8 +1,8 @@
 // How near each token is to each centroid of its head.
 //
 // Reads x[batch, heads, seqlen, HEAD_DIM], columns[num_heads, columns, HEAD_DIM] (centroids of length 1) and
-// inverse[batch, heads, seqlen] = 1 / ‖x‖. Writes scores[lists of this call, columns, seqlen]: centroid · x / ‖x‖. A list is a
-// sequence and a query head; `first_list` is the first of this call.
+// inverse[batch, heads, seqlen] = 1 / ‖x‖. Writes scores[lists of this call, columns, seqlen]: centroid · x / ‖x‖. A
+// list is a sequence and a query head; `first_list` is the first of this call.
 //
 // Who owns what: a workgroup owns 64 tokens and 64 centroids of a list, an invocation 4 × 4 scores.
 

@@ -1,6 +1,8 @@
-// The `length` tokens that are nearest to a centroid, in rising order of their positions. Of equal ones the first are taken.
+// The `length` tokens that are nearest to a centroid, in rising order of their positions. Of equal ones the first are
+// taken.
 //
-// Reads scores[lists of this call, columns, seqlen]. Writes members[lists, columns, length], of the lists from `first_list` on.
+// Reads scores[lists of this call, columns, seqlen]. Writes members[lists, columns, length], of the lists from
+// `first_list` on.
 //
 //   keys    = scores as integers of the same order
 //   bound   = the length-th largest key, digit by digit: four passes over the keys count those of each of 256 digits

@@ -1,8 +1,8 @@
 // LSE of what each row of chunks sees outside its support.
 //
-// Reads lse_chunks[chunks, heads, features], LSE over the keys of each chunk, and support[chunks, 2], the first chunk of the
-// support of a row of chunks and the first behind it, both rising. Writes lse[chunks, heads · heads_per_kv, features], for
-// each query head. Chunks are those of all sequences.
+// Reads lse_chunks[chunks, heads, features], LSE over the keys of each chunk, and support[chunks, 2], the first chunk
+// of the support of a row of chunks and the first behind it, both rising. Writes lse[chunks, heads · heads_per_kv,
+// features], for each query head. Chunks are those of all sequences.
 //
 //   LSE = logsumexp of LSE_c over the chunks c before the support and, unless IS_CAUSAL, behind it
 //

@@ -1,8 +1,9 @@
 // One softmax over the support, which is exact, and all other keys, which are seen through features.
 //
-// Reads o_exact[lists, seqlen, HEAD_DIM] and lse_exact[lists, seqlen] of the support; o_features[num_heads, batch, padded, HEAD_DIM]
-// and lse_features[batch · chunks, num_heads, CHUNK] of the other keys; shifts[num_heads, batch, padded] =
-// −‖q‖² / (2 √HEAD_DIM). Writes O[lists, seqlen, HEAD_DIM]. A list is a sequence and a query head; `padded` is chunks · CHUNK.
+// Reads o_exact[lists, seqlen, HEAD_DIM] and lse_exact[lists, seqlen] of the support; o_features[num_heads, batch,
+// padded, HEAD_DIM] and lse_features[batch · chunks, num_heads, CHUNK] of the other keys; shifts[num_heads, batch,
+// padded] = −‖q‖² / (2 √HEAD_DIM). Writes O[lists, seqlen, HEAD_DIM]. A list is a sequence and a query head; `padded`
+// is chunks · CHUNK.
 //
 //   LSE_2 = LSE_features + shift − ln features
 //   O     = (exp(LSE_1) · O_1 + exp(LSE_2) · O_2) / (exp(LSE_1) + exp(LSE_2))

@@ -1,9 +1,9 @@
 // What the features give of the chunks outside the support of each row of chunks.
 //
-// Reads o_chunks[heads, chunks, features, HEAD_DIM] and lse_chunks[chunks, heads, features], O and LSE over the keys of each
-// chunk, support[chunks, 2], the first chunk of the support of a row of chunks and the first behind it, both rising, and
-// lse[chunks, heads · heads_per_kv, features] of `scatterbrain_lse.wgsl`. Writes o[heads, chunks, features, HEAD_DIM]. Chunks are
-// those of all sequences.
+// Reads o_chunks[heads, chunks, features, HEAD_DIM] and lse_chunks[chunks, heads, features], O and LSE over the keys of
+// each chunk, support[chunks, 2], the first chunk of the support of a row of chunks and the first behind it, both
+// rising, and lse[chunks, heads · heads_per_kv, features] of `scatterbrain_lse.wgsl`. Writes o[heads, chunks, features,
+// HEAD_DIM]. Chunks are those of all sequences.
 //
 //   O = Σ exp(LSE_c − LSE) · O_c over the chunks c before the support and, unless IS_CAUSAL, behind it
 //

@@ -1,7 +1,7 @@
 // Counting sort, second step: where the first token of each bucket and block goes.
 //
-// Changes counts[lists, blocks, BUCKETS] in place: each becomes the number of tokens of its list in lower buckets, and in its
-// bucket in earlier blocks.
+// Changes counts[lists, blocks, BUCKETS] in place: each becomes the number of tokens of its list in lower buckets, and
+// in its bucket in earlier blocks.
 //
 // Who owns what: a workgroup owns a list. An invocation owns every 256th bucket, and then sums some neighbouring ones.
 

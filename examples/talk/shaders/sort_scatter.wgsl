@@ -1,10 +1,10 @@
 // Counting sort, third step: tokens in the order of (bucket, position).
 //
-// Reads keys[lists, seqlen] and what `sort_scan.wgsl` made, starts[lists, blocks, BUCKETS]. Writes order[lists, seqlen], the
-// token at each place, and place_of[lists, seqlen], the place of each token.
+// Reads keys[lists, seqlen] and what `sort_scan.wgsl` made, starts[lists, blocks, BUCKETS]. Writes order[lists,
+// seqlen], the token at each place, and place_of[lists, seqlen], the place of each token.
 //
-// Who owns what: a workgroup owns a block of SORT_BLOCK tokens of a list, and goes over it 256 tokens at a time. An invocation
-// counts the tokens of its bucket before its own. So the sort is stable, and every run gives the same order.
+// Who owns what: a workgroup owns a block of SORT_BLOCK tokens of a list, and goes over it 256 tokens at a time. An
+// invocation counts the tokens of its bucket before its own. So the sort is stable, and every run gives the same order.
 
 struct Params {
   seqlen: u32,

@@ -21,8 +21,11 @@ use crate::device::Gpu;
 use crate::draws::Draws;
 use crate::failure::Result;
 
-/// Bytes of scores that are made at a time.
-const SCORES_AT_ONCE: u64 = 128 << 20;
+/// Bytes of scores that are made at a time, so that they may stay in a large GPU's cache until they are read.
+const SCORES_AT_ONCE: u64 = 32 << 20;
+
+/// But so many centroids at a time that they keep such a GPU busy.
+const CENTROIDS_AT_ONCE: u32 = 512;
 
 /// The state: centroids `[num_heads, centroids, head_dim]`, and the rows and keys that each took, rising,
 /// `[batch, num_heads, centroids, w]`. Rows and keys are used only together with each other.
@@ -197,7 +200,8 @@ impl Making<'_> {
         let (lists, columns, len) = (self.lists(), centroids(&self.problem), length(&self.problem));
         let of_list = u64::from(columns) * u64::from(seqlen) * 4;
         // The third dimension of a grid has 65,535 workgroups at most.
-        let at_once = (SCORES_AT_ONCE / of_list).clamp(1, lists.min(1 << 15).into()) as u32;
+        let at_once = (SCORES_AT_ONCE / of_list).max(CENTROIDS_AT_ONCE.div_ceil(columns).into());
+        let at_once = at_once.min(lists.min(1 << 15).into()) as u32;
         let scores = self.gpu.buffer("scores", u64::from(at_once) * of_list)?;
         let files = [include_str!("../shaders/products.wgsl"), include_str!("../shaders/routing_scores.wgsl")];
         let tensors =

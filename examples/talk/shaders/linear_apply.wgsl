@@ -120,15 +120,7 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
 
   workgroupBarrier();
   if column < DIM_QUADS {
-    let first = vec4<u32>(place.z + 8u * row_group) + vec4<u32>(0u, 1u, 2u, 3u);
-    for (var c = 0u; c < 4u; c++) {
-      let j = key + 4u * column + c;
-      let is_key = j < end_key;
-      let low = select(Numbers(0.0), low_of(products, c), vec4<bool>(is_key) & (vec4<u32>(j) <= first));
-      let high = select(Numbers(0.0), high_of(products, c), vec4<bool>(is_key) & (vec4<u32>(j) <= first + 4u));
-      left[(4u * column + c) * LEFT_QUADS + 2u * row_group] = low;
-      left[(4u * column + c) * LEFT_QUADS + 2u * row_group + 1u] = high;
-    }
+    put_seen(products, column, row_group, key + 4u * column, place.z + 8u * row_group, end_key);
   }
   for (var j = 0u; j < HEAD_DIM; j += SLICE) {
     let depth = min(SLICE, HEAD_DIM - j);

@@ -121,15 +121,11 @@ fn query_features(
   workgroupBarrier();
   let features = vec4<u32>(feature + 4u * column) + vec4<u32>(0u, 1u, 2u, 3u);
   let is_feature = (features < vec4<u32>(FEATURES)) & vec4<bool>(column < STEP / 4u);
+  let by_feature = turned(exponents);
   if column < STEP / 4u {
-    var low = Numbers(LOWEST);
-    var high = Numbers(LOWEST);
-    for (var c = 0u; c < 4u; c++) {
-      low = max(low, select(Numbers(LOWEST), low_of(exponents, c), vec4<bool>(is_feature[c])));
-      high = max(high, select(Numbers(LOWEST), high_of(exponents, c), vec4<bool>(is_feature[c])));
-    }
-    right[column * LEFT_QUADS + 2u * row_group] = low;
-    right[column * LEFT_QUADS + 2u * row_group + 1u] = high;
+    let at = column * LEFT_QUADS + 2u * row_group;
+    right[at] = largest_of_four(by_feature.low, is_feature);
+    right[at + 1u] = largest_of_four(by_feature.high, is_feature);
   }
   workgroupBarrier();
   var next = *maxima;
@@ -140,12 +136,25 @@ fn query_features(
   scale_rows(sums, exp((*maxima).low - next.low), exp((*maxima).high - next.high));
   *maxima = next;
   if column < STEP / 4u {
-    for (var c = 0u; c < 4u; c++) {
-      let at = (4u * column + c) * LEFT_QUADS + 2u * row_group;
-      left[at] = select(Numbers(0.0), exp(low_of(exponents, c) - next.low), vec4<bool>(is_feature[c]));
-      left[at + 1u] = select(Numbers(0.0), exp(high_of(exponents, c) - next.high), vec4<bool>(is_feature[c]));
-    }
+    let at = 4u * column;
+    let low = by_feature.low;
+    let high = by_feature.high;
+    put(at, row_group, weight(low[0] - next.low, is_feature.x), weight(high[0] - next.high, is_feature.x));
+    put(at + 1u, row_group, weight(low[1] - next.low, is_feature.y), weight(high[1] - next.high, is_feature.y));
+    put(at + 2u, row_group, weight(low[2] - next.low, is_feature.z), weight(high[2] - next.high, is_feature.z));
+    put(at + 3u, row_group, weight(low[3] - next.low, is_feature.w), weight(high[3] - next.high, is_feature.w));
   }
+}
+
+// Of each of four rows, the largest exponent of four features, of those that there are.
+fn largest_of_four(exponents: mat4x4<f32>, is_feature: vec4<bool>) -> Numbers {
+  let low = Numbers(LOWEST);
+  let first = max(select(low, exponents[0], is_feature.xxxx), select(low, exponents[1], is_feature.yyyy));
+  return max(first, max(select(low, exponents[2], is_feature.zzzz), select(low, exponents[3], is_feature.wwww)));
+}
+
+fn weight(exponents: Numbers, is_feature: bool) -> Numbers {
+  return select(Numbers(0.0), exp(exponents), vec4<bool>(is_feature));
 }
 
 // left[d, row] = q_row[first_dim + d]. An invocation turns 4 rows by 4 dimensions.
@@ -185,11 +194,16 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
       let depth = min(SLICE, end - f);
       workgroupBarrier();
       // right[f, key]: rows of an invocation are its features here.
-      for (var r = 0u; r < 8u; r++) {
-        let at = 8u * row_group + r;
-        if column < DIM_QUADS && at >= f && at < f + depth {
-          right[(at - f) * COLUMNS + column] = row_of(of_keys, r);
-        }
+      let at = 8u * row_group - f;
+      if column < DIM_QUADS && 8u * row_group >= f && at < SLICE {
+        right[at * COLUMNS + column] = of_keys.row_0;
+        right[(at + 1u) * COLUMNS + column] = of_keys.row_1;
+        right[(at + 2u) * COLUMNS + column] = of_keys.row_2;
+        right[(at + 3u) * COLUMNS + column] = of_keys.row_3;
+        right[(at + 4u) * COLUMNS + column] = of_keys.row_4;
+        right[(at + 5u) * COLUMNS + column] = of_keys.row_5;
+        right[(at + 6u) * COLUMNS + column] = of_keys.row_6;
+        right[(at + 7u) * COLUMNS + column] = of_keys.row_7;
       }
       workgroupBarrier();
       add_products_and_total(&products, &total, f, depth, row_group, key_column);
@@ -199,14 +213,7 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
 
   workgroupBarrier();
   if column < DIM_QUADS {
-    let rows = vec4<u32>(place.z + 8u * row_group) + vec4<u32>(0u, 1u, 2u, 3u);
-    for (var c = 0u; c < 4u; c++) {
-      let j = key + 4u * column + c;
-      let is_key = vec4<bool>(j < end_key);
-      let at = (4u * column + c) * LEFT_QUADS + 2u * row_group;
-      left[at] = select(Numbers(0.0), low_of(products, c), is_key & (vec4<u32>(j) <= rows));
-      left[at + 1u] = select(Numbers(0.0), high_of(products, c), is_key & (vec4<u32>(j) <= rows + 4u));
-    }
+    put_seen(products, column, row_group, key + 4u * column, place.z + 8u * row_group, end_key);
   }
   for (var j = 0u; j < HEAD_DIM; j += SLICE) {
     let depth = min(SLICE, HEAD_DIM - j);

@@ -3,8 +3,8 @@
 //     sums[row, column] += Σ_k left[k, row] · right[k, column]
 //
 // Both factors lie in workgroup memory with their rows along the sum. An invocation owns 8 rows and a quad of columns.
-// V gets one more quad of columns, (1, 0, 0, 0): so a sum of weighted rows of V carries the sum of the weights beside it.
-// COLUMNS = HEAD_DIM / 4 + 1.
+// V gets one more quad of columns, (1, 0, 0, 0): so a sum of weighted rows of V carries the sum of the weights beside
+// it. COLUMNS = HEAD_DIM / 4 + 1.
 
 const DIM_QUADS = HEAD_DIM / 4u;
 const COLUMNS = DIM_QUADS + 1u;

@@ -1,14 +1,15 @@
 // Performer: rows meet the state, and under a causal mask the keys of their own chunk.
 //
-//     φ(q)_f = exp(ω_f · q − m) + ε,  m = max_f ω_f · q           |q|² is in both and cancels, as m^(−1/2) does
+//     φ(q)_f = exp(ω_f · q − |q|² / (2 √d) − M) + ε,  M = max_f ω_f · q       m^(−1/2) cancels
 //     [n_i, z_i] = φ(q_i) S + Σ_j (φ(q_i) · φ(k_j)) [v_j, 1]      the sum only if causal: keys j ≤ i of the chunk of i
 //     o_i = n_i / z_i
 //
-// It is the loop of flash attention, with rows of omega for keys and rows of S for values: the maximum of a row grows on the
-// way, and what was summed is scaled down with it. ε is added at the end, as ε Σ_f S[f], because m is not known before.
+// It is the loop of flash attention, with rows of omega for keys and rows of S for values: the maximum of a row grows
+// on the way, and what was summed is scaled down with it. At the end it is scaled by exp(−|q|² / (2 √d)), and ε is
+// added, as ε Σ_f S[f].
 //
-// q, o: [heads of Q of all sequences, seqlen, HEAD_DIM]. k, v: KV heads. states: as performer_scan.wgsl leaves them, the one
-// of chunk 0 if not causal. A workgroup owns TILE rows, and an invocation 8 of them.
+// q, o: [heads of Q of all sequences, seqlen, HEAD_DIM]. k, v: KV heads. states: as performer_scan.wgsl leaves them,
+// the one of chunk 0 if not causal. A workgroup owns TILE rows, and an invocation 8 of them.
 
 struct Params {
   seqlen: u32,
@@ -31,8 +32,8 @@ const STEP = min(HEAD_DIM, TILE);
 
 var<workgroup> weights: array<f32, TILE>;
 
-// Maxima of an invocation's rows.
-struct Maxima {
+// A number for each of an invocation's rows.
+struct OfRows {
   low: Numbers,
   high: Numbers,
 }
@@ -49,9 +50,10 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
     chunk = first_row / params.chunk_len;
   }
 
+  let decay = decay_of(head, first_row, invocation);
   var sums = Sums();
   var total = Numbers(0.0);
-  var maxima = Maxima(Numbers(LOWEST), Numbers(LOWEST));
+  var maxima = OfRows(Numbers(LOWEST), Numbers(LOWEST));
   let state = (head_kv * params.num_chunks + chunk) * (FEATURES + 1u) * COLUMNS;
   for (var feature = 0u; feature < FEATURES; feature += STEP) {
     query_features(&sums, &maxima, head, first_row, feature, invocation);
@@ -66,12 +68,13 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       add_products_and_total(&sums, &total, f, depth, row_group, column);
     }
   }
+  scale_rows(&sums, decay.low, decay.high);
   add_to_rows(&sums, EPSILON * total);
 
   if CAUSAL {
     let end_key = min(first_row + TILE, params.seqlen);
     for (var key = chunk * params.chunk_len; key < end_key; key += HEAD_DIM) {
-      add_keys(&sums, vec3<u32>(head, head_kv, first_row), key, end_key, invocation);
+      add_keys(&sums, decay, vec3<u32>(head, head_kv, first_row), key, end_key, invocation);
     }
   }
 
@@ -91,10 +94,29 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   }
 }
 
-// left[f, row] = exp(ω_f · q_row − m) for STEP features from `feature` on. Where m grows, `sums` is scaled down.
+// exp(−|q|² / (2 √d)) of an invocation's rows.
+fn decay_of(head: u32, first_row: u32, invocation: u32) -> OfRows {
+  for (var i = invocation; i < TILE; i += INVOCATIONS) {
+    let row = min(first_row + i, params.seqlen - 1u);
+    var squares = Numbers(0.0);
+    for (var quad = 0u; quad < DIM_QUADS; quad++) {
+      let x = decode(q[(head * params.seqlen + row) * DIM_QUADS + quad]);
+      squares = fma(x, x, squares);
+    }
+    weights[i] = exp(-dot(squares, Numbers(HALF_SCALE)));
+  }
+  workgroupBarrier();
+  let at = 8u * (invocation / COLUMNS);
+  return OfRows(
+    Numbers(weights[at], weights[at + 1u], weights[at + 2u], weights[at + 3u]),
+    Numbers(weights[at + 4u], weights[at + 5u], weights[at + 6u], weights[at + 7u]),
+  );
+}
+
+// left[f, row] = exp(ω_f · q_row − M) for STEP features from `feature` on. Where M grows, `sums` is scaled down.
 fn query_features(
   sums: ptr<function, Sums>,
-  maxima: ptr<function, Maxima>,
+  maxima: ptr<function, OfRows>,
   head: u32,
   first_row: u32,
   feature: u32,
@@ -174,8 +196,16 @@ fn queries_to_left(head: u32, first_row: u32, first_dim: u32, depth: u32, invoca
   }
 }
 
-// Adds HEAD_DIM keys from `key` on, those before `end_key`, as far as rows see them. place: head, head of K and V, first row.
-fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32, invocation: u32) {
+// Adds HEAD_DIM keys from `key` on, those before `end_key`, as far as rows see them. place: head, head of K and V,
+// first row.
+fn add_keys(
+  sums: ptr<function, Sums>,
+  decay: OfRows,
+  place: vec3<u32>,
+  key: u32,
+  end_key: u32,
+  invocation: u32,
+) {
   let row_group = invocation / COLUMNS;
   let column = invocation % COLUMNS;
   let key_column = min(column, DIM_QUADS - 1u);
@@ -184,9 +214,11 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
   // products[row, key] = φ(q_row) · φ(k_key): a quad of keys for each column but the last.
   var products = Sums();
   var total = Numbers(0.0);
-  var maxima = Maxima(Numbers(LOWEST), Numbers(LOWEST));
+  var maxima = OfRows(Numbers(LOWEST), Numbers(LOWEST));
   for (var feature = 0u; feature < FEATURES; feature += STEP) {
-    var of_keys = exponentials(key_exponents(place.y, key, feature, invocation), stabiliser);
+    var squares = Numbers(0.0);
+    var of_keys = key_exponents(&squares, place.y, key, feature, invocation);
+    of_keys = exponentials(of_keys, squares + stabiliser);
     add_to_rows(&of_keys, Numbers(EPSILON));
     query_features(&products, &maxima, place.x, place.z, feature, invocation);
     let end = min(STEP, FEATURES - feature);
@@ -209,6 +241,7 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
       add_products_and_total(&products, &total, f, depth, row_group, key_column);
     }
   }
+  scale_rows(&products, decay.low, decay.high);
   add_to_rows(&products, EPSILON * total);
 
   workgroupBarrier();

@@ -1,11 +1,11 @@
 // Performer: what a chunk of keys adds to the state.
 //
-//     a_jf = ω_f · k_j − |k_j|² / (2 √d)            M = max over the keys of the chunk and the features of the tile
-//     S_c[f, :] = Σ_j exp(a_jf − M) · [v_j, 1]      and one row more, f = m: Σ_j [v_j, 1]
+//     M = max ω_f · k_j over the keys of the chunk and the features of the tile
+//     S_c[f, :] = Σ_j exp(ω_f · k_j − |k_j|² / (2 √d) − M) · [v_j, 1]      and one row more, f = m: Σ_j [v_j, 1]
 //
-// k, v: [KV heads of all sequences, seqlen, HEAD_DIM]. states: [KV heads, num_chunks, m + 1, 4 · COLUMNS] in f32. maxima:
-// [KV heads, num_chunks, tiles of features]. A workgroup makes TILE features of one chunk. HEAD_DIM keys pass at a time, so
-// that an invocation has a quad of them; M grows on the way, and S is scaled down with it.
+// k, v: [KV heads of all sequences, seqlen, HEAD_DIM]. states: [KV heads, num_chunks, m + 1, 4 · COLUMNS] in f32.
+// maxima: [KV heads, num_chunks, tiles of features]. A workgroup makes TILE features of one chunk. HEAD_DIM keys pass
+// at a time, so that an invocation has a quad of them; M grows on the way, and S is scaled down with it.
 
 struct Params {
   seqlen: u32,
@@ -43,7 +43,8 @@ fn main(
   var sums = Sums();
   var maximum = LOWEST;
   for (var key = first_key; key < end_key; key += HEAD_DIM) {
-    var exponents = key_exponents(head, key, first_feature, invocation);
+    var squares = Numbers(0.0);
+    var exponents = key_exponents(&squares, head, key, first_feature, invocation);
     let own_keys = vec4<u32>(key + 4u * column) + vec4<u32>(0u, 1u, 2u, 3u);
     let is_key = (own_keys < vec4<u32>(end_key)) & vec4<bool>(column < DIM_QUADS);
 
@@ -58,7 +59,7 @@ fn main(
     scale_rows(&sums, factors_low, factors_high);
 
     // left[key, f]: an invocation has 8 features of 4 keys.
-    exponents = exponentials(exponents, maximum);
+    exponents = exponentials(exponents, squares + maximum);
     workgroupBarrier();
     if column < DIM_QUADS {
       let at = 4u * column;
@@ -88,7 +89,8 @@ fn main(
   }
 }
 
-// What four features weigh for a key: those past the last one nothing, the last one 1, and nothing if there is no such key.
+// What four features weigh for a key: those past the last one nothing, the last one 1, and nothing if there is no such
+// key.
 fn weights(exponentials: Numbers, features: vec4<u32>, is_key: bool) -> Numbers {
   let others = select(Numbers(0.0), Numbers(1.0), features == vec4<u32>(FEATURES));
   let all = select(others, exponentials, features < vec4<u32>(FEATURES));

@@ -3,8 +3,8 @@
 //!     φ(x) = m^(−1/2) (exp(ω x · d^(−1/4) − |x|² / (2 √d) − M) + ε)
 //!     o_i = φ(q_i) Σ_j φ(k_j)ᵀ v_j / (φ(q_i) · Σ_j φ(k_j))
 //!
-//! with m = round(d ln d) random features and ε = 1e-4. M is the largest exponent: of a query, over the features; of the
-//! keys, over the whole head. Rows of ω are orthogonal in blocks of d, and as long as Gaussian vectors are. All heads have
+//! with m = round(d ln d) random features and ε = 1e-4. M is the largest ω x · d^(−1/4), as in the authors' code: of a query
+//! over the features, of the keys over the whole head. Rows of ω are orthogonal in blocks of d, and as long as Gaussian vectors are. All heads have
 //! one ω. Everything is in f32. Causal: j ≤ i in both sums, as a prefix sum over chunks of keys.
 
 use super::dense::Tiles;
@@ -40,18 +40,18 @@ impl Method for Performer {
         let [q, k, v] = inputs.of_head(head);
         let omega = state[OMEGA].f32s();
         let m = omega.len() / d;
-        // All exponents of a row, without a stabiliser.
-        let exponents = |x: &[f32]| -> Vec<f64> {
-            let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let root = f64::from(head_dim).sqrt();
+        let projected = |x: &[f32]| -> Vec<f64> {
             let dot = |row: &[f32]| row.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
-            let root = f64::from(head_dim).sqrt();
-            omega.chunks_exact(d).map(|row| dot(row) / root.sqrt() - squares / (2.0 * root)).collect()
+            omega.chunks_exact(d).map(|row| dot(row) / root.sqrt()).collect()
         };
         let largest = |x: &[f64]| x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let features = |exponents: &[f64], stabiliser: f64| -> Vec<f64> {
-            exponents.iter().map(|a| ((a - stabiliser).exp() + EPSILON) / (m as f64).sqrt()).collect()
+        let features = |x: &[f32], projected: &[f64], stabiliser: f64| -> Vec<f64> {
+            let squares: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let feature = |a: &f64| ((a - squares / (2.0 * root) - stabiliser).exp() + EPSILON) / (m as f64).sqrt();
+            projected.iter().map(feature).collect()
         };
-        let of_keys: Vec<Vec<f64>> = k.chunks_exact(d).map(exponents).collect();
+        let of_keys: Vec<Vec<f64>> = k.chunks_exact(d).map(projected).collect();
         let stabiliser = of_keys.iter().map(|a| largest(a)).fold(f64::NEG_INFINITY, f64::max);
 
         let (mut sums, mut weights) = (vec![0.0; m * d], vec![0.0; m]);
@@ -60,7 +60,8 @@ impl Method for Performer {
         for &row in rows {
             let end = if causal { row as usize + 1 } else { seqlen as usize };
             for j in seen..end {
-                for (f, phi) in features(&of_keys[j], stabiliser).into_iter().enumerate() {
+                let phi = features(&k[j * d..][..d], &of_keys[j], stabiliser);
+                for (f, phi) in phi.into_iter().enumerate() {
                     weights[f] += phi;
                     for e in 0..d {
                         sums[f * d + e] += phi * f64::from(v[j * d + e]);
@@ -68,8 +69,9 @@ impl Method for Performer {
                 }
             }
             seen = end;
-            let own = exponents(&q[row as usize * d..][..d]);
-            let phi = features(&own, largest(&own));
+            let q = &q[row as usize * d..][..d];
+            let own = projected(q);
+            let phi = features(q, &own, largest(&own));
             let weight: f64 = (0..m).map(|f| phi[f] * weights[f]).sum();
             out.extend((0..d).map(|e| (0..m).map(|f| phi[f] * sums[f * d + e]).sum::<f64>() / weight));
         }

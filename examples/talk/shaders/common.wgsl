@@ -3,8 +3,8 @@
 //     sums[row, column] += Σ_k left[k, row] · right[k, column]
 //
 // Both factors lie in workgroup memory with their rows along the sum. An invocation owns 8 rows and a quad of columns.
-// V gets one more quad of columns, (1, 0, 0, 0): so a sum of weighted rows of V carries the sum of the weights beside it.
-// COLUMNS = HEAD_DIM / 4 + 1.
+// V gets one more quad of columns, (1, 0, 0, 0): so a sum of weighted rows of V carries the sum of the weights beside
+// it. COLUMNS = HEAD_DIM / 4 + 1.
 
 const DIM_QUADS = HEAD_DIM / 4u;
 const COLUMNS = DIM_QUADS + 1u;
@@ -94,13 +94,23 @@ fn add_to_rows(sums: ptr<function, Sums>, quad: Numbers) {
   (*sums).row_7 += quad;
 }
 
-// Columns become rows: what a thread holds of `left` for the next product. Low is rows 0 to 3 of column c, high 4 to 7.
-fn low_of(sums: Sums, c: u32) -> Numbers {
-  return Numbers(sums.row_0[c], sums.row_1[c], sums.row_2[c], sums.row_3[c]);
+// Columns become rows: low[c] is rows 0 to 3 of column c, high[c] rows 4 to 7.
+struct Turned {
+  low: mat4x4<f32>,
+  high: mat4x4<f32>,
 }
 
-fn high_of(sums: Sums, c: u32) -> Numbers {
-  return Numbers(sums.row_4[c], sums.row_5[c], sums.row_6[c], sums.row_7[c]);
+fn turned(sums: Sums) -> Turned {
+  return Turned(
+    transpose(mat4x4<f32>(sums.row_0, sums.row_1, sums.row_2, sums.row_3)),
+    transpose(mat4x4<f32>(sums.row_4, sums.row_5, sums.row_6, sums.row_7)),
+  );
+}
+
+// left[depth, 8 rows of a row group]
+fn put(depth: u32, row_group: u32, low: Numbers, high: Numbers) {
+  left[depth * LEFT_QUADS + 2u * row_group] = low;
+  left[depth * LEFT_QUADS + 2u * row_group + 1u] = high;
 }
 
 // Row r of eight.
@@ -115,4 +125,21 @@ fn row_of(sums: Sums, r: u32) -> Numbers {
     case 6u: { return sums.row_6; }
     default: { return sums.row_7; }
   }
+}
+
+// Products of four rows from `row` on with a key, where they see it.
+fn seen(products: Numbers, key: u32, row: u32, end_key: u32) -> Numbers {
+  let rows = vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u);
+  return select(Numbers(0.0), products, vec4<bool>(key < end_key) & (vec4<u32>(key) <= rows));
+}
+
+// Writes the products of an invocation's rows and four keys from `key` on, which stand in `column`.
+fn put_seen(products: Sums, column: u32, row_group: u32, key: u32, row: u32, end_key: u32) {
+  let by_key = turned(products);
+  let at = 4u * column;
+  let far = row + 4u;
+  put(at, row_group, seen(by_key.low[0], key, row, end_key), seen(by_key.high[0], key, far, end_key));
+  put(at + 1u, row_group, seen(by_key.low[1], key + 1u, row, end_key), seen(by_key.high[1], key + 1u, far, end_key));
+  put(at + 2u, row_group, seen(by_key.low[2], key + 2u, row, end_key), seen(by_key.high[2], key + 2u, far, end_key));
+  put(at + 3u, row_group, seen(by_key.low[3], key + 3u, row, end_key), seen(by_key.high[3], key + 3u, far, end_key));
 }

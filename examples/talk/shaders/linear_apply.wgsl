@@ -1,10 +1,11 @@
 // Linear attention: rows meet the state, and under a causal mask the keys of their own chunk.
 //
-//     [n_i, z_i] = φ(q_i) S + Σ_j (φ(q_i) · φ(k_j)) [v_j, 1]        the sum only if causal: keys j ≤ i of the chunk of i
+//     [n_i, z_i] = φ(q_i) S + Σ_j (φ(q_i) · φ(k_j)) [v_j, 1]      the sum only if causal: keys j ≤ i of the chunk of i
 //     o_i = n_i / z_i
 //
-// q, o: [heads of Q of all sequences, seqlen, HEAD_DIM]. k, v: KV heads. states: as scan.wgsl leaves them, the one of chunk 0
-// if not causal. A workgroup owns TILE rows. Keys come HEAD_DIM at a time, so that an invocation has a quad of them.
+// q, o: [heads of Q of all sequences, seqlen, HEAD_DIM]. k, v: KV heads. states: as scan.wgsl leaves them, the one of
+// chunk 0 if not causal. A workgroup owns TILE rows. Keys come HEAD_DIM at a time, so that an invocation has a quad of
+// them.
 
 struct Params {
   seqlen: u32,
@@ -90,7 +91,8 @@ fn load_queries(head: u32, first_row: u32, invocation: u32) {
   }
 }
 
-// Adds HEAD_DIM keys from `key` on, those before `end_key`, as far as rows see them. place: head, head of K and V, first row.
+// Adds HEAD_DIM keys from `key` on, those before `end_key`, as far as rows see them. place: head, head of K and V,
+// first row.
 fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32, invocation: u32) {
   let row_group = invocation / COLUMNS;
   let column = invocation % COLUMNS;
@@ -120,15 +122,7 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
 
   workgroupBarrier();
   if column < DIM_QUADS {
-    let first = vec4<u32>(place.z + 8u * row_group) + vec4<u32>(0u, 1u, 2u, 3u);
-    for (var c = 0u; c < 4u; c++) {
-      let j = key + 4u * column + c;
-      let is_key = j < end_key;
-      let low = select(Numbers(0.0), low_of(products, c), vec4<bool>(is_key) & (vec4<u32>(j) <= first));
-      let high = select(Numbers(0.0), high_of(products, c), vec4<bool>(is_key) & (vec4<u32>(j) <= first + 4u));
-      left[(4u * column + c) * LEFT_QUADS + 2u * row_group] = low;
-      left[(4u * column + c) * LEFT_QUADS + 2u * row_group + 1u] = high;
-    }
+    put_seen(products, column, row_group, key + 4u * column, place.z + 8u * row_group, end_key);
   }
   for (var j = 0u; j < HEAD_DIM; j += SLICE) {
     let depth = min(SLICE, HEAD_DIM - j);

@@ -2,8 +2,8 @@
 //
 //     projected_k[r] = mean of k_j,  ⌊r N / ROWS⌋ ≤ j < ⌊(r + 1) N / ROWS⌋        N = seqlen
 //
-// k, v: [KV heads of all sequences, seqlen, HEAD_DIM]. projected_k, projected_v: [KV heads, ROWS, HEAD_DIM]. Neighbours in a
-// workgroup own the quads of a row.
+// k, v: [KV heads of all sequences, seqlen, HEAD_DIM]. projected_k, projected_v: [KV heads, ROWS, HEAD_DIM]. Neighbours
+// in a workgroup own the quads of a row.
 
 struct Params {
   seqlen: u32,

@@ -1,9 +1,11 @@
 // Linformer: keys and values are projected along the sequence, a chunk of tokens at a time.
 //
-//     parts[0, c][r, :] = Σ_j E[r, j] · k_j        parts[1, c][r, :] = Σ_j E[r, j] · v_j        over the tokens j of chunk c
+//     parts[0, c][r, :] = Σ_j E[r, j] · k_j
+//     parts[1, c][r, :] = Σ_j E[r, j] · v_j        over the tokens j of chunk c
 //
-// k, v: [KV heads of all sequences, seqlen, HEAD_DIM]. e: [seqlen, ROWS] in f32, E with its dimensions exchanged. parts:
-// [2, num_chunks, KV heads, ROWS, HEAD_DIM] in f32. A workgroup makes TILE rows of one chunk. ROWS is a multiple of 4.
+// k, v: [KV heads of all sequences, seqlen, HEAD_DIM]. e: [seqlen, ROWS] in f32, E with its dimensions exchanged.
+// parts: [2, num_chunks, KV heads, ROWS, HEAD_DIM] in f32. A workgroup makes TILE rows of one chunk. ROWS is a multiple
+// of 4.
 
 struct Params {
   seqlen: u32,

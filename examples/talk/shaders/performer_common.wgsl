@@ -3,6 +3,8 @@
 
 const FEATURE_QUADS = (FEATURES + 3u) / 4u;
 const EPSILON = 1e-4;
+// Of |x|² in the exponent: 1 / (2 √d).
+const HALF_SCALE = 0.5 / sqrt(f32(HEAD_DIM));
 // Below every exponent, and finite.
 const LOWEST = -1e38;
 
@@ -45,13 +47,19 @@ fn values_to_right(head: u32, key: u32, depth: u32, invocation: u32) {
   }
 }
 
-// What exp is taken of, for TILE features from `first_feature` on (rows) and HEAD_DIM keys from `key` on (columns):
-// ω · k − |k|² / (2 √head_dim). The last column holds nothing.
-fn key_exponents(head: u32, key: u32, first_feature: u32, invocation: u32) -> Sums {
+// ω · k for TILE features from `first_feature` on (rows) and HEAD_DIM keys from `key` on (columns), and |k|² / (2 √d) of
+// an invocation's keys. The last column holds nothing.
+fn key_exponents(
+  squares: ptr<function, Numbers>,
+  head: u32,
+  key: u32,
+  first_feature: u32,
+  invocation: u32,
+) -> Sums {
   let row_group = invocation / COLUMNS;
   let column = min(invocation % COLUMNS, DIM_QUADS - 1u);
   var sums = Sums();
-  var squares = Numbers(0.0);
+  var sum_of_squares = Numbers(0.0);
   for (var d = 0u; d < HEAD_DIM; d += SLICE) {
     let depth = min(SLICE, HEAD_DIM - d);
     workgroupBarrier();
@@ -61,23 +69,23 @@ fn key_exponents(head: u32, key: u32, first_feature: u32, invocation: u32) -> Su
     add_products(&sums, 0u, depth, row_group, column);
     for (var i = 0u; i < depth; i++) {
       let x = right[i * COLUMNS + column];
-      squares = fma(x, x, squares);
+      sum_of_squares = fma(x, x, sum_of_squares);
     }
   }
-  add_to_rows(&sums, squares * (-0.5 / sqrt(f32(HEAD_DIM))));
+  *squares = sum_of_squares * HALF_SCALE;
   return sums;
 }
 
-// exp of each, under a stabiliser.
-fn exponentials(x: Sums, stabiliser: f32) -> Sums {
+// exp of each, less a quad for the columns.
+fn exponentials(x: Sums, less: Numbers) -> Sums {
   var y = Sums();
-  y.row_0 = exp(x.row_0 - stabiliser);
-  y.row_1 = exp(x.row_1 - stabiliser);
-  y.row_2 = exp(x.row_2 - stabiliser);
-  y.row_3 = exp(x.row_3 - stabiliser);
-  y.row_4 = exp(x.row_4 - stabiliser);
-  y.row_5 = exp(x.row_5 - stabiliser);
-  y.row_6 = exp(x.row_6 - stabiliser);
-  y.row_7 = exp(x.row_7 - stabiliser);
+  y.row_0 = exp(x.row_0 - less);
+  y.row_1 = exp(x.row_1 - less);
+  y.row_2 = exp(x.row_2 - less);
+  y.row_3 = exp(x.row_3 - less);
+  y.row_4 = exp(x.row_4 - less);
+  y.row_5 = exp(x.row_5 - less);
+  y.row_6 = exp(x.row_6 - less);
+  y.row_7 = exp(x.row_7 - less);
   return y;
 }

@@ -1,10 +1,11 @@
-// Performer: the states of all chunks become one, or what each chunk may use of those before it, all under one stabiliser M.
+// Performer: the states of all chunks become one, or what each chunk may use of those before it, all under one
+// stabiliser M.
 //
 //     T_c[f] = exp(M_c,f − M) · S_c[f] + ε · S_c[m]         M_c,f: that of the chunk and the feature's tile
 //     not causal:  S[0] = Σ_c T_c            causal:  S[c] = Σ_{b < c} T_b
 //
-// states: [KV heads, num_chunks, m + 1, 4 · COLUMNS], in place; the last row stays as it is. maxima: [KV heads, num_chunks,
-// num_tiles]. An invocation owns one quad of a feature, of all chunks.
+// states: [KV heads, num_chunks, m + 1, 4 · COLUMNS], in place; the last row stays as it is. maxima: [KV heads,
+// num_chunks, num_tiles]. An invocation owns one quad of a feature, of all chunks.
 
 struct Params {
   num_chunks: u32,

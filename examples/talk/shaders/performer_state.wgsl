@@ -1,11 +1,11 @@
 // Performer: what a chunk of keys adds to the state.
 //
-//     a_jf = ω_f · k_j − |k_j|² / (2 √d)            M = max over the keys of the chunk and the features of the tile
-//     S_c[f, :] = Σ_j exp(a_jf − M) · [v_j, 1]      and one row more, f = m: Σ_j [v_j, 1]
+//     M = max ω_f · k_j over the keys of the chunk and the features of the tile
+//     S_c[f, :] = Σ_j exp(ω_f · k_j − |k_j|² / (2 √d) − M) · [v_j, 1]      and one row more, f = m: Σ_j [v_j, 1]
 //
-// k, v: [KV heads of all sequences, seqlen, HEAD_DIM]. states: [KV heads, num_chunks, m + 1, 4 · COLUMNS] in f32. maxima:
-// [KV heads, num_chunks, tiles of features]. A workgroup makes TILE features of one chunk. HEAD_DIM keys pass at a time, so
-// that an invocation has a quad of them; M grows on the way, and S is scaled down with it.
+// k, v: [KV heads of all sequences, seqlen, HEAD_DIM]. states: [KV heads, num_chunks, m + 1, 4 · COLUMNS] in f32.
+// maxima: [KV heads, num_chunks, tiles of features]. A workgroup makes TILE features of one chunk. HEAD_DIM keys pass
+// at a time, so that an invocation has a quad of them; M grows on the way, and S is scaled down with it.
 
 struct Params {
   seqlen: u32,
@@ -43,18 +43,13 @@ fn main(
   var sums = Sums();
   var maximum = LOWEST;
   for (var key = first_key; key < end_key; key += HEAD_DIM) {
-    var exponents = key_exponents(head, key, first_feature, invocation);
+    var squares = Numbers(0.0);
+    var exponents = key_exponents(&squares, head, key, first_feature, invocation);
     let own_keys = vec4<u32>(key + 4u * column) + vec4<u32>(0u, 1u, 2u, 3u);
     let is_key = (own_keys < vec4<u32>(end_key)) & vec4<bool>(column < DIM_QUADS);
 
-    var own_maximum = LOWEST;
-    for (var r = 0u; r < 8u; r++) {
-      if own_feature + r < FEATURES {
-        let x = select(Numbers(LOWEST), row_of(exponents, r), is_key);
-        own_maximum = max(own_maximum, max(max(x.x, x.y), max(x.z, x.w)));
-      }
-    }
-    let next = max(maximum, largest_of_all(own_maximum, invocation));
+    let num_features = max(FEATURES, own_feature) - own_feature;
+    let next = max(maximum, largest_of_all(largest_of(exponents, num_features, is_key), invocation));
     let factor = exp(maximum - next);
     maximum = next;
     // The row of plain sums has no stabiliser.
@@ -64,14 +59,15 @@ fn main(
     scale_rows(&sums, factors_low, factors_high);
 
     // left[key, f]: an invocation has 8 features of 4 keys.
-    exponents = exponentials(exponents, maximum);
+    exponents = exponentials(exponents, squares + maximum);
     workgroupBarrier();
     if column < DIM_QUADS {
-      for (var c = 0u; c < 4u; c++) {
-        let at = (4u * column + c) * LEFT_QUADS + 2u * row_group;
-        left[at] = select(Numbers(0.0), weights(low_of(exponents, c), low), vec4<bool>(is_key[c]));
-        left[at + 1u] = select(Numbers(0.0), weights(high_of(exponents, c), low + 4u), vec4<bool>(is_key[c]));
-      }
+      let at = 4u * column;
+      let by_key = turned(exponents);
+      put(at, row_group, weights(by_key.low[0], low, is_key.x), weights(by_key.high[0], low + 4u, is_key.x));
+      put(at + 1u, row_group, weights(by_key.low[1], low, is_key.y), weights(by_key.high[1], low + 4u, is_key.y));
+      put(at + 2u, row_group, weights(by_key.low[2], low, is_key.z), weights(by_key.high[2], low + 4u, is_key.z));
+      put(at + 3u, row_group, weights(by_key.low[3], low, is_key.w), weights(by_key.high[3], low + 4u, is_key.w));
     }
     for (var j = 0u; j < HEAD_DIM; j += SLICE) {
       let depth = min(SLICE, HEAD_DIM - j);
@@ -93,10 +89,26 @@ fn main(
   }
 }
 
-// Features past the last count nothing, the last one 1.
-fn weights(exponentials: Numbers, features: vec4<u32>) -> Numbers {
+// What four features weigh for a key: those past the last one nothing, the last one 1, and nothing if there is no such
+// key.
+fn weights(exponentials: Numbers, features: vec4<u32>, is_key: bool) -> Numbers {
   let others = select(Numbers(0.0), Numbers(1.0), features == vec4<u32>(FEATURES));
-  return select(others, exponentials, features < vec4<u32>(FEATURES));
+  let all = select(others, exponentials, features < vec4<u32>(FEATURES));
+  return select(Numbers(0.0), all, vec4<bool>(is_key));
+}
+
+// The largest exponent of the first `num_features` rows and of the keys that there are.
+fn largest_of(exponents: Sums, num_features: u32, is_key: vec4<bool>) -> f32 {
+  var largest = Numbers(LOWEST);
+  largest = select(largest, max(largest, exponents.row_0), is_key & vec4<bool>(num_features > 0u));
+  largest = select(largest, max(largest, exponents.row_1), is_key & vec4<bool>(num_features > 1u));
+  largest = select(largest, max(largest, exponents.row_2), is_key & vec4<bool>(num_features > 2u));
+  largest = select(largest, max(largest, exponents.row_3), is_key & vec4<bool>(num_features > 3u));
+  largest = select(largest, max(largest, exponents.row_4), is_key & vec4<bool>(num_features > 4u));
+  largest = select(largest, max(largest, exponents.row_5), is_key & vec4<bool>(num_features > 5u));
+  largest = select(largest, max(largest, exponents.row_6), is_key & vec4<bool>(num_features > 6u));
+  largest = select(largest, max(largest, exponents.row_7), is_key & vec4<bool>(num_features > 7u));
+  return max(max(largest.x, largest.y), max(largest.z, largest.w));
 }
 
 // The largest value of all invocations.

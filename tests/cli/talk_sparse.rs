@@ -232,6 +232,28 @@ fn routing_does_not_depend_on_the_order_of_tokens() {
     assert!(relative_difference(&second("routing.o"), &reversed(first("routing.o"))) < 1e-5);
 }
 
+/// Sizes and rounds come with what is loaded; the program compares the answers with the twins'.
+#[test]
+fn loaded_sizes_are_taken() {
+    let place = Workplace::new();
+    let buckets: Vec<u32> = (0..140u32).map(|token| token * token / 7 % 2).collect();
+    let load = file(
+        &place,
+        "load",
+        &[
+            ("longformer.sizes", Dtype::U32, vec![2], bytes_of_words(&[5, 3])),
+            ("reformer.buckets", Dtype::U32, vec![1, 1, 2, 70], bytes_of_words(&buckets)),
+        ],
+    );
+    for causal in [&[][..], &["--causal"]] {
+        let options = ["--seqlen", "70", "--methods", "flash,longformer,reformer", "--head-dim", "8", "--load", &load];
+        let found = dumped(&place, "found", &[&options[..], causal].concat());
+        assert_eq!(words(found("longformer.sizes")), [5, 3]);
+        assert_eq!(words(found("reformer.buckets")), buckets);
+        assert!(relative_difference(&found("longformer.o"), &found("flash.o")) > 0.01);
+    }
+}
+
 #[test]
 fn what_is_loaded_must_fit() {
     let place = Workplace::new();

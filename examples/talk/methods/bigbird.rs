@@ -67,8 +67,9 @@ impl Method for BigBird {
             parts.push(Attention::new(gpu, &rows.with_key_mask(KeyMask::Blocks(mask)), tensors, None)?);
         }
         let pairs = pairs(&problem, &drawn, blocks);
-        let state = (dims(&problem), drawn);
-        Ok(Box::new(Ready { parts: Parts::new(parts, o, sparse::cost_of_pairs(&problem, pairs)), state }))
+        let dims = dims(&problem).iter().map(|dim| *dim as usize).collect();
+        let state = State::from([(BLOCKS.to_owned(), Tensor { dims, values: Values::U32(drawn) })]);
+        Ok(Box::new(Parts::new(parts, o, sparse::cost_of_pairs(&problem, pairs), state)))
     }
 
     fn twin(&self, inputs: &Inputs, state: &State, head: Head, rows: &[u32]) -> Vec<f64> {
@@ -118,31 +119,4 @@ fn pairs(problem: &Problem, drawn: &[u32], blocks: u32) -> f64 {
     let heads = 0..problem.num_heads;
     let of_all: u64 = heads.map(|head| (0..blocks).map(|row| of_row(head, row)).sum::<u64>()).sum();
     of_all as f64 * f64::from(problem.batch)
-}
-
-struct Ready {
-    parts: Parts,
-    /// The drawn blocks and their dimensions.
-    state: ([u32; 3], Vec<u32>),
-}
-
-impl Prepared for Ready {
-    fn encode(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        self.parts.encode(encoder)
-    }
-
-    fn output(&self) -> &wgpu::Buffer {
-        self.parts.output()
-    }
-
-    fn cost(&self) -> super::Cost {
-        self.parts.cost()
-    }
-
-    fn state(&self, _: &Gpu) -> Result<State> {
-        let (dims, drawn) = &self.state;
-        let dims = dims.iter().map(|dim| *dim as usize).collect();
-        let tensor = Tensor { dims, values: Values::U32(drawn.clone()) };
-        Ok(State::from([(BLOCKS.to_owned(), tensor)]))
-    }
 }

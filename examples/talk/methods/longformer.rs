@@ -12,10 +12,14 @@ use wgpu_flash_attention::{BlockMask, KeyMask};
 
 use super::sparse::{self, Attention, Step};
 use super::{Cost, Method, Prepared};
-use crate::case::{Case, Head, Inputs, Problem, State};
+use crate::case::{Case, Head, Inputs, Problem, State, Tensor, Values};
 use crate::device::Gpu;
 use crate::failure::Result;
 
+/// The state: window and global, `[2]`.
+const SIZES: &str = "longformer.sizes";
+
+#[derive(Clone, Copy)]
 pub struct Longformer {
     /// Keys that a row sees on each side.
     pub window: u32,
@@ -64,7 +68,11 @@ impl Method for Longformer {
         let problem = case.inputs.problem;
         let o = case.output(gpu)?;
         let tensors = [&case.q, &case.k, &case.v, &o];
-        let global = self.global.min(problem.seqlen);
+        let sizes = match sparse::given_words(case, SIZES, &[2], u32::MAX)? {
+            Some(sizes) => Self { window: sizes[0], global: sizes[1] },
+            None => *self,
+        };
+        let global = sizes.global.min(problem.seqlen);
         let mut steps = Vec::new();
         if global > 0 {
             let mut rows = sparse::some_rows(&problem, 0, global);
@@ -77,17 +85,21 @@ impl Method for Longformer {
         }
         if global < problem.seqlen {
             // The last row meets the last key, as the mask and causal have it.
-            let mask = KeyMask::Blocks(BlockMask::longformer(self.window, self.global));
+            let mask = KeyMask::Blocks(BlockMask::longformer(sizes.window, sizes.global));
             let rows = sparse::some_rows(&problem, global, problem.seqlen - global).with_key_mask(mask);
             let rows = if problem.causal { rows.with_causal() } else { rows };
             steps.push(Attention::new(gpu, &rows, tensors, None)?);
         }
-        let pairs = self.pairs(&problem) as f64 * f64::from(problem.batch * problem.num_heads);
-        Ok(Box::new(Parts::new(steps, o, sparse::cost_of_pairs(&problem, pairs))))
+        let pairs = sizes.pairs(&problem) as f64 * f64::from(problem.batch * problem.num_heads);
+        let tensor = Tensor { dims: vec![2], values: Values::U32(vec![sizes.window, sizes.global]) };
+        let state = State::from([(SIZES.to_owned(), tensor)]);
+        Ok(Box::new(Parts::new(steps, o, sparse::cost_of_pairs(&problem, pairs), state)))
     }
 
-    fn twin(&self, inputs: &Inputs, _: &State, head: Head, rows: &[u32]) -> Vec<f64> {
-        masked(inputs, head, rows, |i, j| self.sees(i, j, inputs.problem.causal))
+    fn twin(&self, inputs: &Inputs, state: &State, head: Head, rows: &[u32]) -> Vec<f64> {
+        let sizes = state[SIZES].u32s();
+        let sizes = Self { window: sizes[0], global: sizes[1] };
+        masked(inputs, head, rows, |i, j| sizes.sees(i, j, inputs.problem.causal))
     }
 }
 
@@ -96,13 +108,14 @@ pub struct Parts {
     steps: Vec<Step>,
     o: wgpu::Buffer,
     cost: Cost,
+    state: State,
 }
 
 impl Parts {
-    pub fn new(parts: Vec<Attention>, o: wgpu::Buffer, cost: Cost) -> Self {
+    pub fn new(parts: Vec<Attention>, o: wgpu::Buffer, cost: Cost, state: State) -> Self {
         let extra_bytes = parts.iter().map(Attention::extra_bytes).sum();
         let steps = parts.into_iter().map(|part| Step::Attention(Box::new(part))).collect();
-        Self { steps, o, cost: Cost { extra_bytes, ..cost } }
+        Self { steps, o, cost: Cost { extra_bytes, ..cost }, state }
     }
 }
 
@@ -117,6 +130,10 @@ impl Prepared for Parts {
 
     fn cost(&self) -> Cost {
         self.cost
+    }
+
+    fn state(&self, _: &Gpu) -> Result<State> {
+        Ok(self.state.clone())
     }
 }
 

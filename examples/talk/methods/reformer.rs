@@ -18,10 +18,12 @@ use super::{Cost, Exact, Method, Prepared};
 use crate::case::{Case, Head, Inputs, Problem, State, Tensor, given};
 use crate::device::Gpu;
 use crate::draws::Draws;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 
 /// Tokens of a chunk, and of a bucket if all are equal.
 const CHUNK: u32 = 64;
+
+const MOST_ROUNDS: u32 = 16;
 
 /// The state: the rows of R, `[rounds, buckets / 2, head_dim]`, and the bucket of each token, `[rounds, batch, num_heads, seqlen]`.
 /// Loaded buckets are taken as they are.
@@ -58,7 +60,13 @@ impl Method for Reformer {
     }
 
     fn prepare(&self, gpu: &Gpu, case: &Case) -> Result<Box<dyn Prepared>> {
-        Ok(Box::new(Ready::new(gpu, case, self.rounds)?))
+        // What is loaded says how many rounds there are; shapes are judged there.
+        let loaded = [BUCKETS, ROTATIONS].iter().find_map(|name| case.given.get(*name));
+        let rounds = loaded.map_or(self.rounds, |tensor| tensor.dims.first().map_or(1, |rounds| *rounds as u32));
+        if !(1..=MOST_ROUNDS).contains(&rounds) {
+            return Err(Failure::new(format_args!("{rounds} rounds are loaded; 1 to {MOST_ROUNDS} are possible")));
+        }
+        Ok(Box::new(Ready::new(gpu, case, rounds)?))
     }
 
     fn twin(&self, inputs: &Inputs, state: &State, head: Head, rows: &[u32]) -> Vec<f64> {
@@ -72,13 +80,13 @@ impl Method for Reformer {
         };
         let buckets = state[BUCKETS].u32s();
         let lists = (inputs.problem.batch * inputs.problem.num_heads) as usize;
-        let sorted = |round: u32| {
-            let buckets = &buckets[(round as usize * lists + head.of_q(&inputs.problem)) * n..][..n];
+        let sorted = |round: usize| {
+            let buckets = &buckets[(round * lists + head.of_q(&inputs.problem)) * n..][..n];
             let mut order: Vec<usize> = (0..n).collect();
             order.sort_by_key(|token| (buckets[*token], *token));
             order
         };
-        let orders: Vec<Vec<usize>> = (0..self.rounds).map(sorted).collect();
+        let orders: Vec<Vec<usize>> = (0..buckets.len() / (lists * n)).map(sorted).collect();
         let of_row = |i: usize| {
             let of_round = |order: &Vec<usize>| {
                 let place = order.iter().position(|token| *token == i).unwrap_or(0);

@@ -144,10 +144,10 @@ pub fn gathered(
 /// The kernels take rows in quads, and count elements of Q, a few times over, in 32 bits.
 pub fn takes_quads(problem: &Problem) -> std::result::Result<(), String> {
     let head_dim = problem.head_dim;
-    match problem.q_len() < 1 << 28 {
+    match problem.q_len() < 1 << 27 {
         true if head_dim.is_multiple_of(4) => Ok(()),
         true => Err(format!("needs a head_dim that is a multiple of 4, not {head_dim}")),
-        false => Err("needs fewer than 2^28 elements in Q".to_owned()),
+        false => Err("needs fewer than 2^27 elements in Q".to_owned()),
     }
 }
 

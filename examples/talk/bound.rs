@@ -52,15 +52,17 @@ pub fn bound(options: &BoundOptions, adapter: Option<&str>, out: &mut dyn Write)
         compare::make_folder(folder)?;
     }
     let gpu = device::open(adapter)?;
+    let problems = problems(options, &gpu);
+    problems.iter().try_for_each(Problem::check_size)?;
     let ceilings = pollster::block_on(ceilings::measure(&gpu))?;
     let table = match options.json {
         true => None,
         false => Some(header(&gpu, &ceilings, options, out)?),
     };
     let mut records = Vec::new();
-    for problem in problems(options, &gpu) {
+    for problem in &problems {
         for algorithm in [Algorithm::Standard, Algorithm::Flash] {
-            let record = measure(&gpu, &problem, algorithm, &ceilings);
+            let record = measure(&gpu, problem, algorithm, &ceilings);
             match &table {
                 Some(table) => table.row(&record.cells(), out)?,
                 None => writeln!(out, "{}", json(&record)?)?,

@@ -28,6 +28,18 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Fails where tensors would be larger than this program takes.
+    pub fn check_size(&self) -> Result<()> {
+        const MOST: u64 = 1 << 30;
+        let Self { batch, num_heads, num_heads_kv, seqlen, head_dim, .. } = *self;
+        let counts = [batch, num_heads.max(num_heads_kv), seqlen, head_dim];
+        let elements = counts.into_iter().fold(1u64, |product, count| product.saturating_mul(count.into()));
+        match elements <= MOST {
+            true => Ok(()),
+            false => Err(Failure::new(format_args!("Q would have {elements} elements, and {MOST} are the most here"))),
+        }
+    }
+
     /// Elements of Q and O.
     pub fn q_len(&self) -> usize {
         self.batch as usize * self.num_heads as usize * self.head_len()

@@ -264,7 +264,8 @@ fn bound_says_which_ceiling_is_the_lower_one() {
 fn refusals_say_why() {
     let place = Workplace::new();
     let bad = place.write("bad", b"not a file of tensors");
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
+        (&["--seqlen", "1048576", "--heads", "1024", "--batch", "1024"], "are the most here"),
         (&["--methods", "magic"], "there is no method 'magic'; there is flash, standard, linear"),
         (&["--input", "/nowhere"], "cannot read /nowhere"),
         (&["--input", &bad], "cannot read"),

@@ -4,6 +4,9 @@ use super::record::Record;
 use crate::ceilings::Ceilings;
 use crate::text;
 
+/// What a table shows of a record.
+type Cell<'a> = &'a dyn Fn(&Record) -> Option<String>;
+
 /// All tables of all elements.
 pub fn page(records: &[Record], adapter: &str, ceilings: Option<&Ceilings>) -> String {
     let mut page = format!("{adapter}.");
@@ -15,7 +18,7 @@ pub fn page(records: &[Record], adapter: &str, ceilings: Option<&Ceilings>) -> S
         );
     }
     page += "\n";
-    let questions: [(&str, &dyn Fn(&Record) -> Option<String>); 6] = [
+    let questions: [(&str, Cell); 6] = [
         ("Time, ms", &|record| record.ms_median.map(milliseconds)),
         ("Time of a method / time of flash", &|record| record.times_flash.map(|times| format!("{times:.2}"))),
         ("Extra memory", &|record| record.extra_bytes.map(text::bytes)),
@@ -35,7 +38,7 @@ pub fn page(records: &[Record], adapter: &str, ceilings: Option<&Ceilings>) -> S
 }
 
 /// A row for each method, a column for each length.
-fn table(records: &[&Record], cell: &dyn Fn(&Record) -> Option<String>) -> String {
+fn table(records: &[&Record], cell: Cell) -> String {
     let lengths = distinct(records.iter().map(|record| record.seqlen));
     let methods = distinct(records.iter().map(|record| record.method));
     let heads: Vec<String> = lengths.iter().map(|seqlen| format!(" N={seqlen} |")).collect();

@@ -259,6 +259,9 @@ fn problems(options: &CompareOptions, source: &Source, gpu: &Gpu) -> Result<Vec<
     {
         return Err(Failure::new(format_args!("the file has {} tokens, not {long}", file.seqlen)));
     }
+    for &seqlen in lengths {
+        Problem { seqlen, ..first }.check_size()?;
+    }
     let elements = if options.record.is_some() { &[Element::F32, Element::F16] } else { &options.element[..] };
     let problem = |seqlen: &u32, element: &Element| Problem {
         seqlen: *seqlen,

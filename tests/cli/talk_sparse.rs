@@ -250,6 +250,9 @@ fn loaded_sizes_are_taken() {
         let found = dumped(&place, "found", &[&options[..], causal].concat());
         assert_eq!(words(found("longformer.sizes")), [5, 3]);
         assert_eq!(words(found("reformer.buckets")), buckets);
+        // What Reformer stands for is another attention.
+        assert_ne!(found("exact_shared_qk.o"), found("exact.o"));
+        assert!(relative_difference(&found("flash.o"), &found("exact.o")) < 1e-5);
         assert!(relative_difference(&found("longformer.o"), &found("flash.o")) > 0.01);
     }
 }

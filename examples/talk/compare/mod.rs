@@ -125,7 +125,13 @@ impl Run<'_> {
             self.dump("q", problem, problem.num_heads, q);
             self.dump("k", problem, problem.num_heads_kv, k);
             self.dump("v", problem, problem.num_heads_kv, v);
-            exact.all.into_iter().for_each(|(_, o)| self.dump("exact.o", problem, problem.num_heads, o));
+            for (exact, o) in exact.all {
+                let name = match exact {
+                    Exact::Attention => "exact.o",
+                    Exact::SharedQk => "exact_shared_qk.o",
+                };
+                self.dump(name, problem, problem.num_heads, o);
+            }
         }
         Ok(())
     }

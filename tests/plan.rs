@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use wgpu_flash_attention::unstable::{Kernel, Origins};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, Call, Capabilities, DeviceClass, Element, EntryLayout, Error, KeyMask,
-    MaskWgsl, MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning, WgslOptions, Workload,
+    Algorithm, AttentionProblem, AttentionShape, BlockMask, Call, Capabilities, DeviceClass, Element, EntryLayout,
+    Error, KeyMask, MaskWgsl, MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning,
+    WgslOptions, Workload,
 };
 
 fn discrete() -> Capabilities {
@@ -62,6 +63,37 @@ fn few_rows_are_split_until_the_device_is_busy() {
 }
 
 /// Partial results take memory in proportion to the rows, and rows are few where keys are split.
+#[test]
+fn splits_of_block_masks_follow_their_lists() {
+    let splits = |seqlen: u32, mask: BlockMask| {
+        let problem = AttentionProblem::new(AttentionShape::new(1, 1, seqlen, 64)).with_key_mask(KeyMask::Blocks(mask));
+        Plan::forward(&problem, &discrete()).build().unwrap().num_splits()
+    };
+    // A sum over all keys would be too long; one over a window and some global keys is not.
+    let dense = |seqlen: u32| BlockMask::prefix(seqlen);
+    assert!(splits(1 << 17, dense(1 << 17)) > 1);
+    assert_eq!(splits(1 << 17, BlockMask::local(256)), 1);
+    // Few rows are split as far as there are tiles to visit.
+    assert!(splits(1024, dense(1024)) > splits(1024, BlockMask::local(64)));
+}
+
+#[test]
+fn tiles_do_not_span_rows_of_blocks() {
+    let mut matrices = discrete();
+    matrices.matrix_side = Some(16);
+    for capabilities in [discrete(), matrices] {
+        for element in [Element::F32, Element::F16, Element::Bf16] {
+            let shape = AttentionShape::new(1, 16, 4096, 64);
+            let plain = AttentionProblem::new(shape).with_element(element);
+            let blocks = plain.clone().with_key_mask(KeyMask::Blocks(BlockMask::bigbird(&shape, 0)));
+            let tile_q =
+                |problem: &AttentionProblem| Plan::forward(problem, &capabilities).build().unwrap().tiles().tile_q;
+            assert!(tile_q(&plain) >= 128, "{element:?}");
+            assert_eq!(tile_q(&blocks), 64, "{element:?}");
+        }
+    }
+}
+
 #[test]
 fn scratch_is_bounded() {
     for seqlen in [1, 7, 64, 512, 1000, 4096, 40_000] {

@@ -42,6 +42,16 @@ pub(super) fn block_lists(problem: &AttentionProblem, specialization: &Specializ
     if block_masks(problem).count() == 1 { mask.kept(&of, make) } else { make() }
 }
 
+/// KV tiles that a Q tile visits at most, where a problem has one block mask and its lists are not too many.
+pub(super) fn most_listed(problem: &AttentionProblem, specialization: &Specialization) -> Option<u64> {
+    // The lists of several masks are not kept.
+    let is_kept = specialization.has_lists && block_masks(problem).count() == 1;
+    let words = is_kept.then(|| block_lists(problem, specialization)).flatten()?;
+    // Two strides, then three words a list, and the first list starts behind them.
+    let end = words.get(2).map_or(2, |first| *first as usize);
+    words.get(2..end)?.chunks_exact(3).map(|list| u64::from(list[2])).max()
+}
+
 /// Sequences and query heads whose lists differ.
 fn counts(problem: &AttentionProblem) -> [u32; 2] {
     let of_masks = block_masks(problem).map(BlockMask::counts);

@@ -178,7 +178,7 @@ pub(super) fn specialize(
         parts_in_f32: true,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
-        has_long_sums: is_long_sum(problem, kernel.spec().owns, tiles),
+        has_long_sums: is_long_sum(problem, kernel.spec().owns),
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,
     }
     .canonical()

@@ -1,15 +1,16 @@
 //! Into how many splits the keys go, over workgroups.
 
+use super::block_lists::most_listed;
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
 use super::kernels::Specialization;
 use super::part::{Lengths, Part};
 use super::passes::Plan;
 use super::tensor::partial_results;
-use super::tiles::{Owns, Tiles};
+use super::tiles::Owns;
 use super::tuning::Tuning;
 use super::turns::turns_of;
-use super::visible::{visible_keys_of_a_tile, visible_rows_of_a_tile, visible_tiles};
+use super::visible::{visible_keys_of_a_tile, visible_tiles, window};
 use crate::problem::AttentionProblem;
 
 /// The most splits that the planner chooses without a request.
@@ -25,13 +26,12 @@ const TILES_OF_A_SPLIT: u64 = 2;
 const LONGEST_SUM: u64 = 32_768;
 
 /// Whether a gradient has more terms than one sum should.
-pub(super) fn is_long_sum(problem: &AttentionProblem, owns: Owns, tiles: Tiles) -> bool {
+pub(super) fn is_long_sum(problem: &AttentionProblem, owns: Owns) -> bool {
     let shape = &problem.shape;
+    let of_a_head = |length: u32| window(problem).min(length.into());
     let terms = match owns {
-        Owns::Keys => {
-            visible_rows_of_a_tile(problem, shape.seqlen_q, tiles).saturating_mul(shape.heads_per_kv().into())
-        }
-        _ => visible_keys_of_a_tile(problem, shape.seqlen_kv, tiles),
+        Owns::Keys => of_a_head(shape.seqlen_q).saturating_mul(shape.heads_per_kv().into()),
+        _ => of_a_head(shape.seqlen_kv),
     };
     terms > LONGEST_SUM
 }
@@ -73,7 +73,8 @@ pub(super) fn num_splits(
     let lengths = Lengths::of(shape);
     let whole = Part::whole(shape, lengths);
     let workgroups = kernel.row_tiles(tiles, shape.heads_per_kv(), &whole).max(1);
-    let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles) / TILES_OF_A_SPLIT;
+    let listed = most_listed(problem, specialization).unwrap_or(u64::MAX);
+    let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles).min(listed) / TILES_OF_A_SPLIT;
     let tuned = tuning.and_then(|tuning| tuning.workgroups).map(u64::from);
     let splits = tuned.unwrap_or(workgroups_wanted(capabilities.device_class)) / workgroups;
     let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
@@ -84,7 +85,8 @@ pub(super) fn num_splits(
         1 => LONGEST_SUM,
         groups => LONGEST_SUM_OF_A_GROUP * groups,
     };
-    let sums = keys.div_ceil(longest).min(MOST_SUMS);
+    let summed = keys.min(listed.saturating_mul(tiles.tile_kv.into()));
+    let sums = summed.div_ceil(longest).min(MOST_SUMS);
     let mut splits = busy.max(sums);
     if let Some(most) = capabilities.max_loop_turns {
         let kv_tiles = keys.div_ceil(tiles.tile_kv.into());

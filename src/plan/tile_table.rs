@@ -3,7 +3,7 @@
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::tiles::Tiles;
-use crate::problem::{AttentionProblem, AttentionShape, Element};
+use crate::problem::{AttentionProblem, AttentionShape, Element, KeyMask};
 
 /// The wider of a shape's head dimensions.
 fn widest(shape: &AttentionShape) -> u32 {
@@ -20,10 +20,20 @@ const fn of_16(tile_q: u32, tile_kv: u32, thread_rows: u32) -> Tiles {
     Tiles::cooperative(tile_q, tile_kv, thread_rows, 32, 16)
 }
 
+/// Whether tiles of more than 64 rows would span rows of blocks that see other keys. For BigBird a tile of 128 rows visits twelve
+/// blocks of keys, of which eight are asked for each score; two tiles of 64 rows visit eight each, and ask none. (Not measured.)
+fn has_blocks_of_64(problem: &AttentionProblem) -> bool {
+    problem.key_masks().iter().any(|mask| match mask {
+        KeyMask::Blocks(mask) => mask.sides().is_some_and(|[rows, _]| rows % 128 == 64),
+        KeyMask::Boolean(_) | KeyMask::Wgsl(_) => false,
+    })
+}
+
 /// Tiles for the forward pass on cooperative matrices. They need f16 in shaders.
 pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &AttentionProblem) -> &'static [Tiles] {
     let shape = &problem.shape;
     let widest = widest(shape);
+    let is_small = shape.lse_len() <= 8192 || has_blocks_of_64(problem);
     match (capabilities.matrix_side, capabilities.subgroup_min_size) {
         // lavapipe (Mesa 26) computes matrices one element at a time: 200 rows at head_dim 64 take 6.7 ms, and 3.0 ms
         // without them.
@@ -31,13 +41,13 @@ pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &Attenti
         // TFLOP/s on an NVIDIA H200, 2×16×4096 rows and keys. What decides is, first, that the fragments of 32 rows
         // share each load of K and V; then, that registers (255 at most, no spills) and 48 KiB of workgroup memory leave
         // room for 8 subgroups on a core, at best in two workgroups, of which one computes while the other waits.
-        (Some(16), 32) if problem.element == Element::F32 => f32_forward_on_matrices(shape),
+        (Some(16), 32) if problem.element == Element::F32 => f32_forward_on_matrices(problem),
         // bf16 head_dim 64: 0.97; 128 query rows 1.07.
-        (Some(16), 32) if problem.element == Element::Bf16 && (33..=64).contains(&widest) && shape.lse_len() > 8192 => {
+        (Some(16), 32) if problem.element == Element::Bf16 && (33..=64).contains(&widest) && !is_small => {
             const { &[of_16(256, 32, 32), of_16(128, 32, 32)] }
         }
         // Few rows: 4 heads of 512 at head_dim 64 are 16 tiles of 128 rows; smaller ones use more of the GPU.
-        (Some(16), 32) if widest <= 128 && shape.lse_len() <= 8192 => const { &[of_16(64, 32, 16)] },
+        (Some(16), 32) if widest <= 128 && is_small => const { &[of_16(64, 32, 16)] },
         // head_dim 32: 145; 32 keys 139.
         (Some(16), 32) if widest <= 32 => const { &[of_16(128, 64, 32), of_16(128, 32, 32)] },
         // head_dim 64: 212; 16 rows to a subgroup (16 subgroups) 185, 256 query rows 191, 16 keys 187, 64 query rows 141.
@@ -60,7 +70,9 @@ pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &Attenti
 }
 
 /// The same for f32, in two parts of f16; ms on an NVIDIA H100, 2×16×4096.
-fn f32_forward_on_matrices(shape: &AttentionShape) -> &'static [Tiles] {
+fn f32_forward_on_matrices(problem: &AttentionProblem) -> &'static [Tiles] {
+    let shape = &problem.shape;
+    let is_small = shape.lse_len() <= 8192 || has_blocks_of_64(problem);
     let tiles_of_64 = AttentionShape { seqlen_q: shape.seqlen_q.div_ceil(64), ..*shape }.lse_len();
     // So few rows that tiles of 64 leave most of a large GPU idle are left to split keys: head_dim 64, 4 heads of 512 rows,
     // 0.033, on matrices 0.052; one of 2048 0.066 (0.131); 16 of 512 0.062 (0.052). head_dim 128, 8 heads of 512 rows, 0.074
@@ -69,8 +81,8 @@ fn f32_forward_on_matrices(shape: &AttentionShape) -> &'static [Tiles] {
         return &[];
     }
     match widest(shape) {
-        0..=64 if shape.lse_len() <= 8192 => const { &[of_16(64, 32, 16), of_16(64, 16, 16)] },
-        _ if shape.lse_len() <= 8192 => const { &[of_16(64, 16, 16)] },
+        0..=64 if is_small => const { &[of_16(64, 32, 16), of_16(64, 16, 16)] },
+        _ if is_small => const { &[of_16(64, 16, 16)] },
         // 1.20; 16 keys 1.31.
         0..=32 => const { &[of_16(128, 32, 32), of_16(64, 16, 16)] },
         // head_dim 64: 1.95; 256 query rows 2.01, 16 rows to a subgroup and 32 keys 2.19; without matrices 4.20.
@@ -107,7 +119,9 @@ pub(super) fn forward(capabilities: &Capabilities, problem: &AttentionProblem) -
         // 8 lanes 0.021, 0.024, 0.057, the tiles for large problems 0.030, 0.031, 0.033. head_dim 128: 0.027, 0.029, 0.054; one row
         // by 8 lanes 0.023, 0.029, 0.105.
         2.. if is_small && widest <= 32 => const { &[Tiles::new(32, 32, 1, 2), LEAST] },
-        4.. if is_small && widest <= 128 => const { &[Tiles::new(64, 16, 2, 4), LEAST] },
+        4.. if (is_small || has_blocks_of_64(problem)) && (33..=128).contains(&widest) => {
+            const { &[Tiles::new(64, 16, 2, 4), LEAST] }
+        }
         // head_dim 32: 25.2; 4 rows by 2 lanes 21.6, 4 by 4 21.0.
         1.. if widest <= 32 => const { &[Tiles::new(64, 32, 2, 1), LEAST] },
         // head_dim 64: 30.9; 256 invocations 24.3, one row to an invocation 26.8, 4 rows by 4 lanes 25.3.

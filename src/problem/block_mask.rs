@@ -279,6 +279,14 @@ impl BlockMask {
         }
     }
 
+    /// Rows and keys of its blocks, if it is made of blocks.
+    pub(crate) fn sides(&self) -> Option<[u32; 2]> {
+        match &self.pattern {
+            Pattern::Blocks(blocks) => Some(blocks.sides),
+            Pattern::Longformer { .. } | Pattern::Strided(_) | Pattern::Prefix(_) | Pattern::Documents { .. } => None,
+        }
+    }
+
     /// The words that its WGSL reads from [`Operand::Tables`](crate::Operand::Tables).
     pub(super) fn table(&self) -> Vec<u32> {
         match &self.pattern {

@@ -1,4 +1,4 @@
-//! The `flash` program from outside: what it computes, and how it refuses.
+//! The `flash` program, and other examples, from outside: what it computes, and how it refuses.
 
 mod answers;
 mod blocks;
@@ -7,6 +7,8 @@ mod own_wgsl;
 #[cfg(unix)]
 mod places;
 mod refusals;
+mod talk;
+mod talk_sparse;
 mod training;
 mod workplace;
 mod zero_counts;

@@ -1,5 +1,5 @@
 //! What the adapter can do at best, measured: bytes a second of a large copy, f32 operations a second of a loop of
-//! fused multiply-adds in registers. Matrix units, where a kernel uses them, may pass the second.
+//! fused multiply-adds in registers, and operations a second of its cooperative matrices, where it has them.
 
 use std::time::Duration;
 
@@ -7,14 +7,16 @@ use wgpu_flash_attention::DeviceClass;
 
 use crate::device::Gpu;
 use crate::failure::{Failure, Result};
-use crate::timing::{self, Effort};
+use crate::timing::{self, Effort, Timing};
 
-/// The two lines of the roofline.
+/// The lines of the roofline.
 pub struct Ceilings {
     /// Bytes read and written a second.
     pub bandwidth: f64,
     /// f32 floating-point operations a second.
     pub compute: f64,
+    /// Floating-point operations a second of products of matrices, f16 in and f32 summed, where kernels can use them.
+    pub matrices: Option<f64>,
 }
 
 impl Ceilings {
@@ -33,7 +35,8 @@ const EFFORT: Effort = Effort { least: 3, most: 10, budget: Duration::from_secs(
 
 pub async fn measure(gpu: &Gpu) -> Result<Ceilings> {
     let memory = gpu.attention.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let ceilings = bandwidth(gpu).and_then(|bandwidth| Ok(Ceilings { bandwidth, compute: compute(gpu)? }));
+    let ceilings = bandwidth(gpu)
+        .and_then(|bandwidth| Ok(Ceilings { bandwidth, compute: compute(gpu)?, matrices: matrices(gpu)? }));
     match memory.pop().await {
         Some(_) => Err(Failure::new("no memory left to measure the adapter's ceilings")),
         None => ceilings,
@@ -109,7 +112,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
     let kernel = Kernel::new(gpu, shader, &[&params, &sums]);
     let workgroups = if gpu.attention.capabilities().device_class == DeviceClass::Cpu { 64 } else { 16_384 };
 
-    // Longer until one run takes 10 ms, which drowns its launch and stays far from any watchdog.
+    let flops_of_pass = 2.0 * 4.0 * f64::from(CHAINS * LINKS) * f64::from(workgroups * INVOCATIONS);
     let run = |passes: u32, effort: Effort| {
         gpu.attention.queue().write_buffer(&params, 0, bytemuck::cast_slice(&[passes, 999, 1, 0]));
         timing::measure(gpu, effort, |encoder| {
@@ -117,14 +120,81 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {{
             Ok(())
         })
     };
+    rate(run, flops_of_pass)
+}
+
+/// Operations a second of a kernel that takes so many passes of a loop.
+fn rate(run: impl Fn(u32, Effort) -> Result<Timing>, flops_of_pass: f64) -> Result<f64> {
+    // Longer until one run takes 10 ms, which drowns its launch and stays far from any watchdog.
     const ONCE: Effort = Effort { least: 1, most: 1, budget: Duration::ZERO, warm_up: Duration::ZERO };
     let mut passes = 4;
     while passes < 1 << 20 && run(passes, ONCE)?.min() < 10.0 {
         passes *= 4;
     }
     let time = run(passes, EFFORT)?;
-    let flops = 2.0 * 4.0 * f64::from(CHAINS * LINKS) * f64::from(passes) * f64::from(workgroups * INVOCATIONS);
-    Ok(flops / (time.min() / 1e3))
+    Ok(flops_of_pass * f64::from(passes) / (time.min() / 1e3))
+}
+
+/// Operations a second of a loop of products of matrices in registers. Subgroups must have one size: how many a workgroup has
+/// would be unknown otherwise.
+fn matrices(gpu: &Gpu) -> Result<Option<f64>> {
+    /// Independent sums of each subgroup.
+    const SUMS: u32 = 8;
+    /// Subgroups of a workgroup.
+    const SUBGROUPS: u32 = 4;
+    let capabilities = gpu.attention.capabilities();
+    let lanes = capabilities.subgroup_max_size;
+    let (Some(side), true) = (capabilities.matrix_side, capabilities.subgroup_min_size == lanes) else {
+        return Ok(None);
+    };
+    let invocations = SUBGROUPS * lanes;
+    let (quads, row_quads) = (side * side / 4, side / 4);
+    let each = |line: &dyn Fn(u32) -> String| (0..SUMS).map(line).collect::<String>();
+    // Right factors that differ: equal sums would be computed once.
+    let starts = each(&|s| {
+        let right = format!("coopLoadT<Right>(&factors[{s}u * {quads}u], {row_quads}u)");
+        format!("  var sum_{s} = Sum();\n  let right_{s} = {right};\n")
+    });
+    let products = each(&|s| format!("    sum_{s} = coopMultiplyAdd(left, right_{s}, sum_{s});\n"));
+    let total = each(&|s| if s == 0 { "sum_0".to_owned() } else { format!(" + sum_{s}") });
+    let shader = format!(
+        "enable f16;
+enable wgpu_cooperative_matrix;
+@group(0) @binding(0) var<uniform> params: vec4<u32>;
+@group(0) @binding(1) var<storage, read_write> sums: array<vec4<f32>>;
+alias Left = coop_mat{side}x{side}<f16, A>;
+alias Right = coop_mat{side}x{side}<f16, B>;
+alias Sum = coop_mat{side}x{side}<f32, C>;
+var<workgroup> factors: array<vec4<f16>, {SUMS} * {quads}>;
+var<workgroup> totals: array<vec4<f32>, {SUBGROUPS} * {quads}>;
+@compute @workgroup_size({invocations})
+fn main(@builtin(local_invocation_index) index: u32, @builtin(subgroup_id) subgroup: u32) {{
+  for (var i = index; i < {SUMS}u * {quads}u; i += {invocations}u) {{
+    factors[i] = vec4<f16>(f16(params.y + i / {quads}u) * 0.001h);
+  }}
+  workgroupBarrier();
+  let left = coopLoadT<Left>(&factors[0], {row_quads}u);
+{starts}  for (var i = 0u; i < params.x; i++) {{
+{products}  }}
+  coopStoreT({total}, &totals[subgroup * {quads}u], {row_quads}u);
+  workgroupBarrier();
+  sums[index] = totals[index % {quads}u];
+}}
+"
+    );
+    let params = buffer(gpu, 16, wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST);
+    let sums = buffer(gpu, 16 * u64::from(invocations), wgpu::BufferUsages::STORAGE);
+    let kernel = Kernel::new(gpu, shader, &[&params, &sums]);
+    let workgroups = if capabilities.device_class == DeviceClass::Cpu { 16 } else { 4096 };
+    let flops_of_pass = 2.0 * f64::from(side).powi(3) * f64::from(SUMS * SUBGROUPS * workgroups);
+    let run = |passes: u32, effort: Effort| {
+        gpu.attention.queue().write_buffer(&params, 0, bytemuck::cast_slice(&[passes, 1, 0, 0]));
+        timing::measure(gpu, effort, |encoder| {
+            kernel.encode(encoder, workgroups);
+            Ok(())
+        })
+    };
+    Ok(Some(rate(run, flops_of_pass)?))
 }
 
 fn buffer(gpu: &Gpu, size: u64, usage: wgpu::BufferUsages) -> wgpu::Buffer {

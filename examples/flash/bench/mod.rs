@@ -1,10 +1,12 @@
 //! Checks, then times: a time is only reported beside an answer that was compared with the oracle in the same run. Functions in
 //! the user's own WGSL are the exception: the oracle cannot run them, and the table says so.
 
+mod axes;
 mod ceilings;
 mod figures;
 mod gradients;
 mod record;
+mod roof;
 mod roofline;
 pub mod sample;
 

@@ -286,6 +286,11 @@ fn header(gpu: &Gpu, problems: &[Problem], source: &Source, out: &mut dyn Write)
     }
     let clock = if timing::has_clock(gpu) { "GPU timestamps" } else { "the wall clock" };
     writeln!(out, "Times by {clock}. Errors are ‖O − exact‖ / ‖exact‖, of all rows and of the worst row.")?;
+    let whole = judge::WHOLE_TO;
+    writeln!(
+        out,
+        "To {whole} tokens all rows are compared with the f64 twin, beyond 64 rows of the first and the last head."
+    )?;
     writeln!(out)?;
     Table::new("", Record::columns(), out)
 }

@@ -1,5 +1,5 @@
 use crate::operand::Operand;
-use crate::problem::{AuxType, Element, WgslFault};
+use crate::problem::{AuxType, CacheElement, Element, WgslFault};
 
 /// Everything that can go wrong. Each message says what was given, what is allowed and what to do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -131,6 +131,24 @@ pub enum Error {
         expected: Element,
         /// The slices' element.
         found: Element,
+    },
+
+    /// A host slice of another type than the cache's.
+    #[error("the cache is stored in {expected:?}, the slices hold {found:?}; int8 comes in words, u32")]
+    CacheMismatch {
+        /// The cache's type.
+        expected: CacheElement,
+        /// The slices' type.
+        found: CacheElement,
+    },
+
+    /// Lengths, sums, pages or slots in host memory that do not fit the problem.
+    #[error("{operand}: {reason}")]
+    InvalidTable {
+        /// The table.
+        operand: Operand,
+        /// Which entry is wrong, and what is allowed.
+        reason: String,
     },
 
     /// A per-call length above the prepared one.
@@ -311,6 +329,14 @@ pub enum InvalidProblem {
     /// A softmax_scale that is not finite.
     #[error("softmax_scale = {0}; it must be a finite f32")]
     SoftmaxScale(f64),
+    /// An append to a cache that cannot be.
+    #[error("{name}: {reason}")]
+    Append {
+        /// `cache`, `rotary` or `packed tokens`.
+        name: &'static str,
+        /// What was given, and what is allowed.
+        reason: String,
+    },
     /// Partial results that are neither in the type of O nor in f32.
     #[error("the parts are stored in {found:?}; they must be in f32 or in the type of O, {element:?}")]
     PartsElement {

@@ -57,6 +57,26 @@ pub enum Operand {
     Probabilities = 23,
     /// Data that functions in the caller's own WGSL read.
     Aux = 24,
+    /// The cache of keys that an append writes.
+    KCache = 25,
+    /// The cache of values.
+    VCache = 26,
+    /// Positions that each sequence has in a cache: u32 `[batch]`.
+    CacheSeqlens = 27,
+    /// The page of each sequence's positions in a cache: u32 `[batch, max_pages]`.
+    PageTable = 28,
+    /// Where in a cache new tokens go: u32, one for each.
+    SlotMapping = 29,
+    /// Where the new tokens of each sequence start, if they are packed: u32 `[batch + 1]`.
+    CuSeqlensNew = 30,
+    /// Cosines of rotary embeddings: f32, a row for each position or token.
+    RotaryCos = 31,
+    /// Sines of rotary embeddings.
+    RotarySin = 32,
+    /// Rotated queries.
+    QRotated = 33,
+    /// The lengths after an append: u32 `[batch]`.
+    NewCacheSeqlens = 34,
 }
 
 impl Operand {
@@ -87,6 +107,16 @@ impl Operand {
         Operand::DBiasSums,
         Operand::Probabilities,
         Operand::Aux,
+        Operand::KCache,
+        Operand::VCache,
+        Operand::CacheSeqlens,
+        Operand::PageTable,
+        Operand::SlotMapping,
+        Operand::CuSeqlensNew,
+        Operand::RotaryCos,
+        Operand::RotarySin,
+        Operand::QRotated,
+        Operand::NewCacheSeqlens,
     ];
 
     /// Its number in the bind group.
@@ -122,14 +152,24 @@ impl Operand {
             Operand::DBiasSums => "dbias_sums",
             Operand::Probabilities => "probabilities",
             Operand::Aux => "aux",
+            Operand::KCache => "k_cache",
+            Operand::VCache => "v_cache",
+            Operand::CacheSeqlens => "cache_seqlens",
+            Operand::PageTable => "page_table",
+            Operand::SlotMapping => "slot_mapping",
+            Operand::CuSeqlensNew => "cu_seqlens_new",
+            Operand::RotaryCos => "rotary_cos",
+            Operand::RotarySin => "rotary_sin",
+            Operand::QRotated => "q_rotated",
+            Operand::NewCacheSeqlens => "new_cache_seqlens",
         }
     }
 
     /// Whether it holds elements in the problem's type and layout. (Gradients may have another type and layout.) All other
     /// tensors are f32 and contiguous in every problem.
     pub const fn holds_elements(self) -> bool {
-        use Operand::{DO, Dk, Dq, Dv, K, O, Q, V};
-        matches!(self, Q | K | V | O | DO | Dq | Dk | Dv)
+        use Operand::{DO, Dk, Dq, Dv, K, O, Q, QRotated, V};
+        matches!(self, Q | K | V | O | DO | Dq | Dk | Dv | QRotated)
     }
 
     /// Whether it is the gradient of an input.

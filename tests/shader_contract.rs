@@ -7,9 +7,9 @@ use wgpu_flash_attention::unstable::{
     Dialect, Kernel, Params, RowReduce, ShaderSource, Specialization, Storage, Usage,
 };
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockMask, Capabilities, DeviceClass,
-    Element, EntryLayout, KeyMask, MaskWgsl, MergeProblem, Operand, Plan, ProbabilitiesProblem, ScoreMod, ScoreWgsl,
-    TensorLayout, WgslOptions, alibi_slopes,
+    Algorithm, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockMask, CacheElement,
+    Capabilities, DeviceClass, Element, EntryLayout, KeyMask, KvCache, MaskWgsl, MergeProblem, Operand, Plan,
+    ProbabilitiesProblem, Rotary, ScoreMod, ScoreWgsl, TensorLayout, WgslOptions, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -86,6 +86,7 @@ fn variants() -> Vec<Specialization> {
     let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
     variants.extend(of_sink.passes().iter().map(|pass| pass.specialization.clone()));
+    variants.extend(variants_of_appends());
     // So is that of a bias, where one is asked for.
     for &element in Element::ALL {
         let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, 40)).with_element(element);
@@ -99,6 +100,30 @@ fn variants() -> Vec<Specialization> {
     }
     let mut variants: Vec<_> = variants.into_iter().collect();
     variants.sort_by_key(|variant| format!("{variant:?}"));
+    variants
+}
+
+/// Variants of appends to caches.
+fn variants_of_appends() -> Vec<Specialization> {
+    let mut variants = Vec::new();
+    let rotations: [fn(AppendProblem) -> AppendProblem; 4] = [
+        |append| append,
+        |append| append.with_rotary(Rotary::interleaved(40, 9)).with_rotated_q(),
+        |append| append.with_rotary(Rotary::halves(40, 9)).with_rotated_q_in_place().with_packed_tokens(9),
+        |append| append.with_rotary(Rotary::halves(40, 9).per_token()).with_new_cache_seqlens().with_slot_mapping(),
+    ];
+    let sources = Element::ALL.iter().flat_map(|element| [(*element, 64), (*element, 59)]);
+    for ((element, head_dim), cache_element) in
+        sources.flat_map(|of| CacheElement::ALL.iter().map(move |cache| (of, *cache)))
+    {
+        let shape = AttentionShape::new(2, 4, 5, head_dim).with_num_heads_kv(2).with_seqlen_kv(100);
+        let caches = [KvCache::contiguous(&shape, cache_element), KvCache::paged(&shape, cache_element, 9, 16)];
+        for (cache, rotated) in caches.iter().flat_map(|cache| rotations.iter().map(move |rotated| (cache, rotated))) {
+            let append = rotated(AppendProblem::new(shape, *cache).with_element(element));
+            let plan = Plan::append(&append, &Capabilities::webgpu_defaults()).build().expect("every device appends");
+            variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()));
+        }
+    }
     variants
 }
 
@@ -304,11 +329,27 @@ fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
 fn every_variant_with_modifiers_does_so_too() {
     let variants = variants_with_modifiers();
     for kernel in Kernel::ALL {
-        let is_plain = matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink | Kernel::RoundDbias);
+        let is_plain = matches!(
+            kernel,
+            Kernel::FlashBackwardPreprocess
+                | Kernel::BackwardSink
+                | Kernel::RoundDbias
+                | Kernel::AppendK
+                | Kernel::AppendV
+                | Kernel::RotateQ
+                | Kernel::RotateQInPlace
+                | Kernel::AppendSeqlens
+        );
         let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
         assert_eq!(is_planned, !is_plain, "{kernel:?}");
     }
     check_all(&variants);
+}
+
+/// They depend on nothing else.
+#[test]
+fn every_append() {
+    check_all(&variants_of_appends());
 }
 
 fn check_all(variants: &[Specialization]) {

@@ -1,7 +1,7 @@
 //! The slice form: upload, run, read back.
 
 use super::attention::FlashAttention;
-use super::buffers::Slices;
+use super::buffers::NO_SLICES;
 use super::operation::Operation;
 use super::scope::ErrorScope;
 use crate::error::Error;
@@ -345,7 +345,7 @@ impl FlashAttention {
     }
 
     /// Compiles, uploads, runs and reads back what the plan writes.
-    async fn run(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<Outputs, Error> {
+    pub(super) async fn run(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<Outputs, Error> {
         let operation = Operation::new(self, plan).await?;
         let written = operation.plan.tensors().iter().filter(|tensor| tensor.usage == Usage::Write);
         let written: Vec<Operand> = written.map(|tensor| tensor.operand).collect();
@@ -370,15 +370,16 @@ impl FlashAttention {
             })
         };
         let mut buffers = Vec::with_capacity(inputs.len() + outputs.len());
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
         for Input { operand, bytes } in inputs {
-            let buffer = buffer_with(&self.device, operand.name(), bytes, wgpu::BufferUsages::STORAGE)?;
-            buffers.push((*operand, buffer));
+            // What is written in part, such as a cache, is both.
+            let usage = if outputs.contains(operand) { usage } else { wgpu::BufferUsages::STORAGE };
+            buffers.push((*operand, buffer_with(&self.device, operand.name(), bytes, usage)?));
         }
-        for &operand in outputs {
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+        for &operand in outputs.iter().filter(|output| inputs.iter().all(|input| input.operand != **output)) {
             buffers.push((operand, output(operand, usage)));
         }
-        let mut slices = Slices::default();
+        let mut slices = NO_SLICES;
         for (operand, buffer) in &buffers {
             slices[*operand as usize] = Some(buffer.slice(..));
         }
@@ -397,20 +398,19 @@ impl FlashAttention {
         } else {
             operation.record(&mut last, &slices, &dispatches)?;
         }
-        let hosts: Vec<wgpu::Buffer> = buffers[inputs.len()..]
-            .iter()
-            .map(|(operand, buffer)| {
-                let host = output(*operand, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
-                last.copy_buffer_to_buffer(buffer, 0, &host, 0, None);
-                host
-            })
-            .collect();
+        let mut hosts = Vec::with_capacity(outputs.len());
+        for operand in outputs {
+            let host = output(*operand, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+            let written = buffers.iter().find(|(other, _)| other == operand);
+            written.inspect(|(_, buffer)| last.copy_buffer_to_buffer(buffer, 0, &host, 0, host.size()));
+            hosts.push(host);
+        }
         self.queue.submit([last.finish()]);
         Ok(hosts.into_iter().map(Readback::start).collect())
     }
 }
 
-fn expect_element<T: ElementType>(expected: Element) -> Result<(), Error> {
+pub(super) fn expect_element<T: ElementType>(expected: Element) -> Result<(), Error> {
     if T::ELEMENT == expected { Ok(()) } else { Err(Error::ElementMismatch { expected, found: T::ELEMENT }) }
 }
 
@@ -420,13 +420,13 @@ fn in_f32<T: ElementType>(elements: Vec<T>) -> Vec<f32> {
 }
 
 /// The bytes of a tensor on the host.
-struct Input<'a> {
+pub(super) struct Input<'a> {
     operand: Operand,
     bytes: &'a [u8],
 }
 
 impl<'a> Input<'a> {
-    fn new<T: bytemuck::Pod>(plan: &Plan, operand: Operand, slice: &'a [T]) -> Result<Self, Error> {
+    pub fn new<T: bytemuck::Pod>(plan: &Plan, operand: Operand, slice: &'a [T]) -> Result<Self, Error> {
         let (needed, found) = (plan.required_len(operand), slice.len() as u64);
         if found < needed {
             return Err(Error::SliceTooShort { operand, needed, found });
@@ -436,11 +436,11 @@ impl<'a> Input<'a> {
 }
 
 /// The tensors that an operation wrote, each with its elements and bytes.
-struct Outputs(Vec<(Operand, u64, Vec<u8>)>);
+pub(super) struct Outputs(Vec<(Operand, u64, Vec<u8>)>);
 
 impl Outputs {
     /// The elements of a tensor; none of one that was not written.
-    fn get<T: bytemuck::Pod>(&self, operand: Operand) -> Vec<T> {
+    pub fn get<T: bytemuck::Pod>(&self, operand: Operand) -> Vec<T> {
         let Some((_, len, bytes)) = self.0.iter().find(|(written, ..)| *written == operand) else { return Vec::new() };
         let mut elements = vec![T::zeroed(); *len as usize];
         let target: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);

@@ -32,6 +32,10 @@ impl Plan {
                 builder.check_choices(Algorithm::Standard)?;
                 Self::of_probabilities(chosen, capabilities)?
             }
+            Question::Append(append) => {
+                builder.check_choices(Algorithm::Flash)?;
+                Self::of_append(append, capabilities)?
+            }
             Question::Merge(merge) => {
                 builder.check_choices(Algorithm::Flash)?;
                 Self::of_merge(merge, capabilities)?
@@ -77,7 +81,7 @@ impl Plan {
     }
 
     /// A plan without passes, of a problem that is sound and whose tensors the device can hold.
-    fn without_passes(
+    pub(super) fn without_passes(
         problem: &AttentionProblem,
         capabilities: &Capabilities,
         direction: Direction,
@@ -101,6 +105,7 @@ impl Plan {
             source: Source::Table,
             num_splits: 1,
             chosen: None,
+            append: None,
             lists: Vec::new(),
             tensors,
             scratch: Vec::new(),
@@ -138,11 +143,11 @@ impl Plan {
         Ok(())
     }
 
-    fn pass(&self, kernel: Kernel, tiles: Tiles) -> Pass {
+    pub(super) fn pass(&self, kernel: Kernel, tiles: Tiles) -> Pass {
         Pass { kernel, specialization: specialize(&self.problem, &self.capabilities, &self.tensors, kernel, tiles) }
     }
 
-    fn add_stage(&mut self, passes: Vec<Pass>) {
+    pub(super) fn add_stage(&mut self, passes: Vec<Pass>) {
         let owned: Vec<_> = passes.iter().map(|pass| pass.kernel.spec().owns).collect();
         let first = self.passes.len();
         self.passes.extend(passes);
@@ -190,7 +195,7 @@ impl PlanBuilder<'_> {
         let most = match (direction, algorithm) {
             (Direction::Forward | Direction::Probabilities, _) | (Direction::Backward, Algorithm::Standard) => 1,
             (Direction::Backward, Algorithm::Flash) => 2,
-            (Direction::Merge, _) => 0,
+            (Direction::Merge | Direction::Append, _) => 0,
         };
         if self.tiles.len() > most {
             return refuse("tiles", format!("{} were given, this operation has at most {most}", self.tiles.len()));

@@ -59,8 +59,8 @@ pub(super) fn steps(direction: Direction, algorithm: Algorithm) -> &'static [Ste
                 &[Step { alternatives, tiles: Some(0) }]
             }
         }
-        // One kernel, and no tiles.
-        (Direction::Merge, _) => &[],
+        // Kernels without tiles.
+        (Direction::Merge | Direction::Append, _) => &[],
     }
 }
 
@@ -175,6 +175,7 @@ pub(super) fn specialize(
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),
         bias_in_quads: problem.scores().iter().any(|modifier| modifier.has_bias_in_quads(shape)),
         parts_in_f32: true,
+        append: None,
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,

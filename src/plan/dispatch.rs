@@ -55,9 +55,15 @@ impl Call {
 }
 
 /// The byte at which each of the caller's tensors starts in its buffer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Origins([Option<u64>; Operand::ALL.len()]);
+
+impl Default for Origins {
+    fn default() -> Self {
+        Self([None; Operand::ALL.len()])
+    }
+}
 
 impl Origins {
     /// The tensor is given, and starts at this byte.
@@ -237,7 +243,7 @@ impl Plan {
             philox_offset: call.philox_offset.or(dropout.map(|dropout| dropout.philox_offset)).unwrap_or(0),
             negative_infinity: f32::NEG_INFINITY,
             num_splits: self.splits_of(lengths),
-            ..Params::default()
+            ..self.params_of_append()
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How a problem that is too large for one dispatch is divided into parts.
 
 use super::direction::Direction;
-use super::kernels::Grid;
+use super::kernels::{Grid, rows_of_workgroup};
 use super::part::{Cut, Lengths, Part};
 use super::passes::{Plan, Stage};
 use super::tensor::{self, Follows, Tensor};
@@ -70,6 +70,8 @@ impl Plan {
             Cut::Heads | Cut::Entries { .. } | Cut::Nothing => 1,
         };
         let is_empty = stage.cut.is_of_entries() && self.required_len(Operand::DBias) == 0;
+        let has_no_tokens = self.append.as_ref().is_some_and(|append| append.packed_tokens() == Some(0));
+        let is_empty = is_empty || has_no_tokens && stage.cut == Cut::Rows;
         written == 0 || is_empty || self.problem.shape.batch == 0 || self.problem.shape.query_heads() == 0
     }
 
@@ -208,7 +210,9 @@ impl Plan {
     pub(super) fn refusal(&self, stage: &Stage, part: &Part, lengths: Lengths) -> Option<Error> {
         let mut tensors: Vec<Tensor> =
             self.tensors.iter().copied().chain(self.scratch_tensors(part, lengths)).collect();
-        tensors.retain(|tensor| self.binds(stage, tensor.operand));
+        let passes = &self.passes[stage.passes.clone()];
+        let bound = |tensor: &Tensor| passes.iter().any(|pass| pass.specialization.binds(tensor.operand));
+        tensors.retain(bound);
         tensors.sort_by_key(|tensor| (tensor.follows == Follows::Scratch, tensor.operand.binding()));
         for tensor in tensors {
             let operand = tensor.operand;
@@ -237,8 +241,9 @@ impl Plan {
             {
                 return Some(self.too_many_turns(index, allowed));
             }
-            // Tiles are counted in 32 bits too.
-            let needed = self.workgroups(index, part, lengths).max(self.score_tiles(index, part));
+            // Tiles and rows are counted in 32 bits too.
+            let tiles = self.score_tiles(index, part).max(self.token_rows(index, part));
+            let needed = self.workgroups(index, part, lengths).max(tiles);
             if needed > allowed {
                 return Some(Error::Unsupported {
                     feature: "grids of this size",
@@ -251,6 +256,16 @@ impl Plan {
             }
         }
         None
+    }
+
+    /// Rows of new tokens that a pass writes; 0 for one that writes none.
+    fn token_rows(&self, index: usize, part: &Part) -> u64 {
+        let heads = match self.passes[index].kernel.spec().grid {
+            Grid::RowsOfKv => part.head_count / self.problem.shape.heads_per_kv(),
+            Grid::RowsOfQ => part.head_count,
+            _ => 0,
+        };
+        (u64::from(part.batch_count) * u64::from(heads)).saturating_mul(part.row_count.into())
     }
 
     fn too_many_turns(&self, index: usize, allowed: u32) -> Error {
@@ -289,6 +304,7 @@ impl Plan {
         // Products of the largest dispatch: of the forward pass; of dQ, and of dK and dV, each with two recomputed.
         let products = match (self.direction, cut) {
             (Direction::Probabilities, _) => head_dim,
+            (Direction::Append, _) => 1,
             (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
             (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),
@@ -338,6 +354,14 @@ impl Plan {
             Grid::PairsOfEntries => {
                 let pairs = self.required_len(Operand::DBias).div_ceil(2);
                 pairs.div_ceil(self.passes[index].specialization.invocations().into())
+            }
+            Grid::RowsOfKv | Grid::RowsOfQ => {
+                let specialization = &self.passes[index].specialization;
+                let dim = specialization.head_dim.max(specialization.head_dim_v);
+                self.token_rows(index, part).div_ceil(rows_of_workgroup(dim).into())
+            }
+            Grid::Sequences => {
+                u64::from(part.batch_count).div_ceil(self.passes[index].specialization.invocations().into())
             }
             Grid::Quads => {
                 let quads = rows.saturating_mul(self.problem.shape.head_dim_v.div_ceil(4).into());

@@ -8,7 +8,7 @@ use super::part::{Cut, Lengths};
 use super::tensor::Tensor;
 use super::tiles::Tiles;
 use crate::operand::Operand;
-use crate::problem::{Algorithm, AttentionProblem, Element};
+use crate::problem::{Algorithm, AppendProblem, AttentionProblem, Element};
 use std::ops::Range;
 
 /// One kernel of an operation.
@@ -56,6 +56,8 @@ pub struct Plan {
     pub(super) num_splits: u32,
     /// The heads and rows whose probabilities are computed.
     pub(super) chosen: Option<(Range<u32>, Range<u32>)>,
+    /// The append that it is.
+    pub(super) append: Option<AppendProblem>,
     /// The tiles that passes visit under block masks.
     pub(super) lists: TileLists,
     /// The caller's tensors.
@@ -84,7 +86,7 @@ impl Plan {
         self.num_splits
     }
 
-    /// Forward, backward, merge or probabilities.
+    /// What it computes.
     pub fn direction(&self) -> Direction {
         self.direction
     }
@@ -171,6 +173,12 @@ impl Plan {
     /// Elements that the buffer of one of the caller's tensors must hold.
     pub fn required_len(&self, operand: Operand) -> u64 {
         self.tensor(operand).map_or(0, |tensor| tensor.len().unwrap_or(u64::MAX))
+    }
+
+    /// Whether two of the caller's tensors may lie in one buffer though one is written: where no pass of an append binds both.
+    pub(crate) fn may_share(&self, one: Operand, other: Operand) -> bool {
+        let binds_both = |pass: &Pass| pass.specialization.binds(one) && pass.specialization.binds(other);
+        self.direction == Direction::Append && !self.passes.iter().any(binds_both)
     }
 
     /// The type that one of the caller's tensors is stored in. `None` for other operands.

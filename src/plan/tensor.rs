@@ -4,7 +4,8 @@ use super::direction::Direction;
 use super::part::Part;
 use crate::operand::{Operand, Usage};
 use crate::problem::{
-    AttentionProblem, Element, EntryLayout, KeyMask, MergeProblem, ProbabilitiesProblem, ScoreMod, TensorLayout,
+    AppendProblem, AttentionProblem, Element, EntryLayout, KeyMask, MergeProblem, ProbabilitiesProblem, RotatedQ,
+    ScoreMod, TensorLayout,
 };
 
 /// Counts along batch, rows, heads and the contiguous dimension.
@@ -25,6 +26,8 @@ pub(crate) enum Follows {
     ChosenRows { head_first: u32, row_first: u32 },
     /// The dispatch's keys, of the KV heads that its query heads share: `heads_per_kv` query heads for each.
     Keys { heads_per_kv: u32 },
+    /// The dispatch's rows, of the KV heads that its query heads share.
+    RowsOfKv { heads_per_kv: u32 },
     /// All of it, whatever the dispatch: its entries are found by their place in the whole problem.
     Whole,
     /// All of it: scratch memory, which is laid out anew for each dispatch.
@@ -85,7 +88,7 @@ impl Tensor {
     pub(super) fn extent_in(&self, part: &Part) -> Extent {
         let at_most = self.extent_at_most(part);
         match self.follows {
-            Follows::Keys { heads_per_kv } => {
+            Follows::Keys { heads_per_kv } | Follows::RowsOfKv { heads_per_kv } => {
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
                 Extent { heads: last - part.head_first / heads_per_kv + 1, ..at_most }
             }
@@ -104,6 +107,10 @@ impl Tensor {
                 let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
                 Extent { batch, rows: part.key_count, heads: heads.min(self.extent.heads), dim }
             }
+            Follows::RowsOfKv { heads_per_kv } => {
+                let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
+                Extent { batch, rows: part.row_count, heads: heads.min(self.extent.heads), dim }
+            }
             Follows::Whole | Follows::Scratch => self.extent,
         }
     }
@@ -114,6 +121,9 @@ impl Tensor {
             Follows::Rows => self.layout.index(part.batch_first, part.row_first, part.head_first),
             Follows::Keys { heads_per_kv } => {
                 self.layout.index(part.batch_first, part.key_first, part.head_first / heads_per_kv)
+            }
+            Follows::RowsOfKv { heads_per_kv } => {
+                self.layout.index(part.batch_first, part.row_first, part.head_first / heads_per_kv)
             }
             Follows::ChosenRows { head_first, row_first } => {
                 self.layout.index(part.batch_first, part.row_first - row_first, part.head_first - head_first)
@@ -162,6 +172,8 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
         Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
         Direction::Merge => vec![o.written(), lse.written()],
         Direction::Probabilities => [q, k, lse].into_iter().chain(tensors_of_entries(problem)).collect(),
+        // Those come from `tensors_of_append`.
+        Direction::Append => Vec::new(),
         Direction::Backward => {
             let layout = problem.gradient_layout();
             let gradient_element = problem.gradient_element();
@@ -245,6 +257,75 @@ pub(super) fn probabilities(chosen: &ProbabilitiesProblem) -> Tensor {
         follows: Follows::ChosenRows { head_first: heads.start, row_first: rows.start },
         ..tensor
     }
+}
+
+/// What an append reads and writes.
+pub(super) fn tensors_of_append(append: &AppendProblem) -> Vec<Tensor> {
+    let problem = &append.rows();
+    let (shape, element) = (&append.shape, append.element);
+    let (packed, cache) = (append.packed_tokens(), &append.cache);
+    let whole = |tensor: Tensor, batch: u32, rows: u32| Tensor {
+        extent: Extent { batch, rows, ..tensor.extent },
+        follows: Follows::Whole,
+        ..tensor
+    };
+    let of_tokens = |tensor: Tensor| packed.map_or(tensor, |total| whole(tensor, 1.min(total), total));
+    let of_kv = |operand, layout, dim| {
+        let keys = of_keys(problem, operand, layout, dim, element);
+        let follows = Follows::RowsOfKv { heads_per_kv: shape.heads_per_kv() };
+        of_tokens(Tensor { extent: Extent { rows: shape.seqlen_q, ..keys.extent }, follows, ..keys })
+    };
+    let of_cache = |operand, layout, dim| {
+        let tensor = of_keys(problem, operand, layout, cache.element.row_len(dim), cache.element.entry()).written();
+        let [pages, page_size] = cache.counts(shape);
+        let is_whole = cache.pages.is_some() || append.has_slot_mapping();
+        if is_whole { whole(tensor, pages, page_size) } else { tensor }
+    };
+    let layout = &append.layout;
+    let mut tensors = vec![
+        of_kv(Operand::K, layout.k, shape.head_dim),
+        of_kv(Operand::V, layout.v, shape.head_dim_v),
+        of_cache(Operand::KCache, cache.k, shape.head_dim),
+        of_cache(Operand::VCache, cache.v, shape.head_dim_v),
+    ];
+    let q = of_tokens(of_rows(problem, Operand::Q, layout.q, shape.head_dim, element));
+    let rotated = of_tokens(of_rows(problem, Operand::QRotated, layout.o, shape.head_dim, element)).written();
+    match append.rotated_q() {
+        RotatedQ::None => {}
+        RotatedQ::InPlace => tensors.push(q.written()),
+        RotatedQ::Apart => tensors.extend([q, rotated]),
+    }
+    tensors.extend(words_of_append(append).into_iter().map(|(operand, counts)| words(problem, operand, counts)));
+    tensors
+}
+
+/// Those of an append that hold words or f32, `[batch, rows, dim]`.
+fn words_of_append(append: &AppendProblem) -> Vec<(Operand, [u32; 3])> {
+    let shape = &append.shape;
+    let tokens = append.packed_tokens().map_or([shape.batch, shape.seqlen_q], |total| [1, total]);
+    let mut all = Vec::new();
+    all.extend(append.has_cache_seqlens().then_some((Operand::CacheSeqlens, [1, 1, shape.batch])));
+    if append.has_slot_mapping() {
+        all.push((Operand::SlotMapping, [tokens[0], 1, tokens[1]]));
+    } else if let Some(pages) = append.cache.pages {
+        all.push((Operand::PageTable, [shape.batch, 1, pages.max_pages]));
+    }
+    all.extend(append.packed_tokens().map(|_| (Operand::CuSeqlensNew, [1, 1, shape.batch.saturating_add(1)])));
+    if let Some(rotary) = append.rotary() {
+        let [batch, rows] = rotary.positions.map_or(tokens, |positions| [1, positions]);
+        let tables = [Operand::RotaryCos, Operand::RotarySin];
+        all.extend(tables.map(|operand| (operand, [batch, rows, rotary.rotary_dim / 2])));
+    }
+    all.extend(append.writes_seqlens().then_some((Operand::NewCacheSeqlens, [1, 1, shape.batch])));
+    all
+}
+
+/// Contiguous `[batch, rows, dim]`, words or f32.
+fn words(problem: &AttentionProblem, operand: Operand, [batch, rows, dim]: [u32; 3]) -> Tensor {
+    let usage = if operand == Operand::NewCacheSeqlens { Usage::Write } else { Usage::Read };
+    let layout = TensorLayout::bshd(rows, 1, dim);
+    let extent = Extent { batch, rows, heads: 1, dim };
+    Tensor { usage, extent, layout, ..of_each_head(problem, operand) }
 }
 
 /// Scratch memory for LSE and D, two f32 for each row: contiguous `[batch, num_heads, seqlen_q, 2]`.

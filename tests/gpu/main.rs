@@ -2,6 +2,7 @@
 //! adapter fails them all; Mesa's software driver (Debian: mesa-vulkan-drivers) is enough.
 
 mod algebra;
+mod append;
 mod backward;
 mod backward_matrices;
 mod backward_properties;

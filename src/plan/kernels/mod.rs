@@ -1,5 +1,6 @@
 //! The kernels. Each has a spec that says what it is, in the file of its family.
 
+mod append;
 mod backward;
 mod backward_matrices;
 mod combine;
@@ -19,8 +20,9 @@ mod turns;
 pub use kernel::Kernel;
 pub use specialization::{Access, Chain, RowReduce, Specialization, Storage};
 
+pub(super) use append::rows_of_workgroup;
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
-pub(crate) use specialization::OwnWgsl;
+pub(crate) use specialization::{AppendText, OwnWgsl, RowPlace, RowTarget};
 #[cfg(target_arch = "wasm32")]
 pub(crate) use text::shortened;
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
@@ -60,6 +62,11 @@ impl Kernel {
             Kernel::FlashBackwardDbiasSums => &dbias::SUMS,
             Kernel::RoundDbias => &dbias::ROUND,
             Kernel::Probabilities => &standard::PROBABILITIES,
+            Kernel::AppendK => &append::APPEND_K,
+            Kernel::AppendV => &append::APPEND_V,
+            Kernel::RotateQ => &append::ROTATE_Q,
+            Kernel::RotateQInPlace => &append::ROTATE_Q_IN_PLACE,
+            Kernel::AppendSeqlens => &append::SEQLENS,
         }
     }
 
@@ -135,8 +142,29 @@ impl Specialization {
             has_table || self.score_mods.reads(*operand) || self.key_masks.reads(*operand)
         };
         let read = [Operand::Tables, Operand::Bias, Operand::KeyMask, Operand::Aux].into_iter().filter(is_read);
-        let more = read.chain(self.has_sink.then_some(Operand::Sink));
+        let more = read.chain(self.has_sink.then_some(Operand::Sink)).chain(self.operands_of_append());
         self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))
+    }
+
+    /// Whether it binds this.
+    pub(in crate::plan) fn binds(&self, operand: Operand) -> bool {
+        self.operands().any(|(other, _)| other == operand)
+    }
+
+    /// What an append reads beside the rows.
+    fn operands_of_append(&self) -> impl Iterator<Item = Operand> {
+        use Operand::{CacheSeqlens, CuSeqlensNew, PageTable, RotaryCos, RotarySin, SlotMapping};
+        let append = self.append;
+        let is_read = move |operand: &Operand| {
+            append.is_some_and(|append| match operand {
+                CacheSeqlens => append.reads_seqlens(),
+                PageTable => append.place == RowPlace::Paged,
+                SlotMapping => append.place == RowPlace::Slots,
+                CuSeqlensNew => append.packed,
+                _ => append.rotary.is_some(),
+            })
+        };
+        [CacheSeqlens, PageTable, SlotMapping, CuSeqlensNew, RotaryCos, RotarySin].into_iter().filter(is_read)
     }
 
     /// Whether a kernel can be made of it, on some device. Those of plans always can.

@@ -84,6 +84,12 @@ pub(crate) enum Grid {
     Entries,
     /// Pairs of entries of a bias, as many as a workgroup has invocations.
     PairsOfEntries,
+    /// Rows of K or V, as many as a workgroup takes.
+    RowsOfKv,
+    /// Rows of Q.
+    RowsOfQ,
+    /// Sequences, as many as a workgroup has invocations.
+    Sequences,
 }
 
 /// Bytes of what a pass moves for one head, each as often as it is moved.

@@ -4,7 +4,7 @@ use super::kernel::Kernel;
 use crate::operand::Operand;
 use crate::plan::capabilities::Capabilities;
 use crate::plan::tiles::Tiles;
-use crate::problem::{AttentionProblem, Element, Role, Snippet};
+use crate::problem::{AttentionProblem, CacheElement, Element, Role, RotaryPairs, Snippet};
 
 /// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,6 +129,52 @@ impl OwnWgsl {
     }
 }
 
+/// How the rows that an append writes are stored: the slot `shaders/slots/row_target/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RowTarget {
+    F32,
+    /// 16-bit elements, rows of whole words.
+    Pairs,
+    /// 16-bit elements, rows that may share a word.
+    Halves,
+    Int8,
+}
+
+/// Where an append writes them: the slot `shaders/slots/row_place/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RowPlace {
+    /// To the place that they have among the rows that are read.
+    Rows,
+    /// To the positions of their sequence, side by side.
+    Contiguous,
+    /// To positions in pages.
+    Paged,
+    /// To slots.
+    Slots,
+}
+
+/// What the text of an append depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AppendText {
+    /// The type that is written.
+    pub element: CacheElement,
+    pub target: RowTarget,
+    pub place: RowPlace,
+    /// Whether the tokens of all sequences are packed.
+    pub packed: bool,
+    /// Which dimensions are pairs, and how many are rotated.
+    pub rotary: Option<(RotaryPairs, u32)>,
+    /// Whether the rotary tables have a row for each position, not for each token.
+    pub of_positions: bool,
+}
+
+impl AppendText {
+    /// Whether it reads the lengths before the append.
+    pub fn reads_seqlens(&self) -> bool {
+        matches!(self.place, RowPlace::Contiguous | RowPlace::Paged) || self.rotary.is_some() && self.of_positions
+    }
+}
+
 /// All that the text of a shader depends on. Two passes with equal specializations share one pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Specialization {
@@ -166,6 +212,8 @@ pub struct Specialization {
     pub bias_element: Option<Element>,
     /// Whether its rows are whole quads of neighbouring keys.
     pub bias_in_quads: bool,
+    /// What it appends to a cache.
+    pub(crate) append: Option<AppendText>,
     /// Whether gradients are stored in f32 though the element is another.
     pub f32_gradients: bool,
     /// Whether partial results are in f32, for every element. Only their merge uses this.

@@ -70,7 +70,9 @@ pub(crate) enum Piece {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Slot {
     Access,
+    Angles,
     BiasHalf,
+    CacheSeqlens,
     Element,
     F32Store,
     Keep,
@@ -78,10 +80,18 @@ pub(crate) enum Slot {
     MatrixParts,
     Output,
     Parts,
+    RotaryPairs,
+    Rotated,
     RowEnd,
+    RowPlace,
     RowReduce,
+    RowSource,
+    RowTarget,
     RowUnits,
+    RowWords,
+    TargetElement,
     TileRead,
+    Tokens,
     Visits,
 }
 

@@ -57,6 +57,14 @@ pub enum Operand {
     Probabilities = 23,
     /// Data that functions in the caller's own WGSL read.
     Aux = 24,
+    /// How many rows of Q each sequence has: u32 or i32 `[batch]`.
+    SeqlensQ = 25,
+    /// How many rows of K and V each sequence has: u32 or i32 `[batch]`.
+    SeqlensKv = 26,
+    /// Where each sequence begins among the packed rows of Q: prefix sums, u32 or i32 `[batch + 1]`.
+    CuSeqlensQ = 27,
+    /// Where each sequence begins among the packed rows of K and V: prefix sums, u32 or i32 `[batch + 1]`.
+    CuSeqlensKv = 28,
 }
 
 impl Operand {
@@ -87,6 +95,10 @@ impl Operand {
         Operand::DBiasSums,
         Operand::Probabilities,
         Operand::Aux,
+        Operand::SeqlensQ,
+        Operand::SeqlensKv,
+        Operand::CuSeqlensQ,
+        Operand::CuSeqlensKv,
     ];
 
     /// Its number in the bind group.
@@ -122,6 +134,10 @@ impl Operand {
             Operand::DBiasSums => "dbias_sums",
             Operand::Probabilities => "probabilities",
             Operand::Aux => "aux",
+            Operand::SeqlensQ => "seqlens_q",
+            Operand::SeqlensKv => "seqlens_kv",
+            Operand::CuSeqlensQ => "cu_seqlens_q",
+            Operand::CuSeqlensKv => "cu_seqlens_kv",
         }
     }
 

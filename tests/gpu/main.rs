@@ -16,6 +16,7 @@ mod errors;
 mod forward;
 mod infinities;
 mod lengths;
+mod lengths_at_call;
 mod long;
 mod masks;
 mod matrices;

@@ -54,6 +54,8 @@ pub enum Kernel {
     RoundDbias,
     /// `probabilities.wgsl`
     Probabilities,
+    /// `sequences.wgsl`
+    Sequences,
 }
 
 impl Kernel {
@@ -84,5 +86,6 @@ impl Kernel {
         Kernel::FlashBackwardDbiasSums,
         Kernel::RoundDbias,
         Kernel::Probabilities,
+        Kernel::Sequences,
     ];
 }

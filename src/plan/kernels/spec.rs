@@ -78,6 +78,8 @@ pub(crate) enum Grid {
     Rows,
     /// Heads.
     Heads,
+    /// Sequences, as many as a workgroup has invocations.
+    Sequences,
     /// Quads of O, as many as a workgroup has invocations.
     Quads,
     /// Tiles of the entries of a bias that have sums of their own.

@@ -224,6 +224,7 @@ fn too_short(form: &str, how: &str, operand: Operand, [needed, found]: [u64; 2],
         (0, Operand::KeyMask) => "with_key_mask",
         (0, Operand::Sink) => "with_sink",
         (0, Operand::Aux) => "with_aux",
+        (0, Operand::SeqlensQ | Operand::SeqlensKv | Operand::CuSeqlensQ | Operand::CuSeqlensKv) => "",
         _ => return format!("the {form} for {operand} is {how}: the tensor needs {needed} {unit}, {found} were given"),
     };
     let remedy = match form {

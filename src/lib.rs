@@ -62,7 +62,8 @@ pub use {half, wgpu};
 pub mod unstable {
     pub use crate::operand::Usage;
     pub use crate::plan::{
-        Access, Chain, Dispatch, Kernel, Origins, Params, Pass, RowReduce, Specialization, Storage, Window,
+        Access, Chain, Dispatch, Kernel, LengthsAtCall, Origins, Params, Pass, RowReduce, Specialization, Storage,
+        Window,
     };
     pub use crate::shader::{Dialect, Origin, ShaderSource};
 }

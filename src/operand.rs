@@ -57,26 +57,34 @@ pub enum Operand {
     Probabilities = 23,
     /// Data that functions in the caller's own WGSL read.
     Aux = 24,
+    /// How many rows of Q each sequence has: u32 or i32 `[batch]`.
+    SeqlensQ = 25,
+    /// How many rows of K and V each sequence has: u32 or i32 `[batch]`.
+    SeqlensKv = 26,
+    /// Where each sequence begins among the packed rows of Q: prefix sums, u32 or i32 `[batch + 1]`.
+    CuSeqlensQ = 27,
+    /// Where each sequence begins among the packed rows of K and V: prefix sums, u32 or i32 `[batch + 1]`.
+    CuSeqlensKv = 28,
     /// The cache of keys that an append writes.
-    KCache = 25,
+    KCache = 29,
     /// The cache of values.
-    VCache = 26,
+    VCache = 30,
     /// Positions that each sequence has in a cache: u32 `[batch]`.
-    CacheSeqlens = 27,
+    CacheSeqlens = 31,
     /// The page of each sequence's positions in a cache: u32 `[batch, max_pages]`.
-    PageTable = 28,
+    PageTable = 32,
     /// Where in a cache new tokens go: u32, one for each.
-    SlotMapping = 29,
+    SlotMapping = 33,
     /// Where the new tokens of each sequence start, if they are packed: u32 `[batch + 1]`.
-    CuSeqlensNew = 30,
+    CuSeqlensNew = 34,
     /// Cosines of rotary embeddings: f32, a row for each position or token.
-    RotaryCos = 31,
+    RotaryCos = 35,
     /// Sines of rotary embeddings.
-    RotarySin = 32,
+    RotarySin = 36,
     /// Rotated queries.
-    QRotated = 33,
+    QRotated = 37,
     /// The lengths after an append: u32 `[batch]`.
-    NewCacheSeqlens = 34,
+    NewCacheSeqlens = 38,
 }
 
 impl Operand {
@@ -107,6 +115,10 @@ impl Operand {
         Operand::DBiasSums,
         Operand::Probabilities,
         Operand::Aux,
+        Operand::SeqlensQ,
+        Operand::SeqlensKv,
+        Operand::CuSeqlensQ,
+        Operand::CuSeqlensKv,
         Operand::KCache,
         Operand::VCache,
         Operand::CacheSeqlens,
@@ -152,6 +164,10 @@ impl Operand {
             Operand::DBiasSums => "dbias_sums",
             Operand::Probabilities => "probabilities",
             Operand::Aux => "aux",
+            Operand::SeqlensQ => "seqlens_q",
+            Operand::SeqlensKv => "seqlens_kv",
+            Operand::CuSeqlensQ => "cu_seqlens_q",
+            Operand::CuSeqlensKv => "cu_seqlens_kv",
             Operand::KCache => "k_cache",
             Operand::VCache => "v_cache",
             Operand::CacheSeqlens => "cache_seqlens",

@@ -327,6 +327,7 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                         backward(&biased(&problem.clone().with_element(Element::F16), Element::F16)),
                         backward(&standard),
                         Plan::probabilities(&chosen, &capabilities).build(),
+                        Plan::forward(&problem.clone().with_seqlens_kv_at_call(), &capabilities).build(),
                     ] {
                         let Ok(plan) = plan else {
                             refused += 1;

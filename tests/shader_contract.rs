@@ -86,6 +86,16 @@ fn variants() -> Vec<Specialization> {
     let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
     variants.extend(of_sink.passes().iter().map(|pass| pass.specialization.clone()));
+    // So is the kernel that reads lengths at each call.
+    let at_call: [fn(AttentionProblem) -> AttentionProblem; 3] =
+        [AttentionProblem::with_seqlens_q_at_call, AttentionProblem::with_seqlens_kv_at_call, |problem| {
+            problem.with_seqlens_q_at_call().with_seqlens_kv_at_call()
+        }];
+    for at_call in at_call {
+        let problem = at_call(AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)));
+        let plan = Plan::forward(&problem, &Capabilities::webgpu_defaults()).build().expect("lengths come at the call");
+        variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()).take(1));
+    }
     variants.extend(variants_of_appends());
     // So is that of a bias, where one is asked for.
     for &element in Element::ALL {

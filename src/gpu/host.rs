@@ -4,7 +4,7 @@ use super::attention::FlashAttention;
 use super::buffers::NO_SLICES;
 use super::operation::Operation;
 use super::scope::ErrorScope;
-use crate::error::Error;
+use crate::error::{Error, InvalidProblem};
 use crate::plan::{Call, Operand, Plan, Usage};
 use crate::problem::{AttentionProblem, AuxType, Element, ElementType, MergeProblem, ProbabilitiesProblem};
 use std::future::Future;
@@ -346,6 +346,10 @@ impl FlashAttention {
 
     /// Compiles, uploads, runs and reads back what the plan writes.
     pub(super) async fn run(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<Outputs, Error> {
+        if let Some(name) = plan.lengths_at_call().next() {
+            let reason = "slices have none; give them with the problem, by with_lengths or with_cu_seqlens".into();
+            return Err(InvalidProblem::Lengths { name: name.name(), reason }.into());
+        }
         let operation = Operation::new(self, plan).await?;
         let written = operation.plan.tensors().iter().filter(|tensor| tensor.usage == Usage::Write);
         let written: Vec<Operand> = written.map(|tensor| tensor.operand).collect();

@@ -4,7 +4,7 @@ use super::block_lists::{MOST_LISTS, MOST_WORDS, TileLists, block_lists};
 use super::builder::{PlanBuilder, Question};
 use super::capabilities::Capabilities;
 use super::check::check;
-use super::choice::{Step, choose, more_steps, specialize, steps};
+use super::choice::{Step, choose, first_step, more_steps, specialize, steps};
 use super::direction::Direction;
 use super::kernels::Kernel;
 use super::part::Cut;
@@ -42,7 +42,8 @@ impl Plan {
             }
         };
         let more: Vec<_> = more_steps(direction, &plan.problem).collect();
-        for step in steps(direction, plan.problem.algorithm).iter().chain(more) {
+        let first = first_step(&plan.problem);
+        for step in first.into_iter().chain(steps(direction, plan.problem.algorithm)).chain(more) {
             plan.take(step, builder)?;
         }
         plan.check_bindings()?;
@@ -115,7 +116,8 @@ impl Plan {
     /// Adds the passes of a step.
     fn take(&mut self, step: &Step, choices: &PlanBuilder) -> Result<(), Error> {
         let (problem, capabilities) = (&self.problem, &self.capabilities);
-        let choose = |tiles| choose(step, problem, capabilities, &self.tensors, tiles, choices.num_splits);
+        let splits = choices.num_splits.filter(|_| step.tiles.is_some());
+        let choose = |tiles| choose(step, problem, capabilities, &self.tensors, tiles, splits);
         // One choice is for all kernels.
         let given = step.tiles.and_then(|index| choices.tiles.get(index).or(choices.tiles.first())).copied();
         let is_tuned = self.direction == Direction::Forward && problem.algorithm == Algorithm::Flash && given.is_none();

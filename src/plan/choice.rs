@@ -2,7 +2,7 @@
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
-use super::kernels::{Access, Chain, Kernel, OwnWgsl, RowReduce, Specialization, Storage};
+use super::kernels::{Access, Chain, Kernel, LengthsAtCall, OwnWgsl, RowReduce, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
@@ -62,6 +62,12 @@ pub(super) fn steps(direction: Direction, algorithm: Algorithm) -> &'static [Ste
         // Kernels without tiles.
         (Direction::Merge | Direction::Append, _) => &[],
     }
+}
+
+/// The step that comes before those, where a call says how long its sequences are.
+pub(super) fn first_step(problem: &AttentionProblem) -> Option<&'static Step> {
+    const SEQUENCES: Step = Step { alternatives: &[&[Kernel::Sequences]], tiles: None };
+    problem.has_lengths_at_call().then_some(const { &SEQUENCES })
 }
 
 /// The steps that come after those, for what else of a problem has a gradient.
@@ -168,8 +174,11 @@ pub(super) fn specialize(
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         score_mods: Chain::of(problem.scores().iter().map(|modifier| (modifier.name(), modifier.reads()))),
         has_sink: problem.has_sink(),
-        has_lists: problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Blocks(_))),
+        // Lists are made before a call says which rows and keys there are. Without them a block mask is a mask like others.
+        has_lists: problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Blocks(_)))
+            && !problem.has_lengths_at_call(),
         has_lengths: problem.lengths().is_some(),
+        lengths_at_call: LengthsAtCall::of(problem),
         key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
         wgsl: OwnWgsl::of(problem),
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),

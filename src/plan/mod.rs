@@ -31,7 +31,7 @@ pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
 pub use direction::Direction;
 pub use dispatch::{Call, Dispatch, Origins, Window};
-pub use kernels::{Access, Chain, Kernel, RowReduce, Specialization, Storage};
+pub use kernels::{Access, Chain, Kernel, LengthsAtCall, RowReduce, Specialization, Storage};
 pub use params::Params;
 pub use passes::{Pass, Plan};
 pub use tiles::Tiles;

@@ -203,6 +203,8 @@ impl Params {
             // The sums start at 0, with the strides of what they become.
             // Aux is bound from its first entry to its last.
             Operand::Dp | Operand::DBiasSums | Operand::Params | Operand::Tables | Operand::Aux => {}
+            // Lengths are bound from the first to the last.
+            Operand::SeqlensQ | Operand::SeqlensKv | Operand::CuSeqlensQ | Operand::CuSeqlensKv => {}
             operand => self.place_append(operand, offset, [batch, row, head]),
         }
     }

@@ -19,6 +19,8 @@ pub(super) enum Cut {
     Entries { own: [bool; 4] },
     /// All at once.
     Nothing,
+    /// All sequences at once, of which nothing but their lengths is read.
+    Sequences,
 }
 
 impl Cut {
@@ -32,6 +34,7 @@ impl Cut {
                 Cut::Entries { own: strides.map(|stride| stride > 0) }
             }
             [Owns::Everything] => Cut::Nothing,
+            [Owns::Sequences] => Cut::Sequences,
             [Owns::Keys, rest @ ..] if rest.iter().all(|owns| *owns == Owns::Keys) => Cut::Keys,
             owned if owned.contains(&Owns::Keys) => Cut::Groups,
             _ => Cut::Rows,
@@ -45,7 +48,7 @@ impl Cut {
             Cut::Keys => [true, true, false, true],
             Cut::Groups | Cut::Heads => [true, true, false, false],
             Cut::Entries { .. } => [true; 4],
-            Cut::Nothing => [false; 4],
+            Cut::Nothing | Cut::Sequences => [false; 4],
         }
     }
 

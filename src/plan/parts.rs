@@ -67,7 +67,7 @@ impl Plan {
             Cut::Keys => keys,
             Cut::Groups => rows.max(keys),
             // The sum of no rows is 0.
-            Cut::Heads | Cut::Entries { .. } | Cut::Nothing => 1,
+            Cut::Heads | Cut::Entries { .. } | Cut::Nothing | Cut::Sequences => 1,
         };
         let is_empty = stage.cut.is_of_entries() && self.required_len(Operand::DBias) == 0;
         let has_no_tokens = self.append.as_ref().is_some_and(|append| append.packed_tokens() == Some(0));
@@ -105,7 +105,10 @@ impl Plan {
                 }
             }
         }
-        let tables = size_of_val(&*self.tables()) as u64;
+        // Lengths that a call says may be those of any number of sequences.
+        let of_lengths = self.problem.lengths().map_or(0, |lengths| 4 * lengths.table_len(self.problem.shape.batch));
+        let is_too_long = of_lengths > self.max_binding();
+        let tables = if is_too_long { of_lengths } else { size_of_val(&*self.tables()) as u64 };
         if tables > self.max_binding() {
             let (operand, allowed) = (Operand::Tables, self.max_binding());
             let limit = "max_storage_buffer_binding_size";
@@ -148,11 +151,13 @@ impl Plan {
         self.capabilities.binding_alignment.max(1)
     }
 
-    /// The buffer of a tensor starts at a multiple of this: four elements of any type are aligned. Aux is bound alone, so that its
-    /// length is that of the binding.
+    /// The buffer of a tensor starts at a multiple of this: four elements of any type are aligned. Aux and lengths are bound alone:
+    /// their first word is that of the binding, and the last word of aux its last.
     pub(crate) fn slice_alignment(&self, operand: Operand) -> u64 {
         const QUAD: u64 = 16;
-        if operand == Operand::Aux { self.binding_alignment().max(QUAD) } else { QUAD }
+        use Operand::{Aux, CuSeqlensKv, CuSeqlensQ, SeqlensKv, SeqlensQ};
+        let is_alone = matches!(operand, Aux | SeqlensQ | SeqlensKv | CuSeqlensQ | CuSeqlensKv);
+        if is_alone { self.binding_alignment().max(QUAD) } else { QUAD }
     }
 
     /// The longest binding: a shader addresses its elements with 32 bits.
@@ -297,12 +302,13 @@ impl Plan {
             Cut::Heads => part.row_count.into(),
             Cut::Rows | Cut::Groups => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
             Cut::Entries { .. } => u64::from(part.row_count).saturating_mul(window.min(part.key_count.into())),
-            Cut::Nothing => 0,
+            Cut::Nothing | Cut::Sequences => 0,
             Cut::Keys => u64::from(part.key_count).saturating_mul(window.min(lengths.seqlen_q.into())),
         };
         let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
         // Products of the largest dispatch: of the forward pass; of dQ, and of dK and dV, each with two recomputed.
         let products = match (self.direction, cut) {
+            (_, Cut::Sequences) => 1,
             (Direction::Probabilities, _) => head_dim,
             (Direction::Append, _) => 1,
             (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
@@ -350,6 +356,7 @@ impl Plan {
             }
             Grid::Rows => rows,
             Grid::Heads => part.head_count.into(),
+            Grid::Sequences => u64::from(part.batch_count.div_ceil(self.passes[index].specialization.invocations())),
             Grid::Entries => part.tiles_of_entries(self.own_entries(index), tiles)[0],
             Grid::PairsOfEntries => {
                 let pairs = self.required_len(Operand::DBias).div_ceil(2);
@@ -359,9 +366,6 @@ impl Plan {
                 let specialization = &self.passes[index].specialization;
                 let dim = specialization.head_dim.max(specialization.head_dim_v);
                 self.token_rows(index, part).div_ceil(rows_of_workgroup(dim).into())
-            }
-            Grid::Sequences => {
-                u64::from(part.batch_count).div_ceil(self.passes[index].specialization.invocations().into())
             }
             Grid::Quads => {
                 let quads = rows.saturating_mul(self.problem.shape.head_dim_v.div_ceil(4).into());

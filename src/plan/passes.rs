@@ -3,10 +3,10 @@
 use super::block_lists::TileLists;
 use super::capabilities::Capabilities;
 use super::direction::Direction;
-use super::kernels::{Kernel, Specialization};
+use super::kernels::{Kernel, KernelSpec, LengthsAtCall, Specialization};
 use super::part::{Cut, Lengths};
 use super::tensor::Tensor;
-use super::tiles::Tiles;
+use super::tiles::{Owns, Tiles};
 use crate::operand::Operand;
 use crate::problem::{Algorithm, AppendProblem, AttentionProblem, Element};
 use std::ops::Range;
@@ -110,7 +110,7 @@ impl Plan {
     /// Why the plan has this kernel and these tiles, in a few words for people.
     pub fn reason(&self) -> String {
         let is_forward_flash = self.direction == Direction::Forward && self.problem.algorithm == Algorithm::Flash;
-        let kernel = match self.passes.first().map(|pass| pass.kernel.spec()).filter(|_| is_forward_flash) {
+        let kernel = match self.first_of_rows().filter(|_| is_forward_flash) {
             Some(kernel) if kernel.packs_heads => "few rows share K and V".to_owned(),
             Some(kernel) if kernel.on_matrices => match self.problem.element {
                 Element::F32 => "f32 on matrices, in two parts".to_owned(),
@@ -153,6 +153,16 @@ impl Plan {
     /// Bytes of device memory beyond Q, K, V, O and the gradients: LSE and scratch.
     pub fn extra_bytes(&self) -> u64 {
         self.scratch_bytes().saturating_add(self.problem.shape.lse_len().saturating_mul(4))
+    }
+
+    /// The first kernel that computes something of rows or keys.
+    fn first_of_rows(&self) -> Option<&'static KernelSpec> {
+        self.passes.iter().map(|pass| pass.kernel.spec()).find(|kernel| kernel.owns != Owns::Sequences)
+    }
+
+    /// The lengths that come in buffers at each call.
+    pub(crate) fn lengths_at_call(&self) -> impl Iterator<Item = Operand> {
+        LengthsAtCall::of(&self.problem).operands()
     }
 
     /// The caller's tensors, with all that an operation needs of each.

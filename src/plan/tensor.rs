@@ -1,6 +1,7 @@
 //! Where the tensors of an operation lie, and which part of each a dispatch needs. No other file says this.
 
 use super::direction::Direction;
+use super::kernels::LengthsAtCall;
 use super::part::Part;
 use crate::operand::{Operand, Usage};
 use crate::problem::{
@@ -167,11 +168,13 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
     let sink = problem.has_sink().then(|| of_each_head(problem, Operand::Sink));
-    let entries = tensors_of_entries(problem).chain(sink);
+    let entries = tensors_of_entries(problem).chain(lengths(problem)).chain(sink);
     match direction {
         Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
         Direction::Merge => vec![o.written(), lse.written()],
-        Direction::Probabilities => [q, k, lse].into_iter().chain(tensors_of_entries(problem)).collect(),
+        Direction::Probabilities => {
+            [q, k, lse].into_iter().chain(tensors_of_entries(problem)).chain(lengths(problem)).collect()
+        }
         // Those come from `tensors_of_append`.
         Direction::Append => Vec::new(),
         Direction::Backward => {
@@ -295,7 +298,7 @@ pub(super) fn tensors_of_append(append: &AppendProblem) -> Vec<Tensor> {
         RotatedQ::InPlace => tensors.push(q.written()),
         RotatedQ::Apart => tensors.extend([q, rotated]),
     }
-    tensors.extend(words_of_append(append).into_iter().map(|(operand, counts)| words(problem, operand, counts)));
+    tensors.extend(words_of_append(append).into_iter().map(|(operand, counts)| table(problem, operand, counts)));
     tensors
 }
 
@@ -321,7 +324,7 @@ fn words_of_append(append: &AppendProblem) -> Vec<(Operand, [u32; 3])> {
 }
 
 /// Contiguous `[batch, rows, dim]`, words or f32.
-fn words(problem: &AttentionProblem, operand: Operand, [batch, rows, dim]: [u32; 3]) -> Tensor {
+fn table(problem: &AttentionProblem, operand: Operand, [batch, rows, dim]: [u32; 3]) -> Tensor {
     let usage = if operand == Operand::NewCacheSeqlens { Usage::Write } else { Usage::Read };
     let layout = TensorLayout::bshd(rows, 1, dim);
     let extent = Extent { batch, rows, heads: 1, dim };
@@ -394,8 +397,22 @@ fn of_each_head(problem: &AttentionProblem, operand: Operand) -> Tensor {
 
 /// The caller's data, f32 or other words of their size.
 fn aux(problem: &AttentionProblem, len: u32) -> Tensor {
-    let each_head = of_each_head(problem, Operand::Aux);
+    words(problem, Operand::Aux, len)
+}
+
+/// So many words, which no element is; they have the size of an f32.
+fn words(problem: &AttentionProblem, operand: Operand, len: u32) -> Tensor {
+    let each_head = of_each_head(problem, operand);
     Tensor { extent: Extent { batch: 1, rows: 1, heads: 1, dim: len }, ..each_head }
+}
+
+/// The lengths that come at the call: a word for each sequence; of prefix sums one more.
+fn lengths(problem: &AttentionProblem) -> impl Iterator<Item = Tensor> {
+    let batch = problem.shape.batch;
+    LengthsAtCall::of(problem).operands().map(move |operand| {
+        let is_sums = matches!(operand, Operand::CuSeqlensQ | Operand::CuSeqlensKv);
+        words(problem, operand, if is_sums && batch > 0 { batch + 1 } else { batch })
+    })
 }
 
 /// Contiguous `[split, batch, head, row, dim]` of f32, for the rows of a part.

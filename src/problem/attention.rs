@@ -3,7 +3,7 @@ use super::element::Element;
 use super::entries::EntryLayout;
 use super::key_mask::KeyMask;
 use super::layout::AttentionLayout;
-use super::lengths::Lengths;
+use super::lengths::{Known, Lengths};
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
@@ -208,7 +208,36 @@ impl AttentionProblem {
     /// assert!(problem.visible_keys_of(1, 77).is_empty());
     /// ```
     pub fn with_lengths(mut self, seqlens_q: Vec<u32>, seqlens_kv: Vec<u32>) -> Self {
-        self.lengths = Some(Lengths { seqlens_q, seqlens_kv });
+        let lengths = self.lengths.get_or_insert_default();
+        (lengths.q.seqlens, lengths.kv.seqlens) = (Known::Now(seqlens_q), Known::Now(seqlens_kv));
+        self
+    }
+
+    /// As the rows of [`with_lengths`](Self::with_lengths), with lengths that each call brings: u32 or i32 `[batch]` in the buffer
+    /// of [`Operand::SeqlensQ`](crate::Operand::SeqlensQ). `shape.seqlen_q` is the largest. The GPU reads them when the call runs,
+    /// so a call before it in the same encoder may write them, and one prepared operation serves all lengths. Larger ones count
+    /// as `shape.seqlen_q`, negative ones as 0.
+    pub fn with_seqlens_q_at_call(mut self) -> Self {
+        self.lengths.get_or_insert_default().q.seqlens = Known::AtCall;
+        self
+    }
+
+    /// As [`with_seqlens_q_at_call`](Self::with_seqlens_q_at_call), for the keys: u32 or i32 `[batch]` in the buffer of
+    /// [`Operand::SeqlensKv`](crate::Operand::SeqlensKv). `shape.seqlen_kv` is the largest.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Capabilities, Operand, Plan};
+    ///
+    /// // One new row of each of 8 sequences over as many of 4096 keys as the call says.
+    /// let shape = AttentionShape::new(8, 32, 1, 128).with_num_heads_kv(8).with_seqlen_kv(4096);
+    /// let problem = AttentionProblem::new(shape).with_causal().with_seqlens_kv_at_call();
+    /// let capabilities = Capabilities::webgpu_defaults();
+    /// let plan = Plan::forward(&problem, &capabilities).build()?;
+    /// assert_eq!(plan.required_bytes(Operand::SeqlensKv), 8 * 4);
+    /// # Ok::<(), wgpu_flash_attention::Error>(())
+    /// ```
+    pub fn with_seqlens_kv_at_call(mut self) -> Self {
+        self.lengths.get_or_insert_default().kv.seqlens = Known::AtCall;
         self
     }
 
@@ -339,12 +368,17 @@ impl AttentionProblem {
         self.lengths.is_some()
     }
 
-    /// seqlen_q and seqlen_kv of a sequence.
+    /// Whether a call says how long sequences are.
+    pub(crate) fn has_lengths_at_call(&self) -> bool {
+        self.lengths.as_ref().is_some_and(Lengths::are_at_call)
+    }
+
+    /// seqlen_q and seqlen_kv of a sequence; the largest that it can have, where a call says more.
     pub fn lengths_of(&self, batch: u32) -> (u32, u32) {
         let AttentionShape { seqlen_q, seqlen_kv, .. } = self.shape;
-        let of = |lengths: &[u32], most: u32| lengths.get(batch as usize).map_or(0, |length| most.min(*length));
         self.lengths.as_ref().map_or((seqlen_q, seqlen_kv), |lengths| {
-            (of(&lengths.seqlens_q, seqlen_q), of(&lengths.seqlens_kv, seqlen_kv))
+            let [(_, of_q), (_, of_kv)] = lengths.of(&self.shape, batch);
+            (of_q, of_kv)
         })
     }
 
@@ -367,11 +401,9 @@ impl AttentionProblem {
             let (seqlen_q, seqlen_kv) = self.lengths_of(batch);
             self.mask.visible_pairs(seqlen_q, seqlen_kv)
         };
-        let per_head = match &self.lengths {
+        let per_head = match self.lengths.as_ref().and_then(Lengths::known) {
             // Problems that planning refuses may have any number of sequences.
-            Some(lengths) => (0..shape.batch)
-                .take(lengths.seqlens_q.len())
-                .fold(0, |sum: u64, batch| sum.saturating_add(of_batch(batch))),
+            Some(known) => (0..shape.batch).take(known).fold(0, |sum: u64, batch| sum.saturating_add(of_batch(batch))),
             None => of_batch(0).saturating_mul(u64::from(shape.batch)),
         };
         per_head.saturating_mul(u64::from(shape.num_heads))

@@ -48,7 +48,8 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
     let scores = (!score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
     let added = bias_element.filter(|_| score_mods.reads(Operand::Bias));
     let entries = added.map_or_else(Vec::new, |element| bias_files(element, specialization.bias_in_quads));
-    let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
+    let writes_tables = specialization.kernel.spec().binds(Operand::Tables);
+    let has_tables = !writes_tables && specialization.operands().any(|(operand, _)| operand == Operand::Tables);
     let tables = has_tables.then_some(wgsl!("common/tables.wgsl"));
     let is_capped = score_mods.names().any(|name| name == "softcap");
     let tanh = is_capped.then_some(match specialization.storage {

@@ -3,7 +3,7 @@
 use super::dialect::Dialect;
 use super::unroll::Lists;
 use crate::operand::{Operand, Usage};
-use crate::plan::{Owns, RowReduce, Specialization, Storage};
+use crate::plan::{LengthsAtCall, Owns, RowReduce, Specialization, Storage};
 use crate::problem::Role;
 use std::fmt::Display;
 
@@ -124,6 +124,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let is_modified = !specialization.score_mods.is_empty();
     lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
+    lists_of_lengths(&mut lists, specialization.lengths_at_call);
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         _ => vec!["k", "v"],
@@ -133,4 +134,16 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     // Loops over the first tile, over those that all rows see whole, and over the others.
     lists.names("FIRST_WHOLE_AND_PARTIAL", vec!["first", "whole", "partial"]);
     lists
+}
+
+/// The sides of the score matrix whose lengths come at the call, and the buffers that say them.
+fn lists_of_lengths(lists: &mut Lists, given: LengthsAtCall) {
+    let listed = |is_given: bool, name: &'static str| if is_given { vec![name] } else { vec![] };
+    let mut sides = listed(given.seqlens_q || given.cu_seqlens_q, "q");
+    sides.extend(listed(given.seqlens_kv || given.cu_seqlens_kv, "kv"));
+    lists.names("SIDES_AT_CALL", sides);
+    lists.names("SEQLENS_q", listed(given.seqlens_q, "seqlens_q"));
+    lists.names("SEQLENS_kv", listed(given.seqlens_kv, "seqlens_kv"));
+    lists.names("SUMS_q", listed(given.cu_seqlens_q, "cu_seqlens_q"));
+    lists.names("SUMS_kv", listed(given.cu_seqlens_kv, "cu_seqlens_kv"));
 }

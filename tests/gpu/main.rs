@@ -17,6 +17,7 @@ mod errors;
 mod forward;
 mod infinities;
 mod lengths;
+mod lengths_at_call;
 mod long;
 mod masks;
 mod matrices;

@@ -93,7 +93,7 @@ pub(super) const SEQLENS: KernelSpec = KernelSpec {
     file: wgsl!("append_seqlens.wgsl"),
     text: &[common!("append"), common!("cache_seqlens"), OneOf(Slot::Tokens)],
     operands: &[(Params, Uniform), (CacheSeqlens, Read), (NewCacheSeqlens, Write)],
-    owns: Owns::Heads,
+    owns: Owns::Sequences,
     grid: Grid::Sequences,
     invocations: Some(INVOCATIONS),
     own_counts: |specialization| counts(specialization, 1),

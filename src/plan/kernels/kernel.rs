@@ -54,6 +54,8 @@ pub enum Kernel {
     RoundDbias,
     /// `probabilities.wgsl`
     Probabilities,
+    /// `sequences.wgsl`
+    Sequences,
     /// `append.wgsl`, of K
     AppendK,
     /// `append.wgsl`, of V
@@ -94,6 +96,7 @@ impl Kernel {
         Kernel::FlashBackwardDbiasSums,
         Kernel::RoundDbias,
         Kernel::Probabilities,
+        Kernel::Sequences,
         Kernel::AppendK,
         Kernel::AppendV,
         Kernel::RotateQ,

@@ -10,6 +10,7 @@ mod forward;
 mod forward_matrices;
 mod kernel;
 mod preprocess;
+mod sequences;
 mod sink;
 mod spec;
 mod specialization;
@@ -18,7 +19,7 @@ mod text;
 mod turns;
 
 pub use kernel::Kernel;
-pub use specialization::{Access, Chain, RowReduce, Specialization, Storage};
+pub use specialization::{Access, Chain, LengthsAtCall, RowReduce, Specialization, Storage};
 
 pub(super) use append::rows_of_workgroup;
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
@@ -30,7 +31,7 @@ pub(super) use turns::{Loops, PHILOX};
 
 use super::capabilities::Capabilities;
 use super::check::MAX_HEAD_DIM;
-use super::tiles::Tiles;
+use super::tiles::{Owns, Tiles};
 use crate::operand::{Operand, Usage};
 
 impl Kernel {
@@ -62,6 +63,7 @@ impl Kernel {
             Kernel::FlashBackwardDbiasSums => &dbias::SUMS,
             Kernel::RoundDbias => &dbias::ROUND,
             Kernel::Probabilities => &standard::PROBABILITIES,
+            Kernel::Sequences => &sequences::SEQUENCES,
             Kernel::AppendK => &append::APPEND_K,
             Kernel::AppendV => &append::APPEND_V,
             Kernel::RotateQ => &append::ROTATE_Q,
@@ -111,7 +113,11 @@ impl Specialization {
         self.bias_in_quads &= kernel.on_matrices && self.score_mods.reads(Operand::Bias);
         self.has_lists &= kernel.text.iter().any(|piece| matches!(piece, Piece::OneOf(Slot::Visits)));
         let asks_for_tiles = kernel.masks || kernel.scores || kernel.grid == Grid::ScoreTiles;
-        self.has_lengths &= asks_for_tiles || kernel.ends_rows && self.has_sink;
+        let writes_lengths = kernel.owns == Owns::Sequences;
+        self.has_lengths &= asks_for_tiles || kernel.ends_rows && self.has_sink || writes_lengths;
+        if !writes_lengths {
+            self.lengths_at_call = LengthsAtCall::default();
+        }
         self.has_sink &= kernel.ends_rows;
         self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
         if kernel.row_sums.is_none() {
@@ -135,14 +141,16 @@ impl Specialization {
         self
     }
 
-    /// What it binds: what its kernel does, and what its modifiers, masks and sink read.
+    /// What it binds: what its kernel does, and what its modifiers, masks, sink and lengths read.
     pub fn operands(&self) -> impl Iterator<Item = (Operand, Usage)> {
-        let is_read = |operand: &Operand| {
-            let has_table = (self.has_lengths || self.has_lists) && *operand == Operand::Tables;
+        let writes_tables = self.kernel.spec().binds(Operand::Tables);
+        let is_read = move |operand: &Operand| {
+            let has_table = (self.has_lengths || self.has_lists) && !writes_tables && *operand == Operand::Tables;
             has_table || self.score_mods.reads(*operand) || self.key_masks.reads(*operand)
         };
         let read = [Operand::Tables, Operand::Bias, Operand::KeyMask, Operand::Aux].into_iter().filter(is_read);
-        let more = read.chain(self.has_sink.then_some(Operand::Sink)).chain(self.operands_of_append());
+        let at_call = self.lengths_at_call.operands().chain(self.operands_of_append());
+        let more = read.chain(self.has_sink.then_some(Operand::Sink)).chain(at_call);
         self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))
     }
 

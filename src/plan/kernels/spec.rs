@@ -78,6 +78,8 @@ pub(crate) enum Grid {
     Rows,
     /// Heads.
     Heads,
+    /// Sequences, as many as a workgroup has invocations.
+    Sequences,
     /// Quads of O, as many as a workgroup has invocations.
     Quads,
     /// Tiles of the entries of a bias that have sums of their own.
@@ -88,8 +90,6 @@ pub(crate) enum Grid {
     RowsOfKv,
     /// Rows of Q.
     RowsOfQ,
-    /// Sequences, as many as a workgroup has invocations.
-    Sequences,
 }
 
 /// Bytes of what a pass moves for one head, each as often as it is moved.

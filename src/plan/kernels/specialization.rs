@@ -129,6 +129,43 @@ impl OwnWgsl {
     }
 }
 
+/// Which lengths of sequences are in buffers at each call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LengthsAtCall {
+    /// How many rows of Q each sequence has.
+    pub seqlens_q: bool,
+    /// How many rows of K and V each sequence has.
+    pub seqlens_kv: bool,
+    /// Where each sequence begins in Q.
+    pub cu_seqlens_q: bool,
+    /// Where each sequence begins in K and V.
+    pub cu_seqlens_kv: bool,
+}
+
+impl LengthsAtCall {
+    /// Those of a problem.
+    pub(crate) fn of(problem: &AttentionProblem) -> Self {
+        let Some(lengths) = problem.lengths() else { return Self::default() };
+        Self {
+            seqlens_q: lengths.q.has_seqlens_at_call(),
+            seqlens_kv: lengths.kv.has_seqlens_at_call(),
+            cu_seqlens_q: lengths.q.has_sums_at_call(),
+            cu_seqlens_kv: lengths.kv.has_sums_at_call(),
+        }
+    }
+
+    /// The buffers that hold them.
+    pub(crate) fn operands(self) -> impl Iterator<Item = Operand> {
+        let all = [
+            (Operand::SeqlensQ, self.seqlens_q),
+            (Operand::SeqlensKv, self.seqlens_kv),
+            (Operand::CuSeqlensQ, self.cu_seqlens_q),
+            (Operand::CuSeqlensKv, self.cu_seqlens_kv),
+        ];
+        all.into_iter().filter(|(_, is_given)| *is_given).map(|(operand, _)| operand)
+    }
+}
+
 /// How the rows that an append writes are stored: the slot `shaders/slots/row_target/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RowTarget {
@@ -206,6 +243,8 @@ pub struct Specialization {
     pub(crate) wgsl: OwnWgsl,
     /// Whether each sequence has lengths of its own.
     pub has_lengths: bool,
+    /// Which lengths come at the call. Only the kernel that reads them uses this.
+    pub lengths_at_call: LengthsAtCall,
     /// Whether a sink joins the sum of each row.
     pub has_sink: bool,
     /// The type of what is added to the scores, if something is.

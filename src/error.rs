@@ -338,6 +338,12 @@ pub enum InvalidProblem {
         /// What was given, and what is allowed.
         reason: String,
     },
+    /// Attention over a cache that cannot be.
+    #[error("cache: {reason}")]
+    Cache {
+        /// What was given, and what is allowed.
+        reason: String,
+    },
     /// Partial results that are neither in the type of O nor in f32.
     #[error("the parts are stored in {found:?}; they must be in f32 or in the type of O, {element:?}")]
     PartsElement {

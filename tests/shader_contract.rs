@@ -137,6 +137,36 @@ fn variants_of_appends() -> Vec<Specialization> {
     variants
 }
 
+/// Variants over caches, of some devices.
+fn variants_over_caches() -> Vec<Specialization> {
+    let mut variants = HashSet::new();
+    let few = |device: &Capabilities| {
+        device.max_workgroup_storage == 16_384
+            && !matches!(device.device_class, DeviceClass::Integrated | DeviceClass::Other)
+    };
+    for device in devices().into_iter().filter(few) {
+        for (&element, &cache_element) in
+            Element::ALL.iter().flat_map(|element| CacheElement::ALL.iter().map(move |cache| (element, cache)))
+        {
+            for (head_dim, seqlen_q) in [(64, 1), (59, 1), (64, 1000), (59, 1000)] {
+                let shape = AttentionShape::new(2, 4, seqlen_q, head_dim).with_num_heads_kv(2).with_seqlen_kv(2000);
+                let caches =
+                    [KvCache::contiguous(&shape, cache_element), KvCache::paged(&shape, cache_element, 300, 16)];
+                for cache in caches {
+                    let problem = AttentionProblem::new(shape).with_element(element).with_causal().with_cache(cache);
+                    for splits in [1, 3] {
+                        let problem = problem.clone().with_seqlens_kv_at_call();
+                        let plan = Plan::forward(&problem, &device).with_splits(splits).build();
+                        let passes = plan.expect("every device reads caches").passes().to_vec();
+                        variants.extend(passes.into_iter().map(|pass| pass.specialization));
+                    }
+                }
+            }
+        }
+    }
+    variants.into_iter().collect()
+}
+
 /// Variants of the probabilities of such problems.
 fn variants_of_probabilities(modified: fn(AttentionProblem) -> AttentionProblem) -> Vec<Specialization> {
     let mut variants = Vec::new();
@@ -291,7 +321,7 @@ fn claimed(variant: &Specialization) -> NagaCapabilities {
     if variant.storage == Storage::F16 || variant.tiles.matrix_side.is_some() {
         claimed |= NagaCapabilities::SHADER_FLOAT16;
     }
-    if variant.storage == Storage::F16Packed || variant.bias_element == Some(Element::F16) {
+    if variant.unpacks_f16() {
         // unpack2x16float and pack2x16float, which every WebGPU device has.
         claimed |= NagaCapabilities::SHADER_FLOAT16_IN_FLOAT32;
     }
@@ -356,10 +386,9 @@ fn every_variant_with_modifiers_does_so_too() {
     check_all(&variants);
 }
 
-/// They depend on nothing else.
 #[test]
-fn every_append() {
-    check_all(&variants_of_appends());
+fn every_variant_over_caches_does_so_too() {
+    check_all(&variants_over_caches());
 }
 
 fn check_all(variants: &[Specialization]) {
@@ -520,6 +549,7 @@ fn write_variants_for_other_compilers() {
     }
     // naga has written HLSL of these; Tint is the stricter reader of WGSL. A third of them: many differ in little.
     let mut modified = variants_with_modifiers();
+    modified.extend(variants_over_caches());
     modified.retain(|variant| variant.tiles.matrix_side.is_none());
     modified.sort_by_key(|variant| format!("{variant:?}"));
     let modified: Vec<_> = modified.into_iter().step_by(3).collect();
@@ -612,6 +642,7 @@ fn shader_files_are_plain() {
     let used: HashSet<String> = variants()
         .iter()
         .chain(&variants_with_modifiers())
+        .chain(&variants_over_caches())
         .flat_map(|variant| {
             let source = ShaderSource::new(variant, Dialect::Naga).unwrap();
             let lines = source.text().lines().count() as u32;

@@ -22,21 +22,33 @@ fn fetch_q(tile: GroupTile, row: u32, quad: u32) -> vec4<f32> {
   let inside_dim = min(quad * 4u, LAST_QUAD);
   let value = load_q(first + inside_dim, HEAD_DIM - inside_dim);
   let inside = quad * 4u < HEAD_DIM && row == inside_row;
-  return select(vec4<f32>(0.0), decode(value) * params.softmax_scale_log2, inside);
+  // unroll DECODE in DECODE_ROW {
+    return select(vec4<f32>(0.0), DECODE(value) * params.softmax_scale_log2, inside);
+  // }
 }
 
 // A quad of K. Behind the last key it is that of the last key, whose score the mask then hides.
 fn fetch_k(tile: GroupTile, key: u32, quad: u32) -> Loaded {
-  let first = params.k_offset + tile.batch * params.k_stride_batch + tile.head_kv * params.k_stride_head
-    + min(key, params.seqlen_kv - 1u) * params.k_stride_row;
+  // unroll PLACE in PLACES_OF_KEYS {
+    let PLACE = place_of_key(tile.batch, min(key, params.seqlen_kv - 1u));
+  // }
+  // unroll PAGE in PAGE_OF_KEY, KEYROW in ROW_OF_KEY {
+    let first = params.k_offset + PAGE * params.k_stride_batch + tile.head_kv * params.k_stride_head
+      + KEYROW * params.k_stride_row;
+  // }
   let dim = quad * 4u;
   let inside_dim = select(min(dim, LAST_QUAD), dim, K_IS_WHOLE);
   return select(Loaded(), load_k(first + inside_dim, HEAD_DIM - inside_dim), K_IS_WHOLE || dim < HEAD_DIM);
 }
 
 fn fetch_v(tile: GroupTile, key: u32, quad: u32) -> Loaded {
-  let first = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head
-    + min(key, params.seqlen_kv - 1u) * params.v_stride_row;
+  // unroll PLACE in PLACES_OF_KEYS {
+    let PLACE = place_of_key(tile.batch, min(key, params.seqlen_kv - 1u));
+  // }
+  // unroll PAGE in PAGE_OF_KEY, KEYROW in ROW_OF_KEY {
+    let first = params.v_offset + PAGE * params.v_stride_batch + tile.head_kv * params.v_stride_head
+      + KEYROW * params.v_stride_row;
+  // }
   let dim = quad * 4u;
   let inside_dim = select(min(dim, LAST_QUAD_V), dim, V_IS_WHOLE);
   return select(Loaded(), load_v(first + inside_dim, HEAD_DIM_V - inside_dim), V_IS_WHOLE || dim < HEAD_DIM_V);

@@ -20,16 +20,25 @@ fn fetch_q(tile: QTile, row: u32, quad: u32) -> vec4<f32> {
   let inside_dim = min(quad * 4u, LAST_QUAD);
   let value = load_q(first + inside_row * params.q_stride_row + inside_dim, HEAD_DIM - inside_dim);
   let inside = quad * 4u < HEAD_DIM && tile.row + row < params.row_count;
-  return select(vec4<f32>(0.0), decode(value) * params.softmax_scale_log2, inside);
+  // unroll DECODE in DECODE_ROW {
+    return select(vec4<f32>(0.0), DECODE(value) * params.softmax_scale_log2, inside);
+  // }
 }
 
 // Quad `index` of the K tile that starts at `key_first`.
 fn fetch_k(tile: QTile, key_first: u32, index: u32) -> Loaded {
-  let first = params.k_offset + tile.batch * params.k_stride_batch + tile.head_kv * params.k_stride_head;
+  // unroll PLACE in PLACES_OF_KEYS {
+    let PLACE = place_of_key(tile.batch, min(key_first + index / K_STRIDE, params.seqlen_kv - 1u));
+  // }
+  // unroll PAGE in PAGE_OF_KEY {
+    let first = params.k_offset + PAGE * params.k_stride_batch + tile.head_kv * params.k_stride_head;
+  // }
   let key = key_first + index / K_STRIDE;
   let dim = index % K_STRIDE * 4u;
   let inside_dim = min(dim, LAST_QUAD);
-  let value = load_k(first + min(key, params.seqlen_kv - 1u) * params.k_stride_row + inside_dim, HEAD_DIM - inside_dim);
+  // unroll KEYROW in ROW_OF_KEY {
+    let value = load_k(first + KEYROW * params.k_stride_row + inside_dim, HEAD_DIM - inside_dim);
+  // }
   return select(Loaded(), value, key < params.seqlen_kv && dim < HEAD_DIM);
 }
 
@@ -38,12 +47,18 @@ fn place_k(index: u32, value: Loaded) {
 }
 
 fn fetch_v(tile: QTile, key_first: u32, index: u32) -> Loaded {
-  let first = params.v_offset + tile.batch * params.v_stride_batch + tile.head_kv * params.v_stride_head;
+  // unroll PLACE in PLACES_OF_KEYS {
+    let PLACE = place_of_key(tile.batch, min(key_first + index / V_STRIDE, params.seqlen_kv - 1u));
+  // }
+  // unroll PAGE in PAGE_OF_KEY {
+    let first = params.v_offset + PAGE * params.v_stride_batch + tile.head_kv * params.v_stride_head;
+  // }
   let key = key_first + index / V_STRIDE;
   let dim = index % V_STRIDE * 4u;
   let inside_dim = min(dim, LAST_QUAD_V);
-  let value = load_v(first + min(key, params.seqlen_kv - 1u) * params.v_stride_row + inside_dim,
-    HEAD_DIM_V - inside_dim);
+  // unroll KEYROW in ROW_OF_KEY {
+    let value = load_v(first + KEYROW * params.v_stride_row + inside_dim, HEAD_DIM_V - inside_dim);
+  // }
   return select(Loaded(), value, key < params.seqlen_kv && dim < HEAD_DIM_V);
 }
 

@@ -67,16 +67,22 @@ impl Plan {
         pass
     }
 
-    /// What of the uniform is for appends.
-    pub(super) fn params_of_append(&self) -> Params {
-        let Some(append) = &self.append else { return Params::default() };
-        let [num_pages, page_size] = append.cache.counts(&append.shape);
+    /// What of the uniform is for caches.
+    pub(super) fn params_of_cache(&self) -> Params {
+        let cache = self.append.as_ref().map(|append| &append.cache).or(self.problem.cache());
+        let (pages, rotary) =
+            (cache.and_then(|cache| cache.pages), self.append.as_ref().and_then(|append| append.rotary()));
+        let [num_pages, page_size] = cache.map_or([0, 0], |cache| cache.counts(&self.problem.shape));
         Params {
             page_size: page_size.max(1),
             num_pages,
-            max_pages: append.cache.pages.map_or(0, |pages| pages.max_pages),
-            rotary_positions: append.rotary().and_then(|rotary| rotary.positions).unwrap_or(0),
-            token_rows: append.packed_tokens().unwrap_or(append.shape.seqlen_q),
+            max_pages: pages.map_or(0, |pages| pages.max_pages),
+            rotary_positions: rotary.and_then(|rotary| rotary.positions).unwrap_or(0),
+            token_rows: self
+                .append
+                .as_ref()
+                .and_then(|append| append.packed_tokens())
+                .unwrap_or(self.problem.shape.seqlen_q),
             ..Params::default()
         }
     }

@@ -2,7 +2,7 @@
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
-use super::kernels::{Access, Chain, Kernel, LengthsAtCall, OwnWgsl, RowReduce, Specialization, Storage};
+use super::kernels::{Access, CachedText, Chain, Kernel, LengthsAtCall, OwnWgsl, RowReduce, Specialization, Storage};
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
 use crate::error::Error;
@@ -162,7 +162,7 @@ pub(super) fn specialize(
     Specialization {
         kernel,
         storage: Storage::of(problem.element, capabilities),
-        access: if in_quads(tensors) { Access::Quad } else { Access::Single },
+        access: if in_quads(problem, tensors) { Access::Quad } else { Access::Single },
         row_reduce: RowReduce::of(tiles, capabilities),
         tiles,
         head_dim: shape.head_dim,
@@ -185,6 +185,7 @@ pub(super) fn specialize(
         bias_in_quads: problem.scores().iter().any(|modifier| modifier.has_bias_in_quads(shape)),
         parts_in_f32: true,
         append: None,
+        cached: CachedText::of(problem),
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,

@@ -178,6 +178,9 @@ impl Plan {
         for tensor in &tensors {
             params.place(tensor, offsets[tensor.operand as usize]);
         }
+        if self.problem.has_int8_cache() {
+            params.count_kv_in_bytes();
+        }
         Dispatch { pass: index, grid, turns: self.turns(index, &part, lengths), params, windows }
     }
 
@@ -243,7 +246,7 @@ impl Plan {
             philox_offset: call.philox_offset.or(dropout.map(|dropout| dropout.philox_offset)).unwrap_or(0),
             negative_infinity: f32::NEG_INFINITY,
             num_splits: self.splits_of(lengths),
-            ..self.params_of_append()
+            ..self.params_of_cache()
         }
     }
 }

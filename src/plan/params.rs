@@ -209,6 +209,13 @@ impl Params {
         }
     }
 
+    /// K and V are words of four bytes, and count as bytes. Numbers of entries that are bound fit 32 bits.
+    pub(super) fn count_kv_in_bytes(&mut self) {
+        let of_k = [&mut self.k_offset, &mut self.k_stride_batch, &mut self.k_stride_row, &mut self.k_stride_head];
+        let of_v = [&mut self.v_offset, &mut self.v_stride_batch, &mut self.v_stride_row, &mut self.v_stride_head];
+        of_k.into_iter().chain(of_v).for_each(|number| *number = number.wrapping_mul(4));
+    }
+
     /// Writes where the tensors of an append lie.
     fn place_append(&mut self, operand: Operand, offset: u32, [batch, row, head]: [u32; 3]) {
         match operand {

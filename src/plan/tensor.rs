@@ -5,8 +5,8 @@ use super::kernels::LengthsAtCall;
 use super::part::Part;
 use crate::operand::{Operand, Usage};
 use crate::problem::{
-    AppendProblem, AttentionProblem, Element, EntryLayout, KeyMask, MergeProblem, ProbabilitiesProblem, RotatedQ,
-    ScoreMod, TensorLayout,
+    AppendProblem, AttentionProblem, Element, EntryLayout, KeyMask, KvCache, MergeProblem, Pages, ProbabilitiesProblem,
+    RotatedQ, ScoreMod, TensorLayout,
 };
 
 /// Counts along batch, rows, heads and the contiguous dimension.
@@ -29,6 +29,8 @@ pub(crate) enum Follows {
     Keys { heads_per_kv: u32 },
     /// The dispatch's rows, of the KV heads that its query heads share.
     RowsOfKv { heads_per_kv: u32 },
+    /// All pages, of the KV heads that the dispatch's query heads share.
+    Pages { heads_per_kv: u32 },
     /// All of it, whatever the dispatch: its entries are found by their place in the whole problem.
     Whole,
     /// All of it: scratch memory, which is laid out anew for each dispatch.
@@ -89,7 +91,7 @@ impl Tensor {
     pub(super) fn extent_in(&self, part: &Part) -> Extent {
         let at_most = self.extent_at_most(part);
         match self.follows {
-            Follows::Keys { heads_per_kv } | Follows::RowsOfKv { heads_per_kv } => {
+            Follows::Keys { heads_per_kv } | Follows::RowsOfKv { heads_per_kv } | Follows::Pages { heads_per_kv } => {
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
                 Extent { heads: last - part.head_first / heads_per_kv + 1, ..at_most }
             }
@@ -108,6 +110,10 @@ impl Tensor {
                 let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
                 Extent { batch, rows: part.key_count, heads: heads.min(self.extent.heads), dim }
             }
+            Follows::Pages { heads_per_kv } => {
+                let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
+                Extent { heads: heads.min(self.extent.heads), ..self.extent }
+            }
             Follows::RowsOfKv { heads_per_kv } => {
                 let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
                 Extent { batch, rows: part.row_count, heads: heads.min(self.extent.heads), dim }
@@ -123,6 +129,7 @@ impl Tensor {
             Follows::Keys { heads_per_kv } => {
                 self.layout.index(part.batch_first, part.key_first, part.head_first / heads_per_kv)
             }
+            Follows::Pages { heads_per_kv } => self.layout.index(0, 0, part.head_first / heads_per_kv),
             Follows::RowsOfKv { heads_per_kv } => {
                 self.layout.index(part.batch_first, part.row_first, part.head_first / heads_per_kv)
             }
@@ -147,14 +154,16 @@ impl Tensor {
 }
 
 /// Whether every row of elements starts on and is a whole number of quads.
-pub(super) fn in_quads(tensors: &[Tensor]) -> bool {
+pub(super) fn in_quads(problem: &AttentionProblem, tensors: &[Tensor]) -> bool {
+    // Four bytes of int8 are a word in any case.
+    let is_int8 = |tensor: &Tensor| problem.has_int8_cache() && matches!(tensor.operand, Operand::K | Operand::V);
     let is_quad = |tensor: &Tensor| {
         let TensorLayout { offset, stride_batch, stride_row, stride_head } = tensor.layout;
         let numbers = [offset, stride_batch, stride_row, stride_head, tensor.stride_split, tensor.extent.dim.into()];
         numbers.iter().all(|number| number % 4 == 0)
     };
     let of_elements = |tensor: &&Tensor| tensor.operand.holds_elements() || tensor.operand == Operand::OParts;
-    tensors.iter().filter(of_elements).all(is_quad)
+    tensors.iter().filter(of_elements).all(|tensor| is_int8(tensor) || is_quad(tensor))
 }
 
 /// The caller's tensors. Those of a merge that hold its parts come from [`parts_to_merge`], probabilities from
@@ -163,14 +172,22 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     let AttentionProblem { shape, layout, .. } = problem;
     let element = problem.element;
     let q = of_rows(problem, Operand::Q, layout.q, shape.head_dim, element);
-    let k = of_keys(problem, Operand::K, layout.k, shape.head_dim, element);
-    let v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
+    let mut k = of_keys(problem, Operand::K, layout.k, shape.head_dim, element);
+    let mut v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
+    if let Some(cache) = problem.cache() {
+        k = of_cache(problem, Operand::K, cache, shape.head_dim);
+        v = of_cache(problem, Operand::V, cache, shape.head_dim_v);
+    }
     let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
+    let pages = problem.cache().and_then(|cache| cache.pages);
+    let page_table = pages.map(|pages| table(problem, Operand::PageTable, [shape.batch, 1, pages.max_pages]));
     let sink = problem.has_sink().then(|| of_each_head(problem, Operand::Sink));
     let entries = tensors_of_entries(problem).chain(lengths(problem)).chain(sink);
     match direction {
-        Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
+        Direction::Forward => {
+            [q, k, v, o.written(), lse.written()].into_iter().chain(page_table).chain(entries).collect()
+        }
         Direction::Merge => vec![o.written(), lse.written()],
         Direction::Probabilities => {
             [q, k, lse].into_iter().chain(tensors_of_entries(problem)).chain(lengths(problem)).collect()
@@ -375,6 +392,18 @@ fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, d
         extent: Extent { batch: shape.batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim },
         follows: Follows::Keys { heads_per_kv: shape.heads_per_kv() },
         ..of_rows(problem, operand, layout, dim, element)
+    }
+}
+
+/// K or V in a cache, with rows of `dim` elements.
+fn of_cache(problem: &AttentionProblem, operand: Operand, cache: &KvCache, dim: u32) -> Tensor {
+    let layout = if operand == Operand::K { cache.k } else { cache.v };
+    let keys = of_keys(problem, operand, layout, cache.element.row_len(dim), cache.element.entry());
+    let Some(Pages { num_pages, page_size, .. }) = cache.pages else { return keys };
+    Tensor {
+        extent: Extent { batch: num_pages, rows: page_size, ..keys.extent },
+        follows: Follows::Pages { heads_per_kv: problem.shape.heads_per_kv() },
+        ..keys
     }
 }
 

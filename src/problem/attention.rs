@@ -1,3 +1,4 @@
+use super::cache::{CacheElement, KvCache};
 use super::dropout::Dropout;
 use super::element::Element;
 use super::entries::EntryLayout;
@@ -77,6 +78,8 @@ pub struct AttentionProblem {
     has_bias_gradient: bool,
     /// Of each sequence, where they differ.
     lengths: Option<Lengths>,
+    /// Where K and V are, if it is no tensor like Q.
+    cache: Option<KvCache>,
 }
 
 impl AttentionProblem {
@@ -99,6 +102,7 @@ impl AttentionProblem {
             has_sink: false,
             has_bias_gradient: false,
             lengths: None,
+            cache: None,
         }
     }
 
@@ -239,6 +243,43 @@ impl AttentionProblem {
     pub fn with_seqlens_kv_at_call(mut self) -> Self {
         self.lengths.get_or_insert_default().kv.seqlens = Known::AtCall;
         self
+    }
+
+    /// Takes K and V from a [cache](KvCache), which an [append](super::AppendProblem) fills: in its type, whatever that of Q, side by side or in
+    /// pages. `shape.seqlen_kv` is the most positions that a sequence may have; how many each has comes by
+    /// [`with_seqlens_kv_at_call`](Self::with_seqlens_kv_at_call), with the new ones. With
+    /// [`with_causal`](Self::with_causal), the last row of a sequence stands at its last position. So one prepared operation serves
+    /// all layers and steps of a generation. The caches take the places of K and V in
+    /// [`ForwardBuffers`](crate::ForwardBuffers), the page table that of [`Operand::PageTable`](crate::Operand::PageTable), u32
+    /// `[batch, max_pages]`. The layouts of K and V in [`layout`](Self::layout) are not used.
+    ///
+    /// This is for the forward pass of [`Algorithm::Flash`]; there are no gradients.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, CacheElement, Capabilities, KvCache, Operand, Plan};
+    ///
+    /// // One new row of each of 4 sequences of at most 4096 tokens, in pages of 16; 300 pages for all of them.
+    /// let shape = AttentionShape::new(4, 32, 1, 128).with_num_heads_kv(8).with_seqlen_kv(4096);
+    /// let cache = KvCache::paged(&shape, CacheElement::Int8, 300, 16);
+    /// let problem = AttentionProblem::new(shape).with_causal().with_cache(cache).with_seqlens_kv_at_call();
+    /// let capabilities = Capabilities::webgpu_defaults();
+    /// let plan = Plan::forward(&problem, &capabilities).build()?;
+    /// assert_eq!(plan.required_bytes(Operand::PageTable), 4 * 256 * 4);
+    /// # Ok::<(), wgpu_flash_attention::Error>(())
+    /// ```
+    pub fn with_cache(mut self, cache: KvCache) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+
+    /// Whether K and V are signed bytes with scales.
+    pub(crate) fn has_int8_cache(&self) -> bool {
+        self.cache.is_some_and(|cache| cache.element == CacheElement::Int8)
+    }
+
+    /// The cache that K and V are in, if they are in one.
+    pub fn cache(&self) -> Option<&KvCache> {
+        self.cache.as_ref()
     }
 
     /// Adds a sink: a logit for each query head, f32 `[num_heads]` in the buffer of [`Operand::Sink`](crate::Operand::Sink). It

@@ -116,6 +116,24 @@ fn bias_half(element: Option<Element>) -> File {
 }
 
 impl Slot {
+    /// The one of its files that K and V in a cache need, if they need one.
+    fn file_of_cache(self, specialization: &Specialization) -> Option<File> {
+        let (cached, is_quad) = (&specialization.cached, specialization.access == Access::Quad);
+        Some(match (self, cached.element) {
+            (Slot::KeyPlace, _) if cached.is_paged => wgsl!("slots/key_place/paged.wgsl"),
+            (Slot::CachedHalf, Some(CacheElement::F16)) => wgsl!("slots/cached_half/f16.wgsl"),
+            (Slot::CachedHalf, Some(CacheElement::Bf16)) => wgsl!("slots/cached_half/bf16.wgsl"),
+            (Slot::CachedElement, Some(element)) => match (element, is_quad) {
+                (CacheElement::F32, true) => wgsl!("slots/cached_element/f32_quad.wgsl"),
+                (CacheElement::F32, false) => wgsl!("slots/cached_element/f32_single.wgsl"),
+                (CacheElement::F16 | CacheElement::Bf16, true) => wgsl!("slots/cached_element/half_quad.wgsl"),
+                (CacheElement::F16 | CacheElement::Bf16, false) => wgsl!("slots/cached_element/half_single.wgsl"),
+                (CacheElement::Int8, _) => wgsl!("slots/cached_element/int8.wgsl"),
+            },
+            _ => return None,
+        })
+    }
+
     /// The one of its files that an append needs, if it needs one.
     fn file_of_append(self, specialization: &Specialization) -> Option<File> {
         let append = specialization.append?;
@@ -212,6 +230,7 @@ impl Slot {
             },
             Slot::RowUnits if storage.has_row_units() => matrix_wgsl!("slots/row_units/own.wgsl"),
             Slot::RowUnits => matrix_wgsl!("slots/row_units/one.wgsl"),
+            Slot::CachedElement | Slot::CachedHalf | Slot::KeyPlace => return self.file_of_cache(specialization),
             Slot::Angles
             | Slot::CacheSeqlens
             | Slot::RotaryPairs

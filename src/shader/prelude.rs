@@ -3,7 +3,7 @@
 use super::dialect::Dialect;
 use super::unroll::Lists;
 use crate::operand::{Operand, Usage};
-use crate::plan::{LengthsAtCall, Owns, RowReduce, Specialization, Storage};
+use crate::plan::{CachedText, LengthsAtCall, Owns, RowReduce, Specialization, Storage};
 use crate::problem::Role;
 use std::fmt::Display;
 
@@ -85,7 +85,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
         operands
             .filter(|&&(operand, used)| used == usage && in_element(operand) && stored_in_f32(operand) == in_f32)
             .map(|(operand, _)| operand.name())
-            .collect()
+            .collect::<Vec<_>>()
     };
     let mut lists = Lists::default();
     // The number of steps in which the lanes of a row sum. Each step is between lanes twice as far apart.
@@ -98,7 +98,11 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
             RowReduce::Alone | RowReduce::Workgroup => vec!["local_invocation_index"],
         },
     );
-    lists.names("INPUTS", tensors(Usage::Read, false));
+    // K and V in a cache of another type are loaded by text of their own.
+    let is_cached = |name: &&str| specialization.cached.element.is_some() && ["k", "v"].contains(name);
+    let (caches, inputs): (Vec<_>, Vec<_>) = tensors(Usage::Read, false).into_iter().partition(is_cached);
+    lists.names("INPUTS", inputs);
+    lists_of_caches(&mut lists, &specialization.cached, caches);
     lists.names("OUTPUTS", tensors(Usage::Write, false));
     lists.names("F32_OUTPUTS", tensors(Usage::Write, true));
     // Empty for kernels that own a tensor of the other width alone.
@@ -134,6 +138,22 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     // Loops over the first tile, over those that all rows see whole, and over the others.
     lists.names("FIRST_WHOLE_AND_PARTIAL", vec!["first", "whole", "partial"]);
     lists
+}
+
+/// How K and V are loaded, and Q beside them.
+fn lists_of_caches(lists: &mut Lists, cached: &CachedText, caches: Vec<&'static str>) {
+    lists.names("CACHES", caches);
+    let is_own = cached.element.is_some();
+    lists.names("LOADED_ROW", vec![if is_own { "LoadedRow" } else { "Loaded" }]);
+    lists.names("DECODE_ROW", vec![if is_own { "decode_row" } else { "decode" }]);
+    // Where keys lie in pages, their place is looked up first.
+    let (places, page, row) = match cached.is_paged {
+        true => (vec!["place"], "place.page", "place.row"),
+        false => (vec![], "tile.batch", "min(key, params.seqlen_kv - 1u)"),
+    };
+    lists.names("PLACES_OF_KEYS", places);
+    lists.names("PAGE_OF_KEY", vec![page]);
+    lists.names("ROW_OF_KEY", vec![row]);
 }
 
 /// The sides of the score matrix whose lengths come at the call, and the buffers that say them.

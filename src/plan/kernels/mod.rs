@@ -23,7 +23,7 @@ pub use specialization::{Access, Chain, LengthsAtCall, RowReduce, Specialization
 
 pub(super) use append::rows_of_workgroup;
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
-pub(crate) use specialization::{AppendText, OwnWgsl, RowPlace, RowTarget};
+pub(crate) use specialization::{AppendText, CachedText, OwnWgsl, RowPlace, RowTarget};
 #[cfg(target_arch = "wasm32")]
 pub(crate) use text::shortened;
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
@@ -109,6 +109,9 @@ impl Specialization {
         if !self.score_mods.reads(Operand::Bias) && !kernel.binds(Operand::DBias) {
             self.bias_element = None;
         }
+        if !kernel.binds(K) {
+            self.cached = CachedText::default();
+        }
         // Others ask for the score of a single key too.
         self.bias_in_quads &= kernel.on_matrices && self.score_mods.reads(Operand::Bias);
         self.has_lists &= kernel.text.iter().any(|piece| matches!(piece, Piece::OneOf(Slot::Visits)));
@@ -149,7 +152,11 @@ impl Specialization {
             has_table || self.score_mods.reads(*operand) || self.key_masks.reads(*operand)
         };
         let read = [Operand::Tables, Operand::Bias, Operand::KeyMask, Operand::Aux].into_iter().filter(is_read);
-        let at_call = self.lengths_at_call.operands().chain(self.operands_of_append());
+        let at_call = self
+            .lengths_at_call
+            .operands()
+            .chain(self.operands_of_append())
+            .chain(self.cached.is_paged.then_some(Operand::PageTable));
         let more = read.chain(self.has_sink.then_some(Operand::Sink)).chain(at_call);
         self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))
     }

@@ -166,6 +166,23 @@ impl LengthsAtCall {
     }
 }
 
+/// How K and V lie in a cache, where this is not as in other tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct CachedText {
+    /// Their type, if it is another than that of Q: the slot `shaders/slots/cached_element/`.
+    pub element: Option<CacheElement>,
+    /// Whether they are in pages.
+    pub is_paged: bool,
+}
+
+impl CachedText {
+    pub fn of(problem: &AttentionProblem) -> Self {
+        let Some(cache) = problem.cache() else { return Self::default() };
+        let is_other = cache.element != problem.element.into();
+        Self { element: is_other.then_some(cache.element), is_paged: cache.pages.is_some() }
+    }
+}
+
 /// How the rows that an append writes are stored: the slot `shaders/slots/row_target/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RowTarget {
@@ -251,6 +268,8 @@ pub struct Specialization {
     pub bias_element: Option<Element>,
     /// Whether its rows are whole quads of neighbouring keys.
     pub bias_in_quads: bool,
+    /// How K and V lie in a cache.
+    pub(crate) cached: CachedText,
     /// What it appends to a cache.
     pub(crate) append: Option<AppendText>,
     /// Whether gradients are stored in f32 though the element is another.
@@ -269,6 +288,12 @@ impl Specialization {
     /// Whether its module needs wgpu's checks: functions in the caller's own WGSL may index their variables out of bounds.
     pub(crate) fn needs_checks(&self) -> bool {
         self.wgsl.snippets().any(|snippet| snippet.has_indices)
+    }
+
+    /// Whether it unpacks f16 from words, as every device can.
+    pub fn unpacks_f16(&self) -> bool {
+        let is_cached = self.cached.element == Some(CacheElement::F16);
+        self.storage == Storage::F16Packed || self.bias_element == Some(Element::F16) || is_cached
     }
 
     /// Whether it holds functions in the caller's own WGSL.

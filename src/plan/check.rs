@@ -30,6 +30,8 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction, tensors: &
         ("num_heads_kv", shape.num_heads_kv),
         ("seqlen_q", shape.seqlen_q),
         ("seqlen_kv", shape.seqlen_kv),
+        ("total_q", problem.total_q().unwrap_or(0)),
+        ("total_kv", problem.total_kv().unwrap_or(0)),
     ] {
         if found > MAX_LENGTH {
             return Err(InvalidProblem::Length { name, found, max: MAX_LENGTH }.into());

@@ -38,7 +38,8 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         };
         constant(&mut text, name, format_args!("{}u", snippet.max_turns));
     }
-    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths);
+    // Tiles of packed sequences end where these do.
+    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths && !specialization.packed_q);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     constant(&mut text, "HAS_SCORE_MODS", !specialization.score_mods.is_empty());
     for (name, index) in specialization.tables() {
@@ -125,6 +126,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
     lists_of_lengths(&mut lists, specialization.lengths_at_call);
+    lists_of_sequences(&mut lists, specialization);
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         _ => vec!["k", "v"],
@@ -146,4 +148,21 @@ fn lists_of_lengths(lists: &mut Lists, given: LengthsAtCall) {
     lists.names("SEQLENS_kv", listed(given.seqlens_kv, "seqlens_kv"));
     lists.names("SUMS_q", listed(given.cu_seqlens_q, "cu_seqlens_q"));
     lists.names("SUMS_kv", listed(given.cu_seqlens_kv, "cu_seqlens_kv"));
+}
+
+/// What says how many rows and keys there are, and the number of a sequence in the tensors: those of the call, or of a sequence
+/// that is packed with others.
+fn lists_of_sequences(lists: &mut Lists, specialization: &Specialization) {
+    let &Specialization { packed_q, packed_kv, .. } = specialization;
+    let writes_parts = specialization.operands().any(|(operand, usage)| (operand, usage) == (Operand::OParts, Usage::Write));
+    let of_sequence = |dense: &'static str, packed: &'static str| vec![if packed_q { packed } else { dense }];
+    lists.names("PACKED_SEQUENCES", if packed_q { vec!["packed"] } else { vec![] });
+    lists.names("DENSE_SEQUENCES", if packed_q { vec![] } else { vec!["dense"] });
+    lists.names("EXTENT_OF_TILE", of_sequence("params", "tile.sequence"));
+    lists.names("EXTENT_OF_SHARE", of_sequence("params", "share.sequence"));
+    lists.names("EXTENT_OF_SEQUENCE", of_sequence("params", "sequence"));
+    lists.names("ROWS_OF_GROUP", of_sequence("packed_rows()", "packed_rows_of(tile)"));
+    lists.names("AT_Q", of_sequence("batch", "sequence.at_q"));
+    lists.names("AT_K", vec![if packed_kv { "sequence.at_k" } else { "batch" }]);
+    lists.names("AT_O", if writes_parts { vec!["batch"] } else { of_sequence("batch", "sequence.at_q") });
 }

@@ -1,7 +1,7 @@
 // How long the sequences of a call are, and where they lie among packed rows: the first pass where a call says so.
 //
-// Reads seqlens_q, seqlens_kv[batch], cu_seqlens_q, cu_seqlens_kv[batch + 1], those of them that the problem has. Writes
-// their numbers into the table of the lengths (slot lengths), for the other passes.
+// Reads seqlens_q, seqlens_kv[batch], cu_seqlens_q, cu_seqlens_kv[batch + 1], those of them that the problem has.
+// Writes their numbers into the table of the lengths (slot lengths), for the other passes.
 //
 //   for each sequence b, for the rows of Q and those of K and V:       one invocation
 //     first  = cu_seqlens[b], or 0 where the tensors are padded

@@ -87,10 +87,13 @@ fn variants() -> Vec<Specialization> {
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
     variants.extend(of_sink.passes().iter().map(|pass| pass.specialization.clone()));
     // So is the kernel that reads lengths at each call.
-    let at_call: [fn(AttentionProblem) -> AttentionProblem; 3] =
-        [AttentionProblem::with_seqlens_q_at_call, AttentionProblem::with_seqlens_kv_at_call, |problem| {
-            problem.with_seqlens_q_at_call().with_seqlens_kv_at_call()
-        }];
+    let at_call: [fn(AttentionProblem) -> AttentionProblem; 5] = [
+        AttentionProblem::with_seqlens_q_at_call,
+        AttentionProblem::with_seqlens_kv_at_call,
+        |problem| problem.with_seqlens_q_at_call().with_seqlens_kv_at_call(),
+        |problem| problem.with_cu_seqlens_at_call(3, 3).with_seqlens_q_at_call().with_seqlens_kv_at_call(),
+        |problem| problem.with_cu_seqlens_q_at_call(3).with_seqlens_kv_at_call(),
+    ];
     for at_call in at_call {
         let problem = at_call(AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)));
         let plan = Plan::forward(&problem, &Capabilities::webgpu_defaults()).build().expect("lengths come at the call");
@@ -98,16 +101,7 @@ fn variants() -> Vec<Specialization> {
     }
     variants.extend(variants_of_appends());
     // So is that of a bias, where one is asked for.
-    for &element in Element::ALL {
-        let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, 40)).with_element(element);
-        let problem = with_bias(problem.with_score(alibi()), element).with_score(softcap()).with_bias_gradient();
-        // dK and dV bind nine buffers.
-        let mut device = Capabilities::webgpu_defaults();
-        device.max_storage_buffers = 9;
-        let plan = Plan::backward(&problem, &device).build().expect("a bias has a gradient");
-        let specializations = plan.passes().iter().map(|pass| pass.specialization.clone());
-        variants.extend(specializations.filter(|variant| variant.kernel.name().contains("dbias")));
-    }
+    variants.extend(variants_of_dbias(|problem| problem));
     let mut variants: Vec<_> = variants.into_iter().collect();
     variants.sort_by_key(|variant| format!("{variant:?}"));
     variants
@@ -179,10 +173,26 @@ fn variants_of_probabilities(modified: fn(AttentionProblem) -> AttentionProblem)
     variants
 }
 
+/// Variants of the gradient of a bias.
+fn variants_of_dbias(modified: fn(AttentionProblem) -> AttentionProblem) -> Vec<Specialization> {
+    let mut variants = Vec::new();
+    for &element in Element::ALL {
+        let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, 40)).with_element(element);
+        let problem = with_bias(problem.with_score(alibi()), element).with_score(softcap()).with_bias_gradient();
+        // dK and dV bind nine buffers.
+        let mut device = Capabilities::webgpu_defaults();
+        device.max_storage_buffers = 9;
+        let plan = Plan::backward(&modified(problem), &device).build().expect("a bias has a gradient");
+        let specializations = plan.passes().iter().map(|pass| pass.specialization.clone());
+        variants.extend(specializations.filter(|variant| variant.kernel.name().contains("dbias")));
+    }
+    variants
+}
+
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 17] = [
+    let modifiers: [Modified; 19] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -203,6 +213,8 @@ fn variants_with_modifiers() -> Vec<Specialization> {
         AttentionProblem::with_sink,
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]),
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]).with_sink().with_score(alibi()),
+        packed,
+        |problem| problem.with_cu_seqlens_q(vec![0, 0, 1]).with_sink().with_score(alibi()),
         |problem| problem.with_score(score_mod(GRADIENT)).with_aux(9),
         |problem| with_mask_mod(problem).with_aux(9),
         |problem| with_mask_mod(problem.with_score(softcap())),
@@ -240,6 +252,8 @@ fn variants_with_modifiers() -> Vec<Specialization> {
     let with_all =
         |problem| with_boolean_mask(with_bias(problem, Element::F32)).with_score(softcap()).with_score(alibi());
     variants.extend(variants_of_probabilities(with_all));
+    variants.extend(variants_of_probabilities(packed));
+    variants.extend(variants_of_dbias(packed));
     // Without its gradient, a score_mod has forward kernels alone.
     let forward_alone =
         AttentionProblem::new(AttentionShape::new(2, 4, 1000, 64)).with_score(score_mod("")).with_aux(9);
@@ -278,6 +292,10 @@ fn with_mask_mod(problem: AttentionProblem) -> AttentionProblem {
         format!("fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool {{ return {entry} > q_idx; }}");
     let options = WgslOptions::new().with_aux(AuxType::U32);
     problem.with_key_mask(KeyMask::Wgsl(MaskWgsl::with_options(&text, options).unwrap()))
+}
+
+fn packed(problem: AttentionProblem) -> AttentionProblem {
+    problem.with_cu_seqlens(vec![0, 0, 1], vec![0, 99, 100])
 }
 
 fn softcap() -> ScoreMod {

@@ -30,6 +30,8 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction, tensors: &
         ("num_heads_kv", shape.num_heads_kv),
         ("seqlen_q", shape.seqlen_q),
         ("seqlen_kv", shape.seqlen_kv),
+        ("total_q", problem.total_q().unwrap_or(0)),
+        ("total_kv", problem.total_kv().unwrap_or(0)),
     ] {
         if found > MAX_LENGTH {
             return Err(InvalidProblem::Length { name, found, max: MAX_LENGTH }.into());
@@ -78,6 +80,9 @@ fn check_cache(problem: &AttentionProblem, direction: Direction) -> Result<(), I
     let reason = match (direction, problem.algorithm, cache.fault(shape, MAX_LENGTH)) {
         (_, _, Some(reason)) => reason,
         (Direction::Forward, Algorithm::Flash, None) if has_no_page => "it has no pages".into(),
+        (Direction::Forward, Algorithm::Flash, None) if problem.total_kv().is_some() => {
+            "K and V of a cache are not packed; only Q may be (with_cu_seqlens_q_at_call)".into()
+        }
         (Direction::Forward, Algorithm::Flash, None) => return Ok(()),
         (Direction::Forward, _, None) => "standard attention reads none; use Algorithm::Flash".into(),
         (_, _, None) => "only the forward pass reads one".into(),

@@ -169,7 +169,7 @@ pub(super) fn specialize(
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some()
             || problem.mask.window_right.is_some()
-            || problem.lengths().is_some()
+            || problem.lengths().is_some_and(|lengths| lengths.q.packed.is_none())
             || !problem.key_masks().is_empty(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         score_mods: Chain::of(problem.scores().iter().map(|modifier| (modifier.name(), modifier.reads()))),
@@ -178,6 +178,8 @@ pub(super) fn specialize(
         has_lists: problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Blocks(_)))
             && !problem.has_lengths_at_call(),
         has_lengths: problem.lengths().is_some(),
+        packed_q: problem.lengths().is_some_and(|lengths| lengths.q.packed.is_some()),
+        packed_kv: problem.lengths().is_some_and(|lengths| lengths.kv.packed.is_some()),
         lengths_at_call: LengthsAtCall::of(problem),
         key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
         wgsl: OwnWgsl::of(problem),

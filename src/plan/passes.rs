@@ -152,7 +152,7 @@ impl Plan {
 
     /// Bytes of device memory beyond Q, K, V, O and the gradients: LSE and scratch.
     pub fn extra_bytes(&self) -> u64 {
-        self.scratch_bytes().saturating_add(self.problem.shape.lse_len().saturating_mul(4))
+        self.scratch_bytes().saturating_add(self.problem.lse_len().saturating_mul(4))
     }
 
     /// The first kernel that computes something of rows or keys.

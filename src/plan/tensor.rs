@@ -27,6 +27,10 @@ pub(crate) enum Follows {
     ChosenRows { head_first: u32, row_first: u32 },
     /// The dispatch's keys, of the KV heads that its query heads share: `heads_per_kv` query heads for each.
     Keys { heads_per_kv: u32 },
+    /// All rows, of the dispatch's query heads: sequences are packed.
+    PackedRows,
+    /// All rows, of the KV heads as for `Keys`: sequences are packed.
+    PackedKeys { heads_per_kv: u32 },
     /// The dispatch's rows, of the KV heads that its query heads share.
     RowsOfKv { heads_per_kv: u32 },
     /// All pages, of the KV heads that the dispatch's query heads share.
@@ -91,11 +95,16 @@ impl Tensor {
     pub(super) fn extent_in(&self, part: &Part) -> Extent {
         let at_most = self.extent_at_most(part);
         match self.follows {
-            Follows::Keys { heads_per_kv } | Follows::RowsOfKv { heads_per_kv } | Follows::Pages { heads_per_kv } => {
+            Follows::Keys { heads_per_kv }
+            | Follows::PackedKeys { heads_per_kv }
+            | Follows::RowsOfKv { heads_per_kv }
+            | Follows::Pages { heads_per_kv } => {
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
                 Extent { heads: last - part.head_first / heads_per_kv + 1, ..at_most }
             }
-            Follows::Rows | Follows::ChosenRows { .. } | Follows::Whole | Follows::Scratch => at_most,
+            Follows::Rows | Follows::ChosenRows { .. } | Follows::PackedRows | Follows::Whole | Follows::Scratch => {
+                at_most
+            }
         }
     }
 
@@ -110,7 +119,8 @@ impl Tensor {
                 let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
                 Extent { batch, rows: part.key_count, heads: heads.min(self.extent.heads), dim }
             }
-            Follows::Pages { heads_per_kv } => {
+            Follows::PackedRows => Extent { heads: part.head_count, ..self.extent },
+            Follows::PackedKeys { heads_per_kv } | Follows::Pages { heads_per_kv } => {
                 let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
                 Extent { heads: heads.min(self.extent.heads), ..self.extent }
             }
@@ -136,6 +146,8 @@ impl Tensor {
             Follows::ChosenRows { head_first, row_first } => {
                 self.layout.index(part.batch_first, part.row_first - row_first, part.head_first - head_first)
             }
+            Follows::PackedRows => self.layout.index(0, 0, part.head_first),
+            Follows::PackedKeys { heads_per_kv } => self.layout.index(0, 0, part.head_first / heads_per_kv),
             Follows::Whole => self.layout.offset,
             Follows::Scratch => 0,
         }
@@ -171,14 +183,14 @@ pub(super) fn in_quads(problem: &AttentionProblem, tensors: &[Tensor]) -> bool {
 pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<Tensor> {
     let AttentionProblem { shape, layout, .. } = problem;
     let element = problem.element;
-    let q = of_rows(problem, Operand::Q, layout.q, shape.head_dim, element);
+    let q = of_q(problem, Operand::Q, layout.q, shape.head_dim, element);
     let mut k = of_keys(problem, Operand::K, layout.k, shape.head_dim, element);
     let mut v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
     if let Some(cache) = problem.cache() {
         k = of_cache(problem, Operand::K, cache, shape.head_dim);
         v = of_cache(problem, Operand::V, cache, shape.head_dim_v);
     }
-    let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
+    let o = of_q(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
     let pages = problem.cache().and_then(|cache| cache.pages);
     let page_table = pages.map(|pages| table(problem, Operand::PageTable, [shape.batch, 1, pages.max_pages]));
@@ -197,9 +209,9 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
         Direction::Backward => {
             let layout = problem.gradient_layout();
             let gradient_element = problem.gradient_element();
-            let d_o = of_rows(problem, Operand::DO, layout.o, shape.head_dim_v, element);
+            let d_o = of_q(problem, Operand::DO, layout.o, shape.head_dim_v, element);
             let d_lse = Tensor { optional: true, ..of_each_row(problem, Operand::DLse) };
-            let dq = of_rows(problem, Operand::Dq, layout.q, shape.head_dim, gradient_element);
+            let dq = of_q(problem, Operand::Dq, layout.q, shape.head_dim, gradient_element);
             let dk = of_keys(problem, Operand::Dk, layout.k, shape.head_dim, gradient_element);
             let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_element);
             let written = [dq, dk, dv].map(Tensor::written);
@@ -348,10 +360,11 @@ fn table(problem: &AttentionProblem, operand: Operand, [batch, rows, dim]: [u32;
     Tensor { usage, extent, layout, ..of_each_head(problem, operand) }
 }
 
-/// Scratch memory for LSE and D, two f32 for each row: contiguous `[batch, num_heads, seqlen_q, 2]`.
+/// Scratch memory for LSE and D, two f32 for each row: contiguous `[batch, num_heads, seqlen_q, 2]`, packed `[num_heads,
+/// total_q, 2]`.
 pub(super) fn row_stats(problem: &AttentionProblem) -> Tensor {
-    let layout = TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 2);
-    of_rows(problem, Operand::RowStats, layout, 2, Element::F32).written()
+    let layout = TensorLayout::bhsd(rows_of_q(problem), problem.shape.num_heads, 2);
+    of_q(problem, Operand::RowStats, layout, 2, Element::F32).written()
 }
 
 /// Scratch memory for a matrix of a part's rows and keys, in rows of `stride_row` f32.
@@ -385,13 +398,12 @@ fn of_rows(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, d
     }
 }
 
-/// As `of_rows`, with rows for the keys of each KV head.
-fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element: Element) -> Tensor {
-    let shape = &problem.shape;
-    Tensor {
-        extent: Extent { batch: shape.batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim },
-        follows: Follows::Keys { heads_per_kv: shape.heads_per_kv() },
-        ..of_rows(problem, operand, layout, dim, element)
+/// As `of_rows`, with the rows of Q, which may be packed.
+fn of_q(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element: Element) -> Tensor {
+    let tensor = of_rows(problem, operand, layout, dim, element);
+    match problem.total_q() {
+        Some(total) => packed(tensor, total, Follows::PackedRows),
+        None => tensor,
     }
 }
 
@@ -407,10 +419,40 @@ fn of_cache(problem: &AttentionProblem, operand: Operand, cache: &KvCache, dim: 
     }
 }
 
-/// One f32 for each row: contiguous `[batch, num_heads, seqlen_q]`.
+/// As `of_rows`, with rows for the keys of each KV head.
+fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element: Element) -> Tensor {
+    let shape = &problem.shape;
+    let heads_per_kv = shape.heads_per_kv();
+    let tensor = Tensor {
+        extent: Extent { batch: shape.batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim },
+        follows: Follows::Keys { heads_per_kv },
+        ..of_rows(problem, operand, layout, dim, element)
+    };
+    match problem.total_kv() {
+        Some(total) => packed(tensor, total, Follows::PackedKeys { heads_per_kv }),
+        None => tensor,
+    }
+}
+
+/// The same tensor with packed sequences. The number of a sequence is that of its first row, as `slots/lengths/packed.wgsl` says.
+fn packed(tensor: Tensor, total: u32, follows: Follows) -> Tensor {
+    Tensor {
+        layout: TensorLayout { stride_batch: tensor.layout.stride_row, ..tensor.layout },
+        extent: Extent { batch: 1, rows: total, ..tensor.extent },
+        follows,
+        ..tensor
+    }
+}
+
+/// Rows of Q in a sequence, or in all that are packed.
+fn rows_of_q(problem: &AttentionProblem) -> u32 {
+    problem.total_q().unwrap_or(problem.shape.seqlen_q)
+}
+
+/// One f32 for each row: contiguous `[batch, num_heads, seqlen_q]`, packed `[num_heads, total_q]`.
 fn of_each_row(problem: &AttentionProblem, operand: Operand) -> Tensor {
-    let layout = TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 1);
-    of_rows(problem, operand, layout, 1, Element::F32)
+    let layout = TensorLayout::bhsd(rows_of_q(problem), problem.shape.num_heads, 1);
+    of_q(problem, operand, layout, 1, Element::F32)
 }
 
 /// One f32 for each query head.

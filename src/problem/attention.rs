@@ -4,7 +4,7 @@ use super::element::Element;
 use super::entries::EntryLayout;
 use super::key_mask::KeyMask;
 use super::layout::AttentionLayout;
-use super::lengths::{Known, Lengths};
+use super::lengths::{Known, Lengths, Packed};
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
@@ -245,6 +245,75 @@ impl AttentionProblem {
         self
     }
 
+    /// Packs the sequences: one lies behind the other, without padding, in Q and all that has its rows, `[total_q, num_heads,
+    /// head_dim]`, and in K and V, `[total_kv, num_heads_kv, head_dim]`. LSE and its gradient are `[num_heads, total_q]`. Sequence b
+    /// has the rows from `cu_seqlens_q[b]` to before `cu_seqlens_q[b + 1]`, and so its keys; both have batch + 1 entries, start at 0
+    /// and never fall. A sequence may have no rows, or no keys. `shape.seqlen_q` and `shape.seqlen_kv` are the largest lengths that
+    /// a sequence may have. The layout's `stride_batch` has no meaning; strides of rows and heads are those of
+    /// [`AttentionLayout::bshd`] for `[total, heads, dim]`.
+    ///
+    /// Rows and keys count within a sequence, for masks, windows, modifiers and dropout; a bias and a mask have the shape of the
+    /// largest lengths. With [`with_lengths`](Self::with_lengths), a sequence uses only so many of its rows (FlashAttention's
+    /// `seqused`). Nothing writes rows that no sequence uses; the slice form returns O = 0, LSE = −∞ and gradients of 0 there.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Capabilities, Operand, Plan};
+    ///
+    /// // Three texts of 512, 77 and 300 tokens.
+    /// let sums = vec![0, 512, 589, 889];
+    /// let problem = AttentionProblem::new(AttentionShape::new(3, 12, 512, 64)).with_cu_seqlens(sums.clone(), sums);
+    /// assert_eq!(problem.visible_keys_of(1, 76), 0..77);
+    /// let capabilities = Capabilities::webgpu_defaults();
+    /// let plan = Plan::forward(&problem, &capabilities).build()?;
+    /// assert_eq!(plan.required_len(Operand::Q), 889 * 12 * 64);
+    /// assert_eq!(plan.required_len(Operand::Lse), 12 * 889);
+    /// # Ok::<(), wgpu_flash_attention::Error>(())
+    /// ```
+    pub fn with_cu_seqlens(self, cu_seqlens_q: Vec<u32>, cu_seqlens_kv: Vec<u32>) -> Self {
+        let mut problem = self.with_cu_seqlens_q(cu_seqlens_q);
+        problem.lengths.get_or_insert_default().kv.packed = Some(Packed::by(cu_seqlens_kv));
+        problem
+    }
+
+    /// As [`with_cu_seqlens`](Self::with_cu_seqlens), for Q and all that has its rows. K and V are `[batch, seqlen_kv]`, with keys
+    /// up to the lengths of [`with_lengths`](Self::with_lengths) or
+    /// [`with_seqlens_kv_at_call`](Self::with_seqlens_kv_at_call) if there are such.
+    pub fn with_cu_seqlens_q(mut self, cu_seqlens_q: Vec<u32>) -> Self {
+        self.lengths.get_or_insert_default().q.packed = Some(Packed::by(cu_seqlens_q));
+        self
+    }
+
+    /// As [`with_cu_seqlens`](Self::with_cu_seqlens), with sums that each call brings: u32 or i32 `[batch + 1]` in the buffers of
+    /// [`Operand::CuSeqlensQ`](crate::Operand::CuSeqlensQ) and [`Operand::CuSeqlensKv`](crate::Operand::CuSeqlensKv). `total_q`
+    /// and `total_kv` are the rows of the tensors. The GPU reads the sums when the call runs, so one prepared operation serves
+    /// all lengths. Sums that fall, or pass the tensors or the largest lengths, give wrong numbers, but nothing is read or written
+    /// outside the tensors. [`with_seqlens_q_at_call`](Self::with_seqlens_q_at_call) and
+    /// [`with_seqlens_kv_at_call`](Self::with_seqlens_kv_at_call) say how many of its rows and keys a sequence uses.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Capabilities, Operand, Plan};
+    ///
+    /// // At most 16 sequences of at most 4096 tokens, and at most 8192 tokens in all.
+    /// let shape = AttentionShape::new(16, 12, 4096, 64);
+    /// let problem = AttentionProblem::new(shape).with_causal().with_cu_seqlens_at_call(8192, 8192);
+    /// let capabilities = Capabilities::webgpu_defaults();
+    /// let plan = Plan::forward(&problem, &capabilities).build()?;
+    /// assert_eq!(plan.required_len(Operand::CuSeqlensQ), 17);
+    /// # Ok::<(), wgpu_flash_attention::Error>(())
+    /// ```
+    pub fn with_cu_seqlens_at_call(self, total_q: u32, total_kv: u32) -> Self {
+        let mut problem = self.with_cu_seqlens_q_at_call(total_q);
+        problem.lengths.get_or_insert_default().kv.packed = Some(Packed::at_call(total_kv));
+        problem
+    }
+
+    /// As [`with_cu_seqlens_at_call`](Self::with_cu_seqlens_at_call), for Q and all that has its rows. K and V are as in
+    /// [`with_cu_seqlens_q`](Self::with_cu_seqlens_q).
+    pub fn with_cu_seqlens_q_at_call(mut self, total_q: u32) -> Self {
+        self.lengths.get_or_insert_default().q.packed = Some(Packed::at_call(total_q));
+        self
+    }
+
     /// Takes K and V from a [cache](KvCache), which an [append](super::AppendProblem) fills: in its type, whatever that of Q, side by side or in
     /// pages. `shape.seqlen_kv` is the most positions that a sequence may have; how many each has comes by
     /// [`with_seqlens_kv_at_call`](Self::with_seqlens_kv_at_call), with the new ones. With
@@ -421,6 +490,39 @@ impl AttentionProblem {
             let [(_, of_q), (_, of_kv)] = lengths.of(&self.shape, batch);
             (of_q, of_kv)
         })
+    }
+
+    /// Rows of Q, O and LSE in all, if sequences are packed in them.
+    pub fn total_q(&self) -> Option<u32> {
+        self.lengths.as_ref()?.q.packed.as_ref().map(|packed| packed.total)
+    }
+
+    /// Rows of K and V in all, if sequences are packed in them.
+    pub fn total_kv(&self) -> Option<u32> {
+        self.lengths.as_ref()?.kv.packed.as_ref().map(|packed| packed.total)
+    }
+
+    /// Where a row of a sequence lies: sequence and row in Q and all that has its rows. Packed tensors have one sequence.
+    pub fn row_in_q(&self, batch: u32, row: u32) -> (u32, u32) {
+        match &self.lengths {
+            Some(lengths) if lengths.q.packed.is_some() => (0, lengths.of(&self.shape, batch)[0].0.saturating_add(row)),
+            _ => (batch, row),
+        }
+    }
+
+    /// As [`row_in_q`](Self::row_in_q), of a key in K and V.
+    pub fn row_in_kv(&self, batch: u32, key: u32) -> (u32, u32) {
+        match &self.lengths {
+            Some(lengths) if lengths.kv.packed.is_some() => {
+                (0, lengths.of(&self.shape, batch)[1].0.saturating_add(key))
+            }
+            _ => (batch, key),
+        }
+    }
+
+    /// Entries of LSE; 2⁶⁴ − 1 if there are more.
+    pub fn lse_len(&self) -> u64 {
+        self.total_q().map_or(self.shape.lse_len(), |total| u64::from(self.shape.num_heads) * u64::from(total))
     }
 
     /// As [`visible_keys`](Self::visible_keys), of a sequence with lengths of its own.

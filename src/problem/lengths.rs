@@ -27,6 +27,18 @@ pub(crate) struct Packed {
     pub cu_seqlens: Known,
 }
 
+impl Packed {
+    /// By sums that are a part of the problem; the last one is the end.
+    pub fn by(cu_seqlens: Vec<u32>) -> Self {
+        Self { total: cu_seqlens.last().copied().unwrap_or(0), cu_seqlens: Known::Now(cu_seqlens) }
+    }
+
+    /// By sums that each call brings.
+    pub fn at_call(total: u32) -> Self {
+        Self { total, cu_seqlens: Known::AtCall }
+    }
+}
+
 /// Numbers, one for each sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Known {

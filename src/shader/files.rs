@@ -30,6 +30,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     let kernel = specialization.kernel.spec();
     let mut files = OF_ALL.to_vec();
     files.push(match specialization.has_lengths {
+        true if specialization.packed_q => wgsl!("slots/lengths/packed.wgsl"),
         true => wgsl!("slots/lengths/own.wgsl"),
         false => wgsl!("slots/lengths/whole.wgsl"),
     });

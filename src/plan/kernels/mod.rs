@@ -117,7 +117,11 @@ impl Specialization {
         self.has_lists &= kernel.text.iter().any(|piece| matches!(piece, Piece::OneOf(Slot::Visits)));
         let asks_for_tiles = kernel.masks || kernel.scores || kernel.grid == Grid::ScoreTiles;
         let writes_lengths = kernel.owns == Owns::Sequences;
-        self.has_lengths &= asks_for_tiles || kernel.ends_rows && self.has_sink || writes_lengths;
+        let has_rows = !writes_lengths && kernel.owns != Owns::Everything;
+        self.packed_q &= has_rows;
+        self.packed_kv &= has_rows;
+        let asks_for_rows = kernel.ends_rows && self.has_sink || self.packed_q;
+        self.has_lengths &= asks_for_tiles || asks_for_rows || writes_lengths;
         if !writes_lengths {
             self.lengths_at_call = LengthsAtCall::default();
         }

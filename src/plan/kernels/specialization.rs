@@ -260,6 +260,10 @@ pub struct Specialization {
     pub(crate) wgsl: OwnWgsl,
     /// Whether each sequence has lengths of its own.
     pub has_lengths: bool,
+    /// Whether sequences are packed in Q, and in all that has its rows.
+    pub packed_q: bool,
+    /// Whether they are packed in K and V too.
+    pub packed_kv: bool,
     /// Which lengths come at the call. Only the kernel that reads them uses this.
     pub lengths_at_call: LengthsAtCall,
     /// Whether a sink joins the sum of each row.

@@ -135,8 +135,8 @@ fn variants_of_appends() -> Vec<Specialization> {
 fn variants_over_caches() -> Vec<Specialization> {
     let mut variants = HashSet::new();
     let few = |device: &Capabilities| {
-        device.max_workgroup_storage == 16_384
-            && !matches!(device.device_class, DeviceClass::Integrated | DeviceClass::Other)
+        let is_usual = device.subgroups == device.shader_f16 && device.max_workgroup_storage == 16_384;
+        is_usual && device.matrix_side.is_none() && device.device_class == DeviceClass::Discrete
     };
     for device in devices().into_iter().filter(few) {
         for (&element, &cache_element) in

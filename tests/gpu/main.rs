@@ -16,6 +16,7 @@ mod entries;
 mod errors;
 mod forward;
 mod infinities;
+mod kv_cache;
 mod lengths;
 mod lengths_at_call;
 mod long;

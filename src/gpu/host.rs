@@ -380,7 +380,15 @@ impl FlashAttention {
         }
         for &operand in outputs {
             let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-            buffers.push((operand, output(operand, usage)));
+            let buffer = match operand {
+                // That of rows that no sequence uses, which nothing writes.
+                Operand::Lse if operation.plan.problem().total_q().is_some() => {
+                    let lse = vec![f32::NEG_INFINITY; operation.plan.required_len(operand) as usize];
+                    buffer_with(&self.device, operand.name(), bytemuck::cast_slice(&lse), usage)?
+                }
+                _ => output(operand, usage),
+            };
+            buffers.push((operand, buffer));
         }
         let mut slices = Slices::default();
         for (operand, buffer) in &buffers {

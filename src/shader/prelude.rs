@@ -39,7 +39,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         constant(&mut text, name, format_args!("{}u", snippet.max_turns));
     }
     // Tiles of packed sequences end where these do.
-    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths && !specialization.packed_q);
+    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths && !specialization.packed_kv);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     constant(&mut text, "HAS_SCORE_MODS", !specialization.score_mods.is_empty());
     for (name, index) in specialization.tables() {

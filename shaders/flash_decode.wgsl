@@ -64,6 +64,17 @@ fn main(
   // for each KV tile j of the split that some row of i sees:
   let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
   let visits = visits_of(keys_of(range, split));
+  // unroll PART in PARTS_OF_SEQUENCES, GROUPROWS in ROWS_OF_GROUP, ATO in AT_O {
+    // A split without keys, of a sequence that is shorter than others. The merge does not read its O.
+    if visits.count == 0u {
+      // unroll N in THREAD_ROWS {
+        if invocation == 0u && tile.packed + N < GROUPROWS {
+          write_lse(split, tile.ATO, head_of(tile, N), row_of(tile, N), params.negative_infinity);
+        }
+      // }
+      return;
+    }
+  // }
   // The next K is fetched as soon as this one is used, and so is V: loads are always in flight.
   // unroll U in GROUP_QUADS {
     let first_key_U = tile_at(visits, 0u) * TILE_KV + (U * KEY_LANES + group) * 4u;

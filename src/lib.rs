@@ -39,8 +39,8 @@ mod shader;
 pub use error::{Error, InvalidProblem};
 pub use gpu::{
     Append, AppendBuffers, AppendOutput, AppendSlices, Backward, BackwardBuffers, BackwardOutput, BackwardSlices,
-    Buffers, FlashAttention, Forward, ForwardBuffers, ForwardOutput, ForwardSlices, Merge, MergeBuffers, Prepared,
-    PreparedAppend, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities, Probabilities,
+    Buffers, CacheSlices, FlashAttention, Forward, ForwardBuffers, ForwardOutput, ForwardSlices, Merge, MergeBuffers,
+    Prepared, PreparedAppend, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities, Probabilities,
     ProbabilitiesBuffers, ProbabilitiesSlices,
 };
 pub use operand::Operand;

@@ -6,7 +6,7 @@ use super::operation::Operation;
 use super::scope::ErrorScope;
 use crate::error::{Error, InvalidProblem};
 use crate::plan::{Call, Operand, Plan, Usage};
-use crate::problem::{AttentionProblem, AuxType, Element, ElementType, MergeProblem, ProbabilitiesProblem};
+use crate::problem::{AttentionProblem, AuxType, CacheType, Element, ElementType, MergeProblem, ProbabilitiesProblem};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -127,6 +127,38 @@ impl<'a> EntrySlices<'a> {
     }
 }
 
+/// What the slice form of attention over a cache takes, each in its layout and perhaps longer than needed. T is the type of Q, C that
+/// of the cache (u32 for the words of int8).
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+#[non_exhaustive]
+pub struct CacheSlices<'a, T, C> {
+    /// Queries.
+    pub q: &'a [T],
+    /// The cache of keys.
+    pub k_cache: &'a [C],
+    /// The cache of values.
+    pub v_cache: &'a [C],
+    page_table: Option<&'a [u32]>,
+    entries: EntrySlices<'a>,
+}
+
+impl<'a, T, C> CacheSlices<'a, T, C> {
+    /// Queries and the caches; no page table, no bias and no mask.
+    pub fn new(q: &'a [T], k_cache: &'a [C], v_cache: &'a [C]) -> Self {
+        Self { q, k_cache, v_cache, page_table: None, entries: EntrySlices::default() }
+    }
+
+    /// Adds the page table, `[batch, max_pages]`.
+    pub fn with_page_table(mut self, page_table: &'a [u32]) -> Self {
+        self.page_table = Some(page_table);
+        self
+    }
+
+    entry_setters!(of_bias_mask_and_aux);
+    entry_setters!(of_sink);
+}
+
 /// What the slice form of the backward pass takes, each in its layout and perhaps longer than needed.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -234,10 +266,51 @@ impl FlashAttention {
         slices: &ForwardSlices<'_, T>,
     ) -> Result<ForwardOutput<T>, Error> {
         expect_element::<T>(problem.element)?;
+        if problem.cache().is_some() {
+            let reason = "K and V are in one: use FlashAttention::forward_over_cache".into();
+            return Err(InvalidProblem::Cache { reason }.into());
+        }
         let plan = self.plan_forward(problem).build()?;
         let mut inputs = slices.entries.inputs(&plan)?;
         for (operand, slice) in [(Operand::Q, slices.q), (Operand::K, slices.k), (Operand::V, slices.v)] {
             inputs.push(Input::new(&plan, operand, slice)?);
+        }
+        self.o_and_lse(plan, &inputs).await
+    }
+
+    /// As [`FlashAttention::forward_with`], for a problem [over a cache](AttentionProblem::with_cache), whose lengths are a part of
+    /// it ([`with_lengths`](AttentionProblem::with_lengths)).
+    ///
+    /// # Errors
+    /// As [`FlashAttention::forward_with`]; [`Error::CacheMismatch`] for a cache of another type;
+    /// [`Error::InvalidTable`] for a page that does not exist, before the end of a sequence.
+    pub async fn forward_over_cache<T: ElementType, C: CacheType>(
+        &self,
+        problem: &AttentionProblem,
+        slices: &CacheSlices<'_, T, C>,
+    ) -> Result<ForwardOutput<T>, Error> {
+        expect_element::<T>(problem.element)?;
+        let Some(cache) = problem.cache() else {
+            let reason = "the problem has none: add AttentionProblem::with_cache".into();
+            return Err(InvalidProblem::Cache { reason }.into());
+        };
+        if C::CACHE_ELEMENT != cache.element {
+            return Err(Error::CacheMismatch { expected: cache.element, found: C::CACHE_ELEMENT });
+        }
+        let plan = self.plan_forward(problem).build()?;
+        let mut inputs = slices.entries.inputs(&plan)?;
+        inputs.push(Input::new(&plan, Operand::Q, slices.q)?);
+        inputs.push(Input::new(&plan, Operand::K, slices.k_cache)?);
+        inputs.push(Input::new(&plan, Operand::V, slices.v_cache)?);
+        if cache.pages.is_some() || slices.page_table.is_some() {
+            let page_table = slices.page_table.unwrap_or_default();
+            inputs.push(Input::new(&plan, Operand::PageTable, page_table)?);
+            let positions = |batch| 0..problem.lengths_of(batch).1;
+            let found = (0..problem.shape.batch)
+                .find_map(|batch| cache.places(&problem.shape, page_table, batch, positions(batch)).err());
+            if let Some(reason) = found {
+                return Err(Error::InvalidTable { operand: Operand::PageTable, reason });
+            }
         }
         self.o_and_lse(plan, &inputs).await
     }
@@ -381,7 +454,15 @@ impl FlashAttention {
             buffers.push((*operand, buffer_with(&self.device, operand.name(), bytes, usage)?));
         }
         for &operand in outputs.iter().filter(|output| inputs.iter().all(|input| input.operand != **output)) {
-            buffers.push((operand, output(operand, usage)));
+            let buffer = match operand {
+                // That of rows that no sequence uses, which nothing writes.
+                Operand::Lse if operation.plan.problem().total_q().is_some() => {
+                    let lse = vec![f32::NEG_INFINITY; operation.plan.required_len(operand) as usize];
+                    buffer_with(&self.device, operand.name(), bytemuck::cast_slice(&lse), usage)?
+                }
+                _ => output(operand, usage),
+            };
+            buffers.push((operand, buffer));
         }
         let mut slices = NO_SLICES;
         for (operand, buffer) in &buffers {

@@ -19,5 +19,5 @@ pub use buffers::{
     Append, AppendBuffers, Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers,
     Probabilities, ProbabilitiesBuffers,
 };
-pub use host::{BackwardOutput, BackwardSlices, ForwardOutput, ForwardSlices, ProbabilitiesSlices};
+pub use host::{BackwardOutput, BackwardSlices, CacheSlices, ForwardOutput, ForwardSlices, ProbabilitiesSlices};
 pub use prepared::{Prepared, PreparedAppend, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities};

@@ -169,7 +169,7 @@ pub(super) fn specialize(
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some()
             || problem.mask.window_right.is_some()
-            || problem.lengths().is_some_and(|lengths| lengths.q.packed.is_none())
+            || problem.lengths().is_some_and(|lengths| lengths.kv.packed.is_none())
             || !problem.key_masks().is_empty(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         score_mods: Chain::of(problem.scores().iter().map(|modifier| (modifier.name(), modifier.reads()))),

@@ -3,7 +3,7 @@ use super::dropout::Dropout;
 use super::element::Element;
 use super::entries::EntryLayout;
 use super::key_mask::KeyMask;
-use super::layout::AttentionLayout;
+use super::layout::{AttentionLayout, TensorLayout};
 use super::lengths::{Known, Lengths, Packed};
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
@@ -518,6 +518,35 @@ impl AttentionProblem {
             }
             _ => (batch, key),
         }
+    }
+
+    /// Rows that a sequence has in Q, and in K and V: of packed sequences their own, otherwise those of the tensors.
+    pub(crate) fn rows_of(&self, batch: u32) -> (u32, u32) {
+        let AttentionShape { seqlen_q, seqlen_kv, .. } = self.shape;
+        let (of_q, of_kv) = self.lengths_of(batch);
+        let own = |total: Option<u32>, own: u32, of_tensor: u32| if total.is_some() { own } else { of_tensor };
+        (own(self.total_q(), of_q, seqlen_q), own(self.total_kv(), of_kv, seqlen_kv))
+    }
+
+    /// Elements of a tensor with the rows of Q that lies so, or `None` past 2⁶⁴.
+    pub(crate) fn len_in_q(&self, layout: &TensorLayout, dim: u32) -> Option<u64> {
+        let AttentionShape { batch, seqlen_q, num_heads, .. } = self.shape;
+        let (batch, rows) = self.total_q().map_or((batch, seqlen_q), |total| (1, total));
+        layout.required_len(batch, rows, num_heads, dim)
+    }
+
+    /// As `len_in_q`, of a tensor with the rows of K and V.
+    pub(crate) fn len_in_kv(&self, layout: &TensorLayout, dim: u32) -> Option<u64> {
+        let AttentionShape { batch, seqlen_kv, num_heads_kv, .. } = self.shape;
+        let (batch, rows) = self.total_kv().map_or((batch, seqlen_kv), |total| (1, total));
+        layout.required_len(batch, rows, num_heads_kv, dim)
+    }
+
+    /// The number of a row in LSE.
+    pub(crate) fn lse_index(&self, batch: u32, head: u32, row: u32) -> usize {
+        let (batch, row) = self.row_in_q(batch, row);
+        let rows = self.total_q().unwrap_or(self.shape.seqlen_q) as usize;
+        (batch as usize * self.shape.num_heads as usize + head as usize) * rows + row as usize
     }
 
     /// Entries of LSE; 2⁶⁴ − 1 if there are more.

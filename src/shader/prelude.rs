@@ -39,7 +39,7 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         constant(&mut text, name, format_args!("{}u", snippet.max_turns));
     }
     // Tiles of packed sequences end where these do.
-    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths && !specialization.packed_q);
+    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths && !specialization.packed_kv);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     constant(&mut text, "HAS_SCORE_MODS", !specialization.score_mods.is_empty());
     for (name, index) in specialization.tables() {
@@ -186,6 +186,8 @@ fn lists_of_sequences(lists: &mut Lists, specialization: &Specialization) {
     let of_sequence = |dense: &'static str, packed: &'static str| vec![if packed_q { packed } else { dense }];
     lists.names("PACKED_SEQUENCES", if packed_q { vec!["packed"] } else { vec![] });
     lists.names("DENSE_SEQUENCES", if packed_q { vec![] } else { vec!["dense"] });
+    let are_parts = writes_parts && specialization.has_lengths;
+    lists.names("PARTS_OF_SEQUENCES", if are_parts { vec!["part"] } else { vec![] });
     lists.names("EXTENT_OF_TILE", of_sequence("params", "tile.sequence"));
     lists.names("EXTENT_OF_SHARE", of_sequence("params", "share.sequence"));
     lists.names("EXTENT_OF_SEQUENCE", of_sequence("params", "sequence"));

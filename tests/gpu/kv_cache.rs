@@ -3,12 +3,14 @@
 
 use wgpu_flash_attention::reference;
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, CacheElement, Call, Capabilities, Element, EntryLayout, Error,
-    InvalidProblem, KeyMask, KvCache, Operand, Plan, ScoreMod, TensorLayout, alibi_slopes,
+    Algorithm, AppendBuffers, AppendProblem, AttentionProblem, AttentionShape, CacheElement, CacheSlices, Call,
+    Capabilities, Element, EntryLayout, Error, ForwardBuffers, InvalidProblem, KeyMask, KvCache, Operand, Plan,
+    ScoreMod, TensorLayout, alibi_slopes,
 };
 
 use crate::support::{
-    Answer, Bytes, Inputs, Library, Output, Variant, arithmetic_of, inputs, library, run_bytes, to_bytes, words,
+    Answer, Bytes, Guarded, Inputs, Library, Output, Variant, arithmetic_of, inputs, library, run_bytes, to_bytes,
+    words,
 };
 
 /// A problem whose K and V are in a cache, and the same with dense K and V.
@@ -54,8 +56,29 @@ fn cached_row(element: CacheElement, values: &[f64]) -> (Vec<u8>, Vec<f64>) {
 
 impl Cached {
     fn new(base: &AttentionProblem, element: CacheElement, paging: Paging, lengths: &[u32], seed: u64) -> Self {
+        Self::packed(base, element, paging, lengths, &[], seed)
+    }
+
+    /// With rows of Q that are packed, if there are such sums.
+    fn packed(
+        base: &AttentionProblem,
+        element: CacheElement,
+        paging: Paging,
+        lengths: &[u32],
+        cu_seqlens_q: &[u32],
+        seed: u64,
+    ) -> Self {
         let shape = base.shape;
-        let dense = base.clone().with_lengths(vec![shape.seqlen_q; shape.batch as usize], lengths.to_vec());
+        let rows = match cu_seqlens_q {
+            [] => vec![shape.seqlen_q; shape.batch as usize],
+            sums => sums.windows(2).map(|pair| pair[1] - pair[0]).collect(),
+        };
+        let mut dense = base.clone().with_lengths(rows, lengths.to_vec());
+        let mut problem = base.clone();
+        if let Some(total) = cu_seqlens_q.last() {
+            dense = dense.with_cu_seqlens_q(cu_seqlens_q.to_vec());
+            problem = problem.with_cu_seqlens_q_at_call(*total);
+        }
         let mut given = inputs(&dense, seed);
         let (cache, page_table) = match paging {
             Paging::None => (KvCache::contiguous(&shape, element), Vec::new()),
@@ -105,10 +128,13 @@ impl Cached {
         };
         let k = fill(&mut given.k, &dense.layout.k, &cache.k, cache.required_len_of_k(&shape), shape.head_dim);
         let v = fill(&mut given.v, &dense.layout.v, &cache.v, cache.required_len_of_v(&shape), shape.head_dim_v);
-        let problem = base.clone().with_cache(cache).with_seqlens_kv_at_call();
+        let problem = problem.with_cache(cache).with_seqlens_kv_at_call();
         let mut tensors = given.entries(&problem);
         tensors.extend([(Operand::Q, to_bytes(base.element, &given.q)), (Operand::K, k), (Operand::V, v)]);
         tensors.push((Operand::SeqlensKv, words(lengths)));
+        if !cu_seqlens_q.is_empty() {
+            tensors.push((Operand::CuSeqlensQ, words(cu_seqlens_q)));
+        }
         if cache.pages.is_some() {
             tensors.push((Operand::PageTable, words(&page_table)));
         }
@@ -202,6 +228,163 @@ fn other_devices_and_layouts() {
             }
         }
     }
+}
+
+/// Prefill, decoding, nothing, and a few rows in one call.
+#[test]
+fn mixed_batches() {
+    let sums = [0, 30, 31, 31, 36];
+    for (cache_element, seqlen_q, splits) in [(CacheElement::F16, 40, 1), (CacheElement::Int8, 30, 3)] {
+        let base = AttentionProblem::new(shape(seqlen_q, 40)).with_element(Element::F16).with_causal();
+        let library = library(Variant::Full).clone().splits(splits);
+        let mixed = Cached::packed(&base, cache_element, Paging::Scrambled(16), &[30, 77, 9, 200], &sums, 61);
+        mixed.check(&library);
+    }
+}
+
+/// Steps of a generation, all in one encoder: each appends, then attends, by lengths that stay on the GPU. Two prepared
+/// operations serve them all, and give what one prefill gives.
+#[test]
+fn a_generation_is_one_prefill() {
+    const STEPS: [u32; 7] = [7, 1, 1, 1, 5, 1, 2];
+    let library = library(Variant::Full);
+    for (cache_element, paging) in [(CacheElement::Int8, Paging::Scrambled(3)), (CacheElement::F32, Paging::None)] {
+        let total = STEPS.iter().sum::<u32>();
+        let shape = AttentionShape::new(2, 4, 7, 40).with_num_heads_kv(2).with_seqlen_kv(total);
+        let prefill = AttentionProblem::new(AttentionShape { seqlen_q: total, ..shape }).with_causal();
+        let mut given = inputs(&prefill, 71);
+        let entries = total.div_ceil(3);
+        let page_table: Vec<u32> = (0..2 * entries).map(|entry| (entry * 7 + 3) % (2 * entries + 1)).collect();
+        let cache = match paging {
+            Paging::None => KvCache::contiguous(&shape, cache_element),
+            Paging::Scrambled(size) => KvCache::paged(&shape, cache_element, 2 * entries + 1, size),
+        };
+        let problem = AttentionProblem::new(shape).with_causal().with_cache(cache).with_seqlens_kv_at_call();
+        let attention = library.prepare(&problem).expect("attention can be prepared");
+        let append = AppendProblem::new(shape, cache).with_new_cache_seqlens();
+        let append = pollster::block_on(library.prepare_append(&append)).expect("the append can be prepared");
+
+        let table = Guarded::at(library, 512, &words(&page_table));
+        let seqlens = [Guarded::at(library, 512, &words(&[0, 0])), Guarded::at(library, 512, &words(&[9, 9]))];
+        let cached = [Operand::KCache, Operand::VCache]
+            .map(|operand| Guarded::poisoned(library, append.plan().required_bytes(operand)));
+        // The rows of a step, in tensors of as many rows as any step has.
+        let rows_of = |values: &[f64], heads: u32, dim: u32, first: u32, count: u32| {
+            let row = (heads * dim) as usize;
+            let mut rows = vec![f64::NAN; 2 * 7 * row];
+            for batch in 0..2 {
+                let from = (batch * total as usize + first as usize) * row;
+                rows[batch * 7 * row..][..count as usize * row]
+                    .copy_from_slice(&values[from..][..count as usize * row]);
+            }
+            Guarded::new(library, &to_bytes(Element::F32, &rows))
+        };
+        let mut encoder = library.device().create_command_encoder(&Default::default());
+        let (mut first, mut outputs) = (0, Vec::new());
+        for (step, count) in STEPS.into_iter().enumerate() {
+            let call = Call::new().with_seqlen_q(count);
+            let [before, after] = [&seqlens[step % 2], &seqlens[(step + 1) % 2]];
+            let [k, v] = [&given.k, &given.v].map(|values| rows_of(values, 2, 40, first, count));
+            let buffers = AppendBuffers::new(k.slice(), v.slice(), cached[0].slice(), cached[1].slice())
+                .with(Operand::CacheSeqlens, before.slice())
+                .with(Operand::NewCacheSeqlens, after.slice())
+                .with(Operand::PageTable, cache.pages.map(|_| table.slice()));
+            append.encode_call(&mut encoder, &buffers, &call).expect("the append can be encoded");
+            let q = rows_of(&given.q, 4, 40, first, count);
+            let o = Guarded::poisoned(library, attention.plan().required_bytes(Operand::O));
+            let lse = Guarded::poisoned(library, attention.plan().required_bytes(Operand::Lse));
+            let buffers = ForwardBuffers::new(q.slice(), cached[0].slice(), cached[1].slice(), o.slice(), lse.slice())
+                .with(Operand::SeqlensKv, after.slice())
+                .with(Operand::PageTable, cache.pages.map(|_| table.slice()));
+            attention.encode_call(&mut encoder, &buffers, &call).expect("attention can be encoded");
+            outputs.push((first, count, o, lse));
+            first += count;
+        }
+        library.queue().submit([encoder.finish()]);
+
+        let mut o = vec![0; 2 * total as usize * 4 * 40 * 4];
+        let mut lse = vec![0; 2 * 4 * total as usize * 4];
+        let row = 4 * 40 * 4;
+        for (first, count, o_of_step, lse_of_step) in outputs {
+            let (found, found_lse) = (o_of_step.read(library), lse_of_step.read(library));
+            let (first, count, total) = (first as usize, count as usize, total as usize);
+            for batch in 0..2 {
+                o[(batch * total + first) * row..][..count * row]
+                    .copy_from_slice(&found[batch * 7 * row..][..count * row]);
+            }
+            for head in 0..8 {
+                lse[(head * total + first) * 4..][..count * 4].copy_from_slice(&found_lse[head * 7 * 4..][..count * 4]);
+            }
+        }
+        if cache_element == CacheElement::Int8 {
+            // What the cache holds is what attention is of.
+            for (values, (bytes, layout)) in
+                [&mut given.k, &mut given.v].into_iter().zip(cached.iter().zip([&cache.k, &cache.v]))
+            {
+                let bytes = bytes.read(library);
+                let words: Vec<u32> =
+                    bytes.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+                for (batch, key, head) in places(2, total, 2) {
+                    let page = page_table[(batch * entries + key / 3) as usize];
+                    let row = &words[layout.index(page, key % 3, head) as usize..][..11];
+                    let first = ((batch * total + key) * 2 + head) as usize * 40;
+                    let found = reference::dequantized(row, 40);
+                    let largest = values[first..first + 40].iter().fold(0f64, |most, value| most.max(value.abs()));
+                    let is_near = |(a, b): (&f64, &f64)| (a - b).abs() <= largest / 127.0 * 0.501;
+                    assert!(found.iter().zip(&values[first..first + 40]).all(is_near));
+                    values[first..first + 40].copy_from_slice(&found);
+                }
+            }
+        }
+        let output = Output::of(Element::F32, o, lse, arithmetic_of(attention.plan()).merging());
+        for (share, name) in Answer::new(&prefill, &given).shares("generated", &output).iter().zip(["O", "LSE"]) {
+            share.assert(name, &problem);
+        }
+    }
+}
+
+fn places(batch: u32, keys: u32, heads: u32) -> impl Iterator<Item = (u32, u32, u32)> {
+    (0..batch).flat_map(move |b| (0..keys).flat_map(move |key| (0..heads).map(move |head| (b, key, head))))
+}
+
+/// Slices check what buffers cannot.
+#[test]
+fn from_slices() {
+    let base = AttentionProblem::new(shape(2, 40)).with_causal();
+    let cached = Cached::new(&base, CacheElement::Int8, Paging::Scrambled(16), &LENGTHS, 81);
+    let problem = cached.dense.clone().with_cache(*cached.problem.cache().unwrap());
+    let words_of = |operand| {
+        let (_, bytes) = cached.tensors.iter().find(|(other, _)| *other == operand).unwrap();
+        bytes.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect::<Vec<u32>>()
+    };
+    let (k, v, table) = (words_of(Operand::K), words_of(Operand::V), words_of(Operand::PageTable));
+    let q: Vec<f32> = cached.inputs.q.iter().map(|value| *value as f32).collect();
+    let library = library(Variant::Full);
+    let run = |table: &[u32]| {
+        pollster::block_on(library.forward_over_cache(&problem, &CacheSlices::new(&q, &k, &v).with_page_table(table)))
+    };
+    let found = run(&table).expect("it runs");
+    let expected = cached.run(library);
+    assert!(
+        to_bytes(Element::F32, &found.o.iter().map(|o| f64::from(*o)).collect::<Vec<_>>()) == expected[&Operand::O]
+    );
+
+    let mut wrong = table.clone();
+    wrong[2 * 13 + 4] = 55;
+    let error = run(&wrong).unwrap_err();
+    let is_of_table = matches!(&error, Error::InvalidTable { operand: Operand::PageTable, reason } if reason.contains("entry 4 of sequence 2 is page 55"));
+    assert!(is_of_table, "{error}");
+    // The next entry is of no position.
+    wrong[2 * 13 + 4] = table[2 * 13 + 4];
+    wrong[2 * 13 + 5] = 77;
+    run(&wrong).expect("it runs");
+    assert!(matches!(run(&table[1..]), Err(Error::SliceTooShort { operand: Operand::PageTable, .. })));
+    let floats = vec![0f32; k.len()];
+    let other = CacheSlices::new(&q, &floats, &floats).with_page_table(&table);
+    let error = pollster::block_on(library.forward_over_cache(&problem, &other)).unwrap_err();
+    assert_eq!(error, Error::CacheMismatch { expected: CacheElement::Int8, found: CacheElement::F32 });
+    let error = pollster::block_on(library.forward(&problem, &q, &q, &q)).unwrap_err();
+    assert!(matches!(error, Error::InvalidProblem(InvalidProblem::Cache { .. })), "{error}");
 }
 
 /// The answer for a sequence is the same bits whatever its neighbours hold.

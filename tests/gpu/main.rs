@@ -24,6 +24,7 @@ mod masks;
 mod matrices;
 mod mutations;
 mod own_wgsl;
+mod packed;
 mod poison;
 mod probabilities;
 mod property;

@@ -10,10 +10,10 @@ struct Sequence {
   // The first row and key of the sequence in the tensors, plus the first row and key of the dispatch.
   at_q: u32,
   at_k: u32,
-  // Rows and keys, counted from the first of the dispatch. They may be none.
+  // Rows and keys that have a place, counted from the first of the dispatch. They may be none.
   row_count: u32,
   key_count: u32,
-  // All rows and keys of the sequence.
+  // The lengths of the sequence.
   seqlen_q: u32,
   seqlen_kv: u32,
 }
@@ -28,12 +28,14 @@ fn sequence_of(number: u32) -> Sequence {
   let batch = params.batch_first + number;
   let seqlen_q = seqlen_q_of(batch);
   let seqlen_kv = seqlen_kv_of(batch);
+  // Where K and V are padded, keys past the length have a place, and a gradient of 0.
+  let num_keys = select(seqlen_kv, params.seqlen_kv, HAS_LENGTHS);
   let firsts = 1u + 2u * num_sequences() + batch;
   return Sequence(
     number_at(firsts) + params.row_first,
     number_at(firsts + num_sequences()) + params.key_first,
     min(params.row_count, max(seqlen_q, params.row_first) - params.row_first),
-    min(params.key_count, max(seqlen_kv, params.key_first) - params.key_first),
+    min(params.key_count, max(num_keys, params.key_first) - params.key_first),
     seqlen_q,
     seqlen_kv,
   );

@@ -101,7 +101,7 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     let gradient_element = problem.gradient_element();
     answer.summary.with = what_else(&problem);
     let elements = [element, gradient_element];
-    let file = tensors::encoded(&problem.shape, options.layout, elements, bias_in_file, &answer.outputs)?;
+    let file = tensors::encoded(&problem, inputs.layout, elements, bias_in_file, &answer.outputs)?;
     target.write(&file)?;
     if options.json {
         writeln!(out, "{}", json(&answer.summary))?;
@@ -162,7 +162,10 @@ fn what_else(problem: &AttentionProblem) -> Vec<String> {
         _ => format!("{} mask", mask.name()),
     });
     let sink = problem.has_sink().then(|| "sink".to_owned());
-    let lengths = problem.has_lengths().then(|| "lengths of sequences".to_owned());
+    let lengths = problem.has_lengths().then(|| match problem.total_q() {
+        Some(_) => "packed sequences".to_owned(),
+        None => "lengths of sequences".to_owned(),
+    });
     let dropout = problem.dropout.map(|dropout| format!("dropout {}", dropout.dropout_p));
     window.into_iter().chain(scores).chain(masks).chain(lengths).chain(sink).chain(dropout).collect()
 }
@@ -174,7 +177,7 @@ pub fn json(value: &impl Serialize) -> String {
 
 fn problem(options: &RunOptions, inputs: &Inputs, own: &OwnWgsl) -> AttentionProblem {
     let problem =
-        AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(options.layout.of(&inputs.shape));
+        AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(inputs.layout.of(&inputs.shape));
     let mut problem = options.scores.apply(options.causal.apply(problem), own);
     if let Some(slopes) = &inputs.alibi_slopes {
         problem = problem.with_score(ScoreMod::Alibi(slopes.clone()));
@@ -197,6 +200,9 @@ fn problem(options: &RunOptions, inputs: &Inputs, own: &OwnWgsl) -> AttentionPro
     }
     if inputs.sink.is_some() {
         problem = problem.with_sink();
+    }
+    if let Some([cu_seqlens_q, cu_seqlens_kv]) = &inputs.cu_seqlens {
+        problem = problem.with_cu_seqlens(cu_seqlens_q.clone(), cu_seqlens_kv.clone());
     }
     if let Some([seqlens_q, seqlens_kv]) = &inputs.lengths {
         problem = problem.with_lengths(seqlens_q.clone(), seqlens_kv.clone());
@@ -243,7 +249,7 @@ async fn on_gpu(
     let time = timing::measure(&gpu, Effort::ASIDE, |encoder| tensors.encode(&prepared, encoder))?;
 
     let shape = problem.shape;
-    let o_len = shape.lse_len() * u64::from(shape.head_dim_v) * problem.element.size();
+    let o_len = problem.lse_len() * u64::from(shape.head_dim_v) * problem.element.size();
     let plan = prepared.plan();
     let mut summary = Summary {
         adapter: Some(gpu.describe()),
@@ -264,7 +270,7 @@ async fn on_gpu(
     };
     let outputs = Outputs {
         o: resident::read(&gpu, &tensors.o, 0, o_len)?,
-        lse: resident::read(&gpu, &tensors.lse, 0, shape.lse_len() * 4)?,
+        lse: resident::read(&gpu, &tensors.lse, 0, problem.lse_len() * 4)?,
         gradients,
         probabilities,
     };
@@ -293,8 +299,9 @@ async fn gradients_on_gpu(
 
     let size = problem.gradient_element().size();
     let shape = problem.shape;
-    let q_len = shape.lse_len() * u64::from(shape.head_dim);
-    let kv_rows = u64::from(shape.batch) * u64::from(shape.num_heads_kv) * u64::from(shape.seqlen_kv);
+    let q_len = problem.lse_len() * u64::from(shape.head_dim);
+    let rows = problem.total_kv().map_or(u64::from(shape.batch) * u64::from(shape.seqlen_kv), u64::from);
+    let kv_rows = u64::from(shape.num_heads_kv) * rows;
     let (k_len, v_len) = (kv_rows * u64::from(shape.head_dim), kv_rows * u64::from(shape.head_dim_v));
     let mut written = vec![
         (Operand::Dq, &gradients.dq, q_len * size),

@@ -389,9 +389,8 @@ fn every_variant_with_modifiers_does_so_too() {
     for kernel in Kernel::ALL {
         let is_plain = matches!(
             kernel,
-            Kernel::FlashBackwardPreprocess
-                | Kernel::BackwardSink
-                | Kernel::RoundDbias
+            Kernel::RoundDbias
+                | Kernel::Sequences
                 | Kernel::AppendK
                 | Kernel::AppendV
                 | Kernel::RotateQ

@@ -5,7 +5,7 @@ use super::buffers::NO_SLICES;
 use super::operation::Operation;
 use super::scope::ErrorScope;
 use crate::error::{Error, InvalidProblem};
-use crate::plan::{Call, Operand, Plan, Usage};
+use crate::plan::{Call, Direction, Operand, Plan, Usage};
 use crate::problem::{AttentionProblem, AuxType, CacheType, Element, ElementType, MergeProblem, ProbabilitiesProblem};
 use std::future::Future;
 use std::pin::Pin;
@@ -289,6 +289,21 @@ impl FlashAttention {
         problem: &AttentionProblem,
         slices: &CacheSlices<'_, T, C>,
     ) -> Result<ForwardOutput<T>, Error> {
+        self.forward_over_cache_plan(self.plan_forward(problem).build()?, slices).await
+    }
+
+    /// As [`FlashAttention::forward_over_cache`], by a plan that was made for this device, for example with other
+    /// [splits](crate::PlanBuilder::with_splits).
+    ///
+    /// # Errors
+    /// As [`FlashAttention::forward_over_cache`], and those of [`FlashAttention::prepare_forward_plan`].
+    pub async fn forward_over_cache_plan<T: ElementType, C: CacheType>(
+        &self,
+        plan: Plan,
+        slices: &CacheSlices<'_, T, C>,
+    ) -> Result<ForwardOutput<T>, Error> {
+        let plan = self.own(plan, Direction::Forward)?;
+        let problem = plan.problem();
         expect_element::<T>(problem.element)?;
         let Some(cache) = problem.cache() else {
             let reason = "the problem has none: add AttentionProblem::with_cache".into();
@@ -297,7 +312,6 @@ impl FlashAttention {
         if C::CACHE_ELEMENT != cache.element {
             return Err(Error::CacheMismatch { expected: cache.element, found: C::CACHE_ELEMENT });
         }
-        let plan = self.plan_forward(problem).build()?;
         let mut inputs = slices.entries.inputs(&plan)?;
         inputs.push(Input::new(&plan, Operand::Q, slices.q)?);
         inputs.push(Input::new(&plan, Operand::K, slices.k_cache)?);

@@ -89,6 +89,21 @@ fn problems(options: &BenchOptions, own: &OwnWgsl, gpu: &Gpu) -> Vec<AttentionPr
     let heads = options.heads.unwrap_or(if software { 4 } else { 16 });
     let mut problems = Vec::new();
     for &head_dim in &options.head_dim {
+        if let Some(seqlens) = &options.seqlens {
+            let largest = seqlens.iter().copied().max().unwrap_or(1);
+            let shape = AttentionShape::new(seqlens.len() as u32, heads, largest, head_dim)
+                .with_num_heads_kv(options.heads_kv.unwrap_or(heads));
+            let sums: Vec<u32> = std::iter::once(0)
+                .chain(seqlens.iter().scan(0u32, |end, seqlen| {
+                    *end = end.saturating_add(*seqlen);
+                    Some(*end)
+                }))
+                .collect();
+            let problem = AttentionProblem::new(shape).with_element(options.element);
+            let problem = own.mask(options.scores.apply(options.causal.apply(problem), own));
+            problems.push(options.blocks.apply(problem, None).with_cu_seqlens(sums.clone(), sums));
+            continue;
+        }
         for &seqlen in &lengths {
             let shape = AttentionShape::new(batch, heads, seqlen, head_dim)
                 .with_num_heads_kv(options.heads_kv.unwrap_or(heads))
@@ -132,7 +147,13 @@ fn has_own_wgsl(problem: &AttentionProblem) -> bool {
 /// Batch, heads, element and mask.
 fn conditions(options: &BenchOptions, problem: &AttentionProblem) -> String {
     let shape = problem.shape;
-    let mut text = format!("batch {}, heads {}", shape.batch, shape.num_heads);
+    let mut text = match &options.seqlens {
+        Some(seqlens) => {
+            let seqlens: Vec<_> = seqlens.iter().map(u32::to_string).collect();
+            format!("packed sequences of {}, heads {}", seqlens.join(", "), shape.num_heads)
+        }
+        None => format!("batch {}, heads {}", shape.batch, shape.num_heads),
+    };
     if shape.num_heads_kv != shape.num_heads {
         text += &format!(" (kv {})", shape.num_heads_kv);
     }

@@ -2,6 +2,7 @@
 
 mod answers;
 mod blocks;
+mod cached;
 mod entries;
 mod own_wgsl;
 #[cfg(unix)]

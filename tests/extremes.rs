@@ -8,9 +8,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource};
 use wgpu_flash_attention::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Capabilities,
-    DeviceClass, Dropout, Element, EntryLayout, Error, InvalidProblem, KeyMask, Mask, MaskWgsl, MergeProblem, Operand,
-    Plan, ProbabilitiesProblem, ScoreMod, TensorLayout, Tiles, TunedTiles, Tuning, WgslOptions, Workload, reference,
+    Algorithm, Alignment, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask,
+    CacheElement, Call, Capabilities, DeviceClass, Dropout, Element, EntryLayout, Error, InvalidProblem, KeyMask,
+    KvCache, Mask, MaskWgsl, MergeProblem, Operand, Plan, ProbabilitiesProblem, Rotary, ScoreMod, TensorLayout, Tiles,
+    TunedTiles, Tuning, WgslOptions, Workload, reference,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
@@ -484,4 +485,72 @@ fn extremes_are_answered_or_refused() {
     println!("{planned} plans, {refused} refusals; the slowest problem took {:?}", slowest.get());
     assert!(planned > 5000 && refused > 5000, "the draw reaches {planned} plans and {refused} refusals");
     assert!(slowest.get() < Duration::from_secs(20), "a problem took {:?}", slowest.get());
+}
+
+/// A cache in any numbers, side by side or in pages.
+fn kv_cache(shape: AttentionShape) -> impl Strategy<Value = KvCache> {
+    let element = prop::sample::select(CacheElement::ALL.to_vec());
+    let pages = (count(), count(), prop::option::of(count()));
+    (element, prop::option::of(pages), prop::option::of((layout(), layout()))).prop_map(
+        move |(element, pages, layouts)| {
+            let cache = match pages {
+                None => KvCache::contiguous(&shape, element),
+                Some((num_pages, page_size, None)) => KvCache::paged(&shape, element, num_pages, page_size),
+                Some((num_pages, page_size, Some(max_pages))) => {
+                    KvCache::paged(&shape, element, num_pages, page_size).with_max_pages(max_pages)
+                }
+            };
+            layouts.map_or(cache, |(k, v)| cache.with_layouts(k, v))
+        },
+    )
+}
+
+/// Rotary embeddings of any width.
+fn rotary() -> impl Strategy<Value = Rotary> {
+    (any::<bool>(), count(), prop::option::of(count())).prop_map(|(halves, rotary_dim, positions)| {
+        let positions_or_0 = positions.unwrap_or(0);
+        let rotary = match halves {
+            true => Rotary::halves(rotary_dim, positions_or_0),
+            false => Rotary::interleaved(rotary_dim, positions_or_0),
+        };
+        if positions.is_some() { rotary } else { rotary.per_token() }
+    })
+}
+
+#[test]
+fn any_cache_is_planned_or_refused() {
+    let strategy = shape().prop_flat_map(|shape| {
+        let more = (prop::option::of(rotary()), prop::option::of(count()), any::<[bool; 4]>(), count());
+        (Just(shape), kv_cache(shape), layouts(shape), more)
+    });
+    let planned = Cell::new(0);
+    let outcome = runner(2000).run(
+        &strategy,
+        |(shape, cache, layout, (rotary, packed, [slots, apart, seqlens, at_call], rows))| {
+            let capabilities = Capabilities::webgpu_defaults();
+            let mut append = AppendProblem::new(shape, cache).with_layout(layout);
+            if let Some(rotary) = rotary {
+                append = append.with_rotary(rotary);
+                append = if apart { append.with_rotated_q() } else { append.with_rotated_q_in_place() };
+            }
+            append = packed.into_iter().fold(append, AppendProblem::with_packed_tokens);
+            append = if slots { append.with_slot_mapping() } else { append };
+            append = if seqlens { append.with_new_cache_seqlens() } else { append };
+            let mut problem = AttentionProblem::new(shape).with_layout(layout).with_cache(cache);
+            problem = if at_call { problem.with_seqlens_kv_at_call() } else { problem };
+            problem = packed.into_iter().fold(problem, AttentionProblem::with_cu_seqlens_q_at_call);
+            for plan in [Plan::append(&append, &capabilities).build(), Plan::forward(&problem, &capabilities).build()] {
+                let Ok(plan) = plan else { continue };
+                let calls = [Call::new(), Call::new().with_seqlen_q(rows.min(shape.seqlen_q))];
+                for call in calls {
+                    let _ = plan.dispatches(&call, &Origins::default());
+                }
+                let _ = plan.traffic_bytes();
+                planned.set(planned.get() + 1);
+            }
+            Ok(())
+        },
+    );
+    outcome.unwrap();
+    assert!(planned.get() > 200, "{} were planned", planned.get());
 }

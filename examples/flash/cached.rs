@@ -137,6 +137,8 @@ pub async fn run(options: &RunOptions, file: &File, choice: device::Choice<'_>, 
         problem = problem.with_cu_seqlens_q(sums.clone());
     }
     let answer = by_element!(case.element, attend::<T>(&gpu, options, &problem, &case, &inputs, &q, &caches))?;
+    // Threads that wait for the slice form end with the work.
+    gpu.wait()?;
     target.write(&case.encoded(&answer, &caches)?)?;
     let summary = case.summary(&gpu, &problem, answer);
     if options.json {

@@ -51,7 +51,8 @@ fn rows(name: &'static str, seed: f32, heads: usize, tokens: std::ops::Range<usi
 fn cache(name: &'static str, seed: f32, filled: usize, page_table: Option<&[u32]>) -> Given {
     let mut values = vec![f32::NAN; BATCH * 16 * 2 * DIM];
     for (batch, token) in (0..BATCH).flat_map(|batch| (0..filled).map(move |token| (batch, token))) {
-        let place = page_table.map_or(batch * 16 + token, |table| table[batch * 4 + token / 4] as usize * 4 + token % 4);
+        let place =
+            page_table.map_or(batch * 16 + token, |table| table[batch * 4 + token / 4] as usize * 4 + token % 4);
         for (head, dim) in (0..2).flat_map(|head| (0..DIM).map(move |dim| (head, dim))) {
             values[(place * 2 + head) * DIM + dim] = value(seed, batch, head, token, dim);
         }
@@ -86,7 +87,8 @@ const PAGES: [u32; 8] = [5, 2, 7, 99, 0, 6, 3, u32::MAX];
 fn a_cache_is_what_dense_keys_are() {
     let place = Workplace::new();
     for options in [&["--causal"][..], &["--causal", "--window", "3,0", "--num-splits", "3"]] {
-        let expected = place.run(&place.write("dense", &file(&dense(6))), &[&["--algorithm", "reference"], options].concat());
+        let expected =
+            place.run(&place.write("dense", &file(&dense(6))), &[&["--algorithm", "reference"], options].concat());
         for page_table in [None, Some(&PAGES[..])] {
             for filled in [0, 6, TOKENS] {
                 let input = place.write("cached", &file(&cached(6, filled, page_table)));
@@ -102,7 +104,12 @@ fn a_cache_is_what_dense_keys_are() {
 fn rotary_embeddings_with_and_without_a_cache() {
     let place = Workplace::new();
     let angle = |n: usize| (n / 3) as f32 / 10f32.powi((n % 3) as i32);
-    let tables = || [f32s("rotary_cos", &[16, 3], (0..48).map(|n| angle(n).cos())), f32s("rotary_sin", &[16, 3], (0..48).map(|n| angle(n).sin()))];
+    let tables = || {
+        [
+            f32s("rotary_cos", &[16, 3], (0..48).map(|n| angle(n).cos())),
+            f32s("rotary_sin", &[16, 3], (0..48).map(|n| angle(n).sin())),
+        ]
+    };
     for pairs in ["halves", "interleaved"] {
         let options = ["--causal", "--rotary", pairs];
         let mut whole = dense(0);
@@ -182,7 +189,11 @@ fn what_does_not_fit_is_refused() {
     let twice = table([5, 2, 7, 99, 5, 2, 7, 99]);
     refuses(&replaced(cached(6, 6, Some(&PAGES)), twice), &[], "two tokens go to one place");
     let short = u32s("page_table", &[BATCH, 2], &PAGES[..4]);
-    refuses(&replaced(cached(6, 6, Some(&PAGES)), short), &[], "sequence 0 has 6 positions and 3 new; the cache has room for 8");
+    refuses(
+        &replaced(cached(6, 6, Some(&PAGES)), short),
+        &[],
+        "sequence 0 has 6 positions and 3 new; the cache has room for 8",
+    );
     let mut none = cached(6, 6, None);
     none.retain(|tensor| tensor.name != "cache_seqlens");
     refuses(&none, &[], "has k_cache but no cache_seqlens");

@@ -135,8 +135,8 @@ fn variants_of_appends() -> Vec<Specialization> {
 fn variants_over_caches() -> Vec<Specialization> {
     let mut variants = HashSet::new();
     let few = |device: &Capabilities| {
-        let is_usual = device.subgroups == device.shader_f16 && device.max_workgroup_storage == 16_384;
-        is_usual && device.matrix_side.is_none() && device.device_class == DeviceClass::Discrete
+        let is_usual = device.subgroups == device.shader_f16 && device.max_workgroup_storage != 32_768;
+        is_usual && device.subgroup_min_size != 8 && device.device_class == DeviceClass::Discrete
     };
     for device in devices().into_iter().filter(few) {
         for (&element, &cache_element) in

@@ -67,11 +67,16 @@ struct Share {
     let place = select(TILE_KV * W_STRIDE, row * W_STRIDE + quad, quad < W_ROW_QUADS);
     let unit_place = select(TILE_KV, row, quad == 0u);
     let dim = min(quad * 4u, (HEAD_DIM_W - 1u) / 4u * 4u);
-    // unroll EXTENT in EXTENT_OF_TILE, ATK in AT_K {
+    // unroll ROWS in ROWS_IN_ORDER, EXTENT in EXTENT_OF_TILE, ATK in AT_K {
       let head = TENSOR_head(tile.ATK, tile.head_kv);
       let last = head + dim + (EXTENT.seqlen_kv - 1u) * params.TENSOR_stride_row;
+      let first = head + dim + row * params.TENSOR_stride_row;
     // }
-    let first = head + dim + row * params.TENSOR_stride_row;
+    // unroll PLACE in PLACES_OF_KEYS {
+      // Keys in pages are found one by one: `first` is the quad's place in row 0 of page 0, `last` the sequence.
+      let first = TENSOR_head(0u, tile.head_kv) + dim;
+      let last = tile.batch;
+    // }
     // unroll DENSE in DENSE_SEQUENCES {
       return Share(row, place, unit_place, first, last, HEAD_DIM_W - dim, quad * 4u < HEAD_DIM_W);
     // }
@@ -82,8 +87,16 @@ struct Share {
 
   // Past the last key it is that key again (or, where indices wrap, another): what it gives is masked.
   fn fetch_TENSOR(share: Share, tile: u32, fetch: u32) -> Loaded {
-    let index = share.first + (tile * TILE_KV + fetch * W_FETCH_ROWS) * params.TENSOR_stride_row;
-    return load_TENSOR(min(index, share.last), share.valid);
+    // unroll ROWS in ROWS_IN_ORDER {
+      let index = share.first + (tile * TILE_KV + fetch * W_FETCH_ROWS) * params.TENSOR_stride_row;
+      return load_TENSOR(min(index, share.last), share.valid);
+    // }
+    // unroll PLACE in PLACES_OF_KEYS, EXTENT in EXTENT_OF_SHARE {
+      let key = tile * TILE_KV + fetch * W_FETCH_ROWS + share.row;
+      let PLACE = place_of_key(share.last, min(key, EXTENT.seqlen_kv - 1u));
+      let index = share.first + PLACE.page * params.TENSOR_stride_batch + PLACE.row * params.TENSOR_stride_row;
+      return load_TENSOR(index, share.valid);
+    // }
   }
 
   // Without a branch, like everything in the loop over tiles: a row behind the tile goes to a place behind it. V is 0

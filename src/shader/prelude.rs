@@ -151,6 +151,7 @@ fn lists_of_caches(lists: &mut Lists, specialization: &Specialization, caches: V
     lists.names("DECODE_ROW", vec![if is_own { "decode_row" } else { "decode" }]);
     // Where keys lie in pages, their place is looked up first.
     lists.names("PLACES_OF_KEYS", if cached.is_paged { vec!["place"] } else { vec![] });
+    lists.names("ROWS_IN_ORDER", if cached.is_paged { vec![] } else { vec!["rows"] });
     let page = match packed_kv {
         _ if cached.is_paged => "place.page",
         true => "tile.sequence.at_k",

@@ -39,7 +39,8 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
     drops: true,
     scores: true,
     ends_rows: true,
-    reads_caches: true,
+    reads_pages: true,
+    converts_kv: true,
     candidates: tile_table::decode,
     sides_fit: |specialization, _| {
         let tiles = specialization.tiles;

@@ -40,7 +40,8 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     scores: true,
     masked_loop: true,
     ends_rows: true,
-    reads_caches: true,
+    reads_pages: true,
+    converts_kv: true,
     candidates: tile_table::forward,
     sides_fit,
     bytes: |specialization| {

@@ -1,7 +1,7 @@
 //! What planning and shaders must know of a kernel.
 
 use super::kernel::Kernel;
-use super::specialization::{CachedText, RowReduce, Specialization};
+use super::specialization::{RowReduce, Specialization};
 use super::text::{File, Piece};
 use super::turns::Loops;
 use crate::operand::{Operand, Usage};
@@ -45,8 +45,10 @@ pub(crate) struct KernelSpec {
     pub scores: bool,
     /// Whether the sum of a row becomes final in it. Then the sink joins the sum.
     pub ends_rows: bool,
-    /// Whether it can read K and V from pages, and in another type than that of Q.
-    pub reads_caches: bool,
+    /// Whether it can read K and V from pages.
+    pub reads_pages: bool,
+    /// Whether it can read K and V in another type than that of Q.
+    pub converts_kv: bool,
     /// Whether tiles that need a mask can have a separate loop.
     pub masked_loop: bool,
     /// The tensors that shared text works on: lists of one name for `// unroll`.
@@ -141,7 +143,8 @@ impl KernelSpec {
         drops: false,
         scores: false,
         ends_rows: false,
-        reads_caches: false,
+        reads_pages: false,
+        converts_kv: false,
         masked_loop: false,
         names: &[],
         candidates: |_, _| &[],
@@ -195,7 +198,8 @@ impl KernelSpec {
         // Sides beyond these fit no device, and would overflow the sums below.
         tiles.are_in_range()
             && self.on_matrices == tiles.matrix_side.is_some()
-            && (self.reads_caches || specialization.cached == CachedText::default())
+            && (self.reads_pages || !specialization.cached.is_paged)
+            && (self.converts_kv || specialization.cached.element.is_none())
             && tiles.matrix_side.is_none_or(|side| has_matrices(&tiles, side, capabilities))
             && (self.sides_fit)(specialization, capabilities)
             && tiles.tile_kv.is_multiple_of(4)

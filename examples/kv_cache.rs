@@ -1,5 +1,6 @@
 //! A generation over a KV cache: the prompt, then token after token. Lengths stay on the GPU, nothing is prepared again and
-//! nothing is read back between the steps. Two prepared operations serve all layers and steps.
+//! nothing is read back between the steps. Three prepared operations serve all layers and steps: the append, attention of many
+//! rows for the prompt, and attention of one row for the rest.
 //!
 //! `cargo run --release --example kv_cache` generates, and compares the last rows with those of one long prefill.
 
@@ -44,8 +45,12 @@ async fn run() -> Result<f32, Box<dyn std::error::Error>> {
     let append =
         AppendProblem::new(shape, cache).with_rotary(rotary).with_rotated_q_in_place().with_new_cache_seqlens();
     let append = attention.prepare_append(&append).await?;
-    let problem = AttentionProblem::new(shape).with_causal().with_cache(cache).with_seqlens_kv_at_call();
-    let forward = attention.prepare_forward(&problem).await?;
+    let over = |seqlen_q| {
+        let problem = AttentionProblem::new(AttentionShape { seqlen_q, ..shape }).with_causal();
+        problem.with_cache(cache).with_seqlens_kv_at_call()
+    };
+    let prefill = attention.prepare_forward(&over(PROMPT)).await?;
+    let decode = attention.prepare_forward(&over(1)).await?;
 
     let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
     let buffer = |size: u64| {
@@ -57,7 +62,7 @@ async fn run() -> Result<f32, Box<dyn std::error::Error>> {
         })
     };
     let of_append = |operand| buffer(append.plan().required_bytes(operand));
-    let of_forward = |operand| buffer(forward.plan().required_bytes(operand));
+    let of_prefill = |operand| buffer(prefill.plan().required_bytes(operand));
     // One pool of pages for all layers; each has a page table of its own.
     let (k_cache, v_cache) = (of_append(Operand::KCache), of_append(Operand::VCache));
     let tables: Vec<wgpu::Buffer> = (0..LAYERS as u32)
@@ -78,7 +83,7 @@ async fn run() -> Result<f32, Box<dyn std::error::Error>> {
     queue.write_buffer(&cos, 0, bytemuck::cast_slice(&cosines));
     queue.write_buffer(&sin, 0, bytemuck::cast_slice(&sines));
     let [q, k, v] = [of_append(Operand::Q), of_append(Operand::K), of_append(Operand::V)];
-    let outputs: Vec<_> = (0..LAYERS).map(|_| (of_forward(Operand::O), of_forward(Operand::Lse))).collect();
+    let outputs: Vec<_> = (0..LAYERS).map(|_| (of_prefill(Operand::O), of_prefill(Operand::Lse))).collect();
 
     // Many times: the prompt, then a token a step. Each layer is one append and one attention.
     let mut first = 0;
@@ -105,7 +110,8 @@ async fn run() -> Result<f32, Box<dyn std::error::Error>> {
             let buffers = ForwardBuffers::new(slices.0, slices.1, slices.2, slices.3, slices.4)
                 .with(Operand::SeqlensKv, after.slice(..))
                 .with(Operand::PageTable, tables[layer].slice(..));
-            forward.encode_call(&mut encoder, &buffers, &call)?;
+            let forward = if step == 0 { &prefill } else { &decode };
+            forward.encode(&mut encoder, &buffers)?;
             queue.submit([encoder.finish()]);
         }
         first += count;
@@ -135,6 +141,9 @@ async fn run() -> Result<f32, Box<dyn std::error::Error>> {
         let [q, k] = [turned(rows(0.37, HEADS.0), HEADS.0), turned(rows(0.73, HEADS.1), HEADS.1)];
         let expected = attention.forward(&whole, &q, &k, &rows(0.91, HEADS.1)).await?;
         let last = &expected.o[expected.o.len() - found.len()..];
+        if found.iter().any(|value| !value.is_finite()) {
+            return Err(format!("layer {layer} gave {:?}", &found[..4]).into());
+        }
         largest = found.iter().zip(last).map(|(a, b)| (a - b).abs()).fold(largest, f32::max);
     }
     Ok(largest)

@@ -67,7 +67,7 @@ struct Share {
     let place = select(TILE_KV * W_STRIDE, row * W_STRIDE + quad, quad < W_ROW_QUADS);
     let unit_place = select(TILE_KV, row, quad == 0u);
     let dim = min(quad * 4u, (HEAD_DIM_W - 1u) / 4u * 4u);
-    // unroll ROWS in ROWS_IN_ORDER, EXTENT in EXTENT_OF_TILE, ATK in AT_K {
+    // unroll ORDER in ROWS_IN_ORDER, EXTENT in EXTENT_OF_TILE, ATK in AT_K {
       let head = TENSOR_head(tile.ATK, tile.head_kv);
       let last = head + dim + (EXTENT.seqlen_kv - 1u) * params.TENSOR_stride_row;
       let first = head + dim + row * params.TENSOR_stride_row;
@@ -87,7 +87,7 @@ struct Share {
 
   // Past the last key it is that key again (or, where indices wrap, another): what it gives is masked.
   fn fetch_TENSOR(share: Share, tile: u32, fetch: u32) -> Loaded {
-    // unroll ROWS in ROWS_IN_ORDER {
+    // unroll ORDER in ROWS_IN_ORDER {
       let index = share.first + (tile * TILE_KV + fetch * W_FETCH_ROWS) * params.TENSOR_stride_row;
       return load_TENSOR(min(index, share.last), share.valid);
     // }

@@ -375,7 +375,7 @@ fn lengths(problem: &AttentionProblem) -> impl Iterator<Item = Tensor> {
     let batch = problem.shape.batch;
     LengthsAtCall::of(problem).operands().map(move |operand| {
         let is_sums = matches!(operand, Operand::CuSeqlensQ | Operand::CuSeqlensKv);
-        words(problem, operand, if is_sums && batch > 0 { batch + 1 } else { batch })
+        words(problem, operand, if is_sums && batch > 0 { batch.saturating_add(1) } else { batch })
     })
 }
 

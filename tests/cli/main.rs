@@ -4,6 +4,7 @@ mod answers;
 mod blocks;
 mod entries;
 mod own_wgsl;
+mod packed;
 #[cfg(unix)]
 mod places;
 mod refusals;

@@ -272,14 +272,37 @@ fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionPro
         prop_oneof![9 => right, 1 => prop::collection::vec(any::<u32>(), 0..4)]
     };
     let lengths = prop::option::weighted(0.2, (each(problem.shape.seqlen_q), each(problem.shape.seqlen_kv)));
+    // Sums that are sound, nonsense, or come at the call.
+    let sums = |most: u32| {
+        let steps = prop::collection::vec(0..=most.min(99), problem.shape.batch.min(9) as usize);
+        let sound = steps.prop_map(|steps| {
+            let ends = steps.iter().scan(0, |end, step| {
+                *end += step;
+                Some(*end)
+            });
+            std::iter::once(0).chain(ends).collect::<Vec<u32>>()
+        });
+        prop_oneof![9 => sound, 1 => prop::collection::vec(any::<u32>(), 0..4)]
+    };
+    let sums = (sums(problem.shape.seqlen_q), sums(problem.shape.seqlen_kv));
+    let packed = prop::option::weighted(0.3, (0..5u8, sums, (count(), count())));
     let blocks = prop::collection::vec(block_mask(problem.shape), 0..6);
     // Lists of vast problems take a second.
     let is_vast = u64::from(problem.shape.seqlen_q) * u64::from(problem.shape.seqlen_kv) > 1 << 34;
     let blocks = prop_oneof![if is_vast { 500 } else { 8 } => Just(Vec::new()), 2 => blocks];
     let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.5));
     let aux = prop::option::weighted(0.2, prop_oneof![Just(None), any::<u32>().prop_map(Some)]);
-    (Just(problem.clone()), entries(), entries(), element, flags, lengths, blocks, aux).prop_map(
-        |(mut problem, bias, mask, element, (has_sink, has_bias_gradient), lengths, blocks, aux)| {
+    (Just(problem.clone()), entries(), entries(), element, flags, (lengths, packed), blocks, aux).prop_map(
+        |(mut problem, bias, mask, element, (has_sink, has_bias_gradient), (lengths, packed), blocks, aux)| {
+            if let Some((how, (sums_q, sums_kv), (total_q, total_kv))) = packed {
+                problem = match how {
+                    0 => problem.with_cu_seqlens(sums_q, sums_kv),
+                    1 => problem.with_cu_seqlens_q(sums_q),
+                    2 => problem.with_cu_seqlens_at_call(total_q, total_kv),
+                    3 => problem.with_cu_seqlens_q_at_call(total_q).with_seqlens_kv_at_call(),
+                    _ => problem.with_seqlens_q_at_call(),
+                };
+            }
             if let Some(aux_len) = aux {
                 problem = with_own_wgsl(problem, aux_len);
             }

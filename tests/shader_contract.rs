@@ -389,8 +389,7 @@ fn every_variant_with_modifiers_does_so_too() {
     for kernel in Kernel::ALL {
         let is_plain = matches!(
             kernel,
-            Kernel::RoundDbias
-                | Kernel::Sequences
+            Kernel::Sequences
                 | Kernel::AppendK
                 | Kernel::AppendV
                 | Kernel::RotateQ

@@ -64,6 +64,16 @@ pub struct Rows<'a> {
     pub sums: Option<&'a [u32]>,
 }
 
+/// New keys and values.
+struct New<'a> {
+    k: &'a [u8],
+    v: &'a [u8],
+    /// Of a sequence, at most.
+    seqlen: u32,
+    /// Where sequences start among them, if they are packed.
+    sums: Option<Vec<u32>>,
+}
+
 /// What a file says of a cache.
 struct Case<'a> {
     /// `seqlen_q` rows of Q at most, `seqlen_kv` positions at most.
@@ -71,8 +81,7 @@ struct Case<'a> {
     layout: Layout,
     element: Element,
     q: &'a [u8],
-    /// The new keys and values, their number at most, and where sequences start among them if they are packed.
-    new: Option<(&'a [u8], &'a [u8], u32, Option<Vec<u32>>)>,
+    new: Option<New<'a>>,
     cache: KvCache,
     k_cache: &'a [u8],
     v_cache: &'a [u8],
@@ -105,7 +114,7 @@ pub async fn run(options: &RunOptions, file: &File, choice: device::Choice<'_>, 
 
     let mut caches = Caches { k: case.k_cache.to_vec(), v: case.v_cache.to_vec() };
     let mut totals = case.cache_seqlens.clone();
-    if let Some((.., seqlen, sums)) = &case.new {
+    if let Some(New { seqlen, sums, .. }) = &case.new {
         caches = by_element!(case.element, append::<T>(&gpu, &case, rotation.as_ref()))?;
         for (batch, total) in totals.iter_mut().enumerate() {
             let tokens = sums.as_ref().map_or(*seqlen, |sums| sums[batch + 1] - sums[batch]);
@@ -177,7 +186,7 @@ async fn append_to<T: ElementType, C: CacheType>(
     case: &Case<'_>,
     rotation: Option<&Rotation>,
 ) -> Result<Caches> {
-    let Some((k, v, seqlen, sums)) = &case.new else { return Err(Failure::new("nothing is appended")) };
+    let Some(New { k, v, seqlen, sums }) = &case.new else { return Err(Failure::new("nothing is appended")) };
     let shape = AttentionShape { seqlen_q: *seqlen, num_heads: case.shape.num_heads_kv, ..case.shape };
     // K and V lie as those of a problem with as many keys.
     let AttentionLayout { k: k_layout, v: v_layout, .. } = case.layout.of(&shape.with_seqlen_kv(*seqlen));
@@ -516,7 +525,7 @@ impl Summary {
 }
 
 /// New keys and values; then heads, and the dimensions of both.
-type NewTokens<'a> = ((&'a [u8], &'a [u8], u32, Option<Vec<u32>>), (u32, u32, u32));
+type NewTokens<'a> = (New<'a>, (u32, u32, u32));
 
 fn new_tokens<'a>(
     file: &'a File,
@@ -545,7 +554,7 @@ fn new_tokens<'a>(
         return Err(file.failure(format_args!("the new k and v have {rows} rows, their sums end at {last}")));
     }
     let seqlen = sums.as_deref().map_or(rows, longest);
-    Ok(Some(((k.bytes, v.bytes, seqlen, sums), (heads, dim, dim_v))))
+    Ok(Some((New { k: k.bytes, v: v.bytes, seqlen, sums }, (heads, dim, dim_v))))
 }
 
 /// A cache: its type, `[pages, page_size, heads, entries]`, and its bytes.

@@ -253,10 +253,17 @@ impl File {
             return Ok(None);
         }
         let rows = |sums: Vec<u32>| sums.windows(2).map(|sums| sums[1].saturating_sub(sums[0])).collect();
-        let [all_q, all_kv] = match self.cu_seqlens()? {
+        let all: [Vec<u32>; 2] = match self.cu_seqlens()? {
             Some(sums) => sums.map(rows),
             None => [shape.seqlen_q, shape.seqlen_kv].map(|length| vec![length; shape.batch as usize]),
         };
+        for ((name, lengths), all) in names.iter().zip([&q, &kv]).zip(&all).filter(|_| is_packed) {
+            let mut of_each = lengths.iter().flatten().zip(all).enumerate();
+            if let Some((batch, (length, rows))) = of_each.find(|(_, (length, rows))| length > rows) {
+                return Err(self.failure(format_args!("{name}: sequence {batch} uses {length} of its {rows} rows")));
+            }
+        }
+        let [all_q, all_kv] = all;
         Ok(Some([q.unwrap_or(all_q), kv.unwrap_or(all_kv)]))
     }
 

@@ -5,6 +5,7 @@ mod blocks;
 mod cached;
 mod entries;
 mod own_wgsl;
+mod packed;
 #[cfg(unix)]
 mod places;
 mod refusals;

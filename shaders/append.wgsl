@@ -1,5 +1,5 @@
-// Rows of new tokens: rotated, converted, and written where they belong. K and V go to a cache, Q to another tensor or to
-// its own place.
+// Rows of new tokens: rotated, converted, and written where they belong. K and V go to a cache, Q to another tensor or
+// to its own place.
 //
 // Reads ROWS[batch, seqlen_q, heads, DIM], or [total, heads, DIM] of packed tokens. Writes TARGET: a cache
 // [pages, page_size, heads, DIM], where a sequence with its positions side by side is a page, or rows like ROWS.

@@ -123,8 +123,8 @@ struct Params {
   q_rotated_stride_batch: u32,
   q_rotated_stride_row: u32,
   q_rotated_stride_head: u32,
-  // Positions of a page, pages, and entries of the page table for a sequence. A sequence whose positions lie side by side
-  // counts as a page.
+  // Positions of a page, pages, and entries of the page table for a sequence. A sequence whose positions lie side by
+  // side counts as a page.
   page_size: u32,
   num_pages: u32,
   max_pages: u32,

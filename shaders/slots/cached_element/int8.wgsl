@@ -14,7 +14,9 @@ fn decode(loaded: Loaded) -> vec4<f32> {
 // }
 
 // `valid` is how many elements are left in the row, so it says where the row starts.
-fn load_k(index: u32, valid: u32) -> Loaded { return vec2<u32>(k[(index + valid - HEAD_DIM) / 4u], k[index / 4u + 1u]); }
+fn load_k(index: u32, valid: u32) -> Loaded {
+  return vec2<u32>(k[(index + valid - HEAD_DIM) / 4u], k[index / 4u + 1u]);
+}
 fn load_v(index: u32, valid: u32) -> Loaded {
   return vec2<u32>(v[(index + valid - HEAD_DIM_V) / 4u], v[index / 4u + 1u]);
 }

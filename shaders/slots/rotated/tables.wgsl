@@ -1,4 +1,5 @@
-// Rotary embeddings of the first ROTARY_DIM dimensions, by tables with a row of ROTARY_DIM / 2 for each position or token.
+// Rotary embeddings of the first ROTARY_DIM dimensions, by tables with a row of ROTARY_DIM / 2 for each position or
+// token.
 
 @group(0) @binding(BINDING_rotary_cos) var<storage, read> rotary_cos: array<f32>;
 @group(0) @binding(BINDING_rotary_sin) var<storage, read> rotary_sin: array<f32>;

@@ -8,7 +8,8 @@
       + min(position / params.page_size, params.max_pages - 1u);
     let page = page_table[params.page_table_offset + entry];
     let first = params.TENSOR_offset + page * params.TENSOR_stride_batch
-      + position % params.page_size * params.TENSOR_stride_row + (first_head() + token.head) * params.TENSOR_stride_head;
+      + position % params.page_size * params.TENSOR_stride_row
+      + (first_head() + token.head) * params.TENSOR_stride_head;
     return Place(first, position < params.seqlen_kv && page < params.num_pages);
   }
 // }

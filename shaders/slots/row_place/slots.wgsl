@@ -1,5 +1,5 @@
-// The slot of a token: pages and their rows, counted through. Where a sequence has its positions side by side, it counts
-// as a page. All of the cache is bound.
+// The slot of a token: pages and their rows, counted through. Where a sequence has its positions side by side, it
+// counts as a page. All of the cache is bound.
 @group(0) @binding(BINDING_slot_mapping) var<storage, read> slot_mapping: array<u32>;
 
 // unroll TENSOR in TARGET {

@@ -1,5 +1,5 @@
-// The new tokens of a sequence are those from cu_seqlens_new[b] to cu_seqlens_new[b + 1]. Whatever these hold, there are
-// at most token_rows for all sequences and seqlen_q for one.
+// The new tokens of a sequence are those from cu_seqlens_new[b] to cu_seqlens_new[b + 1]. Whatever these hold, there
+// are at most token_rows for all sequences and seqlen_q for one.
 
 @group(0) @binding(BINDING_cu_seqlens_new) var<storage, read> cu_seqlens_new: array<u32>;
 

@@ -169,6 +169,10 @@ pub struct BenchOptions {
     /// Adds a bias, one for all sequences: heads × seqlen_q × seqlen_kv, in the type of Q.
     #[arg(long)]
     pub bias: bool,
+    /// Times attention over a KV cache that holds these K and V, flash and forward alone: side by side, in pages of SIZE in a
+    /// scrambled order, or in int8.
+    #[arg(long, value_name = "contiguous|paged:SIZE|int8", value_parser = parse_cache, conflicts_with = "seqlens")]
+    pub cache: Option<CacheChoice>,
     /// The type of Q, K, V and O.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements(), default_value = "f32")]
     pub element: Element,
@@ -238,6 +242,24 @@ impl CausalOption {
             Some(Causal::TopLeft) => problem.with_causal_top_left(),
         }
     }
+}
+
+/// How `flash bench` keeps K and V.
+#[derive(Clone, Copy, PartialEq)]
+pub enum CacheChoice {
+    Contiguous,
+    Paged(u32),
+    Int8,
+}
+
+fn parse_cache(text: &str) -> Result<CacheChoice, String> {
+    let size = |size: &str| size.parse().ok().filter(|size| *size > 0).map(CacheChoice::Paged);
+    match text {
+        "contiguous" => Some(CacheChoice::Contiguous),
+        "int8" => Some(CacheChoice::Int8),
+        _ => text.strip_prefix("paged:").and_then(size),
+    }
+    .ok_or_else(|| "contiguous, int8, or paged: and positions of a page, at least 1".to_owned())
 }
 
 /// Which dimensions rotary embeddings turn together.

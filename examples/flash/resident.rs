@@ -85,6 +85,12 @@ impl Resident {
         Ok(())
     }
 
+    /// Takes a buffer that was added.
+    pub fn take(&mut self, operand: Operand) -> Option<wgpu::Buffer> {
+        let place = self.entries.iter().position(|(other, _)| *other == operand)?;
+        Some(self.entries.remove(place).1)
+    }
+
     /// The buffer of a bias, a mask or a sink.
     pub fn entry(&self, operand: Operand) -> Option<&wgpu::Buffer> {
         self.entries.iter().find(|(other, _)| *other == operand).map(|(_, buffer)| buffer)
@@ -204,7 +210,7 @@ fn poison(gpu: &Gpu, buffer: &wgpu::Buffer) -> Result<()> {
     Ok(())
 }
 
-async fn buffer(gpu: &Gpu, name: &str, size: u64) -> Result<wgpu::Buffer> {
+pub async fn buffer(gpu: &Gpu, name: &str, size: u64) -> Result<wgpu::Buffer> {
     let device = gpu.attention.device();
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);

@@ -1,6 +1,7 @@
 //! Checks, then times: a time is only reported beside an answer that was compared with the oracle in the same run. Functions in
 //! the user's own WGSL are the exception: the oracle cannot run them, and the table says so.
 
+mod cache;
 mod ceilings;
 mod figures;
 mod gradients;
@@ -16,7 +17,7 @@ use wgpu_flash_attention::{
     PlanBuilder, PreparedBackward, PreparedForward, ProbabilitiesSlices, ScoreMod, Tiles,
 };
 
-use crate::arguments::{BenchOptions, Pass, TileChoice};
+use crate::arguments::{BenchOptions, CacheChoice, Pass, TileChoice};
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
 use crate::own_wgsl::OwnWgsl;
@@ -158,6 +159,9 @@ fn conditions(options: &BenchOptions, problem: &AttentionProblem) -> String {
         text += &format!(" (kv {})", shape.num_heads_kv);
     }
     text += &format!(", {}", problem.element.name());
+    if let Some(cache) = options.cache {
+        text += &format!(", {}", cache::name(cache));
+    }
     if let Some(causal) = options.causal.causal {
         text += &format!(", causal {}", causal.name());
     }
@@ -193,6 +197,11 @@ impl Prepared {
 impl Candidate {
     fn all(options: &BenchOptions) -> Vec<Candidate> {
         let mut candidates = Vec::new();
+        if options.cache.is_some() {
+            let of =
+                |num_splits| Candidate { pass: Pass::Forward, algorithm: Algorithm::Flash, tiles: None, num_splits };
+            return or_none(&options.num_splits).into_iter().map(of).collect();
+        }
         for &pass in options.passes.each() {
             for &algorithm in &options.algorithm {
                 let standard = algorithm == Algorithm::Standard;
@@ -235,6 +244,7 @@ fn or_none<T: Copy>(choices: &[T]) -> Vec<Option<T>> {
 /// Inputs and the oracle's rows once, then each candidate.
 async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) -> Result<Vec<Record>> {
     let candidates = Candidate::all(options);
+    let over = options.cache.map(|cache| cache::over(cache, problem));
     let record = |candidate: &Candidate| {
         Record::new(&problem.clone().with_algorithm(candidate.algorithm), candidate.pass, gpu.describe())
     };
@@ -242,7 +252,7 @@ async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) 
     // The library judges the problem before anything of its size is made.
     let mut prepared = Vec::new();
     for (record, candidate) in records.iter_mut().zip(&candidates) {
-        match candidate.prepare(gpu, problem).await {
+        match candidate.prepare(gpu, over.as_ref().unwrap_or(problem)).await {
             Ok(ready) => prepared.push((record, ready)),
             Err(failure) => record.error = Some(failure.line().to_owned()),
         }
@@ -261,7 +271,11 @@ async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) 
         tensors.add_empty(gpu, Operand::Bias, sample::bias_len(problem) * problem.element.size()).await?;
     }
     sample::upload_inputs(gpu, problem, &tensors)?;
-    let samples = if has_own_wgsl(problem) { None } else { Some(sample::expected(problem)) };
+    if let Some(over) = &over {
+        cache::fill(gpu, problem, over, &mut tensors).await?;
+    }
+    let is_int8 = options.cache == Some(CacheChoice::Int8);
+    let samples = if has_own_wgsl(problem) { None } else { Some(sample::expected(problem, is_int8)) };
     let mut gradients = None;
     for (record, ready) in prepared {
         let result = match &ready {

@@ -91,8 +91,15 @@ fn encoded(element: Element, stream: u64, range: Range<u64>) -> Vec<u8> {
     })
 }
 
+/// What a row stands for after it was appended to a cache in int8.
+fn in_int8(row: &[f64]) -> Vec<f64> {
+    let largest = row.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+    let scale = f64::from((largest / 127.0) as f32);
+    row.iter().map(|value| if scale == 0.0 { 0.0 } else { scale * (value / scale).round_ties_even() }).collect()
+}
+
 /// The oracle's rows for at least 16 positions (fewer if there are fewer), the first and the last of all among them.
-pub fn expected(problem: &AttentionProblem) -> Vec<Sample> {
+pub fn expected(problem: &AttentionProblem, is_int8: bool) -> Vec<Sample> {
     let shape = problem.shape;
     let pairs = u64::from(shape.batch) * u64::from(shape.num_heads);
     // Each (batch, head) needs its K and V in f64; of very long ones two must do.
@@ -111,7 +118,8 @@ pub fn expected(problem: &AttentionProblem) -> Vec<Sample> {
         };
         let all = |stream, layout: &TensorLayout| -> Vec<f64> {
             let first = |key| k_index(problem, layout, batch, key, head_kv);
-            (0..seqlen_kv).flat_map(|key| gather(stream, first(key))).collect()
+            let row = |key| gather(stream, first(key)).collect::<Vec<f64>>();
+            (0..seqlen_kv).flat_map(|key| if is_int8 { in_int8(&row(key)) } else { row(key) }).collect()
         };
         let (k, v) = std::thread::scope(|scope| {
             let k = scope.spawn(|| all(K, &problem.layout.k));

@@ -2,7 +2,7 @@
 
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::workplace::Workplace;
+use crate::workplace::{Workplace, text};
 
 /// A tensor of the file.
 struct Given {
@@ -199,4 +199,34 @@ fn what_does_not_fit_is_refused() {
     refuses(&none, &[], "has k_cache but no cache_seqlens");
     refuses(&cached(6, 6, None), &["--algorithm", "standard"], "only --algorithm flash reads a cache");
     refuses(&cached(6, 6, None), &["--rotary", "halves"], "has no tensor 'rotary_cos'");
+}
+
+#[test]
+fn bench_checks_what_it_times() {
+    let place = Workplace::new();
+    for cache in ["contiguous", "paged:3", "int8"] {
+        let sizes = [
+            "--seqlen",
+            "3",
+            "--seqlen-kv",
+            "40",
+            "--batch",
+            "2",
+            "--heads",
+            "4",
+            "--heads-kv",
+            "2",
+            "--head-dim",
+            "20",
+        ];
+        let done = place.flash(
+            &[&["bench", "--cache", cache, "--element", "f16", "--iterations", "3", "--json"], &sizes[..]].concat(),
+        );
+        let (stdout, stderr) = (text(&done.stdout), text(&done.stderr));
+        // One row: standard attention reads no cache.
+        assert!(done.status.success() && stdout.lines().count() == 1, "{cache}: {stdout}{stderr}");
+        assert!(stdout.contains("flash_decode") && stdout.contains(r#""error":null"#), "{cache}: {stdout}");
+    }
+    let done = place.flash(&["bench", "--cache", "paged:0"]);
+    assert!(!done.status.success() && text(&done.stderr).contains("at least 1"));
 }

@@ -243,7 +243,8 @@ impl File {
         let (padded, used) = (["seqlens_q", "seqlens_kv"], ["seqused_q", "seqused_kv"]);
         let (names, others) = if is_packed { (used, padded) } else { (padded, used) };
         if let Some(other) = others.into_iter().find(|name| self.has(name)) {
-            let tensors = if is_packed { "packed sequences have seqused_q and seqused_kv" } else { "it needs cu_seqlens_q" };
+            let tensors =
+                if is_packed { "packed sequences have seqused_q and seqused_kv" } else { "it needs cu_seqlens_q" };
             return Err(self.failure(format_args!("has {other}, which nothing uses: {tensors}")));
         }
         let of = |name| self.integers(name, &[&[shape.batch]], "[batch]");
@@ -286,7 +287,9 @@ impl File {
         let (q, kv) = (sums(names[0])?, sums(names[1])?);
         if q.len() != kv.len() {
             let lens = [&q, &kv].map(|sums| sums.len().to_string()).join(" and ");
-            return Err(self.failure(format_args!("cu_seqlens_q and cu_seqlens_kv have {lens} sums; both have batch + 1")));
+            return Err(
+                self.failure(format_args!("cu_seqlens_q and cu_seqlens_kv have {lens} sums; both have batch + 1"))
+            );
         }
         Ok(Some([q, kv]))
     }

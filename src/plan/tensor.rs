@@ -94,11 +94,9 @@ impl Tensor {
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
                 Extent { heads: last - part.head_first / heads_per_kv + 1, ..at_most }
             }
-            Follows::Rows
-            | Follows::ChosenRows { .. }
-            | Follows::PackedRows
-            | Follows::Whole
-            | Follows::Scratch => at_most,
+            Follows::Rows | Follows::ChosenRows { .. } | Follows::PackedRows | Follows::Whole | Follows::Scratch => {
+                at_most
+            }
         }
     }
 

@@ -472,7 +472,9 @@ impl AttentionProblem {
     /// As [`row_in_q`](Self::row_in_q), of a key in K and V.
     pub fn row_in_kv(&self, batch: u32, key: u32) -> (u32, u32) {
         match &self.lengths {
-            Some(lengths) if lengths.kv.packed.is_some() => (0, lengths.of(&self.shape, batch)[1].0.saturating_add(key)),
+            Some(lengths) if lengths.kv.packed.is_some() => {
+                (0, lengths.of(&self.shape, batch)[1].0.saturating_add(key))
+            }
             _ => (batch, key),
         }
     }

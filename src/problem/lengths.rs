@@ -117,7 +117,9 @@ impl Lengths {
         if self.kv.packed.is_some() && self.q.packed.is_none() {
             return Some(("cu_seqlens_kv", "K and V are packed, and Q is not; pack Q too".into()));
         }
-        self.sides(shape).into_iter().find_map(|side| fault_of_sums(side, shape.batch).or_else(|| fault_of(side, shape.batch)))
+        self.sides(shape)
+            .into_iter()
+            .find_map(|side| fault_of_sums(side, shape.batch).or_else(|| fault_of(side, shape.batch)))
     }
 
     /// Words of the table below.

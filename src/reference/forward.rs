@@ -53,7 +53,8 @@ fn forward_with(
     let mut lse = vec![f64::NEG_INFINITY; problem.lse_len() as usize];
 
     let positions = positions(&problem);
-    let computed = cores::map(positions.len(), row_cost(&problem), |n| row_with(problem, q, k, v, positions[n], round_p));
+    let computed =
+        cores::map(positions.len(), row_cost(&problem), |n| row_with(problem, q, k, v, positions[n], round_p));
     for (&(batch, head, row), (o_row, lse_row)) in positions.iter().zip(computed) {
         let first = q_index(&problem, &problem.layout.o, (batch, row, head));
         o[first..first + o_row.len()].copy_from_slice(&o_row);
@@ -152,21 +153,13 @@ pub(super) fn positions(problem: &AttentionProblem) -> Vec<(u32, u32, u32)> {
 }
 
 /// The index of (batch, row, head) in a tensor with the rows of Q.
-pub(super) fn q_index(
-    problem: &AttentionProblem,
-    layout: &TensorLayout,
-    (batch, row, head): (u32, u32, u32),
-) -> usize {
+pub(super) fn q_index(problem: &AttentionProblem, layout: &TensorLayout, (batch, row, head): (u32, u32, u32)) -> usize {
     let (batch, row) = problem.row_in_q(batch, row);
     layout.index(batch, row, head) as usize
 }
 
 /// The index of (batch, key, head) in a tensor with the rows of K and V.
-pub(super) fn k_index(
-    problem: &AttentionProblem,
-    layout: &TensorLayout,
-    (batch, key, head): (u32, u32, u32),
-) -> usize {
+pub(super) fn k_index(problem: &AttentionProblem, layout: &TensorLayout, (batch, key, head): (u32, u32, u32)) -> usize {
     let (batch, key) = problem.row_in_kv(batch, key);
     layout.index(batch, key, head) as usize
 }

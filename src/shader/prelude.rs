@@ -154,7 +154,8 @@ fn lists_of_lengths(lists: &mut Lists, given: LengthsAtCall) {
 /// that is packed with others.
 fn lists_of_sequences(lists: &mut Lists, specialization: &Specialization) {
     let &Specialization { packed_q, packed_kv, .. } = specialization;
-    let writes_parts = specialization.operands().any(|(operand, usage)| (operand, usage) == (Operand::OParts, Usage::Write));
+    let writes_parts =
+        specialization.operands().any(|(operand, usage)| (operand, usage) == (Operand::OParts, Usage::Write));
     let of_sequence = |dense: &'static str, packed: &'static str| vec![if packed_q { packed } else { dense }];
     lists.names("PACKED_SEQUENCES", if packed_q { vec!["packed"] } else { vec![] });
     lists.names("DENSE_SEQUENCES", if packed_q { vec![] } else { vec!["dense"] });

@@ -10,8 +10,8 @@ use wgpu_flash_attention::{
 
 use crate::support::{
     Bytes, GradientInputs, Library, Share, Variant, check, check_both, check_gradients, from_bytes, gradient_inputs,
-    inputs, library, limited, run, run_backward, run_backward_dispatch_by_dispatch, run_bytes, run_dispatch_by_dispatch, strided,
-    to_bytes, with_matrices, words,
+    inputs, library, limited, run, run_backward, run_backward_dispatch_by_dispatch, run_bytes,
+    run_dispatch_by_dispatch, strided, to_bytes, with_matrices, words,
 };
 
 /// Nothing, one row, many, no rows, no keys.
@@ -47,7 +47,11 @@ fn biases_and_masks_count_within_a_sequence() {
     let bits = KeyMask::Boolean(EntryLayout::packed_bits([5, 4, 80, 93]));
     check_both(library(Variant::Full), &problem().with_key_mask(bits), 31);
     let alibi = ScoreMod::Alibi((1..=20).map(|n| n as f32 / 10.0).collect());
-    check_both(library(Variant::Full), &problem().with_causal().with_score(ScoreMod::Softcap(3.0)).with_score(alibi), 32);
+    check_both(
+        library(Variant::Full),
+        &problem().with_causal().with_score(ScoreMod::Softcap(3.0)).with_score(alibi),
+        32,
+    );
     for (counts, element) in [([5, 1, 80, 93], Element::F32), ([1, 4, 1, 93], Element::F16)] {
         let bias = ScoreMod::Bias { layout: EntryLayout::contiguous(counts), element };
         let biased = problem().with_element(element).with_causal().with_score(bias).with_bias_gradient();
@@ -60,7 +64,8 @@ fn block_masks_and_own_functions() {
     for mask in [BlockMask::local(9), BlockMask::longformer(5, 3)] {
         check_both(library(Variant::Full), &problem().with_causal().with_key_mask(KeyMask::Blocks(mask)), 41);
     }
-    let text = "fn mask_mod(b: u32, h: u32, q_idx: u32, kv_idx: u32) -> bool { return (q_idx + kv_idx + b) % 3u != h; }";
+    let text =
+        "fn mask_mod(b: u32, h: u32, q_idx: u32, kv_idx: u32) -> bool { return (q_idx + kv_idx + b) % 3u != h; }";
     let masked = problem().with_key_mask(KeyMask::Wgsl(MaskWgsl::new(text).expect("it is sound")));
     let mut given = inputs(&masked, 42);
     given.mask_mod = Some(std::sync::Arc::new(|[b, h, i, j]| (i + j + b) % 3 != h));
@@ -79,7 +84,11 @@ fn odd_widths_layouts_and_packed_heads() {
     let odd = AttentionShape::new(5, 2, 80, 7).with_num_heads_kv(1).with_head_dim_v(5).with_seqlen_kv(93);
     for &element in Element::ALL {
         let layout = strided(&odd, element != Element::F32);
-        check_both(library(Variant::Full), &packed(AttentionProblem::new(odd).with_element(element).with_layout(layout)), 61);
+        check_both(
+            library(Variant::Full),
+            &packed(AttentionProblem::new(odd).with_element(element).with_layout(layout)),
+            61,
+        );
     }
     // [heads, total, dim], as nothing else needs.
     let of = |rows: u32, heads: u32| TensorLayout::bhsd(rows, heads, 8);
@@ -253,7 +262,10 @@ fn one_operation_serves_all_sums() {
     for algorithm in [Algorithm::Flash, Algorithm::Standard] {
         for problem in [
             AttentionProblem::new(shape()).with_causal().with_sink(),
-            AttentionProblem::new(shape()).with_element(Element::F16).with_window(Some(9), Some(2)).with_dropout(0.2, 7),
+            AttentionProblem::new(shape())
+                .with_element(Element::F16)
+                .with_window(Some(9), Some(2))
+                .with_dropout(0.2, 7),
         ] {
             check_calls(library(Variant::Full), &problem.clone().with_algorithm(algorithm), false);
             check_calls(library(Variant::Full), &problem.with_algorithm(algorithm), true);

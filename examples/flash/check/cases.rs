@@ -109,7 +109,8 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
     let padded = new(shape(3, 4, 113, 203, 64).with_num_heads_kv(2)).with_causal();
     add("lengths", padded.with_lengths(vec![113, 70, 0], vec![203, 64, 99]));
     let sums = |lengths: [u32; 3]| vec![0, lengths[0], lengths[0] + lengths[1], lengths.iter().sum()];
-    let ragged = new(shape(3, 4, 113, 203, 64).with_num_heads_kv(2)).with_cu_seqlens(sums([113, 0, 70]), sums([203, 9, 64]));
+    let ragged =
+        new(shape(3, 4, 113, 203, 64).with_num_heads_kv(2)).with_cu_seqlens(sums([113, 0, 70]), sums([203, 9, 64]));
     add("packed", ragged.clone());
     add("packed", ragged.with_causal().with_dropout(0.2, 7));
     if !quick {

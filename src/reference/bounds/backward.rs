@@ -206,9 +206,8 @@ fn largest_in(given: &Given, (batch, head_kv): (u32, u32)) -> f64 {
     let layout = given.problem.gradient_layout().o;
     let heads = head_kv * heads_per_kv..(head_kv + 1) * heads_per_kv;
     let rows = heads.flat_map(|head| (0..given.problem.rows_of(batch).0).map(move |row| (head, row)));
-    let of_row = |(head, row)| {
-        max_of(q_slice(&given.problem, given.inputs[4], &layout, (batch, row, head), shape.head_dim_v))
-    };
+    let of_row =
+        |(head, row)| max_of(q_slice(&given.problem, given.inputs[4], &layout, (batch, row, head), shape.head_dim_v));
     rows.map(of_row).fold(0.0, f64::max)
 }
 

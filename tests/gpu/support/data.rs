@@ -197,7 +197,8 @@ impl Rows {
 
     /// The first element of each row of each head.
     pub fn firsts(&self, layout: &TensorLayout, heads: u32) -> impl Iterator<Item = usize> {
-        let of_row = move |&(batch, row): &(u32, u32)| (0..heads).map(move |head| layout.index(batch, row, head) as usize);
+        let of_row =
+            move |&(batch, row): &(u32, u32)| (0..heads).map(move |head| layout.index(batch, row, head) as usize);
         self.own.iter().flat_map(of_row)
     }
 

@@ -49,10 +49,20 @@ fn main(
 ) {
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= kv_tile_count() { return; }
-  let tile = kv_tile_at(index);
   // unroll PACKED in PACKED_SEQUENCES {
-    if tile.key >= tile.sequence.key_count { return; }
+    // Past the end of its sequence: as kv_tile_at says, in expressions that naga takes for uniform.
+    {
+      let number = index;
+      let kv_heads = params.head_count / params.heads_per_kv;
+      let num_heads = kv_heads * params.batch_count;
+      let place = select(number % num_kv_tiles(), number / num_heads, HAS_WINDOW);
+      let head = select(number / num_kv_tiles(), number % num_heads, HAS_WINDOW);
+      let seqlen_kv = tables[first_seqlen_kv() + params.batch_first + head / kv_heads];
+      let num_keys = select(min(seqlen_kv, params.seqlen_kv), params.seqlen_kv, HAS_LENGTHS);
+      if params.key_first + place * TILE_KV >= num_keys { return; }
+    }
   // }
+  let tile = kv_tile_at(index);
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
 
   // A row of the scratch is a row of the fragment; when K, V, dK and dV pass through, it is a key. Neighbouring lanes

@@ -31,10 +31,18 @@ fn main(
 ) {
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= q_tile_count() * num_splits() { return; }
-  let tile = q_tile_at(index / num_splits());
   // unroll PACKED in PACKED_SEQUENCES {
-    if tile.row >= tile.sequence.row_count { return; }
+    // Past the end of its sequence: as q_tile_at says, in expressions that naga takes for uniform.
+    {
+      let number = index / num_splits();
+      let num_heads = params.head_count * params.batch_count;
+      let place = select(number % num_q_tiles(), num_q_tiles() - 1u - number / num_heads, HAS_WINDOW);
+      let head = select(number / num_q_tiles(), number % num_heads, HAS_WINDOW);
+      let seqlen_q = tables[first_seqlen_q() + params.batch_first + head / params.head_count];
+      if params.row_first + place * TILE_Q >= min(seqlen_q, params.seqlen_q) { return; }
+    }
   // }
+  let tile = q_tile_at(index / num_splits());
   let split = index % num_splits();
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
   let mine = mine_at(subgroup_id, subgroup_invocation_id / CHUNK_LANES, subgroup_invocation_id % CHUNK_LANES);

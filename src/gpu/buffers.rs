@@ -70,11 +70,15 @@ impl<'a, D> Buffers<'a, D> {
     /// Problems with [data for functions in WGSL](crate::AttentionProblem::with_aux) take [`Operand::Aux`], whose slice starts at a
     /// multiple of the device's `min_storage_buffer_offset_alignment`.
     ///
+    /// Problems whose lengths [come at the call](crate::AttentionProblem::with_seqlens_kv_at_call) take [`Operand::SeqlensQ`],
+    /// [`Operand::SeqlensKv`], [`Operand::CuSeqlensQ`] and [`Operand::CuSeqlensKv`], those that they say, forward and backward. Their
+    /// slices start at such a multiple too.
+    ///
     /// Problems with a [bias](crate::ScoreMod::Bias), a [boolean mask](crate::KeyMask::Boolean) or a
     /// [sink](crate::AttentionProblem::with_sink) take [`Operand::Bias`], [`Operand::KeyMask`] or [`Operand::Sink`], forward and
     /// backward; with a sink, backward calls also write [`Operand::DSink`], and [with the gradient of a
     /// bias](crate::AttentionProblem::with_bias_gradient) [`Operand::DBias`]. Backward calls take [`Operand::DLse`], the gradient of
-    /// LSE, f32 `[batch, num_heads, seqlen_q]`, if the loss uses LSE.
+    /// LSE, f32 `[batch, num_heads, seqlen_q]`, of packed sequences `[num_heads, total_q]`, if the loss uses LSE.
     pub fn with(mut self, operand: Operand, slice: impl Into<Option<wgpu::BufferSlice<'a>>>) -> Self {
         self.slices[operand as usize] = slice.into();
         self
@@ -88,7 +92,8 @@ impl<'a, D> Buffers<'a, D> {
 
 impl<'a> ForwardBuffers<'a> {
     /// Reads queries `q`, keys `k` and values `v`; writes the output `o` and `lse`, the log-sum-exp of each row, f32
-    /// `[batch, num_heads, seqlen_q]`. The others are in the problem's layout and element.
+    /// `[batch, num_heads, seqlen_q]`, of packed sequences `[num_heads, total_q]`. The others are in the problem's layout and
+    /// element.
     pub fn new(
         q: wgpu::BufferSlice<'a>,
         k: wgpu::BufferSlice<'a>,

@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 pub struct ForwardOutput<T> {
     /// O in the problem's layout; places between its rows are 0.
     pub o: Vec<T>,
-    /// The log-sum-exp of each row, `[batch, num_heads, seqlen_q]`.
+    /// The log-sum-exp of each row, `[batch, num_heads, seqlen_q]`, of packed sequences `[num_heads, total_q]`.
     pub lse: Vec<f32>,
 }
 
@@ -172,7 +172,7 @@ pub struct BackwardSlices<'a, T> {
     pub v: &'a [T],
     /// The output of the forward pass.
     pub o: &'a [T],
-    /// The log-sum-exp of the forward pass, `[batch, num_heads, seqlen_q]`.
+    /// The log-sum-exp of the forward pass, as it gives it.
     pub lse: &'a [f32],
     /// The gradient of O.
     pub d_o: &'a [T],
@@ -187,7 +187,7 @@ impl<'a, T> BackwardSlices<'a, T> {
         Self { q, k, v, o, lse, d_o, d_lse: None, entries: EntrySlices::default() }
     }
 
-    /// Adds the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`.
+    /// Adds the gradient of LSE, f32, which lies as LSE does.
     pub fn with_d_lse(mut self, d_lse: &'a [f32]) -> Self {
         self.d_lse = Some(d_lse);
         self

@@ -142,7 +142,7 @@ impl Plan {
                 return Err(InvalidProblem::LayoutOverflows(operand).into());
             }
         }
-        let lengths = Lengths::new(shape, seqlen_q, seqlen_kv);
+        let lengths = Lengths::new(&self.problem, seqlen_q, seqlen_kv);
         let mut dispatches = Vec::new();
         for stage in &self.stages {
             for part in self.parts(stage, self.covered(stage, lengths))? {

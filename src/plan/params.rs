@@ -201,9 +201,8 @@ impl Params {
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
             // The sums start at 0, with the strides of what they become.
-            // Aux is bound from its first entry to its last.
+            // Aux and lengths are bound from the first entry to the last.
             Operand::Dp | Operand::DBiasSums | Operand::Params | Operand::Tables | Operand::Aux => {}
-            // Lengths are bound from the first to the last.
             Operand::SeqlensQ | Operand::SeqlensKv | Operand::CuSeqlensQ | Operand::CuSeqlensKv => {}
             operand => self.place_append(operand, offset, [batch, row, head]),
         }

@@ -122,12 +122,19 @@ pub(super) struct Lengths {
 
 impl Lengths {
     /// Those that the problem was prepared for.
-    pub fn of(shape: &AttentionShape) -> Self {
-        Self::new(shape, shape.seqlen_q, shape.seqlen_kv)
+    pub fn of(problem: &AttentionProblem) -> Self {
+        Self::new(problem, problem.shape.seqlen_q, problem.shape.seqlen_kv)
     }
 
-    /// Without query heads there are no rows either.
-    pub fn new(shape: &AttentionShape, seqlen_q: u32, seqlen_kv: u32) -> Self {
-        Self { seqlen_q: if shape.num_heads == 0 { 0 } else { seqlen_q }, seqlen_kv }
+    /// Those of the entries of a bias, which exist whatever rows and keys there are.
+    pub fn of_entries(shape: &AttentionShape) -> Self {
+        Self { seqlen_q: if shape.num_heads == 0 { 0 } else { shape.seqlen_q }, seqlen_kv: shape.seqlen_kv }
+    }
+
+    /// Without query heads there are no rows either, and without rows of packed tensors none in a sequence.
+    pub fn new(problem: &AttentionProblem, seqlen_q: u32, seqlen_kv: u32) -> Self {
+        let has_rows = problem.shape.num_heads > 0 && problem.total_q() != Some(0);
+        let has_keys = problem.total_kv() != Some(0);
+        Self { seqlen_q: if has_rows { seqlen_q } else { 0 }, seqlen_kv: if has_keys { seqlen_kv } else { 0 } }
     }
 }

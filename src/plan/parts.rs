@@ -92,7 +92,7 @@ impl Plan {
 
     /// The scratch buffers, each with the bytes of the largest part that a dispatch covers.
     pub(super) fn measure_scratch(&self) -> Result<Vec<(Operand, u64)>, Error> {
-        let lengths = Lengths::of(&self.problem.shape);
+        let lengths = Lengths::of(&self.problem);
         let mut scratch = Vec::new();
         for stage in self.stages.iter().filter(|stage| !self.writes_nothing(stage, lengths)) {
             let step = self.step(stage, lengths)?;
@@ -337,7 +337,7 @@ impl Plan {
 
     /// The lengths that a stage covers in a call.
     pub(super) fn covered(&self, stage: &Stage, lengths: Lengths) -> Lengths {
-        if stage.cut.is_of_entries() { Lengths::of(&self.problem.shape) } else { lengths }
+        if stage.cut.is_of_entries() { Lengths::of_entries(&self.problem.shape) } else { lengths }
     }
 
     pub(super) fn workgroups(&self, index: usize, part: &Part, lengths: Lengths) -> u64 {

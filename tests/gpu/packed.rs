@@ -343,6 +343,31 @@ fn probabilities_are_padded() {
     assert_eq!(found.len(), 5 * 2 * 75 * 93);
 }
 
+#[test]
+fn counts_of_zero() {
+    let (some_q, some_kv) = (CU_SEQLENS_Q.to_vec(), CU_SEQLENS_KV.to_vec());
+    for sums in [[vec![0; 6], some_kv], [some_q, vec![0; 6]], [vec![0; 6], vec![0; 6]]] {
+        let [cu_seqlens_q, cu_seqlens_kv] = sums;
+        let problem = AttentionProblem::new(shape()).with_causal().with_sink();
+        check_both(library(Variant::Full), &problem.with_cu_seqlens(cu_seqlens_q, cu_seqlens_kv), 171);
+    }
+    let none = AttentionProblem::new(AttentionShape { batch: 0, ..shape() }).with_cu_seqlens(vec![0], vec![0]);
+    check_both(library(Variant::Full), &none, 172);
+}
+
+/// A call for shorter rows and keys leaves what lies behind them, of each sequence.
+#[test]
+fn shorter_calls_clamp_lengths() {
+    let problem = problem().with_causal();
+    let given = gradient_inputs(&problem, 181);
+    let call = Call::new().with_seqlen_q(50).with_seqlen_kv(60);
+    let found = run_bytes(library(Variant::Full), &problem, false, &[(given.tensors(&problem, false), call)]);
+    let shorter = problem.with_lengths(vec![0, 1, 50, 0, 9], vec![5, 1, 60, 11, 0]);
+    let tensors = given.tensors(&shorter, false);
+    let expected = run_bytes(library(Variant::Full), &shorter, false, &[(tensors, Call::new())]);
+    assert!([Operand::O, Operand::Lse].iter().all(|operand| found[0][operand] == expected[0][operand]));
+}
+
 /// Rows that no sequence uses have O = 0, LSE = −∞ and gradients of 0 in the slice form.
 #[test]
 fn slices() {

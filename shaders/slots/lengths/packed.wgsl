@@ -18,10 +18,11 @@ struct Sequence {
   seqlen_kv: u32,
 }
 
-fn number_at(index: u32) -> u32 { return tables[tables[TABLE_lengths] + 1u + index]; }
 fn num_sequences() -> u32 { return tables[tables[TABLE_lengths] + 1u]; }
-fn seqlen_q_of(batch: u32) -> u32 { return min(number_at(1u + batch), params.seqlen_q); }
-fn seqlen_kv_of(batch: u32) -> u32 { return min(number_at(1u + num_sequences() + batch), params.seqlen_kv); }
+fn first_seqlen_q() -> u32 { return tables[TABLE_lengths] + 2u; }
+fn first_seqlen_kv() -> u32 { return first_seqlen_q() + num_sequences(); }
+fn seqlen_q_of(batch: u32) -> u32 { return min(tables[first_seqlen_q() + batch], params.seqlen_q); }
+fn seqlen_kv_of(batch: u32) -> u32 { return min(tables[first_seqlen_kv() + batch], params.seqlen_kv); }
 
 // The sequence with a number that is counted from the first of this dispatch.
 fn sequence_of(number: u32) -> Sequence {
@@ -30,10 +31,10 @@ fn sequence_of(number: u32) -> Sequence {
   let seqlen_kv = seqlen_kv_of(batch);
   // Where K and V are padded, keys past the length have a place, and a gradient of 0.
   let num_keys = select(seqlen_kv, params.seqlen_kv, HAS_LENGTHS);
-  let firsts = 1u + 2u * num_sequences() + batch;
+  let at = first_seqlen_kv() + num_sequences() + batch;
   return Sequence(
-    number_at(firsts) + params.row_first,
-    number_at(firsts + num_sequences()) + params.key_first,
+    tables[at] + params.row_first,
+    tables[at + num_sequences()] + params.key_first,
     min(params.row_count, max(seqlen_q, params.row_first) - params.row_first),
     min(params.key_count, max(num_keys, params.key_first) - params.key_first),
     seqlen_q,

@@ -9,6 +9,9 @@ use super::run::Guarded;
 /// The bytes of tensors.
 pub type Bytes = HashMap<Operand, Vec<u8>>;
 
+/// What a call is given.
+pub type Tensors = Vec<(Operand, Vec<u8>)>;
+
 /// The buffers of one call: those that are given, and what the plan writes.
 struct Given(HashMap<Operand, Guarded>);
 
@@ -57,7 +60,7 @@ pub fn run_bytes(
     library: &Library,
     problem: &AttentionProblem,
     is_backward: bool,
-    calls: &[(Vec<(Operand, Vec<u8>)>, Call)],
+    calls: &[(Tensors, Call)],
 ) -> Vec<Bytes> {
     let mut encoder = library.device().create_command_encoder(&Default::default());
     let given: Vec<Given> = if is_backward {

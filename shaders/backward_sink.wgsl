@@ -25,16 +25,21 @@ fn main(
   // Σ exp(sink_h − LSE_i) · D_i, a few rows at a time, so that long sums do not drift
   var sum = 0.0;
   for (var batch = 0u; batch < params.batch_count; batch++) {
-    let head_at = params.row_stats_offset + batch * params.lse_stride_batch + head * params.lse_stride_head;
-    for (var first = invocation; first < params.row_count; first += SINK_INVOCATIONS * ROWS_ADDED_AT_ONCE) {
-      let end = min(first + SINK_INVOCATIONS * ROWS_ADDED_AT_ONCE, params.row_count);
-      var part = 0.0;
-      for (var row = first; row < end; row += SINK_INVOCATIONS) {
-        let stats = row_stats[head_at + row];
-        part = fma(exp2(logit - stats.x), stats.y, part);
+    // unroll PACKED in PACKED_SEQUENCES {
+      let sequence = sequence_of(batch);
+    // }
+    // unroll EXTENT in EXTENT_OF_SEQUENCE, ATQ in AT_Q {
+      let head_at = params.row_stats_offset + ATQ * params.lse_stride_batch + head * params.lse_stride_head;
+      for (var first = invocation; first < EXTENT.row_count; first += SINK_INVOCATIONS * ROWS_ADDED_AT_ONCE) {
+        let end = min(first + SINK_INVOCATIONS * ROWS_ADDED_AT_ONCE, EXTENT.row_count);
+        var part = 0.0;
+        for (var row = first; row < end; row += SINK_INVOCATIONS) {
+          let stats = row_stats[head_at + row];
+          part = fma(exp2(logit - stats.x), stats.y, part);
+        }
+        sum += part;
       }
-      sum += part;
-    }
+    // }
   }
   sums[invocation] = sum;
   for (var distance = SINK_INVOCATIONS / 2u; distance > 0u; distance /= 2u) {

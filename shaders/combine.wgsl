@@ -36,6 +36,10 @@ fn main(
   let head = index / ROW_QUADS / params.row_count % params.head_count;
   let batch = index / ROW_QUADS / params.row_count / params.head_count;
   if batch >= params.batch_count { return; }
+  // unroll PACKED in PACKED_SEQUENCES {
+    let sequence = sequence_of(batch);
+    if row >= sequence.row_count { return; }
+  // }
   let lse_first = params.lse_parts_offset + batch * params.lse_parts_stride_batch + head * params.lse_parts_stride_head
     + row;
   let o_first = params.o_parts_offset + batch * params.o_parts_stride_batch + head * params.o_parts_stride_head
@@ -64,10 +68,14 @@ fn main(
   // O = O / l, LSE = m + ln l; a row that no part sees gives 0 and −∞
   let empty = l == 0.0;
   let end = row_end(cell_at(batch, head, row, 0u), select(m * LOG2_E, MASKED, empty), l);
-  let first = params.o_offset + batch * params.o_stride_batch + head * params.o_stride_head + row * params.o_stride_row;
+  // unroll ATQ in AT_Q {
+    let first = params.o_offset + ATQ * params.o_stride_batch + head * params.o_stride_head + row * params.o_stride_row;
+  // }
   store_o(first + dim, HEAD_DIM_V - dim, select(o * end.share, vec4<f32>(0.0), empty));
   if dim == 0u {
-    let at = params.lse_offset + batch * params.lse_stride_batch + head * params.lse_stride_head + row;
+    // unroll ATQ in AT_Q {
+      let at = params.lse_offset + ATQ * params.lse_stride_batch + head * params.lse_stride_head + row;
+    // }
     lse[at] = end.lse;
   }
 }

@@ -37,6 +37,9 @@ struct ScoreTile {
   head_kv: u32,
   row: u32,
   key: u32,
+  // unroll PACKED in PACKED_SEQUENCES {
+    sequence: Sequence,
+  // }
 }
 
 // Sequences, heads, tiles of rows and tiles of keys of this dispatch.
@@ -63,26 +66,31 @@ fn place_among(counts: vec4<u32>, index: u32) -> vec4<u32> {
 
 fn score_tile_at(place: vec4<u32>) -> ScoreTile {
   let head_kv = (params.head_first + place.y) / params.heads_per_kv - params.head_first / params.heads_per_kv;
-  return ScoreTile(place.x, place.y, head_kv, place.z * TILE_Q, place.w * TILE_KV);
+  // unroll DENSE in DENSE_SEQUENCES {
+    return ScoreTile(place.x, place.y, head_kv, place.z * TILE_Q, place.w * TILE_KV);
+  // }
+  // unroll PACKED in PACKED_SEQUENCES {
+    return ScoreTile(place.x, place.y, head_kv, place.z * TILE_Q, place.w * TILE_KV, sequence_of(place.x));
+  // }
 }
 
 // A chunk of dimensions of the rows and keys of a tile, and the products of all dimensions: Q Kᵀ and dO Vᵀ.
-// unroll W in WIDTHS, LEFT in OWNED_W, RIGHT in WALKED_W {
+// unroll W in WIDTHS, LEFT in OWNED_W, RIGHT in WALKED_W, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q, ATK in AT_K {
   fn load_chunk_W(tile: ScoreTile, chunk: u32, invocation: u32, factor: f32) {
-    let rows_at = LEFT_head(tile.batch, tile.head);
+    let rows_at = LEFT_head(tile.ATQ, tile.head);
     for (var index = invocation; index < TILE_Q * CHUNK_QUADS; index += INVOCATIONS) {
       let row = index / CHUNK_QUADS;
       let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
-      let value = decode(LEFT_quad(rows_at, tile.row + row, params.row_count, dim, W_DIM));
+      let value = decode(LEFT_quad(rows_at, tile.row + row, EXTENT.row_count, dim, W_DIM));
       row_tile[row * ROW_STRIDE + index % CHUNK_QUADS] = value * factor;
     }
-    let keys_at = RIGHT_head(tile.batch, tile.head_kv);
+    let keys_at = RIGHT_head(tile.ATK, tile.head_kv);
     for (var index = invocation; index < TILE_KV * CHUNK_QUADS; index += INVOCATIONS) {
       let key = index / CHUNK_QUADS;
       let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
       // The four keys of an invocation lie LANES rows apart, so that neighbours read neighbouring rows.
       let place = key % 4u * LANES + key / 4u;
-      let value = decode(RIGHT_quad(keys_at, tile.key + key, params.key_count, dim, W_DIM));
+      let value = decode(RIGHT_quad(keys_at, tile.key + key, EXTENT.key_count, dim, W_DIM));
       key_tile[place * ROW_STRIDE + index % CHUNK_QUADS] = value;
     }
   }
@@ -187,7 +195,12 @@ fn main(
     for (var visit = first; visit < min(first + TILES_ADDED_AT_ONCE, num_visits); visit++) {
       let tile = score_tile_at(place + place_among(visited_tiles, visit));
       let first_row = params.row_first + tile.row;
-      let last_row = params.row_first + min(tile.row + TILE_Q, params.row_count) - 1u;
+      // unroll PACKED in PACKED_SEQUENCES {
+        if tile.row >= tile.sequence.row_count || tile.key >= tile.sequence.key_count { continue; }
+      // }
+      // unroll EXTENT in EXTENT_OF_TILE {
+        let last_row = params.row_first + min(tile.row + TILE_Q, EXTENT.row_count) - 1u;
+      // }
       let range = block_range(params.batch_first + tile.batch, first_row, last_row);
       let j = (params.key_first + tile.key) / TILE_KV;
       if first_row >= params.seqlen_q || j < range.first || j >= range.end { continue; }
@@ -199,11 +212,13 @@ fn main(
 
       // dBias = dBias + P ∘ (dropout(dP) − D_i), back through what comes after the bias
       enter_head(tile.batch, tile.head);
-      let head_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
+      // unroll ATQ in AT_Q {
+        let head_at = tile.ATQ * params.lse_stride_batch + tile.head * params.lse_stride_head;
+      // }
       let key = tile.key + invocation % LANES * 4u;
-      // unroll N in THREAD_ROWS {
+      // unroll N in THREAD_ROWS, EXTENT in EXTENT_OF_TILE {
         let cell_N = cell_at(tile.batch, tile.head, tile.row + row_N, params.key_first + key);
-        let stats_N = stats_of_row(head_at, tile.row + row_N, params.row_count);
+        let stats_N = stats_of_row(head_at, tile.row + row_N, EXTENT.row_count);
         let p_N = exp2(scored(scores[N], cell_N) - vec4<f32>(stats_N.x));
         var gradient_N = gradients[N];
         if HAS_DROPOUT {
@@ -213,7 +228,7 @@ fn main(
         // SCORE_MODS_BACK ends at the bias here.
         let ds_N = score_gradient(p_N * (gradient_N - vec4<f32>(stats_N.y)), scores[N], cell_N);
         // A row that is empty, or that this call does not have, has no gradient.
-        var seen_N = vec4<bool>(!(stats_N.x == -MASKED) & (cell_N.i < params.seqlen_q));
+        var seen_N = vec4<bool>(!(stats_N.x == -MASKED) & (cell_N.i < EXTENT.seqlen_q));
         if !whole { seen_N = seen_N & sees(visible_keys(cell_N.batch, cell_N.i), cell_N); }
         part_N += select(vec4<f32>(0.0), ds_N, seen_N);
       // }

@@ -37,6 +37,9 @@ fn main(
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= kv_tile_count() { return; }
   let tile = kv_tile_at(index);
+  // unroll PACKED in PACKED_SEQUENCES {
+    if tile.key >= tile.sequence.key_count { return; }
+  // }
   let lane = invocation % LANES;
   let key = invocation / LANES * THREAD_ROWS;
 
@@ -215,11 +218,11 @@ fn main(
   // }
 
   // dK_j = softmax_scale · dK_j; the kept probabilities' factor on dV_j
-  // unroll N in THREAD_ROWS {
-    if tile.key + key + N < params.key_count {
-      let dk_first = params.dk_offset + tile.batch * params.dk_stride_batch + tile.head_kv * params.dk_stride_head
+  // unroll N in THREAD_ROWS, EXTENT in EXTENT_OF_TILE, ATK in AT_K {
+    if tile.key + key + N < EXTENT.key_count {
+      let dk_first = params.dk_offset + tile.ATK * params.dk_stride_batch + tile.head_kv * params.dk_stride_head
         + (tile.key + key + N) * params.dk_stride_row;
-      let dv_first = params.dv_offset + tile.batch * params.dv_stride_batch + tile.head_kv * params.dv_stride_head
+      let dv_first = params.dv_offset + tile.ATK * params.dv_stride_batch + tile.head_kv * params.dv_stride_head
         + (tile.key + key + N) * params.dv_stride_row;
       // unroll M in K_QUADS {
         let k_dim_M = (lane + M * LANES) * 4u;

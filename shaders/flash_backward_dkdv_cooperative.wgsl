@@ -49,6 +49,19 @@ fn main(
 ) {
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= kv_tile_count() { return; }
+  // unroll PACKED in PACKED_SEQUENCES {
+    // Past the end of its sequence: as kv_tile_at says, in expressions that naga takes for uniform.
+    {
+      let number = index;
+      let kv_heads = params.head_count / params.heads_per_kv;
+      let num_heads = kv_heads * params.batch_count;
+      let place = select(number % num_kv_tiles(), number / num_heads, HAS_WINDOW);
+      let head = select(number / num_kv_tiles(), number % num_heads, HAS_WINDOW);
+      let seqlen_kv = tables[first_seqlen_kv() + params.batch_first + head / kv_heads];
+      let num_keys = select(min(seqlen_kv, params.seqlen_kv), params.seqlen_kv, HAS_LENGTHS);
+      if params.key_first + place * TILE_KV >= num_keys { return; }
+    }
+  // }
   let tile = kv_tile_at(index);
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
 
@@ -61,8 +74,8 @@ fn main(
   // unroll E in OWNED_FRAGMENTS {
     let owned_E = subgroup_key + E * MATRIX_SIDE + mine.row;
     let key_E = params.key_first + subgroup_key + E * MATRIX_SIDE + mine.quad * 4u;
-    // unroll W in WIDTHS, TENSOR in OWNED_W, GRADIENT in GRADIENT_W {
-      let TENSOR_E = TENSOR_rows(mine, TENSOR_head(tile.batch, tile.head_kv), owned_E, params.key_count, 0.0, false);
+    // unroll W in WIDTHS, TENSOR in OWNED_W, GRADIENT in GRADIENT_W, EXTENT in EXTENT_OF_TILE, ATK in AT_K {
+      let TENSOR_E = TENSOR_rows(mine, TENSOR_head(tile.ATK, tile.head_kv), owned_E, EXTENT.key_count, 0.0, false);
       let TENSOR_unit_E = inverse(TENSOR_E.scale);
       let TENSOR_units_E = Eight(units_of_rows(TENSOR_unit_E, first_of(mine, 0u)),
         units_of_rows(TENSOR_unit_E, first_of(mine, 0u) + HIGH));
@@ -83,23 +96,27 @@ fn main(
   workgroupBarrier();
   if has_empty_row(visits, tile, invocation) { stats_tile[0] = vec2<f32>(1.0); }
   let has_empty_row = workgroupUniformLoad(&stats_tile[0]).x != 0.0;
-  visits.num_whole = select(0u, visits.num_whole, tile.key + TILE_KV <= params.key_count && !has_empty_row);
+  // unroll EXTENT in EXTENT_OF_TILE {
+    visits.num_whole = select(0u, visits.num_whole, tile.key + TILE_KV <= EXTENT.key_count && !has_empty_row);
+  // }
   let steps = visits.count * params.heads_per_kv;
-  let lse_batch_at = tile.batch * params.lse_stride_batch;
+  // unroll ATQ in AT_Q {
+    let lse_batch_at = tile.ATQ * params.lse_stride_batch;
+  // }
   // The next tile is fetched into registers while the one before is computed with.
   let first_row = step_at(visits, 0u).row_tile * TILE_Q;
-  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
+  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
     let TENSOR_index_L = invocation + L * INVOCATIONS;
     var TENSOR_next_L = W_Fetched();
     if steps > 0u {
-      TENSOR_next_L = fetch_TENSOR(TENSOR_head(tile.batch, tile.head), first_row, params.seqlen_q, TENSOR_index_L);
+      TENSOR_next_L = fetch_TENSOR(TENSOR_head(tile.ATQ, tile.head), first_row, EXTENT.seqlen_q, TENSOR_index_L);
     }
   // }
-  // unroll L in STATS_FETCHES {
+  // unroll L in STATS_FETCHES, EXTENT in EXTENT_OF_TILE {
     var stats_next_L = vec2<f32>(0.0);
     if steps > 0u {
       let lse_at = lse_batch_at + tile.head * params.lse_stride_head;
-      stats_next_L = stats_of_row(lse_at, first_row + invocation + L * INVOCATIONS, params.seqlen_q);
+      stats_next_L = stats_of_row(lse_at, first_row + invocation + L * INVOCATIONS, EXTENT.seqlen_q);
     }
   // }
   var step = 0u;
@@ -118,17 +135,17 @@ fn main(
       let lse_now = lse_batch_at + head * params.lse_stride_head;
       let lse_at = lse_batch_at + next_head * params.lse_stride_head;
       workgroupBarrier(); // the last tile is read
-      // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
-        let TENSOR_row_L = min(i * TILE_Q + TENSOR_index_L / W_FETCH_LANES, params.seqlen_q - 1u);
+      // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
+        let TENSOR_row_L = min(i * TILE_Q + TENSOR_index_L / W_FETCH_LANES, EXTENT.seqlen_q - 1u);
         let TENSOR_is_empty_L = masked && is_empty_row(lse_now, TENSOR_row_L);
         place_TENSOR(TENSOR_index_L, TENSOR_next_L, TENSOR_is_empty_L, HAS_WINDOW && masked, step + 1u);
-        TENSOR_next_L = fetch_TENSOR(TENSOR_head(tile.batch, next_head), next_row, params.seqlen_q, TENSOR_index_L);
+        TENSOR_next_L = fetch_TENSOR(TENSOR_head(tile.ATQ, next_head), next_row, EXTENT.seqlen_q, TENSOR_index_L);
       // }
-      // unroll L in STATS_FETCHES {
+      // unroll L in STATS_FETCHES, EXTENT in EXTENT_OF_TILE {
         if invocation + L * INVOCATIONS < TILE_Q {
           stats_tile[invocation + L * INVOCATIONS] = stats_next_L * vec2<f32>(1.0, LARGEST_OF_ROW);
         }
-        stats_next_L = stats_of_row(lse_at, next_row + invocation + L * INVOCATIONS, params.seqlen_q);
+        stats_next_L = stats_of_row(lse_at, next_row + invocation + L * INVOCATIONS, EXTENT.seqlen_q);
       // }
       workgroupBarrier(); // the tile is in place
 
@@ -248,11 +265,11 @@ fn main(
   let dk_per_gain = 1.0 / ds_gain;
   let dv_factor = params.dropout_scale / LARGEST_OF_ROW;
   let dv_per_gain = 1.0 / p_gain;
-  // unroll E in OWNED_FRAGMENTS, W in WIDTHS, TENSOR in GRADIENT_W {
+  // unroll E in OWNED_FRAGMENTS, W in WIDTHS, TENSOR in GRADIENT_W, EXTENT in EXTENT_OF_TILE, ATK in AT_K {
     // unroll M in W_CHUNKS {
       let TENSOR_result_E_M = scaled(scaled(plain(mine, Sums(TENSOR_E_M)), TENSOR_per_gain), TENSOR_factor);
-      if owned_E < params.key_count {
-        write_TENSOR(tile.batch, tile.head_kv, owned_E, first_of(mine, M), TENSOR_result_E_M);
+      if owned_E < EXTENT.key_count {
+        write_TENSOR(tile.ATK, tile.head_kv, owned_E, first_of(mine, M), TENSOR_result_E_M);
       }
     // }
   // }

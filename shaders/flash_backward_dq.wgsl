@@ -18,15 +18,17 @@
 //
 // Who owns what: as in flash_forward.wgsl, with Q, dO and dQ of the rows in registers.
 
-// A quad of dO.
-fn fetch_d_o(tile: QTile, row: u32, quad: u32) -> vec4<f32> {
-  let first = params.d_o_offset + tile.batch * params.d_o_stride_batch + tile.head * params.d_o_stride_head;
-  let inside_row = min(tile.row + row, params.row_count - 1u);
-  let inside_dim = min(quad * 4u, LAST_QUAD_V);
-  let value = load_d_o(first + inside_row * params.d_o_stride_row + inside_dim, HEAD_DIM_V - inside_dim);
-  let inside = quad * 4u < HEAD_DIM_V && tile.row + row < params.row_count;
-  return select(vec4<f32>(0.0), decode(value), inside);
-}
+// unroll EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
+  // A quad of dO.
+  fn fetch_d_o(tile: QTile, row: u32, quad: u32) -> vec4<f32> {
+    let first = params.d_o_offset + tile.ATQ * params.d_o_stride_batch + tile.head * params.d_o_stride_head;
+    let inside_row = min(tile.row + row, EXTENT.row_count - 1u);
+    let inside_dim = min(quad * 4u, LAST_QUAD_V);
+    let value = load_d_o(first + inside_row * params.d_o_stride_row + inside_dim, HEAD_DIM_V - inside_dim);
+    let inside = quad * 4u < HEAD_DIM_V && tile.row + row < EXTENT.row_count;
+    return select(vec4<f32>(0.0), decode(value), inside);
+  }
+// }
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -43,16 +45,21 @@ fn main(
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= q_tile_count() { return; }
   let tile = q_tile_at(index);
+  // unroll PACKED in PACKED_SEQUENCES {
+    if tile.row >= tile.sequence.row_count { return; }
+  // }
   let lane = invocation % LANES;
   // unroll MODIFIED in MODIFIED_SCORES {
     enter_head(tile.batch, tile.head);
   // }
-  let head_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
+  // unroll ATQ in AT_Q {
+    let head_at = tile.ATQ * params.lse_stride_batch + tile.head * params.lse_stride_head;
+  // }
 
   // Q_i, dO_i, LSE_i, D_i; dQ_i = 0
-  // unroll N in THREAD_ROWS {
+  // unroll N in THREAD_ROWS, EXTENT in EXTENT_OF_TILE {
     let row_N = invocation / LANES + N * ROW_LANES;
-    let stats_N = stats_of_row(head_at, tile.row + row_N, params.row_count);
+    let stats_N = stats_of_row(head_at, tile.row + row_N, EXTENT.row_count);
     // unroll M in K_QUADS {
       let q_N_M = fetch_q(tile, row_N, lane + M * LANES);
       var dq_N_M = vec4<f32>(0.0);
@@ -173,9 +180,9 @@ fn main(
   // }
 
   // dQ_i = softmax_scale · dQ_i; 0 for a row that sees nothing, or only scores of −∞
-  // unroll N in THREAD_ROWS {
-    if tile.row + row_N < params.row_count {
-      let first = params.dq_offset + tile.batch * params.dq_stride_batch + tile.head * params.dq_stride_head
+  // unroll N in THREAD_ROWS, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
+    if tile.row + row_N < EXTENT.row_count {
+      let first = params.dq_offset + tile.ATQ * params.dq_stride_batch + tile.head * params.dq_stride_head
         + (tile.row + row_N) * params.dq_stride_row;
       // unroll M in K_QUADS {
         let dim_M = (lane + M * LANES) * 4u;

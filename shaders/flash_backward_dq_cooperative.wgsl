@@ -34,6 +34,17 @@ fn main(
 ) {
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= q_tile_count() { return; }
+  // unroll PACKED in PACKED_SEQUENCES {
+    // Past the end of its sequence: as q_tile_at says, in expressions that naga takes for uniform.
+    {
+      let number = index;
+      let num_heads = params.head_count * params.batch_count;
+      let place = select(number % num_q_tiles(), num_q_tiles() - 1u - number / num_heads, HAS_WINDOW);
+      let head = select(number / num_q_tiles(), number % num_heads, HAS_WINDOW);
+      let seqlen_q = tables[first_seqlen_q() + params.batch_first + head / params.head_count];
+      if params.row_first + place * TILE_Q >= min(seqlen_q, params.seqlen_q) { return; }
+    }
+  // }
   let tile = q_tile_at(index);
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
   let mine = mine_at(subgroup_id, subgroup_invocation_id / CHUNK_LANES, subgroup_invocation_id % CHUNK_LANES);
@@ -42,14 +53,16 @@ fn main(
   // unroll MODIFIED in MODIFIED_SCORES {
     enter_head(tile.batch, tile.head);
   // }
-  let lse_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head;
-  // unroll E in OWNED_FRAGMENTS {
+  // unroll ATQ in AT_Q {
+    let lse_at = tile.ATQ * params.lse_stride_batch + tile.head * params.lse_stride_head;
+  // }
+  // unroll E in OWNED_FRAGMENTS, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
     let row_E = tile.row + subgroup_id * THREAD_ROWS + E * MATRIX_SIDE + mine.row;
-    let stats_E = stats_of_row(lse_at, row_E, params.row_count);
+    let stats_E = stats_of_row(lse_at, row_E, EXTENT.row_count);
     let visible_E = visible_keys(params.batch_first + tile.batch, params.row_first + row_E);
-    let q_E = q_rows(mine, q_head(tile.batch, tile.head), row_E, params.row_count, 0.0, false);
+    let q_E = q_rows(mine, q_head(tile.ATQ, tile.head), row_E, EXTENT.row_count, 0.0, false);
     let least_E = abs(stats_E.y) * D_SHARE;
-    let d_o_E = d_o_rows(mine, d_o_head(tile.batch, tile.head), row_E, params.row_count, least_E, false);
+    let d_o_E = d_o_rows(mine, d_o_head(tile.ATQ, tile.head), row_E, EXTENT.row_count, least_E, false);
     // unroll M in K_CHUNKS {
       var dq_E_M = MatrixC();
     // }
@@ -62,14 +75,16 @@ fn main(
   // for each KV tile j that some row of i sees:
   // Those that all rows see whole come first, so that their loop needs no mask.
   let visits = visits_of(kv_tiles_of(tile));
-  let k_at = k_head(tile.batch, tile.head_kv);
-  let v_at = v_head(tile.batch, tile.head_kv);
+  // unroll ATK in AT_K {
+    let k_at = k_head(tile.ATK, tile.head_kv);
+    let v_at = v_head(tile.ATK, tile.head_kv);
+  // }
   // The next tile is fetched into registers while the one before is computed with.
   let first_key = tile_at(visits, 0u) * TILE_KV;
-  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
+  // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, EXTENT in EXTENT_OF_TILE {
     let TENSOR_index_L = invocation + L * INVOCATIONS;
     var TENSOR_next_L = W_Fetched();
-    if visits.count > 0u { TENSOR_next_L = fetch_TENSOR(TENSOR_at, first_key, params.seqlen_kv, TENSOR_index_L); }
+    if visits.count > 0u { TENSOR_next_L = fetch_TENSOR(TENSOR_at, first_key, EXTENT.seqlen_kv, TENSOR_index_L); }
   // }
   var visit = 0u;
   // unroll SEEN in SEEN_LOOPS {
@@ -78,9 +93,9 @@ fn main(
       let next_key = tile_at(visits, visit + 1u) * TILE_KV;
       let masked = IS_MASKED_SEEN && visit >= visits.num_whole;
       workgroupBarrier(); // the last tile is read
-      // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES {
+      // unroll W in WIDTHS, TENSOR in WALKED_W, L in W_FETCHES, EXTENT in EXTENT_OF_TILE {
         place_TENSOR(TENSOR_index_L, TENSOR_next_L, false, HAS_WINDOW && masked, visit + 1u);
-        TENSOR_next_L = fetch_TENSOR(TENSOR_at, next_key, params.seqlen_kv, TENSOR_index_L);
+        TENSOR_next_L = fetch_TENSOR(TENSOR_at, next_key, EXTENT.seqlen_kv, TENSOR_index_L);
       // }
       workgroupBarrier(); // the tile is in place
 
@@ -171,12 +186,12 @@ fn main(
 
   // dQ_i = softmax_scale · dQ_i; 0 for a row that sees nothing, or only scores of −∞
   let per_gain = 1.0 / ds_gain;
-  // unroll E in OWNED_FRAGMENTS {
+  // unroll E in OWNED_FRAGMENTS, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
     let is_live_E = every(!(stats_E.x == -MASKED));
     let factor_E = params.softmax_scale_log2 * LN_2 * inverse(d_o_E.scale);
     // unroll M in K_CHUNKS {
       let result_E_M = only(is_live_E, scaled(scaled(plain(mine, Sums(dq_E_M)), per_gain), factor_E), 0.0);
-      if row_E < params.row_count { write_dq(tile.batch, tile.head, row_E, first_of(mine, M), result_E_M); }
+      if row_E < EXTENT.row_count { write_dq(tile.ATQ, tile.head, row_E, first_of(mine, M), result_E_M); }
     // }
   // }
 }

@@ -30,13 +30,18 @@ fn main(
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= q_tile_count() { return; }
   let tile = q_tile_at(index);
+  // unroll PACKED in PACKED_SEQUENCES {
+    if tile.row >= tile.sequence.row_count { return; }
+  // }
   let lane = invocation % LANES;
   let row = tile.row + invocation / LANES;
-  let inside_row = min(row, params.row_count - 1u);
-  let o_first = params.o_offset + tile.batch * params.o_stride_batch + tile.head * params.o_stride_head
-    + inside_row * params.o_stride_row;
-  let d_o_first = params.d_o_offset + tile.batch * params.d_o_stride_batch + tile.head * params.d_o_stride_head
-    + inside_row * params.d_o_stride_row;
+  // unroll EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
+    let inside_row = min(row, EXTENT.row_count - 1u);
+    let o_first = params.o_offset + tile.ATQ * params.o_stride_batch + tile.head * params.o_stride_head
+      + inside_row * params.o_stride_row;
+    let d_o_first = params.d_o_offset + tile.ATQ * params.d_o_stride_batch + tile.head * params.d_o_stride_head
+      + inside_row * params.d_o_stride_row;
+  // }
 
   // rowsum(dO_i ∘ O_i)
   var sum = 0.0;
@@ -49,12 +54,14 @@ fn main(
   sum = lane_sum(0u, invocation, Partial(sum, 0.0)).x;
 
   // D_i
-  if lane == 0u && row < params.row_count {
-    let head_at = tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + row;
-    if params.has_d_lse != 0u { sum -= d_lse[params.d_lse_offset + head_at]; }
-    let lse_row = lse[params.lse_offset + head_at];
-    let is_live = !(lse_row <= MASKED);
-    let stats = select(vec2<f32>(-MASKED, 0.0), vec2<f32>(lse_row * LOG2_E, sum), is_live);
-    row_stats[params.row_stats_offset + head_at] = stats;
-  }
+  // unroll EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
+    if lane == 0u && row < EXTENT.row_count {
+      let head_at = tile.ATQ * params.lse_stride_batch + tile.head * params.lse_stride_head + row;
+      if params.has_d_lse != 0u { sum -= d_lse[params.d_lse_offset + head_at]; }
+      let lse_row = lse[params.lse_offset + head_at];
+      let is_live = !(lse_row <= MASKED);
+      let stats = select(vec2<f32>(-MASKED, 0.0), vec2<f32>(lse_row * LOG2_E, sum), is_live);
+      row_stats[params.row_stats_offset + head_at] = stats;
+    }
+  // }
 }

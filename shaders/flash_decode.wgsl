@@ -42,6 +42,9 @@ fn main(
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= group_tile_count() * num_splits() { return; }
   let tile = group_tile_at(index / num_splits());
+  // unroll PACKED in PACKED_SEQUENCES {
+    if tile.packed >= packed_rows_of(tile) { return; }
+  // }
   let split = index % num_splits();
   let lane = invocation % LANES;
   let group = invocation / LANES;
@@ -61,6 +64,17 @@ fn main(
   // for each KV tile j of the split that some row of i sees:
   let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
   let visits = visits_of(keys_of(range, split));
+  // unroll PART in PARTS_OF_SEQUENCES, GROUPROWS in ROWS_OF_GROUP, ATO in AT_O {
+    // A split without keys, of a sequence that is shorter than others. The merge does not read its O.
+    if visits.count == 0u {
+      // unroll N in THREAD_ROWS {
+        if invocation == 0u && tile.packed + N < GROUPROWS {
+          write_lse(split, tile.ATO, head_of(tile, N), row_of(tile, N), params.negative_infinity);
+        }
+      // }
+      return;
+    }
+  // }
   // The next K is fetched as soon as this one is used, and so is V: loads are always in flight.
   // unroll U in GROUP_QUADS {
     let first_key_U = tile_at(visits, 0u) * TILE_KV + (U * KEY_LANES + group) * 4u;
@@ -170,7 +184,7 @@ fn main(
     // }
   }
 
-  // unroll N in THREAD_ROWS {
+  // unroll N in THREAD_ROWS, GROUPROWS in ROWS_OF_GROUP, ATO in AT_O {
     // m = max m_g
     workgroupBarrier(); // the last row is read
     if lane == 0u { group_stats[group] = vec2<f32>(m_N, l_N); }
@@ -186,19 +200,19 @@ fn main(
     for (var g = 0u; g < KEY_LANES; g++) { l_all_N += exp2(group_stats[g].x - m_all_N) * group_stats[g].y; }
     // O_i = Σ exp(m_g − m) · O_g / l, LSE_i = m + ln l; a row that sees nothing, or only scores of −∞, gives 0
     // and −∞
-    if tile.packed + N < packed_rows() {
+    if tile.packed + N < GROUPROWS {
       let head = head_of(tile, N);
       let row = row_of(tile, N);
       let empty = l_all_N == 0.0;
       let end = row_end(cell_at(tile.batch, head, row, 0u), m_all_N, l_all_N);
       let factor = params.dropout_scale * end.share;
-      let first = o_row(split, tile.batch, head, row);
+      let first = o_row(split, tile.ATO, head, row);
       for (var quad = invocation; quad * 4u < HEAD_DIM_V; quad += INVOCATIONS) {
         var o = vec4<f32>(0.0);
         for (var g = 0u; g < KEY_LANES; g++) { o += group_o[g * V_STRIDE + quad]; }
         write_o(first, quad * 4u, select(o * factor, vec4<f32>(0.0), empty));
       }
-      if invocation == 0u { write_lse(split, tile.batch, head, row, end.lse); }
+      if invocation == 0u { write_lse(split, tile.ATO, head, row, end.lse); }
     }
   // }
 }

@@ -42,6 +42,9 @@ fn main(
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= q_tile_count() * num_splits() { return; }
   let tile = q_tile_at(index / num_splits());
+  // unroll PACKED in PACKED_SEQUENCES {
+    if tile.row >= tile.sequence.row_count { return; }
+  // }
   let split = index % num_splits();
   let lane = invocation % LANES;
 
@@ -190,18 +193,18 @@ fn main(
   // }
 
   // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing, or only scores of −∞, gives 0 and −∞
-  // unroll N in THREAD_ROWS {
+  // unroll N in THREAD_ROWS, EXTENT in EXTENT_OF_TILE, ATO in AT_O {
     let empty_N = l_N == 0.0;
-    if tile.row + row_N < params.row_count {
+    if tile.row + row_N < EXTENT.row_count {
       let end = row_end(cell_at(tile.batch, tile.head, tile.row + row_N, 0u), m_N, l_N);
       let factor = params.dropout_scale * end.share;
-      let first = o_row(split, tile.batch, tile.head, tile.row + row_N);
+      let first = o_row(split, tile.ATO, tile.head, tile.row + row_N);
       // unroll M in V_LOADS, B in BROADCAST {
         let dim_M_B = quad_of(invocation, M, B) * 4u;
         let result_M_B = select(o_N_M_B * factor, vec4<f32>(0.0), empty_N);
         if dim_M_B < HEAD_DIM_V { write_o(first, dim_M_B, result_M_B); }
       // }
-      if lane == 0u { write_lse(split, tile.batch, tile.head, tile.row + row_N, end.lse); }
+      if lane == 0u { write_lse(split, tile.ATO, tile.head, tile.row + row_N, end.lse); }
     }
   // }
 }

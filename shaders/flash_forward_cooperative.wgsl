@@ -31,6 +31,17 @@ fn main(
 ) {
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
   if index >= q_tile_count() * num_splits() { return; }
+  // unroll PACKED in PACKED_SEQUENCES {
+    // Past the end of its sequence: as q_tile_at says, in expressions that naga takes for uniform.
+    {
+      let number = index / num_splits();
+      let num_heads = params.head_count * params.batch_count;
+      let place = select(number % num_q_tiles(), num_q_tiles() - 1u - number / num_heads, HAS_WINDOW);
+      let head = select(number / num_q_tiles(), number % num_heads, HAS_WINDOW);
+      let seqlen_q = tables[first_seqlen_q() + params.batch_first + head / params.head_count];
+      if params.row_first + place * TILE_Q >= min(seqlen_q, params.seqlen_q) { return; }
+    }
+  // }
   let tile = q_tile_at(index / num_splits());
   let split = index % num_splits();
   let invocation = subgroup_id * LANES + subgroup_invocation_id;
@@ -43,12 +54,14 @@ fn main(
   // unroll MODIFIED in MODIFIED_SCORES {
     enter_head(tile.batch, tile.head);
   // }
-  let q_at = q_head(tile.batch, tile.head);
-  // unroll N in ROW_FRAGMENTS {
+  // unroll ATQ in AT_Q {
+    let q_at = q_head(tile.ATQ, tile.head);
+  // }
+  // unroll N in ROW_FRAGMENTS, EXTENT in EXTENT_OF_TILE {
     let row_N = first_row + N * MATRIX_SIDE;
     let i_N = params.row_first + row_N;
     // The scale is applied to S, in f32; only its sign is here, so that the greatest S stays the greatest.
-    let q_N = q_rows(mine, q_at, row_N, params.row_count, 0.0, params.softmax_scale_log2 < 0.0);
+    let q_N = q_rows(mine, q_at, row_N, EXTENT.row_count, 0.0, params.softmax_scale_log2 < 0.0);
     let scale_N = abs(params.softmax_scale_log2) * inverse(q_N.scale);
     // What is left to multiply S with: modifiers take natural scores and give such.
     let s_factor_N = select(scale_N, LOG2_E, HAS_SCORE_MODS);
@@ -228,7 +241,7 @@ fn main(
   // }
 
   // O_i = O_i / l_i, LSE_i = m_i + ln l_i; a row that sees nothing, or only scores of −∞, gives 0 and −∞
-  // unroll N in ROW_FRAGMENTS {
+  // unroll N in ROW_FRAGMENTS, EXTENT in EXTENT_OF_TILE, ATO in AT_O {
     let l_row_N = row_sum(l_N);
     // In a row of nothing but NaN the maximum is that of masked scores.
     let is_nan_N = (m_N == MASKED || m_N == MASKED * s_factor_N) && is_nan(l_row_N);
@@ -236,14 +249,14 @@ fn main(
     let row_cell_N = cell_at(tile.batch, tile.head, row_N, 0u);
     let end_N = row_end(row_cell_N, select(m_N, MASKED, empty_N), select(l_row_N, 0.0, empty_N));
     let factor_N = params.dropout_scale * end_N.share * inverse(v_gain_N);
-    let first_N = o_row(split, tile.batch, tile.head, row_N);
-    let inside_N = row_N < params.row_count;
+    let first_N = o_row(split, tile.ATO, tile.head, row_N);
+    let inside_N = row_N < EXTENT.row_count;
     // unroll M in V_CHUNKS {
       let o_plain_N_M = only(every(!empty_N), scaled(plain(mine, o_N_M), factor_N), 0.0);
       let dim_N_M = first_of(mine, M);
       if inside_N && dim_N_M < HEAD_DIM_V { write_o(first_N, dim_N_M, o_plain_N_M.low); }
       if inside_N && dim_N_M + HIGH < HEAD_DIM_V { write_o(first_N, dim_N_M + HIGH, o_plain_N_M.high); }
     // }
-    if inside_N && mine.quad == 0u { write_lse(split, tile.batch, tile.head, row_N, end_N.lse); }
+    if inside_N && mine.quad == 0u { write_lse(split, tile.ATO, tile.head, row_N, end_N.lse); }
   // }
 }

@@ -24,7 +24,12 @@ fn main(
   if index / num_kv_tiles >= q_tile_count() { return; }
   let tile = q_tile_at(index / num_kv_tiles);
   let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
-  let is_visited = j >= range.first && j < range.end;
+  // unroll DENSE in DENSE_SEQUENCES {
+    let is_visited = j >= range.first && j < range.end;
+  // }
+  // unroll PACKED in PACKED_SEQUENCES {
+    let is_visited = tile.row < tile.sequence.row_count && j >= range.first && j < range.end;
+  // }
   let whole = is_whole(range, j);
   let key = j * TILE_KV + invocation % LANES * 4u;
   // unroll MODIFIED in MODIFIED_SCORES {
@@ -45,8 +50,16 @@ fn main(
     // unroll MODIFIED in MODIFIED_SCORES {
       let s_N = scored(scores[N], cell_N);
     // }
-    let lse_N = lse[params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head
-      + min(row_N, params.row_count - 1u)];
+    // unroll DENSE in DENSE_SEQUENCES {
+      let lse_N = lse[params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head
+        + min(row_N, params.row_count - 1u)];
+    // }
+    // unroll PACKED in PACKED_SEQUENCES {
+      var lse_N = params.negative_infinity;
+      if row_N < tile.sequence.row_count {
+        lse_N = lse[params.lse_offset + tile.sequence.at_q + tile.head * params.lse_stride_head + row_N];
+      }
+    // }
     var seen_N = vec4<bool>(is_visited & !(lse_N <= MASKED));
     if !whole { seen_N = seen_N & sees(visible_keys(cell_N.batch, cell_N.i), cell_N); }
     let p_N = select(vec4<f32>(0.0), exp2(s_N - vec4<f32>(lse_N * LOG2_E)), seen_N);

@@ -18,15 +18,18 @@ fn main(
   let j = index % num_kv_tiles;
   if index / num_kv_tiles >= q_tile_count() { return; }
   let tile = q_tile_at(index / num_kv_tiles);
+  // unroll PACKED in PACKED_SEQUENCES {
+    if tile.row >= tile.sequence.row_count { return; }
+  // }
   let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
   if j < range.first || j >= range.end { return; }
   let key = j * TILE_KV + invocation % LANES * 4u;
 
   // dP_ij = dO_i V_jᵀ
   let gradients = products(tile, j * TILE_KV, invocation, 1.0);
-  // unroll N in THREAD_ROWS {
+  // unroll N in THREAD_ROWS, EXTENT in EXTENT_OF_TILE {
     let row_N = invocation / LANES + N * ROW_LANES;
-    if tile.row + row_N < params.row_count {
+    if tile.row + row_N < EXTENT.row_count {
       let row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row + row_N;
       dp[(row * params.s_stride_row + key) / 4u] = gradients[N];
     }

@@ -21,6 +21,9 @@ fn main(
   let j = index % num_kv_tiles;
   if index / num_kv_tiles >= q_tile_count() { return; }
   let tile = q_tile_at(index / num_kv_tiles);
+  // unroll PACKED in PACKED_SEQUENCES {
+    if tile.row >= tile.sequence.row_count { return; }
+  // }
   let range = block_range(params.batch_first + tile.batch, tile.first_row, tile.last_row);
   if j < range.first || j >= range.end { return; }
   let key_first = j * TILE_KV;
@@ -31,14 +34,14 @@ fn main(
 
   // masked
   let whole = is_whole(range, j);
-  // unroll N in THREAD_ROWS {
+  // unroll N in THREAD_ROWS, EXTENT in EXTENT_OF_TILE {
     let row_N = invocation / LANES + N * ROW_LANES;
     var s_N = scores[N];
     if !whole {
       let cell = cell_at(tile.batch, tile.head, tile.row + row_N, key);
       s_N = select(vec4<f32>(MASKED), s_N, sees(visible_keys(cell.batch, cell.i), cell));
     }
-    if tile.row + row_N < params.row_count {
+    if tile.row + row_N < EXTENT.row_count {
       let row = (tile.batch * params.head_count + tile.head) * params.row_count + tile.row + row_N;
       s[(row * params.s_stride_row + key) / 4u] = s_N;
     }

@@ -24,6 +24,10 @@ fn main(
   let head = index / params.row_count % params.head_count;
   let batch = index / params.row_count / params.head_count;
   if batch >= params.batch_count { return; }
+  // unroll PACKED in PACKED_SEQUENCES {
+    let sequence = sequence_of(batch);
+    if row >= sequence.row_count { return; }
+  // }
   let i = params.row_first + row;
   // unroll MODIFIED in MODIFIED_SCORES {
     enter_head(batch, head);
@@ -31,7 +35,9 @@ fn main(
 
   // The keys that the other two kernels visit for this row's Q tile.
   let tile_row = row / TILE_Q * TILE_Q;
-  let last_row = min(tile_row + TILE_Q, params.row_count) - 1u;
+  // unroll EXTENT in EXTENT_OF_SEQUENCE {
+    let last_row = min(tile_row + TILE_Q, EXTENT.row_count) - 1u;
+  // }
   let range = block_range(params.batch_first + batch, params.row_first + tile_row, params.row_first + last_row);
   let first = index * (params.s_stride_row / 4u);
 
@@ -93,7 +99,9 @@ fn main(
     s[first + quad] = p;
   }
   if invocation == 0u {
-    let lse_index = params.lse_offset + batch * params.lse_stride_batch + head * params.lse_stride_head + row;
+    // unroll ATQ in AT_Q {
+      let lse_index = params.lse_offset + ATQ * params.lse_stride_batch + head * params.lse_stride_head + row;
+    // }
     lse[lse_index] = end.lse;
   }
 }

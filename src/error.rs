@@ -1,5 +1,5 @@
 use crate::operand::Operand;
-use crate::problem::{AuxType, Element, WgslFault, shown};
+use crate::problem::{AuxType, CacheElement, Element, WgslFault, shown};
 
 /// Everything that can go wrong. Each message says what was given, what is allowed and what to do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -133,6 +133,24 @@ pub enum Error {
         found: Element,
     },
 
+    /// A host slice of another type than the cache's.
+    #[error("the cache is stored in {expected:?}, the slices hold {found:?}; int8 comes in words, u32")]
+    CacheMismatch {
+        /// The cache's type.
+        expected: CacheElement,
+        /// The slices' type.
+        found: CacheElement,
+    },
+
+    /// Lengths, sums, pages or slots in host memory that do not fit the problem.
+    #[error("{operand}: {reason}")]
+    InvalidTable {
+        /// The table.
+        operand: Operand,
+        /// Which entry is wrong, and what is allowed.
+        reason: String,
+    },
+
     /// A per-call length above the prepared one.
     #[error("{name} = {found} in this call, but the operation was prepared for at most {prepared}; prepare it again")]
     LengthExceedsPrepared {
@@ -206,6 +224,7 @@ fn too_short(form: &str, how: &str, operand: Operand, [needed, found]: [u64; 2],
         (0, Operand::KeyMask) => "with_key_mask",
         (0, Operand::Sink) => "with_sink",
         (0, Operand::Aux) => "with_aux",
+        (0, Operand::SeqlensQ | Operand::SeqlensKv | Operand::CuSeqlensQ | Operand::CuSeqlensKv) => "",
         _ => return format!("the {form} for {operand} is {how}: the tensor needs {needed} {unit}, {found} were given"),
     };
     let remedy = match form {
@@ -311,6 +330,20 @@ pub enum InvalidProblem {
     /// A softmax_scale that is not finite.
     #[error("softmax_scale = {}; it must be a finite f32", shown(*.0))]
     SoftmaxScale(f64),
+    /// An append to a cache that cannot be.
+    #[error("{name}: {reason}")]
+    Append {
+        /// `cache`, `rotary` or `packed tokens`.
+        name: &'static str,
+        /// What was given, and what is allowed.
+        reason: String,
+    },
+    /// Attention over a cache that cannot be.
+    #[error("cache: {reason}")]
+    Cache {
+        /// What was given, and what is allowed.
+        reason: String,
+    },
     /// Partial results that are neither in the type of O nor in f32.
     #[error("the parts are stored in {found:?}; they must be in f32 or in the type of O, {element:?}")]
     PartsElement {

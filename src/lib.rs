@@ -38,9 +38,10 @@ mod shader;
 
 pub use error::{Error, InvalidProblem};
 pub use gpu::{
-    Backward, BackwardBuffers, BackwardOutput, BackwardSlices, Buffers, FlashAttention, Forward, ForwardBuffers,
-    ForwardOutput, ForwardSlices, Merge, MergeBuffers, Prepared, PreparedBackward, PreparedForward, PreparedMerge,
-    PreparedProbabilities, Probabilities, ProbabilitiesBuffers, ProbabilitiesSlices,
+    Append, AppendBuffers, AppendOutput, AppendSlices, Backward, BackwardBuffers, BackwardOutput, BackwardSlices,
+    Buffers, CacheSlices, FlashAttention, Forward, ForwardBuffers, ForwardOutput, ForwardSlices, Merge, MergeBuffers,
+    Prepared, PreparedAppend, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities, Probabilities,
+    ProbabilitiesBuffers, ProbabilitiesSlices,
 };
 pub use operand::Operand;
 pub use plan::{
@@ -48,9 +49,10 @@ pub use plan::{
     Workload,
 };
 pub use problem::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockKind, BlockMask, Dropout,
-    Element, ElementType, EntryLayout, KeyMask, Mask, MaskWgsl, MergeProblem, ProbabilitiesProblem, ScoreMod,
-    ScoreWgsl, TensorLayout, WgslFault, WgslOptions, alibi_slopes, pack_bits,
+    Algorithm, Alignment, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockKind,
+    BlockMask, CacheElement, CacheType, Dropout, Element, ElementType, EntryLayout, KeyMask, KvCache, Mask, MaskWgsl,
+    MergeProblem, Pages, ProbabilitiesProblem, Rotary, RotaryPairs, ScoreMod, ScoreWgsl, TensorLayout, WgslFault,
+    WgslOptions, alibi_slopes, pack_bits,
 };
 /// The crates whose types are part of this crate's interface.
 pub use {half, wgpu};
@@ -60,7 +62,8 @@ pub use {half, wgpu};
 pub mod unstable {
     pub use crate::operand::Usage;
     pub use crate::plan::{
-        Access, Chain, Dispatch, Kernel, Origins, Params, Pass, RowReduce, Specialization, Storage, Window,
+        Access, Chain, Dispatch, Kernel, LengthsAtCall, Origins, Params, Pass, RowReduce, Specialization, Storage,
+        Window,
     };
     pub use crate::problem::fault_in_browsers;
     pub use crate::shader::{Dialect, Origin, ShaderSource};

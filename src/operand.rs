@@ -57,6 +57,34 @@ pub enum Operand {
     Probabilities = 23,
     /// Data that functions in the caller's own WGSL read.
     Aux = 24,
+    /// How many rows of Q each sequence has: u32 or i32 `[batch]`.
+    SeqlensQ = 25,
+    /// How many rows of K and V each sequence has: u32 or i32 `[batch]`.
+    SeqlensKv = 26,
+    /// Where each sequence begins among the packed rows of Q: prefix sums, u32 or i32 `[batch + 1]`.
+    CuSeqlensQ = 27,
+    /// Where each sequence begins among the packed rows of K and V: prefix sums, u32 or i32 `[batch + 1]`.
+    CuSeqlensKv = 28,
+    /// The cache of keys that an append writes.
+    KCache = 29,
+    /// The cache of values.
+    VCache = 30,
+    /// Positions that each sequence has in a cache: u32 `[batch]`.
+    CacheSeqlens = 31,
+    /// The page of each sequence's positions in a cache: u32 `[batch, max_pages]`.
+    PageTable = 32,
+    /// Where in a cache new tokens go: u32, one for each.
+    SlotMapping = 33,
+    /// Where the new tokens of each sequence start, if they are packed: u32 `[batch + 1]`.
+    CuSeqlensNew = 34,
+    /// Cosines of rotary embeddings: f32, a row for each position or token.
+    RotaryCos = 35,
+    /// Sines of rotary embeddings.
+    RotarySin = 36,
+    /// Rotated queries.
+    QRotated = 37,
+    /// The lengths after an append: u32 `[batch]`.
+    NewCacheSeqlens = 38,
 }
 
 impl Operand {
@@ -87,6 +115,20 @@ impl Operand {
         Operand::DBiasSums,
         Operand::Probabilities,
         Operand::Aux,
+        Operand::SeqlensQ,
+        Operand::SeqlensKv,
+        Operand::CuSeqlensQ,
+        Operand::CuSeqlensKv,
+        Operand::KCache,
+        Operand::VCache,
+        Operand::CacheSeqlens,
+        Operand::PageTable,
+        Operand::SlotMapping,
+        Operand::CuSeqlensNew,
+        Operand::RotaryCos,
+        Operand::RotarySin,
+        Operand::QRotated,
+        Operand::NewCacheSeqlens,
     ];
 
     /// Its number in the bind group.
@@ -122,14 +164,28 @@ impl Operand {
             Operand::DBiasSums => "dbias_sums",
             Operand::Probabilities => "probabilities",
             Operand::Aux => "aux",
+            Operand::SeqlensQ => "seqlens_q",
+            Operand::SeqlensKv => "seqlens_kv",
+            Operand::CuSeqlensQ => "cu_seqlens_q",
+            Operand::CuSeqlensKv => "cu_seqlens_kv",
+            Operand::KCache => "k_cache",
+            Operand::VCache => "v_cache",
+            Operand::CacheSeqlens => "cache_seqlens",
+            Operand::PageTable => "page_table",
+            Operand::SlotMapping => "slot_mapping",
+            Operand::CuSeqlensNew => "cu_seqlens_new",
+            Operand::RotaryCos => "rotary_cos",
+            Operand::RotarySin => "rotary_sin",
+            Operand::QRotated => "q_rotated",
+            Operand::NewCacheSeqlens => "new_cache_seqlens",
         }
     }
 
     /// Whether it holds elements in the problem's type and layout. (Gradients may have another type and layout.) All other
     /// tensors are f32 and contiguous in every problem.
     pub const fn holds_elements(self) -> bool {
-        use Operand::{DO, Dk, Dq, Dv, K, O, Q, V};
-        matches!(self, Q | K | V | O | DO | Dq | Dk | Dv)
+        use Operand::{DO, Dk, Dq, Dv, K, O, Q, QRotated, V};
+        matches!(self, Q | K | V | O | DO | Dq | Dk | Dv | QRotated)
     }
 
     /// Whether it is the gradient of an input.

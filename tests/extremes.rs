@@ -8,9 +8,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use wgpu_flash_attention::unstable::{Dialect, Kernel, Origins, ShaderSource};
 use wgpu_flash_attention::{
-    Algorithm, Alignment, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Capabilities,
-    DeviceClass, Dropout, Element, EntryLayout, Error, InvalidProblem, KeyMask, Mask, MaskWgsl, MergeProblem, Operand,
-    Plan, ProbabilitiesProblem, ScoreMod, TensorLayout, Tiles, TunedTiles, Tuning, WgslOptions, Workload, reference,
+    Algorithm, Alignment, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, BlockKind, BlockMask,
+    CacheElement, Call, Capabilities, DeviceClass, Dropout, Element, EntryLayout, Error, InvalidProblem, KeyMask,
+    KvCache, Mask, MaskWgsl, MergeProblem, Operand, Plan, ProbabilitiesProblem, Rotary, ScoreMod, TensorLayout, Tiles,
+    TunedTiles, Tuning, WgslOptions, Workload, reference,
 };
 
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
@@ -271,14 +272,37 @@ fn with_entries(problem: AttentionProblem) -> impl Strategy<Value = AttentionPro
         prop_oneof![9 => right, 1 => prop::collection::vec(any::<u32>(), 0..4)]
     };
     let lengths = prop::option::weighted(0.2, (each(problem.shape.seqlen_q), each(problem.shape.seqlen_kv)));
+    // Sums that are sound, nonsense, or come at the call.
+    let sums = |most: u32| {
+        let steps = prop::collection::vec(0..=most.min(99), problem.shape.batch.min(9) as usize);
+        let sound = steps.prop_map(|steps| {
+            let ends = steps.iter().scan(0, |end, step| {
+                *end += step;
+                Some(*end)
+            });
+            std::iter::once(0).chain(ends).collect::<Vec<u32>>()
+        });
+        prop_oneof![9 => sound, 1 => prop::collection::vec(any::<u32>(), 0..4)]
+    };
+    let sums = (sums(problem.shape.seqlen_q), sums(problem.shape.seqlen_kv));
+    let packed = prop::option::weighted(0.3, (0..5u8, sums, (count(), count())));
     let blocks = prop::collection::vec(block_mask(problem.shape), 0..6);
     // Lists of vast problems take a second.
     let is_vast = u64::from(problem.shape.seqlen_q) * u64::from(problem.shape.seqlen_kv) > 1 << 34;
     let blocks = prop_oneof![if is_vast { 500 } else { 8 } => Just(Vec::new()), 2 => blocks];
     let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.5));
     let aux = prop::option::weighted(0.2, prop_oneof![Just(None), any::<u32>().prop_map(Some)]);
-    (Just(problem.clone()), entries(), entries(), element, flags, lengths, blocks, aux).prop_map(
-        |(mut problem, bias, mask, element, (has_sink, has_bias_gradient), lengths, blocks, aux)| {
+    (Just(problem.clone()), entries(), entries(), element, flags, (lengths, packed), blocks, aux).prop_map(
+        |(mut problem, bias, mask, element, (has_sink, has_bias_gradient), (lengths, packed), blocks, aux)| {
+            if let Some((how, (sums_q, sums_kv), (total_q, total_kv))) = packed {
+                problem = match how {
+                    0 => problem.with_cu_seqlens(sums_q, sums_kv),
+                    1 => problem.with_cu_seqlens_q(sums_q),
+                    2 => problem.with_cu_seqlens_at_call(total_q, total_kv),
+                    3 => problem.with_cu_seqlens_q_at_call(total_q).with_seqlens_kv_at_call(),
+                    _ => problem.with_seqlens_q_at_call(),
+                };
+            }
             if let Some(aux_len) = aux {
                 problem = with_own_wgsl(problem, aux_len);
             }
@@ -484,4 +508,72 @@ fn extremes_are_answered_or_refused() {
     println!("{planned} plans, {refused} refusals; the slowest problem took {:?}", slowest.get());
     assert!(planned > 5000 && refused > 5000, "the draw reaches {planned} plans and {refused} refusals");
     assert!(slowest.get() < Duration::from_secs(20), "a problem took {:?}", slowest.get());
+}
+
+/// A cache in any numbers, side by side or in pages.
+fn kv_cache(shape: AttentionShape) -> impl Strategy<Value = KvCache> {
+    let element = prop::sample::select(CacheElement::ALL.to_vec());
+    let pages = (count(), count(), prop::option::of(count()));
+    (element, prop::option::of(pages), prop::option::of((layout(), layout()))).prop_map(
+        move |(element, pages, layouts)| {
+            let cache = match pages {
+                None => KvCache::contiguous(&shape, element),
+                Some((num_pages, page_size, None)) => KvCache::paged(&shape, element, num_pages, page_size),
+                Some((num_pages, page_size, Some(max_pages))) => {
+                    KvCache::paged(&shape, element, num_pages, page_size).with_max_pages(max_pages)
+                }
+            };
+            layouts.map_or(cache, |(k, v)| cache.with_layouts(k, v))
+        },
+    )
+}
+
+/// Rotary embeddings of any width.
+fn rotary() -> impl Strategy<Value = Rotary> {
+    (any::<bool>(), count(), prop::option::of(count())).prop_map(|(halves, rotary_dim, positions)| {
+        let positions_or_0 = positions.unwrap_or(0);
+        let rotary = match halves {
+            true => Rotary::halves(rotary_dim, positions_or_0),
+            false => Rotary::interleaved(rotary_dim, positions_or_0),
+        };
+        if positions.is_some() { rotary } else { rotary.per_token() }
+    })
+}
+
+#[test]
+fn any_cache_is_planned_or_refused() {
+    let strategy = shape().prop_flat_map(|shape| {
+        let more = (prop::option::of(rotary()), prop::option::of(count()), any::<[bool; 4]>(), count());
+        (Just(shape), kv_cache(shape), layouts(shape), more)
+    });
+    let planned = Cell::new(0);
+    let outcome = runner(2000).run(
+        &strategy,
+        |(shape, cache, layout, (rotary, packed, [slots, apart, seqlens, at_call], rows))| {
+            let capabilities = Capabilities::webgpu_defaults();
+            let mut append = AppendProblem::new(shape, cache).with_layout(layout);
+            if let Some(rotary) = rotary {
+                append = append.with_rotary(rotary);
+                append = if apart { append.with_rotated_q() } else { append.with_rotated_q_in_place() };
+            }
+            append = packed.into_iter().fold(append, AppendProblem::with_packed_tokens);
+            append = if slots { append.with_slot_mapping() } else { append };
+            append = if seqlens { append.with_new_cache_seqlens() } else { append };
+            let mut problem = AttentionProblem::new(shape).with_layout(layout).with_cache(cache);
+            problem = if at_call { problem.with_seqlens_kv_at_call() } else { problem };
+            problem = packed.into_iter().fold(problem, AttentionProblem::with_cu_seqlens_q_at_call);
+            for plan in [Plan::append(&append, &capabilities).build(), Plan::forward(&problem, &capabilities).build()] {
+                let Ok(plan) = plan else { continue };
+                let calls = [Call::new(), Call::new().with_seqlen_q(rows.min(shape.seqlen_q))];
+                for call in calls {
+                    let _ = plan.dispatches(&call, &Origins::default());
+                }
+                let _ = plan.traffic_bytes();
+                planned.set(planned.get() + 1);
+            }
+            Ok(())
+        },
+    );
+    outcome.unwrap();
+    assert!(planned.get() > 200, "{} were planned", planned.get());
 }

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use wgpu_flash_attention::unstable::{Kernel, Origins};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, AttentionShape, BlockMask, Call, Capabilities, DeviceClass, Element, EntryLayout,
-    Error, KeyMask, MaskWgsl, MergeProblem, Plan, ProbabilitiesProblem, ScoreMod, Tiles, TunedTiles, Tuning,
-    WgslOptions, Workload,
+    Algorithm, AppendProblem, AttentionProblem, AttentionShape, BlockMask, CacheElement, Call, Capabilities,
+    DeviceClass, Element, EntryLayout, Error, KeyMask, KvCache, MaskWgsl, MergeProblem, Plan, ProbabilitiesProblem,
+    Rotary, ScoreMod, Tiles, TunedTiles, Tuning, WgslOptions, Workload,
 };
 
 fn discrete() -> Capabilities {
@@ -348,6 +348,9 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                 {
                     let standard = problem.clone().with_algorithm(Algorithm::Standard);
                     let chosen = ProbabilitiesProblem::new(problem.clone(), 0..1, 0..rows);
+                    let append = AppendProblem::new(shape, KvCache::contiguous(&shape, CacheElement::Int8))
+                        .with_rotary(Rotary::halves(16, 9))
+                        .with_new_cache_seqlens();
                     let flash = Plan::forward(&problem, &capabilities).build();
                     assert!(flash.is_ok(), "{:?} {problem:?}", flash.err());
                     let backward = |problem| Plan::backward(problem, &capabilities).build();
@@ -359,6 +362,10 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                         backward(&biased(&problem.clone().with_element(Element::F16), Element::F16)),
                         backward(&standard),
                         Plan::probabilities(&chosen, &capabilities).build(),
+                        Plan::append(&append.clone().with_rotated_q(), &capabilities).build(),
+                        Plan::append(&append.clone().with_rotated_q_in_place(), &capabilities).build(),
+                        over_pages(&problem, &capabilities),
+                        Plan::forward(&problem.clone().with_seqlens_kv_at_call(), &capabilities).build(),
                     ] {
                         let Ok(plan) = plan else {
                             refused += 1;
@@ -376,6 +383,12 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
     let on_matrices = Kernel::ALL.iter().copied().filter(|kernel| kernel.name().contains("cooperative")).count();
     assert_eq!(planned.len() + on_matrices, Kernel::ALL.len(), "every kernel without matrices is planned");
     assert!(refused > 0);
+}
+
+/// Over a cache of another type, in pages.
+fn over_pages(problem: &AttentionProblem, capabilities: &Capabilities) -> Result<Plan, Error> {
+    let cache = KvCache::paged(&problem.shape, CacheElement::F16, 9, 16);
+    Plan::forward(&problem.clone().with_cache(cache).with_seqlens_kv_at_call(), capabilities).build()
 }
 
 /// Loops of the caller's own functions count, at least once for each score of a workgroup's row of tiles. Without a loop they

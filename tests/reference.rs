@@ -41,6 +41,41 @@ fn keys_reaching(problem: &AttentionProblem) -> Vec<Vec<u32>> {
     reaching
 }
 
+/// Each sequence of packed ones, by itself in the rows that it has.
+#[test]
+fn packed_sequences_are_each_by_itself() {
+    let shape = AttentionShape::new(4, 4, 7, 5).with_num_heads_kv(2).with_seqlen_kv(9).with_head_dim_v(3);
+    let (sums_q, sums_kv) = ([0u32, 3, 3, 4, 11], [0u32, 9, 11, 11, 15]);
+    let q = values(11 * 4 * 5, 0);
+    let (k, v) = (values(15 * 2 * 5, 1000), values(15 * 2 * 3, 2000));
+    let packed = AttentionProblem::new(shape).with_causal().with_cu_seqlens(sums_q.to_vec(), sums_kv.to_vec());
+    let found = forward(&packed, &q, &k, &v);
+    assert_eq!((found.o.len(), found.lse.len()), (11 * 4 * 3, 4 * 11));
+    for n in 0..4 {
+        let [rows, keys] = [sums_q, sums_kv].map(|sums| sums[n] as usize..sums[n + 1] as usize);
+        let alone = AttentionShape { batch: 1, seqlen_q: rows.len() as u32, seqlen_kv: keys.len() as u32, ..shape };
+        let alone = AttentionProblem::new(alone).with_causal();
+        let expected = forward(&alone, &q[rows.start * 20..], &k[keys.start * 10..], &v[keys.start * 6..]);
+        assert_eq!(found.o[rows.start * 12..rows.end * 12], expected.o, "sequence {n}");
+        for head in 0..4 {
+            let lse = &expected.lse[head * rows.len()..][..rows.len()];
+            assert_eq!(found.lse[head * 11 + rows.start..head * 11 + rows.end], *lse, "sequence {n}, head {head}");
+        }
+    }
+    // Dropout counts sequences, rows and keys as padded tensors do.
+    let dropped = packed.with_dropout(0.5, 3);
+    let (o, lse) = forward_row(&dropped, &q, &k, &v, 3, 1, 2);
+    let padded = AttentionProblem::new(shape).with_causal().with_dropout(0.5, 3);
+    let padded = padded.with_lengths(vec![3, 0, 1, 7], vec![9, 2, 0, 4]);
+    let in_padded = |tensor: &[f64], first: usize, rows: usize, of_row: usize, all: usize| {
+        let mut whole = vec![f64::NAN; 4 * all * of_row];
+        whole[3 * all * of_row..][..rows * of_row].copy_from_slice(&tensor[first * of_row..][..rows * of_row]);
+        whole
+    };
+    let [q, k, v] = [in_padded(&q, 4, 7, 20, 7), in_padded(&k, 11, 4, 10, 9), in_padded(&v, 11, 4, 6, 9)];
+    assert_eq!((o, lse), forward_row(&padded, &q, &k, &v, 3, 1, 2));
+}
+
 #[test]
 fn philox_gives_the_published_answers() {
     // The known-answer file of Random123, philox 4x32, 10 rounds.

@@ -18,17 +18,19 @@ struct Inputs {
 fn inputs(problem: &AttentionProblem) -> Inputs {
     let shape = problem.shape;
     let layout = &problem.layout;
-    let len = |layout: &wgpu_flash_attention::TensorLayout, rows, heads, dim| {
-        layout.required_len(shape.batch, rows, heads, dim).unwrap()
+    let of_q = problem.total_q().map_or((shape.batch, shape.seqlen_q), |total| (1, total));
+    let of_kv = problem.total_kv().map_or((shape.batch, shape.seqlen_kv), |total| (1, total));
+    let len = |layout: &wgpu_flash_attention::TensorLayout, (batch, rows), heads, dim| {
+        layout.required_len(batch, rows, heads, dim).unwrap()
     };
     Inputs {
         tensors: [
-            values(len(&layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim), 0),
-            values(len(&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim), 1000),
-            values(len(&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v), 2000),
+            values(len(&layout.q, of_q, shape.num_heads, shape.head_dim), 0),
+            values(len(&layout.k, of_kv, shape.num_heads_kv, shape.head_dim), 1000),
+            values(len(&layout.v, of_kv, shape.num_heads_kv, shape.head_dim_v), 2000),
         ],
-        d_o: values(len(&layout.o, shape.seqlen_q, shape.num_heads, shape.head_dim_v), 3000),
-        d_lse: values(shape.lse_len(), 4000),
+        d_o: values(len(&layout.o, of_q, shape.num_heads, shape.head_dim_v), 3000),
+        d_lse: values(problem.lse_len(), 4000),
     }
 }
 
@@ -205,6 +207,18 @@ fn gradients_keep_to_lengths() {
         // The third key of the second sequence: 2 heads of 3 dimensions, 2 of V.
         assert_eq!((&gradients.dk[30..], &gradients.dv[20..]), (&[0.0; 6][..], &[0.0; 4][..]));
     }
+}
+
+#[test]
+fn gradients_of_packed_sequences() {
+    let shape = AttentionShape::new(4, 2, 4, 3).with_num_heads_kv(1).with_seqlen_kv(6).with_head_dim_v(2);
+    let packed = AttentionProblem::new(shape).with_cu_seqlens(vec![0, 4, 4, 5, 8], vec![0, 5, 7, 13, 13]);
+    check(&packed.clone().with_causal());
+    check(&packed.clone().with_dropout(0.4, 7));
+    // With rows and keys that no sequence uses.
+    check(&packed.with_lengths(vec![3, 0, 1, 2], vec![5, 1, 2, 0]));
+    let rows = AttentionProblem::new(shape).with_cu_seqlens_q(vec![0, 4, 4, 5, 8]);
+    check(&rows.with_causal().with_lengths(vec![4, 0, 1, 2], vec![5, 6, 2, 0]));
 }
 
 #[test]

@@ -7,9 +7,9 @@ use wgpu_flash_attention::unstable::{
     Dialect, Kernel, Params, RowReduce, ShaderSource, Specialization, Storage, Usage,
 };
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockMask, Capabilities, DeviceClass,
-    Element, EntryLayout, KeyMask, MaskWgsl, MergeProblem, Operand, Plan, ProbabilitiesProblem, ScoreMod, ScoreWgsl,
-    TensorLayout, WgslOptions, alibi_slopes,
+    Algorithm, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockMask, CacheElement,
+    Capabilities, DeviceClass, Element, EntryLayout, KeyMask, KvCache, MaskWgsl, MergeProblem, Operand, Plan,
+    ProbabilitiesProblem, Rotary, ScoreMod, ScoreWgsl, TensorLayout, WgslOptions, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -86,20 +86,79 @@ fn variants() -> Vec<Specialization> {
     let with_sink = AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)).with_sink();
     let of_sink = Plan::backward(&with_sink, &Capabilities::webgpu_defaults()).build().expect("a sink has a gradient");
     variants.extend(of_sink.passes().iter().map(|pass| pass.specialization.clone()));
-    // So is that of a bias, where one is asked for.
-    for &element in Element::ALL {
-        let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, 40)).with_element(element);
-        let problem = with_bias(problem.with_score(alibi()), element).with_score(softcap()).with_bias_gradient();
-        // dK and dV bind nine buffers.
-        let mut device = Capabilities::webgpu_defaults();
-        device.max_storage_buffers = 9;
-        let plan = Plan::backward(&problem, &device).build().expect("a bias has a gradient");
-        let specializations = plan.passes().iter().map(|pass| pass.specialization.clone());
-        variants.extend(specializations.filter(|variant| variant.kernel.name().contains("dbias")));
+    // So is the kernel that reads lengths at each call.
+    let at_call: [fn(AttentionProblem) -> AttentionProblem; 5] = [
+        AttentionProblem::with_seqlens_q_at_call,
+        AttentionProblem::with_seqlens_kv_at_call,
+        |problem| problem.with_seqlens_q_at_call().with_seqlens_kv_at_call(),
+        |problem| problem.with_cu_seqlens_at_call(3, 3).with_seqlens_q_at_call().with_seqlens_kv_at_call(),
+        |problem| problem.with_cu_seqlens_q_at_call(3).with_seqlens_kv_at_call(),
+    ];
+    for at_call in at_call {
+        let problem = at_call(AttentionProblem::new(AttentionShape::new(1, 2, 3, 4)));
+        let plan = Plan::forward(&problem, &Capabilities::webgpu_defaults()).build().expect("lengths come at the call");
+        variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()).take(1));
     }
+    variants.extend(variants_of_appends());
+    // So is that of a bias, where one is asked for.
+    variants.extend(variants_of_dbias(|problem| problem));
     let mut variants: Vec<_> = variants.into_iter().collect();
     variants.sort_by_key(|variant| format!("{variant:?}"));
     variants
+}
+
+/// Variants of appends to caches.
+fn variants_of_appends() -> Vec<Specialization> {
+    let mut variants = Vec::new();
+    let rotations: [fn(AppendProblem) -> AppendProblem; 4] = [
+        |append| append,
+        |append| append.with_rotary(Rotary::interleaved(40, 9)).with_rotated_q(),
+        |append| append.with_rotary(Rotary::halves(40, 9)).with_rotated_q_in_place().with_packed_tokens(9),
+        |append| append.with_rotary(Rotary::halves(40, 9).per_token()).with_new_cache_seqlens().with_slot_mapping(),
+    ];
+    let sources = Element::ALL.iter().flat_map(|element| [(*element, 64), (*element, 59)]);
+    for ((element, head_dim), cache_element) in
+        sources.flat_map(|of| CacheElement::ALL.iter().map(move |cache| (of, *cache)))
+    {
+        let shape = AttentionShape::new(2, 4, 5, head_dim).with_num_heads_kv(2).with_seqlen_kv(100);
+        let caches = [KvCache::contiguous(&shape, cache_element), KvCache::paged(&shape, cache_element, 9, 16)];
+        for (cache, rotated) in caches.iter().flat_map(|cache| rotations.iter().map(move |rotated| (cache, rotated))) {
+            let append = rotated(AppendProblem::new(shape, *cache).with_element(element));
+            let plan = Plan::append(&append, &Capabilities::webgpu_defaults()).build().expect("every device appends");
+            variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()));
+        }
+    }
+    variants
+}
+
+/// Variants over caches, of some devices.
+fn variants_over_caches() -> Vec<Specialization> {
+    let mut variants = HashSet::new();
+    let few = |device: &Capabilities| {
+        let is_usual = device.subgroups == device.shader_f16 && device.max_workgroup_storage != 32_768;
+        is_usual && device.subgroup_min_size != 8 && device.device_class == DeviceClass::Discrete
+    };
+    for device in devices().into_iter().filter(few) {
+        for (&element, &cache_element) in
+            Element::ALL.iter().flat_map(|element| CacheElement::ALL.iter().map(move |cache| (element, cache)))
+        {
+            for (head_dim, seqlen_q) in [(64, 1), (59, 1), (64, 1000), (59, 1000)] {
+                let shape = AttentionShape::new(2, 4, seqlen_q, head_dim).with_num_heads_kv(2).with_seqlen_kv(2000);
+                let caches =
+                    [KvCache::contiguous(&shape, cache_element), KvCache::paged(&shape, cache_element, 300, 16)];
+                for cache in caches {
+                    let problem = AttentionProblem::new(shape).with_element(element).with_causal().with_cache(cache);
+                    for splits in [1, 3] {
+                        let problem = problem.clone().with_seqlens_kv_at_call();
+                        let plan = Plan::forward(&problem, &device).with_splits(splits).build();
+                        let passes = plan.expect("every device reads caches").passes().to_vec();
+                        variants.extend(passes.into_iter().map(|pass| pass.specialization));
+                    }
+                }
+            }
+        }
+    }
+    variants.into_iter().collect()
 }
 
 /// Variants of the probabilities of such problems.
@@ -114,10 +173,26 @@ fn variants_of_probabilities(modified: fn(AttentionProblem) -> AttentionProblem)
     variants
 }
 
+/// Variants of the gradient of a bias.
+fn variants_of_dbias(modified: fn(AttentionProblem) -> AttentionProblem) -> Vec<Specialization> {
+    let mut variants = Vec::new();
+    for &element in Element::ALL {
+        let problem = AttentionProblem::new(AttentionShape::new(2, 4, 100, 40)).with_element(element);
+        let problem = with_bias(problem.with_score(alibi()), element).with_score(softcap()).with_bias_gradient();
+        // dK and dV bind nine buffers.
+        let mut device = Capabilities::webgpu_defaults();
+        device.max_storage_buffers = 9;
+        let plan = Plan::backward(&modified(problem), &device).build().expect("a bias has a gradient");
+        let specializations = plan.passes().iter().map(|pass| pass.specialization.clone());
+        variants.extend(specializations.filter(|variant| variant.kernel.name().contains("dbias")));
+    }
+    variants
+}
+
 /// Every variant with modifiers of the scores or masks by entries that the planner emits for some devices and problems.
 fn variants_with_modifiers() -> Vec<Specialization> {
     type Modified = fn(AttentionProblem) -> AttentionProblem;
-    let modifiers: [Modified; 17] = [
+    let modifiers: [Modified; 19] = [
         |problem| problem.with_score(softcap()),
         |problem| problem.with_score(alibi()),
         |problem| problem.with_score(softcap()).with_score(alibi()),
@@ -138,6 +213,8 @@ fn variants_with_modifiers() -> Vec<Specialization> {
         AttentionProblem::with_sink,
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]),
         |problem| problem.with_lengths(vec![0, 1], vec![1900, 2000]).with_sink().with_score(alibi()),
+        packed,
+        |problem| problem.with_cu_seqlens_q(vec![0, 0, 1]).with_sink().with_score(alibi()),
         |problem| problem.with_score(score_mod(GRADIENT)).with_aux(9),
         |problem| with_mask_mod(problem).with_aux(9),
         |problem| with_mask_mod(problem.with_score(softcap())),
@@ -175,6 +252,8 @@ fn variants_with_modifiers() -> Vec<Specialization> {
     let with_all =
         |problem| with_boolean_mask(with_bias(problem, Element::F32)).with_score(softcap()).with_score(alibi());
     variants.extend(variants_of_probabilities(with_all));
+    variants.extend(variants_of_probabilities(packed));
+    variants.extend(variants_of_dbias(packed));
     // Without its gradient, a score_mod has forward kernels alone.
     let forward_alone =
         AttentionProblem::new(AttentionShape::new(2, 4, 1000, 64)).with_score(score_mod("")).with_aux(9);
@@ -213,6 +292,10 @@ fn with_mask_mod(problem: AttentionProblem) -> AttentionProblem {
         format!("fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool {{ return {entry} > q_idx; }}");
     let options = WgslOptions::new().with_aux(AuxType::U32);
     problem.with_key_mask(KeyMask::Wgsl(MaskWgsl::with_options(&text, options).unwrap()))
+}
+
+fn packed(problem: AttentionProblem) -> AttentionProblem {
+    problem.with_cu_seqlens(vec![0, 0, 1], vec![0, 99, 100])
 }
 
 fn softcap() -> ScoreMod {
@@ -256,7 +339,7 @@ fn claimed(variant: &Specialization) -> NagaCapabilities {
     if variant.storage == Storage::F16 || variant.tiles.matrix_side.is_some() {
         claimed |= NagaCapabilities::SHADER_FLOAT16;
     }
-    if variant.storage == Storage::F16Packed || variant.bias_element == Some(Element::F16) {
+    if variant.unpacks_f16() {
         // unpack2x16float and pack2x16float, which every WebGPU device has.
         claimed |= NagaCapabilities::SHADER_FLOAT16_IN_FLOAT32;
     }
@@ -304,11 +387,24 @@ fn every_variant_keeps_its_contracts_and_reaches_every_backend() {
 fn every_variant_with_modifiers_does_so_too() {
     let variants = variants_with_modifiers();
     for kernel in Kernel::ALL {
-        let is_plain = matches!(kernel, Kernel::FlashBackwardPreprocess | Kernel::BackwardSink | Kernel::RoundDbias);
+        let is_plain = matches!(
+            kernel,
+            Kernel::Sequences
+                | Kernel::AppendK
+                | Kernel::AppendV
+                | Kernel::RotateQ
+                | Kernel::RotateQInPlace
+                | Kernel::AppendSeqlens
+        );
         let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
         assert_eq!(is_planned, !is_plain, "{kernel:?}");
     }
     check_all(&variants);
+}
+
+#[test]
+fn every_variant_over_caches_does_so_too() {
+    check_all(&variants_over_caches());
 }
 
 fn check_all(variants: &[Specialization]) {
@@ -469,6 +565,7 @@ fn write_variants_for_other_compilers() {
     }
     // naga has written HLSL of these; Tint is the stricter reader of WGSL. A third of them: many differ in little.
     let mut modified = variants_with_modifiers();
+    modified.extend(variants_over_caches());
     modified.retain(|variant| variant.tiles.matrix_side.is_none());
     modified.sort_by_key(|variant| format!("{variant:?}"));
     let modified: Vec<_> = modified.into_iter().step_by(3).collect();
@@ -561,6 +658,7 @@ fn shader_files_are_plain() {
     let used: HashSet<String> = variants()
         .iter()
         .chain(&variants_with_modifiers())
+        .chain(&variants_over_caches())
         .flat_map(|variant| {
             let source = ShaderSource::new(variant, Dialect::Naga).unwrap();
             let lines = source.text().lines().count() as u32;

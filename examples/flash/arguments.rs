@@ -50,14 +50,24 @@ pub struct RunOptions {
     /// o), and perhaps d_lse (f32, batch × heads × seqlen_q), gradients are computed too. It may hold a bias (f32, or the type
     /// of q), which is added to the scores after softcap and ALiBi, and a mask (BOOL or U8; not 0 = the row may see the key):
     /// batch × heads × seqlen_q × seqlen_kv, each of them or 1. A sink (f32, one for each head of q) joins the softmax's
-    /// sum. seqlens_q and seqlens_kv (integers, one for each sequence) say how long each sequence is in padded tensors.
+    /// sum. seqlens_q and seqlens_kv (integers, one for each sequence) say how long each sequence is in padded tensors. With
+    /// cu_seqlens_q and cu_seqlens_kv (integers, batch + 1, sums from 0 to all rows) sequences are packed: q, k, v and d_o are
+    /// 3-D, all rows × heads × dim whatever --layout says, and d_lse is heads × all rows. seqused_q and seqused_kv (integers, one
+    /// for each sequence) say how many of its rows a sequence uses; a bias and a mask have the largest lengths.
     /// alibi_slopes (f32, heads, or batch × heads) are slopes for ALiBi. A block_mask (BOOL or U8, batch × heads × blocks of
     /// rows × blocks of keys, the first two or 1) says which blocks are computed; document_ids (integers, [batch or 1,
     /// seqlen_kv]) belong to --block-mask documents.
+    ///
+    /// With k_cache and v_cache, K and V are in a cache: batch × positions × heads × dim, or with a page_table (integers, batch ×
+    /// pages of a sequence) pages × positions of a page × heads × dim; F32, F16, BF16, or U32 for int8, with 1 + dim / 4 words for a
+    /// row. cache_seqlens (integers, one for each sequence) says how many positions each has. k and v, if there are some, are
+    /// appended first, behind these, or where slot_mapping (integers, one for each new token; 4294967295 is nowhere) says; the
+    /// rows of q are the last of each sequence. With cu_seqlens_q, q is packed, and so are k and v, by cu_seqlens_kv_new or the
+    /// same sums. rotary_cos and rotary_sin (positions × rotary_dim / 2, or batch × tokens × rotary_dim / 2) belong to --rotary.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
-    /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q), and with d_o also dq, dk and dv (like q, k and
-    /// v), dsink, and dbias (like bias). Replaced only once it is complete.
+    /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q, of packed sequences heads × all rows), and with d_o
+    /// also dq, dk and dv (like q, k and v), dsink, and dbias (like bias). Replaced only once it is complete.
     #[arg(value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// `reference` is the f64 oracle on the CPU: slow, and rounded only when it is written.
@@ -100,6 +110,12 @@ pub struct RunOptions {
     /// counted from 0: with all modifiers and masks, before dropout.
     #[arg(long, value_name = "HEAD:FIRST..END", value_parser = parse_chosen)]
     pub probabilities: Option<Chosen>,
+    /// Puts the keys in N splits, whose results are merged; 1 for none. The planner chooses if this is not given.
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub num_splits: Option<u32>,
+    /// Rotates q and the new k by rotary_cos and rotary_sin: dimensions 2m and 2m + 1 together, or m and m + rotary_dim / 2.
+    #[arg(long, value_enum, value_name = "PAIRS")]
+    pub rotary: Option<Pairs>,
     /// Prints one JSON object instead of a summary.
     #[arg(long)]
     pub json: bool,
@@ -120,6 +136,9 @@ pub struct BenchOptions {
     /// Lengths of Q, and of K and V. [default: 256 to 4096, on software adapters to 2048]
     #[arg(long, visible_alias = "seqlen-q", value_name = "LIST", value_delimiter = ',', value_parser = value_parser!(u32).range(1..))]
     pub seqlen: Option<Vec<u32>>,
+    /// Times packed sequences of these lengths, one batch of them all: FlashAttention's variable length.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = value_parser!(u32).range(1..), conflicts_with_all = ["seqlen", "seqlen_kv", "batch", "bias"])]
+    pub seqlens: Option<Vec<u32>>,
     /// One length of K and V for all lengths of Q.
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
     pub seqlen_kv: Option<u32>,
@@ -150,6 +169,10 @@ pub struct BenchOptions {
     /// Adds a bias, one for all sequences: heads × seqlen_q × seqlen_kv, in the type of Q.
     #[arg(long)]
     pub bias: bool,
+    /// Times attention over a KV cache that holds these K and V, flash and forward alone: side by side, in pages of SIZE in a
+    /// scrambled order, or in int8.
+    #[arg(long, value_name = "contiguous|paged:SIZE|int8", value_parser = parse_cache, conflicts_with = "seqlens")]
+    pub cache: Option<CacheChoice>,
     /// The type of Q, K, V and O.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements(), default_value = "f32")]
     pub element: Element,
@@ -219,6 +242,31 @@ impl CausalOption {
             Some(Causal::TopLeft) => problem.with_causal_top_left(),
         }
     }
+}
+
+/// How `flash bench` keeps K and V.
+#[derive(Clone, Copy, PartialEq)]
+pub enum CacheChoice {
+    Contiguous,
+    Paged(u32),
+    Int8,
+}
+
+fn parse_cache(text: &str) -> Result<CacheChoice, String> {
+    let size = |size: &str| size.parse().ok().filter(|size| *size > 0).map(CacheChoice::Paged);
+    match text {
+        "contiguous" => Some(CacheChoice::Contiguous),
+        "int8" => Some(CacheChoice::Int8),
+        _ => text.strip_prefix("paged:").and_then(size),
+    }
+    .ok_or_else(|| "contiguous, int8, or paged: and positions of a page, at least 1".to_owned())
+}
+
+/// Which dimensions rotary embeddings turn together.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Pairs {
+    Interleaved,
+    Halves,
 }
 
 /// What becomes of the scores before the mask. Softcap comes first, as in FlashAttention, cuDNN and ONNX.
@@ -313,6 +361,9 @@ pub enum RunAlgorithm {
 pub enum Layout {
     Bhsd,
     Bshd,
+    /// All rows, heads, dim: packed sequences, whatever the option says.
+    #[value(skip)]
+    Packed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

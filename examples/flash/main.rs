@@ -4,6 +4,7 @@
 mod arguments;
 mod bench;
 mod blocks;
+mod cached;
 mod check;
 mod demo;
 mod device;

@@ -48,11 +48,13 @@ impl Lengths {
             len.filter(|len| *len <= u64::MAX / 4)
                 .ok_or_else(|| Failure::new("a tensor of this shape passes 2^64 bytes"))
         };
+        let (batch_q, rows_q) = problem.total_q().map_or((shape.batch, shape.seqlen_q), |total| (1, total));
+        let (batch_kv, rows_kv) = problem.total_kv().map_or((shape.batch, shape.seqlen_kv), |total| (1, total));
         Ok(Self {
-            q: fits(layout.q.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim))?,
-            k: fits(layout.k.required_len(shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim))?,
-            v: fits(layout.v.required_len(shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v))?,
-            o: fits(layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v))?,
+            q: fits(layout.q.required_len(batch_q, rows_q, shape.num_heads, shape.head_dim))?,
+            k: fits(layout.k.required_len(batch_kv, rows_kv, shape.num_heads_kv, shape.head_dim))?,
+            v: fits(layout.v.required_len(batch_kv, rows_kv, shape.num_heads_kv, shape.head_dim_v))?,
+            o: fits(layout.o.required_len(batch_q, rows_q, shape.num_heads, shape.head_dim_v))?,
         })
     }
 }
@@ -62,12 +64,17 @@ impl Resident {
     pub async fn new(gpu: &Gpu, problem: &AttentionProblem) -> Result<Self> {
         let lengths = Lengths::of(problem)?;
         let size = problem.element.size();
+        let lse = buffer(gpu, "LSE", problem.lse_len().saturating_mul(4)).await?;
+        if problem.total_q().is_some() {
+            // That of rows that no sequence uses, which nothing writes.
+            upload(gpu, &lse, 0, f32::NEG_INFINITY.to_le_bytes().repeat(problem.lse_len() as usize))?;
+        }
         Ok(Self {
             q: buffer(gpu, "Q", lengths.q * size).await?,
             k: buffer(gpu, "K", lengths.k * size).await?,
             v: buffer(gpu, "V", lengths.v * size).await?,
             o: buffer(gpu, "O", lengths.o * size).await?,
-            lse: buffer(gpu, "LSE", problem.shape.lse_len().saturating_mul(4)).await?,
+            lse,
             entries: Vec::new(),
         })
     }
@@ -76,6 +83,12 @@ impl Resident {
     pub async fn add_empty(&mut self, gpu: &Gpu, operand: Operand, bytes: u64) -> Result<()> {
         self.entries.push((operand, buffer(gpu, operand.name(), bytes).await?));
         Ok(())
+    }
+
+    /// Takes a buffer that was added.
+    pub fn take(&mut self, operand: Operand) -> Option<wgpu::Buffer> {
+        let place = self.entries.iter().position(|(other, _)| *other == operand)?;
+        Some(self.entries.remove(place).1)
     }
 
     /// The buffer of a bias, a mask or a sink.
@@ -147,7 +160,7 @@ impl ResidentGradients {
         let lengths = Lengths::of(problem)?;
         let size = problem.gradient_element().size();
         let d_lse = match has_d_lse {
-            true => Some(buffer(gpu, "dLSE", problem.shape.lse_len().saturating_mul(4)).await?),
+            true => Some(buffer(gpu, "dLSE", problem.lse_len().saturating_mul(4)).await?),
             false => None,
         };
         let dsink = match problem.has_sink() {
@@ -197,7 +210,7 @@ fn poison(gpu: &Gpu, buffer: &wgpu::Buffer) -> Result<()> {
     Ok(())
 }
 
-async fn buffer(gpu: &Gpu, name: &str, size: u64) -> Result<wgpu::Buffer> {
+pub async fn buffer(gpu: &Gpu, name: &str, size: u64) -> Result<wgpu::Buffer> {
     let device = gpu.attention.device();
     let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
     let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);

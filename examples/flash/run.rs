@@ -9,6 +9,7 @@ use wgpu_flash_attention::{
 
 use crate::arguments::{RunAlgorithm, RunOptions};
 use crate::blocks::{self, Pattern};
+use crate::cached::{self, Rotation, Rows};
 use crate::device::Gpu;
 use crate::elements;
 use crate::failure::{Failure, Result};
@@ -54,6 +55,9 @@ struct Answer {
 
 pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let file = File::read(&options.input)?;
+    if file.has("k_cache") {
+        return cached::run(options, &file, choice, out).await;
+    }
     let mut inputs = file.inputs(options.layout)?;
     add_blocks(options, &file, &mut inputs)?;
     let target = Target::new(&options.output)?;
@@ -65,6 +69,11 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     });
     if let [Some(q), Some(k), Some(v), d_o] = &converted {
         inputs = Inputs { element, q, k, v, d_o: d_o.as_deref(), ..inputs };
+    }
+
+    let rotated = rotated(options, &file, &inputs, choice).await?;
+    if let Some([q, k]) = &rotated {
+        inputs = Inputs { q, k, ..inputs };
     }
 
     let bias_in_file = inputs.bias.as_ref().map(|bias| (bias.counts, bias.element));
@@ -101,7 +110,7 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     let gradient_element = problem.gradient_element();
     answer.summary.with = what_else(&problem);
     let elements = [element, gradient_element];
-    let file = tensors::encoded(&problem.shape, options.layout, elements, bias_in_file, &answer.outputs)?;
+    let file = tensors::encoded(&problem, inputs.layout, elements, bias_in_file, &answer.outputs)?;
     target.write(&file)?;
     if options.json {
         writeln!(out, "{}", json(&answer.summary))?;
@@ -114,6 +123,29 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         writeln!(out, "wrote {} and {last} to {}", first.join(", "), options.output.display())?;
     }
     Ok(true)
+}
+
+/// Q and K, rotated by their positions in their sequence, if that is asked for.
+async fn rotated(
+    options: &RunOptions,
+    file: &File,
+    inputs: &Inputs<'_>,
+    choice: device::Choice<'_>,
+) -> Result<Option<[Vec<u8>; 2]>> {
+    let Some(rotation) = Rotation::read(options, file)? else { return Ok(None) };
+    let gpu = device::open(choice).await?;
+    let (shape, layout) = (inputs.shape, inputs.layout.of(&inputs.shape));
+    let firsts = vec![0; shape.batch as usize];
+    let of = |side: usize| inputs.cu_seqlens.as_ref().map(|sums| &sums[side][..]);
+    let count = |side: usize, seqlen: u32| of(side).map_or(seqlen, |sums| sums.last().copied().unwrap_or(0));
+    let q_counts = [shape.batch, shape.num_heads, count(0, shape.seqlen_q), shape.head_dim];
+    let k_counts = [shape.batch, shape.num_heads_kv, count(1, shape.seqlen_kv), shape.head_dim];
+    let q = Rows { layout: layout.q, counts: q_counts, firsts: &firsts, sums: of(0) };
+    let k = Rows { layout: layout.k, counts: k_counts, firsts: &firsts, sums: of(1) };
+    Ok(Some([
+        rotation.of(&gpu, inputs.element, inputs.q, &q).await?,
+        rotation.of(&gpu, inputs.element, inputs.k, &k).await?,
+    ]))
 }
 
 /// The tensors that belong to options, which decide whether they may be there.
@@ -148,7 +180,7 @@ fn dbias_for_file(bytes: &[u8], element: Element, (counts, in_file): ([u32; 4], 
 }
 
 /// What a problem has beside shape, element and causal.
-fn what_else(problem: &AttentionProblem) -> Vec<String> {
+pub fn what_else(problem: &AttentionProblem) -> Vec<String> {
     let mask = problem.mask;
     let side = |limit: Option<u32>| limit.map_or("inf".to_owned(), |limit| limit.to_string());
     let is_window = mask.window_left.is_some() || mask.window_right.is_some_and(|right| right > 0);
@@ -162,7 +194,10 @@ fn what_else(problem: &AttentionProblem) -> Vec<String> {
         _ => format!("{} mask", mask.name()),
     });
     let sink = problem.has_sink().then(|| "sink".to_owned());
-    let lengths = problem.has_lengths().then(|| "lengths of sequences".to_owned());
+    let lengths = problem.has_lengths().then(|| match problem.total_q() {
+        Some(_) => "packed sequences".to_owned(),
+        None => "lengths of sequences".to_owned(),
+    });
     let dropout = problem.dropout.map(|dropout| format!("dropout {}", dropout.dropout_p));
     window.into_iter().chain(scores).chain(masks).chain(lengths).chain(sink).chain(dropout).collect()
 }
@@ -172,9 +207,9 @@ pub fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-fn problem(options: &RunOptions, inputs: &Inputs, own: &OwnWgsl) -> AttentionProblem {
+pub fn problem(options: &RunOptions, inputs: &Inputs, own: &OwnWgsl) -> AttentionProblem {
     let problem =
-        AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(options.layout.of(&inputs.shape));
+        AttentionProblem::new(inputs.shape).with_element(inputs.element).with_layout(inputs.layout.of(&inputs.shape));
     let mut problem = options.scores.apply(options.causal.apply(problem), own);
     if let Some(slopes) = &inputs.alibi_slopes {
         problem = problem.with_score(ScoreMod::Alibi(slopes.clone()));
@@ -197,6 +232,9 @@ fn problem(options: &RunOptions, inputs: &Inputs, own: &OwnWgsl) -> AttentionPro
     }
     if inputs.sink.is_some() {
         problem = problem.with_sink();
+    }
+    if let Some([cu_seqlens_q, cu_seqlens_kv]) = &inputs.cu_seqlens {
+        problem = problem.with_cu_seqlens(cu_seqlens_q.clone(), cu_seqlens_kv.clone());
     }
     if let Some([seqlens_q, seqlens_kv]) = &inputs.lengths {
         problem = problem.with_lengths(seqlens_q.clone(), seqlens_kv.clone());
@@ -223,7 +261,9 @@ async fn on_gpu(
     choice: device::Choice<'_>,
 ) -> Result<Answer> {
     let gpu = device::open(choice).await?;
-    let prepared = gpu.attention.prepare_forward(problem).await?;
+    let plan = gpu.attention.plan_forward(problem);
+    let plan = options.num_splits.into_iter().fold(plan, |plan, splits| plan.with_splits(splits)).build()?;
+    let prepared = gpu.attention.prepare_forward_plan(plan).await?;
     let mut tensors = Resident::new(&gpu, problem).await?;
     if let Some(bias) = &inputs.bias {
         tensors.add(&gpu, Operand::Bias, bias.bytes.to_vec()).await?;
@@ -243,7 +283,7 @@ async fn on_gpu(
     let time = timing::measure(&gpu, Effort::ASIDE, |encoder| tensors.encode(&prepared, encoder))?;
 
     let shape = problem.shape;
-    let o_len = shape.lse_len() * u64::from(shape.head_dim_v) * problem.element.size();
+    let o_len = problem.lse_len() * u64::from(shape.head_dim_v) * problem.element.size();
     let plan = prepared.plan();
     let mut summary = Summary {
         adapter: Some(gpu.describe()),
@@ -264,7 +304,7 @@ async fn on_gpu(
     };
     let outputs = Outputs {
         o: resident::read(&gpu, &tensors.o, 0, o_len)?,
-        lse: resident::read(&gpu, &tensors.lse, 0, shape.lse_len() * 4)?,
+        lse: resident::read(&gpu, &tensors.lse, 0, problem.lse_len() * 4)?,
         gradients,
         probabilities,
     };
@@ -293,8 +333,9 @@ async fn gradients_on_gpu(
 
     let size = problem.gradient_element().size();
     let shape = problem.shape;
-    let q_len = shape.lse_len() * u64::from(shape.head_dim);
-    let kv_rows = u64::from(shape.batch) * u64::from(shape.num_heads_kv) * u64::from(shape.seqlen_kv);
+    let q_len = problem.lse_len() * u64::from(shape.head_dim);
+    let rows = problem.total_kv().map_or(u64::from(shape.batch) * u64::from(shape.seqlen_kv), u64::from);
+    let kv_rows = u64::from(shape.num_heads_kv) * rows;
     let (k_len, v_len) = (kv_rows * u64::from(shape.head_dim), kv_rows * u64::from(shape.head_dim_v));
     let mut written = vec![
         (Operand::Dq, &gradients.dq, q_len * size),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use wgpu_flash_attention::{AttentionLayout, AttentionShape, AuxType, Element, Operand};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, AuxType, Element, Operand};
 
 use crate::arguments::Layout;
 use crate::failure::{Failure, Result};
@@ -24,6 +24,10 @@ pub struct Tensor<'a> {
 /// Q, K and V that fit each other.
 pub struct Inputs<'a> {
     pub shape: AttentionShape,
+    /// The order of the dimensions.
+    pub layout: Layout,
+    /// Where packed sequences begin, in Q and in K and V.
+    pub cu_seqlens: Option<[Vec<u32>; 2]>,
     pub element: Element,
     pub q: &'a [u8],
     pub k: &'a [u8],
@@ -70,7 +74,7 @@ impl File {
         Ok(Self { path: path.to_owned(), bytes })
     }
 
-    fn parse(&self) -> Result<SafeTensors<'_>> {
+    pub fn parse(&self) -> Result<SafeTensors<'_>> {
         SafeTensors::deserialize(&self.bytes)
             .map_err(|error| self.failure(format_args!("not a sound safetensors file: {error}")))
     }
@@ -106,6 +110,8 @@ impl File {
 
     /// Q, K and V, checked against each other.
     pub fn inputs(&self, layout: Layout) -> Result<Inputs<'_>> {
+        let cu_seqlens = self.cu_seqlens()?;
+        let layout = if cu_seqlens.is_some() { Layout::Packed } else { layout };
         let q = self.tensor("q")?;
         let k = self.tensor("k")?;
         let v = self.tensor("v")?;
@@ -121,6 +127,7 @@ impl File {
             let order = match layout {
                 Layout::Bhsd => "batch, heads, seqlen, dim",
                 Layout::Bshd => "batch, seqlen, heads, dim",
+                Layout::Packed => "all rows, heads, dim",
             };
             self.failure(format_args!("{what}: {shapes} (read as {order})"))
         };
@@ -139,9 +146,13 @@ impl File {
         if q_heads.checked_rem(k_heads).unwrap_or(q_heads) != 0 {
             return Err(differ("the heads of q are not a multiple of those of k and v"));
         }
-        let shape = AttentionShape::new(q_batch, q_heads, q_rows, q_dim)
+        let [batch, seqlen_q, seqlen_kv] = match &cu_seqlens {
+            Some(sums) => self.extent_of(sums, [q_rows, k_rows])?,
+            None => [q_batch, q_rows, k_rows],
+        };
+        let shape = AttentionShape::new(batch, q_heads, seqlen_q, q_dim)
             .with_num_heads_kv(k_heads)
-            .with_seqlen_kv(k_rows)
+            .with_seqlen_kv(seqlen_kv)
             .with_head_dim_v(v_dim);
         let d_o = self.optional("d_o")?;
         if let Some(d_o) = &d_o {
@@ -150,13 +161,13 @@ impl File {
                 return Err(self.failure(format_args!("d_o is stored as {types}; they must have one type")));
             }
             if self.dims("d_o", d_o, layout)? != [q_batch, q_heads, q_rows, v_dim] {
-                let o = layout.o_dims(&shape);
+                let o = layout.dims_of(q_batch, q_heads, q_rows, v_dim);
                 return Err(self.failure(format_args!("d_o has the shape {:?}, o {o:?}; they must be equal", d_o.dims)));
             }
         }
         let d_lse = self.optional("d_lse")?;
         if let Some(d_lse) = &d_lse {
-            let lse = [q_batch, q_heads, q_rows];
+            let lse = layout.lse_dims(q_batch, q_heads, q_rows);
             if d_lse.element != Element::F32 || d_lse.dims != lse {
                 return Err(self.failure(format_args!(
                     "d_lse is {} of the shape {:?}; it must be f32 of {lse:?}",
@@ -170,11 +181,13 @@ impl File {
         }
         let (d_o, d_lse) = (d_o.map(|tensor| tensor.bytes), d_lse.map(|tensor| tensor.bytes));
         let (bias, mask, sink) = (self.bias(&shape)?, self.mask(&shape)?, self.sink(&shape)?);
-        let (lengths, aux) = (self.lengths(&shape)?, self.aux()?);
+        let (lengths, aux) = (self.lengths(&shape, cu_seqlens.is_some())?, self.aux()?);
         let (element, q, k, v) = (q.element, q.bytes, k.bytes, v.bytes);
         let (alibi_slopes, document_ids, block_mask) = (None, None, None);
         Ok(Inputs {
             shape,
+            layout,
+            cu_seqlens,
             element,
             q,
             k,
@@ -192,13 +205,13 @@ impl File {
         })
     }
 
-    fn bias(&self, shape: &AttentionShape) -> Result<Option<Bias<'_>>> {
+    pub fn bias(&self, shape: &AttentionShape) -> Result<Option<Bias<'_>>> {
         let Some(bias) = self.optional("bias")? else { return Ok(None) };
         let counts = self.counts("bias", &bias.dims, shape)?;
         Ok(Some(Bias { counts, element: bias.element, bytes: bias.bytes }))
     }
 
-    fn mask(&self, shape: &AttentionShape) -> Result<Option<Mask>> {
+    pub fn mask(&self, shape: &AttentionShape) -> Result<Option<Mask>> {
         let tensors = self.parse()?;
         let Ok(view) = tensors.tensor("mask") else { return Ok(None) };
         if !matches!(view.dtype(), Dtype::BOOL | Dtype::U8) {
@@ -211,7 +224,7 @@ impl File {
         Ok(Some(Mask { counts, words: rows.flat_map(|row| row.chunks(32).map(word)).collect() }))
     }
 
-    fn sink(&self, shape: &AttentionShape) -> Result<Option<&[u8]>> {
+    pub fn sink(&self, shape: &AttentionShape) -> Result<Option<&[u8]>> {
         let Some(sink) = self.optional("sink")? else { return Ok(None) };
         if sink.element != Element::F32 || sink.dims != [shape.num_heads] {
             return Err(self.failure(format_args!(
@@ -224,15 +237,79 @@ impl File {
         Ok(Some(sink.bytes))
     }
 
-    /// seqlens_q and seqlens_kv, if one of them is given; the other then has the tensors' length throughout.
-    fn lengths(&self, shape: &AttentionShape) -> Result<Option<[Vec<u32>; 2]>> {
+    /// seqlens_q and seqlens_kv, if one of them is given; the other then has the tensors' length throughout. Of packed sequences
+    /// seqused_q and seqused_kv.
+    fn lengths(&self, shape: &AttentionShape, is_packed: bool) -> Result<Option<[Vec<u32>; 2]>> {
+        let (padded, used) = (["seqlens_q", "seqlens_kv"], ["seqused_q", "seqused_kv"]);
+        let (names, others) = if is_packed { (used, padded) } else { (padded, used) };
+        if let Some(other) = others.into_iter().find(|name| self.has(name)) {
+            let tensors =
+                if is_packed { "packed sequences have seqused_q and seqused_kv" } else { "it needs cu_seqlens_q" };
+            return Err(self.failure(format_args!("has {other}, which nothing uses: {tensors}")));
+        }
         let of = |name| self.integers(name, &[&[shape.batch]], "[batch]");
-        let (q, kv) = (of("seqlens_q")?.map(|(_, lengths)| lengths), of("seqlens_kv")?.map(|(_, lengths)| lengths));
+        let (q, kv) = (of(names[0])?.map(|(_, lengths)| lengths), of(names[1])?.map(|(_, lengths)| lengths));
         if q.is_none() && kv.is_none() {
             return Ok(None);
         }
-        let all = |length: u32| vec![length; shape.batch as usize];
-        Ok(Some([q.unwrap_or_else(|| all(shape.seqlen_q)), kv.unwrap_or_else(|| all(shape.seqlen_kv))]))
+        let rows = |sums: Vec<u32>| sums.windows(2).map(|sums| sums[1].saturating_sub(sums[0])).collect();
+        let all: [Vec<u32>; 2] = match self.cu_seqlens()? {
+            Some(sums) => sums.map(rows),
+            None => [shape.seqlen_q, shape.seqlen_kv].map(|length| vec![length; shape.batch as usize]),
+        };
+        for ((name, lengths), all) in names.iter().zip([&q, &kv]).zip(&all).filter(|_| is_packed) {
+            let mut of_each = lengths.iter().flatten().zip(all).enumerate();
+            if let Some((batch, (length, rows))) = of_each.find(|(_, (length, rows))| length > rows) {
+                return Err(self.failure(format_args!("{name}: sequence {batch} uses {length} of its {rows} rows")));
+            }
+        }
+        let [all_q, all_kv] = all;
+        Ok(Some([q.unwrap_or(all_q), kv.unwrap_or(all_kv)]))
+    }
+
+    /// cu_seqlens_q and cu_seqlens_kv, if sequences are packed.
+    fn cu_seqlens(&self) -> Result<Option<[Vec<u32>; 2]>> {
+        let names = ["cu_seqlens_q", "cu_seqlens_kv"];
+        match names.map(|name| self.has(name)) {
+            [false, false] => return Ok(None),
+            [true, true] => {}
+            [has_q, _] => {
+                let (given, missing) = if has_q { (names[0], names[1]) } else { (names[1], names[0]) };
+                return Err(self.failure(format_args!("has {given} and no {missing}; packed sequences need both")));
+            }
+        }
+        let sums = |name: &str| -> Result<Vec<u32>> {
+            let dims = self.parse()?.tensor(name).map(|view| view.shape().to_vec()).unwrap_or_default();
+            let len = u32::try_from(dims.iter().product::<usize>()).unwrap_or(u32::MAX);
+            let sums = self.integers(name, &[&[len.max(1)]], "[batch + 1]")?;
+            Ok(sums.map(|(_, sums)| sums).unwrap_or_default())
+        };
+        let (q, kv) = (sums(names[0])?, sums(names[1])?);
+        if q.len() != kv.len() {
+            let lens = [&q, &kv].map(|sums| sums.len().to_string()).join(" and ");
+            return Err(
+                self.failure(format_args!("cu_seqlens_q and cu_seqlens_kv have {lens} sums; both have batch + 1"))
+            );
+        }
+        Ok(Some([q, kv]))
+    }
+
+    /// How many packed sequences there are, and the largest lengths, where the tensors have so many rows.
+    fn extent_of(&self, sums: &[Vec<u32>; 2], rows: [u32; 2]) -> Result<[u32; 3]> {
+        for ((sums, rows), [name, tensors]) in
+            sums.iter().zip(rows).zip([["cu_seqlens_q", "q has"], ["cu_seqlens_kv", "k and v have"]])
+        {
+            let end = sums.last().copied().unwrap_or(0);
+            if end != rows {
+                return Err(self.failure(format_args!("{name} ends at {end}, and {tensors} {rows} rows")));
+            }
+        }
+        let largest = |sums: &[u32]| sums.windows(2).map(|sums| sums[1].saturating_sub(sums[0])).max().unwrap_or(0);
+        Ok([(sums[0].len() - 1) as u32, largest(&sums[0]), largest(&sums[1])])
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.parse().is_ok_and(|tensors| tensors.names().contains(&name))
     }
 
     /// Slopes of ALiBi, if there are some.
@@ -279,7 +356,7 @@ impl File {
     }
 
     /// Numbers of any shape, f32, u32 or i32, none of the last negative.
-    fn aux(&self) -> Result<Option<(AuxType, &[u8])>> {
+    pub fn aux(&self) -> Result<Option<(AuxType, &[u8])>> {
         let tensors = self.parse()?;
         let Ok(view) = tensors.tensor("aux") else { return Ok(None) };
         let is_negative = |word: &[u8]| word[3] > 127;
@@ -294,7 +371,7 @@ impl File {
     }
 
     /// A tensor of integers of any type, none of them negative, of one of these shapes. Its shape, and the integers.
-    fn integers(&self, name: &str, shapes: &[&[u32]], wanted: &str) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
+    pub fn integers(&self, name: &str, shapes: &[&[u32]], wanted: &str) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
         let tensors = self.parse()?;
         let Ok(view) = tensors.tensor(name) else { return Ok(None) };
         let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
@@ -343,7 +420,7 @@ impl File {
     }
 
     /// The tensor of this name, if there is one.
-    fn optional(&self, name: &str) -> Result<Option<Tensor<'_>>> {
+    pub fn optional(&self, name: &str) -> Result<Option<Tensor<'_>>> {
         match self.parse()?.names().contains(&name) {
             true => self.tensor(name).map(Some),
             false => Ok(None),
@@ -351,13 +428,19 @@ impl File {
     }
 
     /// `[batch, heads, seqlen, dim]`, whatever the order in the file.
-    fn dims(&self, name: &str, tensor: &Tensor, layout: Layout) -> Result<[u32; 4]> {
+    pub fn dims(&self, name: &str, tensor: &Tensor, layout: Layout) -> Result<[u32; 4]> {
         match (tensor.dims.as_slice(), layout) {
             (&[batch, heads, rows, dim], Layout::Bhsd) | (&[batch, rows, heads, dim], Layout::Bshd) => {
                 Ok([batch, heads, rows, dim])
             }
+            (&[rows, heads, dim], Layout::Packed) => Ok([1, heads, rows, dim]),
+            (dims, Layout::Packed) => Err(self.failure(format_args!(
+                "'{name}' has {} dimensions {dims:?}; packed sequences need 3: all rows, heads, dim",
+                dims.len()
+            ))),
             (dims, _) => {
-                Err(self.failure(format_args!("'{name}' has {} dimensions {dims:?}; 4 are needed", dims.len())))
+                let hint = if dims.len() == 3 { ", or 3 with cu_seqlens_q and cu_seqlens_kv" } else { "" };
+                Err(self.failure(format_args!("'{name}' has {} dimensions {dims:?}; 4 are needed{hint}", dims.len())))
             }
         }
     }
@@ -367,19 +450,25 @@ impl Layout {
     pub fn of(self, shape: &AttentionShape) -> AttentionLayout {
         match self {
             Layout::Bhsd => AttentionLayout::bhsd(shape),
-            Layout::Bshd => AttentionLayout::bshd(shape),
+            // Strides of rows and heads alone mean something where sequences are packed.
+            Layout::Bshd | Layout::Packed => AttentionLayout::bshd(shape),
         }
     }
 
-    /// The dimensions of O.
-    fn o_dims(self, shape: &AttentionShape) -> [u32; 4] {
-        self.dims_of(shape.batch, shape.num_heads, shape.seqlen_q, shape.head_dim_v)
+    /// The dimensions of a tensor with so many rows in a sequence, or in all that are packed.
+    pub fn dims_of(self, batch: u32, heads: u32, rows: u32, dim: u32) -> Vec<u32> {
+        match self {
+            Layout::Bhsd => vec![batch, heads, rows, dim],
+            Layout::Bshd => vec![batch, rows, heads, dim],
+            Layout::Packed => vec![rows, heads, dim],
+        }
     }
 
-    fn dims_of(self, batch: u32, heads: u32, rows: u32, dim: u32) -> [u32; 4] {
+    /// Those of LSE.
+    pub fn lse_dims(self, batch: u32, heads: u32, rows: u32) -> Vec<u32> {
         match self {
-            Layout::Bhsd => [batch, heads, rows, dim],
-            Layout::Bshd => [batch, rows, heads, dim],
+            Layout::Bhsd | Layout::Bshd => vec![batch, heads, rows],
+            Layout::Packed => vec![heads, rows],
         }
     }
 }
@@ -406,7 +495,7 @@ pub struct Outputs {
 
 /// The bytes of a safetensors file with o and lse, and the gradients if there are any, that of a bias in its shape and type.
 pub fn encoded(
-    shape: &AttentionShape,
+    problem: &AttentionProblem,
     layout: Layout,
     [element, gradient_element]: [Element; 2],
     bias: Option<([u32; 4], Element)>,
@@ -419,26 +508,28 @@ pub fn encoded(
         Element::Bf16 => Dtype::BF16,
         other => crate::elements::unknown(other),
     };
-    let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = *shape;
-    let lse_dims = [batch, num_heads, seqlen_q].map(|dim| dim as usize).to_vec();
+    let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = problem.shape;
+    let (rows_q, rows_kv) = (problem.total_q().unwrap_or(seqlen_q), problem.total_kv().unwrap_or(seqlen_kv));
+    let in_usize = |dims: Vec<u32>| dims.into_iter().map(|dim| dim as usize).collect::<Vec<_>>();
+    let o_dims = in_usize(layout.dims_of(batch, num_heads, rows_q, head_dim_v));
     let mut tensors = vec![
-        ("o", dtype(element), layout.o_dims(shape).map(|dim| dim as usize).to_vec(), &outputs.o),
-        ("lse", Dtype::F32, lse_dims, &outputs.lse),
+        ("o", dtype(element), o_dims, &outputs.o),
+        ("lse", Dtype::F32, in_usize(layout.lse_dims(batch, num_heads, rows_q)), &outputs.lse),
     ];
     if let Some((rows, bytes)) = &outputs.probabilities {
         let dims = [batch, 1, *rows, seqlen_kv].map(|dim| dim as usize).to_vec();
         tensors.push(("probabilities", Dtype::F32, dims, bytes));
     }
     for (operand, bytes) in &outputs.gradients {
-        let of_element = |heads, rows, dim| (gradient_element, layout.dims_of(batch, heads, rows, dim).to_vec());
+        let of_element = |heads, rows, dim| (gradient_element, layout.dims_of(batch, heads, rows, dim));
         let (element, dims) = match operand {
-            Operand::Dq => of_element(num_heads, seqlen_q, head_dim),
-            Operand::Dk => of_element(num_heads_kv, seqlen_kv, head_dim),
-            Operand::Dv => of_element(num_heads_kv, seqlen_kv, head_dim_v),
+            Operand::Dq => of_element(num_heads, rows_q, head_dim),
+            Operand::Dk => of_element(num_heads_kv, rows_kv, head_dim),
+            Operand::Dv => of_element(num_heads_kv, rows_kv, head_dim_v),
             Operand::DBias => bias.map_or((Element::F32, Vec::new()), |(counts, element)| (element, counts.to_vec())),
             _ => (Element::F32, vec![num_heads]),
         };
-        tensors.push((operand.name(), dtype(element), dims.into_iter().map(|dim| dim as usize).collect(), bytes));
+        tensors.push((operand.name(), dtype(element), in_usize(dims), bytes));
     }
     let views = tensors.into_iter().map(|(name, dtype, dims, bytes)| Ok((name, TensorView::new(dtype, dims, bytes)?)));
     let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;

@@ -34,7 +34,18 @@ const FIRST_V_GAIN = select(1.0, 8.507059173023462e37, HAS_UNITS); // 2¹²⁶
 // `unit_place` are the quad's in workgroup memory and that of its row's unit, behind the tile where there is none;
 // `first` is the quad's place in the tensor in the tile of key 0, `last` that in the row of the last key, where `valid`
 // elements of a row are left, at least 1.
-struct Share { row: u32, place: u32, unit_place: u32, first: u32, last: u32, valid: u32, is_inside: bool }
+struct Share {
+  row: u32,
+  place: u32,
+  unit_place: u32,
+  first: u32,
+  last: u32,
+  valid: u32,
+  is_inside: bool,
+  // unroll PACKED in PACKED_SEQUENCES {
+    sequence: Sequence,
+  // }
+}
 
 // unroll W in WIDTHS, TENSOR in WALKED_W {
   // Whether rows are whole chunks, so that no dimension lies outside.
@@ -56,16 +67,36 @@ struct Share { row: u32, place: u32, unit_place: u32, first: u32, last: u32, val
     let place = select(TILE_KV * W_STRIDE, row * W_STRIDE + quad, quad < W_ROW_QUADS);
     let unit_place = select(TILE_KV, row, quad == 0u);
     let dim = min(quad * 4u, (HEAD_DIM_W - 1u) / 4u * 4u);
-    let head = TENSOR_head(tile.batch, tile.head_kv);
-    let last = head + dim + (params.seqlen_kv - 1u) * params.TENSOR_stride_row;
-    let first = head + dim + row * params.TENSOR_stride_row;
-    return Share(row, place, unit_place, first, last, HEAD_DIM_W - dim, quad * 4u < HEAD_DIM_W);
+    // unroll ORDER in ROWS_IN_ORDER, EXTENT in EXTENT_OF_TILE, ATK in AT_K {
+      let head = TENSOR_head(tile.ATK, tile.head_kv);
+      let last = head + dim + (EXTENT.seqlen_kv - 1u) * params.TENSOR_stride_row;
+      let first = head + dim + row * params.TENSOR_stride_row;
+    // }
+    // unroll PLACE in PLACES_OF_KEYS {
+      // Keys in pages are found one by one: `first` is the quad's place in row 0 of page 0, `last` the sequence.
+      let first = TENSOR_head(0u, tile.head_kv) + dim;
+      let last = tile.batch;
+    // }
+    // unroll DENSE in DENSE_SEQUENCES {
+      return Share(row, place, unit_place, first, last, HEAD_DIM_W - dim, quad * 4u < HEAD_DIM_W);
+    // }
+    // unroll PACKED in PACKED_SEQUENCES {
+      return Share(row, place, unit_place, first, last, HEAD_DIM_W - dim, quad * 4u < HEAD_DIM_W, tile.sequence);
+    // }
   }
 
   // Past the last key it is that key again (or, where indices wrap, another): what it gives is masked.
   fn fetch_TENSOR(share: Share, tile: u32, fetch: u32) -> Loaded {
-    let index = share.first + (tile * TILE_KV + fetch * W_FETCH_ROWS) * params.TENSOR_stride_row;
-    return load_TENSOR(min(index, share.last), share.valid);
+    // unroll ORDER in ROWS_IN_ORDER {
+      let index = share.first + (tile * TILE_KV + fetch * W_FETCH_ROWS) * params.TENSOR_stride_row;
+      return load_TENSOR(min(index, share.last), share.valid);
+    // }
+    // unroll PLACE in PLACES_OF_KEYS, EXTENT in EXTENT_OF_SHARE {
+      let key = tile * TILE_KV + fetch * W_FETCH_ROWS + share.row;
+      let PLACE = place_of_key(share.last, min(key, EXTENT.seqlen_kv - 1u));
+      let index = share.first + PLACE.page * params.TENSOR_stride_batch + PLACE.row * params.TENSOR_stride_row;
+      return load_TENSOR(index, share.valid);
+    // }
   }
 
   // Without a branch, like everything in the loop over tiles: a row behind the tile goes to a place behind it. V is 0
@@ -74,7 +105,9 @@ struct Share { row: u32, place: u32, unit_place: u32, first: u32, last: u32, val
     let value = operand_W(fetched);
     let place = share.place + fetch * W_FETCH_ROWS * W_STRIDE;
     let exact_place = select(min(place, TILE_KV * W_STRIDE), place, W_FETCHES_ARE_EXACT);
-    let is_key = are_keys || tile * TILE_KV + fetch * W_FETCH_ROWS + share.row < params.seqlen_kv;
+    // unroll EXTENT in EXTENT_OF_SHARE {
+      let is_key = are_keys || tile * TILE_KV + fetch * W_FETCH_ROWS + share.row < EXTENT.seqlen_kv;
+    // }
     let is_inside = is_key && (W_IS_WHOLE || share.is_inside);
     let scale = row_scale(largest_of_loaded(value), 1u, W_FETCH_LANES);
     set_TENSOR_unit(min(share.unit_place + fetch * W_FETCH_ROWS, TILE_KV), inverse(scale));

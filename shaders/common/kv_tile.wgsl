@@ -8,6 +8,9 @@ struct KvTile {
   key: u32,
   first_key: u32,
   last_key: u32,
+  // unroll PACKED in PACKED_SEQUENCES {
+    sequence: Sequence,
+  // }
 }
 
 fn num_kv_tiles() -> u32 { return (params.key_count + TILE_KV - 1u) / TILE_KV; }
@@ -25,12 +28,20 @@ fn kv_tile_at(index: u32) -> KvTile {
     place = index / (kv_heads * params.batch_count);
     head_and_batch = index % (kv_heads * params.batch_count);
   }
-  var tile = KvTile(0u, 0u, 0u, 0u, 0u, 0u);
+  // unroll DENSE in DENSE_SEQUENCES {
+    var tile = KvTile(0u, 0u, 0u, 0u, 0u, 0u);
+  // }
+  // unroll PACKED in PACKED_SEQUENCES {
+    var tile = KvTile();
+    tile.sequence = sequence_of(head_and_batch / kv_heads);
+  // }
   tile.batch = head_and_batch / kv_heads;
   tile.head_kv = head_and_batch % kv_heads;
   tile.head = tile.head_kv * params.heads_per_kv;
   tile.key = place * TILE_KV;
   tile.first_key = params.key_first + tile.key;
-  tile.last_key = params.key_first + min(tile.key + TILE_KV, params.key_count) - 1u;
+  // unroll EXTENT in EXTENT_OF_TILE {
+    tile.last_key = params.key_first + min(tile.key + TILE_KV, EXTENT.key_count) - 1u;
+  // }
   return tile;
 }

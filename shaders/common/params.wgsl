@@ -110,6 +110,35 @@ struct Params {
   probabilities_offset: u32,
   probabilities_stride_batch: u32,
   probabilities_stride_head: u32,
+  // Appends. The caches, whose batches are pages where there are pages, and the rotated Q.
+  k_cache_offset: u32,
+  k_cache_stride_batch: u32,
+  k_cache_stride_row: u32,
+  k_cache_stride_head: u32,
+  v_cache_offset: u32,
+  v_cache_stride_batch: u32,
+  v_cache_stride_row: u32,
+  v_cache_stride_head: u32,
+  q_rotated_offset: u32,
+  q_rotated_stride_batch: u32,
+  q_rotated_stride_row: u32,
+  q_rotated_stride_head: u32,
+  // Positions of a page, pages, and entries of the page table for a sequence. A sequence whose positions lie side by
+  // side counts as a page.
+  page_size: u32,
+  num_pages: u32,
+  max_pages: u32,
+  // Rows of the rotary tables; of new tokens, for each sequence or (packed) for all.
+  rotary_positions: u32,
+  token_rows: u32,
+  // Words or f32.
+  cache_seqlens_offset: u32,
+  page_table_offset: u32,
+  slot_mapping_offset: u32,
+  cu_seqlens_new_offset: u32,
+  rotary_cos_offset: u32,
+  rotary_sin_offset: u32,
+  new_cache_seqlens_offset: u32,
 }
 
 @group(0) @binding(BINDING_params) var<uniform> params: Params;

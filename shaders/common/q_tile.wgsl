@@ -9,6 +9,9 @@ struct QTile {
   row: u32,
   first_row: u32,
   last_row: u32,
+  // unroll PACKED in PACKED_SEQUENCES {
+    sequence: Sequence,
+  // }
 }
 
 fn num_q_tiles() -> u32 { return (params.row_count + TILE_Q - 1u) / TILE_Q; }
@@ -28,12 +31,20 @@ fn q_tile_at(index: u32) -> QTile {
     head_and_batch = index % heads;
   }
   let heads_per_kv = params.heads_per_kv;
-  var tile = QTile(0u, 0u, 0u, 0u, 0u, 0u);
+  // unroll DENSE in DENSE_SEQUENCES {
+    var tile = QTile(0u, 0u, 0u, 0u, 0u, 0u);
+  // }
+  // unroll PACKED in PACKED_SEQUENCES {
+    var tile = QTile();
+    tile.sequence = sequence_of(head_and_batch / params.head_count);
+  // }
   tile.batch = head_and_batch / params.head_count;
   tile.head = head_and_batch % params.head_count;
   tile.head_kv = (params.head_first + tile.head) / heads_per_kv - params.head_first / heads_per_kv;
   tile.row = place * TILE_Q;
   tile.first_row = params.row_first + tile.row;
-  tile.last_row = params.row_first + min(tile.row + TILE_Q, params.row_count) - 1u;
+  // unroll EXTENT in EXTENT_OF_TILE {
+    tile.last_row = params.row_first + min(tile.row + TILE_Q, EXTENT.row_count) - 1u;
+  // }
   return tile;
 }

@@ -22,16 +22,19 @@ fn step_at(visits: Visits, step: u32) -> Step {
   return Step(in_kind / tiles, visit, tile_at(visits, visit));
 }
 
-// Whether a row of the whole tiles, of any head that shares the keys, is empty: of those that this invocation looks at.
-fn has_empty_row(visits: Visits, tile: KvTile, invocation: u32) -> bool {
-  let rows = max(visits.num_whole * TILE_Q, 1u);
-  var found = false;
-  for (var index = invocation; index < visits.num_whole * TILE_Q * params.heads_per_kv; index += INVOCATIONS) {
-    let head_at = tile.batch * params.lse_stride_batch + (tile.head + index / rows) * params.lse_stride_head;
-    found = found || is_empty_row(head_at, row_of_whole(visits.range, index % rows));
+// unroll ATQ in AT_Q {
+  // Whether a row of the whole tiles, of any head that shares the keys, is empty: of those that this invocation looks
+  // at.
+  fn has_empty_row(visits: Visits, tile: KvTile, invocation: u32) -> bool {
+    let rows = max(visits.num_whole * TILE_Q, 1u);
+    var found = false;
+    for (var index = invocation; index < visits.num_whole * TILE_Q * params.heads_per_kv; index += INVOCATIONS) {
+      let head_at = tile.ATQ * params.lse_stride_batch + (tile.head + index / rows) * params.lse_stride_head;
+      found = found || is_empty_row(head_at, row_of_whole(visits.range, index % rows));
+    }
+    return found;
   }
-  return found;
-}
+// }
 
 // The keys that row i of a sequence sees; none if it lies outside the tensors, or is empty.
 fn visible_keys_unless_empty(batch: u32, i: u32, stats: vec2<f32>) -> vec2<i32> {

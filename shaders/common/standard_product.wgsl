@@ -10,18 +10,18 @@ const ROW_STRIDE = CHUNK_QUADS | 1u;
 var<workgroup> row_tile: array<vec4<f32>, TILE_Q * ROW_STRIDE>;
 var<workgroup> key_tile: array<vec4<f32>, TILE_KV * ROW_STRIDE>;
 
-// unroll ROWS in ROWS {
+// unroll ROWS in ROWS, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
   // The tile of rows, times `factor`: cheaper here than on every product.
   fn stage_rows(tile: QTile, chunk: u32, invocation: u32, factor: f32) {
-    let first = params.ROWS_offset + tile.batch * params.ROWS_stride_batch + tile.head * params.ROWS_stride_head;
+    let first = params.ROWS_offset + tile.ATQ * params.ROWS_stride_batch + tile.head * params.ROWS_stride_head;
     for (var index = invocation; index < TILE_Q * CHUNK_QUADS; index += INVOCATIONS) {
       let row = index / CHUNK_QUADS;
       let quad = index % CHUNK_QUADS;
       let dim = (chunk * CHUNK_QUADS + quad) * 4u;
-      let inside_row = min(tile.row + row, params.row_count - 1u);
+      let inside_row = min(tile.row + row, EXTENT.row_count - 1u);
       let inside_dim = min(dim, LAST_PRODUCT_QUAD);
       let value = load_ROWS(first + inside_row * params.ROWS_stride_row + inside_dim, PRODUCT_DIM - inside_dim);
-      let inside = tile.row + row < params.row_count && dim < PRODUCT_DIM;
+      let inside = tile.row + row < EXTENT.row_count && dim < PRODUCT_DIM;
       row_tile[row * ROW_STRIDE + quad] = select(vec4<f32>(0.0), decode(value) * factor, inside);
     }
   }

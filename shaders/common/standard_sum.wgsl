@@ -15,9 +15,12 @@ fn place_keys(index: u32, value: vec4<f32>) {
   if index < TILE_KV * CHUNK_QUADS { key_tile[index / CHUNK_QUADS * KEY_STRIDE + index % CHUNK_QUADS] = value; }
 }
 
-// unroll MATRIX in MATRIX, SUM in SUM {
+// unroll MATRIX in MATRIX, SUM in SUM, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
   // The rows of a Q tile, times `factor`. An invocation owns THREAD_ROWS of them and every LANES-th quad.
   fn sum_over_keys(tile: QTile, invocation: u32, factor: f32) {
+    // unroll PACKED in PACKED_SEQUENCES {
+      if tile.row >= tile.sequence.row_count { return; }
+    // }
     let lane = invocation % LANES;
     let row_lane = invocation / LANES;
     // unroll N in THREAD_ROWS {
@@ -42,7 +45,7 @@ fn place_keys(index: u32, value: vec4<f32>) {
             let row = index / LANES;
             let quad = index % LANES;
             var p = vec4<f32>(0.0);
-            if tile.row + row < params.row_count {
+            if tile.row + row < EXTENT.row_count {
               p = MATRIX[((s_row + row) * params.s_stride_row + key_first) / 4u + quad];
             }
             p_tile[row * P_STRIDE + quad] = p;
@@ -92,11 +95,11 @@ fn place_keys(index: u32, value: vec4<f32>) {
 
     // A row that sees nothing, or only scores of −∞, gives 0 whatever the keys hold.
     let lse_at =
-      params.lse_offset + tile.batch * params.lse_stride_batch + tile.head * params.lse_stride_head + tile.row;
+      params.lse_offset + tile.ATQ * params.lse_stride_batch + tile.head * params.lse_stride_head + tile.row;
     // unroll N in THREAD_ROWS {
-      if tile.row + row_N < params.row_count {
+      if tile.row + row_N < EXTENT.row_count {
         let is_empty = lse[lse_at + row_N] <= MASKED;
-        let first = params.SUM_offset + tile.batch * params.SUM_stride_batch + tile.head * params.SUM_stride_head
+        let first = params.SUM_offset + tile.ATQ * params.SUM_stride_batch + tile.head * params.SUM_stride_head
           + (tile.row + row_N) * params.SUM_stride_row;
         // unroll C in V_CHUNKS, M in THREAD_QUADS {
           let dim_C_M = (C * CHUNK_QUADS + lane + M * LANES) * 4u;

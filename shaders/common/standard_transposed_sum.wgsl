@@ -15,16 +15,16 @@ var<workgroup> p_tile: array<vec4<f32>, TILE_Q * P_STRIDE>;
 // The first dimension of the last quad.
 const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
 
-// unroll MATRIX in MATRIX, ROWS in ROWS, SUM in SUM {
+// unroll MATRIX in MATRIX, ROWS in ROWS, SUM in SUM, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q, ATK in AT_K {
   fn fetch_rows(tile: KvTile, head: u32, first_row: u32, chunk: u32, index: u32) -> vec4<f32> {
-    let first = params.ROWS_offset + tile.batch * params.ROWS_stride_batch + head * params.ROWS_stride_head;
+    let first = params.ROWS_offset + tile.ATQ * params.ROWS_stride_batch + head * params.ROWS_stride_head;
     let row = first_row + index / CHUNK_QUADS;
     let dim = (chunk * CHUNK_QUADS + index % CHUNK_QUADS) * 4u;
     let inside_dim = min(dim, LAST_PRODUCT_QUAD);
-    let at = first + min(row, params.row_count - 1u) * params.ROWS_stride_row + inside_dim;
+    let at = first + min(row, EXTENT.row_count - 1u) * params.ROWS_stride_row + inside_dim;
     let value = load_ROWS(at, PRODUCT_DIM - inside_dim);
-    let lse_at = params.lse_offset + tile.batch * params.lse_stride_batch + head * params.lse_stride_head;
-    let is_live = (row < params.row_count) & !(lse[lse_at + min(row, params.row_count - 1u)] <= MASKED);
+    let lse_at = params.lse_offset + tile.ATQ * params.lse_stride_batch + head * params.lse_stride_head;
+    let is_live = (row < EXTENT.row_count) & !(lse[lse_at + min(row, EXTENT.row_count - 1u)] <= MASKED);
     return select(vec4<f32>(0.0), decode(value), is_live && dim < PRODUCT_DIM);
   }
 
@@ -35,6 +35,9 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
   // The keys of a KV tile, times `factor`. An invocation owns four neighbouring keys (THREAD_ROWS is 4) and every
   // LANES-th quad.
   fn sum_over_rows(tile: KvTile, invocation: u32, factor: f32) {
+    // unroll PACKED in PACKED_SEQUENCES {
+      if tile.key >= tile.sequence.key_count { return; }
+    // }
     let lane = invocation % LANES;
     let key_quad = invocation / LANES;
     // unroll E in KEYS, C in V_CHUNKS, M in THREAD_QUADS {
@@ -57,7 +60,7 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
               let row = index / P_QUADS;
               let quad = index % P_QUADS;
               var p = vec4<f32>(0.0);
-              if first_row + row < params.row_count {
+              if first_row + row < EXTENT.row_count {
                 p = MATRIX[((s_row + first_row + row) * params.s_stride_row + tile.key) / 4u + quad];
                 // A tile that no row sees was never written.
                 if !whole {
@@ -103,8 +106,8 @@ const LAST_PRODUCT_QUAD = (PRODUCT_DIM - 1u) / 4u * 4u;
 
     // unroll E in KEYS {
       let key_E = tile.key + key_quad * 4u + E;
-      if key_E < params.key_count {
-        let first = params.SUM_offset + tile.batch * params.SUM_stride_batch + tile.head_kv * params.SUM_stride_head
+      if key_E < EXTENT.key_count {
+        let first = params.SUM_offset + tile.ATK * params.SUM_stride_batch + tile.head_kv * params.SUM_stride_head
           + key_E * params.SUM_stride_row;
         // unroll C in V_CHUNKS, M in THREAD_QUADS {
           let dim_C_M = (C * CHUNK_QUADS + lane + M * LANES) * 4u;

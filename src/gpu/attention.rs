@@ -5,7 +5,7 @@ use super::device;
 use super::pipeline::Pipelines;
 use crate::error::Error;
 use crate::plan::{Capabilities, Direction, Plan, PlanBuilder, Tuning};
-use crate::problem::{AttentionProblem, MergeProblem, ProbabilitiesProblem};
+use crate::problem::{AppendProblem, AttentionProblem, MergeProblem, ProbabilitiesProblem};
 use std::sync::Arc;
 
 /// Attention on one device: its capabilities, and the pipelines and uniforms made so far. Clones share them.
@@ -141,6 +141,11 @@ impl FlashAttention {
     /// Plans the probabilities of chosen heads and rows for this device.
     pub fn plan_probabilities<'a>(&'a self, chosen: &'a ProbabilitiesProblem) -> PlanBuilder<'a> {
         Plan::probabilities(chosen, &self.capabilities)
+    }
+
+    /// Plans an append to a cache for this device.
+    pub fn plan_append<'a>(&'a self, append: &'a AppendProblem) -> PlanBuilder<'a> {
+        Plan::append(append, &self.capabilities)
     }
 
     /// What planning knows of the device.

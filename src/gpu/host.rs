@@ -1,12 +1,12 @@
 //! The slice form: upload, run, read back.
 
 use super::attention::FlashAttention;
-use super::buffers::Slices;
+use super::buffers::NO_SLICES;
 use super::operation::Operation;
 use super::scope::ErrorScope;
-use crate::error::Error;
-use crate::plan::{Call, Operand, Plan, Usage};
-use crate::problem::{AttentionProblem, AuxType, Element, ElementType, MergeProblem, ProbabilitiesProblem};
+use crate::error::{Error, InvalidProblem};
+use crate::plan::{Call, Direction, Operand, Plan, Usage};
+use crate::problem::{AttentionProblem, AuxType, CacheType, Element, ElementType, MergeProblem, ProbabilitiesProblem};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 pub struct ForwardOutput<T> {
     /// O in the problem's layout; places between its rows are 0.
     pub o: Vec<T>,
-    /// The log-sum-exp of each row, `[batch, num_heads, seqlen_q]`.
+    /// The log-sum-exp of each row, `[batch, num_heads, seqlen_q]`, of packed sequences `[num_heads, total_q]`.
     pub lse: Vec<f32>,
 }
 
@@ -127,6 +127,38 @@ impl<'a> EntrySlices<'a> {
     }
 }
 
+/// What the slice form of attention over a cache takes, each in its layout and perhaps longer than needed. T is the type of Q, C that
+/// of the cache (u32 for the words of int8).
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+#[non_exhaustive]
+pub struct CacheSlices<'a, T, C> {
+    /// Queries.
+    pub q: &'a [T],
+    /// The cache of keys.
+    pub k_cache: &'a [C],
+    /// The cache of values.
+    pub v_cache: &'a [C],
+    page_table: Option<&'a [u32]>,
+    entries: EntrySlices<'a>,
+}
+
+impl<'a, T, C> CacheSlices<'a, T, C> {
+    /// Queries and the caches; no page table, no bias and no mask.
+    pub fn new(q: &'a [T], k_cache: &'a [C], v_cache: &'a [C]) -> Self {
+        Self { q, k_cache, v_cache, page_table: None, entries: EntrySlices::default() }
+    }
+
+    /// Adds the page table, `[batch, max_pages]`.
+    pub fn with_page_table(mut self, page_table: &'a [u32]) -> Self {
+        self.page_table = Some(page_table);
+        self
+    }
+
+    entry_setters!(of_bias_mask_and_aux);
+    entry_setters!(of_sink);
+}
+
 /// What the slice form of the backward pass takes, each in its layout and perhaps longer than needed.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
@@ -140,7 +172,7 @@ pub struct BackwardSlices<'a, T> {
     pub v: &'a [T],
     /// The output of the forward pass.
     pub o: &'a [T],
-    /// The log-sum-exp of the forward pass, `[batch, num_heads, seqlen_q]`.
+    /// The log-sum-exp of the forward pass, as it gives it.
     pub lse: &'a [f32],
     /// The gradient of O.
     pub d_o: &'a [T],
@@ -155,7 +187,7 @@ impl<'a, T> BackwardSlices<'a, T> {
         Self { q, k, v, o, lse, d_o, d_lse: None, entries: EntrySlices::default() }
     }
 
-    /// Adds the gradient of LSE, f32 `[batch, num_heads, seqlen_q]`.
+    /// Adds the gradient of LSE, f32, which lies as LSE does.
     pub fn with_d_lse(mut self, d_lse: &'a [f32]) -> Self {
         self.d_lse = Some(d_lse);
         self
@@ -234,10 +266,65 @@ impl FlashAttention {
         slices: &ForwardSlices<'_, T>,
     ) -> Result<ForwardOutput<T>, Error> {
         expect_element::<T>(problem.element)?;
+        if problem.cache().is_some() {
+            let reason = "K and V are in one: use FlashAttention::forward_over_cache".into();
+            return Err(InvalidProblem::Cache { reason }.into());
+        }
         let plan = self.plan_forward(problem).build()?;
         let mut inputs = slices.entries.inputs(&plan)?;
         for (operand, slice) in [(Operand::Q, slices.q), (Operand::K, slices.k), (Operand::V, slices.v)] {
             inputs.push(Input::new(&plan, operand, slice)?);
+        }
+        self.o_and_lse(plan, &inputs).await
+    }
+
+    /// As [`FlashAttention::forward_with`], for a problem [over a cache](AttentionProblem::with_cache), whose lengths are a part of
+    /// it ([`with_lengths`](AttentionProblem::with_lengths)).
+    ///
+    /// # Errors
+    /// As [`FlashAttention::forward_with`]; [`Error::CacheMismatch`] for a cache of another type;
+    /// [`Error::InvalidTable`] for a page that does not exist, before the end of a sequence.
+    pub async fn forward_over_cache<T: ElementType, C: CacheType>(
+        &self,
+        problem: &AttentionProblem,
+        slices: &CacheSlices<'_, T, C>,
+    ) -> Result<ForwardOutput<T>, Error> {
+        self.forward_over_cache_plan(self.plan_forward(problem).build()?, slices).await
+    }
+
+    /// As [`FlashAttention::forward_over_cache`], by a plan that was made for this device, for example with other
+    /// [splits](crate::PlanBuilder::with_splits).
+    ///
+    /// # Errors
+    /// As [`FlashAttention::forward_over_cache`], and those of [`FlashAttention::prepare_forward_plan`].
+    pub async fn forward_over_cache_plan<T: ElementType, C: CacheType>(
+        &self,
+        plan: Plan,
+        slices: &CacheSlices<'_, T, C>,
+    ) -> Result<ForwardOutput<T>, Error> {
+        let plan = self.own(plan, Direction::Forward)?;
+        let problem = plan.problem();
+        expect_element::<T>(problem.element)?;
+        let Some(cache) = problem.cache() else {
+            let reason = "the problem has none: add AttentionProblem::with_cache".into();
+            return Err(InvalidProblem::Cache { reason }.into());
+        };
+        if C::CACHE_ELEMENT != cache.element {
+            return Err(Error::CacheMismatch { expected: cache.element, found: C::CACHE_ELEMENT });
+        }
+        let mut inputs = slices.entries.inputs(&plan)?;
+        inputs.push(Input::new(&plan, Operand::Q, slices.q)?);
+        inputs.push(Input::new(&plan, Operand::K, slices.k_cache)?);
+        inputs.push(Input::new(&plan, Operand::V, slices.v_cache)?);
+        if cache.pages.is_some() || slices.page_table.is_some() {
+            let page_table = slices.page_table.unwrap_or_default();
+            inputs.push(Input::new(&plan, Operand::PageTable, page_table)?);
+            let positions = |batch| 0..problem.lengths_of(batch).1;
+            let found = (0..problem.shape.batch)
+                .find_map(|batch| cache.places(&problem.shape, page_table, batch, positions(batch)).err());
+            if let Some(reason) = found {
+                return Err(Error::InvalidTable { operand: Operand::PageTable, reason });
+            }
         }
         self.o_and_lse(plan, &inputs).await
     }
@@ -345,7 +432,11 @@ impl FlashAttention {
     }
 
     /// Compiles, uploads, runs and reads back what the plan writes.
-    async fn run(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<Outputs, Error> {
+    pub(super) async fn run(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<Outputs, Error> {
+        if let Some(name) = plan.lengths_at_call().next() {
+            let reason = "slices have none; give them with the problem, by with_lengths or with_cu_seqlens".into();
+            return Err(InvalidProblem::Lengths { name: name.name(), reason }.into());
+        }
         let operation = Operation::new(self, plan).await?;
         let written = operation.plan.tensors().iter().filter(|tensor| tensor.usage == Usage::Write);
         let written: Vec<Operand> = written.map(|tensor| tensor.operand).collect();
@@ -370,15 +461,24 @@ impl FlashAttention {
             })
         };
         let mut buffers = Vec::with_capacity(inputs.len() + outputs.len());
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
         for Input { operand, bytes } in inputs {
-            let buffer = buffer_with(&self.device, operand.name(), bytes, wgpu::BufferUsages::STORAGE)?;
-            buffers.push((*operand, buffer));
+            // What is written in part, such as a cache, is both.
+            let usage = if outputs.contains(operand) { usage } else { wgpu::BufferUsages::STORAGE };
+            buffers.push((*operand, buffer_with(&self.device, operand.name(), bytes, usage)?));
         }
-        for &operand in outputs {
-            let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
-            buffers.push((operand, output(operand, usage)));
+        for &operand in outputs.iter().filter(|output| inputs.iter().all(|input| input.operand != **output)) {
+            let buffer = match operand {
+                // That of rows that no sequence uses, which nothing writes.
+                Operand::Lse if operation.plan.problem().total_q().is_some() => {
+                    let lse = vec![f32::NEG_INFINITY; operation.plan.required_len(operand) as usize];
+                    buffer_with(&self.device, operand.name(), bytemuck::cast_slice(&lse), usage)?
+                }
+                _ => output(operand, usage),
+            };
+            buffers.push((operand, buffer));
         }
-        let mut slices = Slices::default();
+        let mut slices = NO_SLICES;
         for (operand, buffer) in &buffers {
             slices[*operand as usize] = Some(buffer.slice(..));
         }
@@ -397,20 +497,19 @@ impl FlashAttention {
         } else {
             operation.record(&mut last, &slices, &dispatches)?;
         }
-        let hosts: Vec<wgpu::Buffer> = buffers[inputs.len()..]
-            .iter()
-            .map(|(operand, buffer)| {
-                let host = output(*operand, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
-                last.copy_buffer_to_buffer(buffer, 0, &host, 0, None);
-                host
-            })
-            .collect();
+        let mut hosts = Vec::with_capacity(outputs.len());
+        for operand in outputs {
+            let host = output(*operand, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST);
+            let written = buffers.iter().find(|(other, _)| other == operand);
+            written.inspect(|(_, buffer)| last.copy_buffer_to_buffer(buffer, 0, &host, 0, host.size()));
+            hosts.push(host);
+        }
         self.queue.submit([last.finish()]);
         Ok(hosts.into_iter().map(Readback::start).collect())
     }
 }
 
-fn expect_element<T: ElementType>(expected: Element) -> Result<(), Error> {
+pub(super) fn expect_element<T: ElementType>(expected: Element) -> Result<(), Error> {
     if T::ELEMENT == expected { Ok(()) } else { Err(Error::ElementMismatch { expected, found: T::ELEMENT }) }
 }
 
@@ -420,13 +519,13 @@ fn in_f32<T: ElementType>(elements: Vec<T>) -> Vec<f32> {
 }
 
 /// The bytes of a tensor on the host.
-struct Input<'a> {
+pub(super) struct Input<'a> {
     operand: Operand,
     bytes: &'a [u8],
 }
 
 impl<'a> Input<'a> {
-    fn new<T: bytemuck::Pod>(plan: &Plan, operand: Operand, slice: &'a [T]) -> Result<Self, Error> {
+    pub fn new<T: bytemuck::Pod>(plan: &Plan, operand: Operand, slice: &'a [T]) -> Result<Self, Error> {
         let (needed, found) = (plan.required_len(operand), slice.len() as u64);
         if found < needed {
             return Err(Error::SliceTooShort { operand, needed, found });
@@ -436,11 +535,11 @@ impl<'a> Input<'a> {
 }
 
 /// The tensors that an operation wrote, each with its elements and bytes.
-struct Outputs(Vec<(Operand, u64, Vec<u8>)>);
+pub(super) struct Outputs(Vec<(Operand, u64, Vec<u8>)>);
 
 impl Outputs {
     /// The elements of a tensor; none of one that was not written.
-    fn get<T: bytemuck::Pod>(&self, operand: Operand) -> Vec<T> {
+    pub fn get<T: bytemuck::Pod>(&self, operand: Operand) -> Vec<T> {
         let Some((_, len, bytes)) = self.0.iter().find(|(written, ..)| *written == operand) else { return Vec::new() };
         let mut elements = vec![T::zeroed(); *len as usize];
         let target: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);

@@ -1,5 +1,6 @@
 //! The only code that calls wgpu: pipelines, bind groups, encoding, readback.
 
+mod append;
 mod attention;
 mod bindings;
 mod blocks;
@@ -12,10 +13,11 @@ mod pipeline;
 mod prepared;
 mod scope;
 
+pub use append::{AppendOutput, AppendSlices};
 pub use attention::FlashAttention;
 pub use buffers::{
-    Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers, Probabilities,
-    ProbabilitiesBuffers,
+    Append, AppendBuffers, Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers,
+    Probabilities, ProbabilitiesBuffers,
 };
-pub use host::{BackwardOutput, BackwardSlices, ForwardOutput, ForwardSlices, ProbabilitiesSlices};
-pub use prepared::{Prepared, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities};
+pub use host::{BackwardOutput, BackwardSlices, CacheSlices, ForwardOutput, ForwardSlices, ProbabilitiesSlices};
+pub use prepared::{Prepared, PreparedAppend, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities};

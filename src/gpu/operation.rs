@@ -117,7 +117,8 @@ impl Operation {
         if tensor.usage == Usage::Write {
             for other in self.plan.tensors().iter().filter(|other| other.operand != operand) {
                 let is_shared = slices[other.operand as usize].is_some_and(|o| o.buffer() == slice.buffer());
-                if is_shared && other.required_bytes() > 0 {
+                let may_share = self.plan.may_share(operand, other.operand);
+                if is_shared && other.required_bytes() > 0 && !may_share {
                     return Err(Error::BufferAliased { output: operand, other: other.operand });
                 }
             }

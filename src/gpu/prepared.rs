@@ -1,16 +1,16 @@
 //! Prepared operations, and their encoding into the caller's command encoder.
 
 use super::attention::FlashAttention;
-use super::buffers::{Backward, Buffers, Forward, Merge, Probabilities};
+use super::buffers::{Append, Backward, Buffers, Forward, Merge, Probabilities};
 use super::operation::Operation;
 use crate::error::Error;
 use crate::plan::{Call, Direction, Plan};
-use crate::problem::{AttentionProblem, MergeProblem, ProbabilitiesProblem};
+use crate::problem::{AppendProblem, AttentionProblem, MergeProblem, ProbabilitiesProblem};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// An operation that is checked, planned and compiled: a [`PreparedForward`], [`PreparedBackward`], [`PreparedMerge`]
-/// or [`PreparedProbabilities`]. Encode it as often as you like. Calls use uniforms and bind groups of earlier calls again.
+/// An operation that is checked, planned and compiled: a [`PreparedForward`], [`PreparedBackward`], [`PreparedMerge`],
+/// [`PreparedProbabilities`] or [`PreparedAppend`]. Encode it as often as you like. Calls use uniforms and bind groups of earlier calls again.
 /// Clones share pipelines, scratch memory and bind groups.
 #[derive(Clone, Debug)]
 pub struct Prepared<D> {
@@ -29,6 +29,9 @@ pub type PreparedMerge = Prepared<Merge>;
 
 /// Probabilities of chosen heads and rows. Its calls take the lengths of the forward call whose LSE they read.
 pub type PreparedProbabilities = Prepared<Probabilities>;
+
+/// An append to a cache. Its calls may append fewer tokens (`seqlen_q`), or none.
+pub type PreparedAppend = Prepared<Append>;
 
 impl FlashAttention {
     /// Checks a problem, plans it, compiles its pipelines and allocates its scratch memory. If the problem is refused, it is
@@ -65,6 +68,15 @@ impl FlashAttention {
     /// problem has not.
     pub async fn prepare_probabilities(&self, chosen: &ProbabilitiesProblem) -> Result<PreparedProbabilities, Error> {
         self.prepare(self.plan_probabilities(chosen).build()?, Direction::Probabilities).await
+    }
+
+    /// As [`prepare_forward`](FlashAttention::prepare_forward), for an append to a cache. One prepared append serves all layers
+    /// and steps of a generation: lengths, tables and slots are buffers of each call.
+    ///
+    /// # Errors
+    /// As `prepare_forward`; [`InvalidProblem::Append`](crate::InvalidProblem::Append) for what contradicts itself.
+    pub async fn prepare_append(&self, append: &AppendProblem) -> Result<PreparedAppend, Error> {
+        self.prepare(self.plan_append(append).build()?, Direction::Append).await
     }
 
     /// Compiles a forward plan that was made for this device's capabilities.

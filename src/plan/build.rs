@@ -4,7 +4,7 @@ use super::block_lists::{MOST_LISTS, MOST_WORDS, TileLists, block_lists};
 use super::builder::{PlanBuilder, Question};
 use super::capabilities::Capabilities;
 use super::check::check;
-use super::choice::{Step, choose, more_steps, specialize, steps};
+use super::choice::{Step, choose, first_step, more_steps, specialize, steps};
 use super::direction::Direction;
 use super::kernels::Kernel;
 use super::part::Cut;
@@ -32,13 +32,18 @@ impl Plan {
                 builder.check_choices(Algorithm::Standard)?;
                 Self::of_probabilities(chosen, capabilities)?
             }
+            Question::Append(append) => {
+                builder.check_choices(Algorithm::Flash)?;
+                Self::of_append(append, capabilities)?
+            }
             Question::Merge(merge) => {
                 builder.check_choices(Algorithm::Flash)?;
                 Self::of_merge(merge, capabilities)?
             }
         };
         let more: Vec<_> = more_steps(direction, &plan.problem).collect();
-        for step in steps(direction, plan.problem.algorithm).iter().chain(more) {
+        let first = first_step(&plan.problem);
+        for step in first.into_iter().chain(steps(direction, plan.problem.algorithm)).chain(more) {
             plan.take(step, builder)?;
         }
         plan.check_bindings()?;
@@ -77,7 +82,7 @@ impl Plan {
     }
 
     /// A plan without passes, of a problem that is sound and whose tensors the device can hold.
-    fn without_passes(
+    pub(super) fn without_passes(
         problem: &AttentionProblem,
         capabilities: &Capabilities,
         direction: Direction,
@@ -101,6 +106,7 @@ impl Plan {
             source: Source::Table,
             num_splits: 1,
             chosen: None,
+            append: None,
             lists: Vec::new(),
             tensors,
             scratch: Vec::new(),
@@ -110,7 +116,8 @@ impl Plan {
     /// Adds the passes of a step.
     fn take(&mut self, step: &Step, choices: &PlanBuilder) -> Result<(), Error> {
         let (problem, capabilities) = (&self.problem, &self.capabilities);
-        let choose = |tiles| choose(step, problem, capabilities, &self.tensors, tiles, choices.num_splits);
+        let splits = choices.num_splits.filter(|_| step.tiles.is_some());
+        let choose = |tiles| choose(step, problem, capabilities, &self.tensors, tiles, splits);
         // One choice is for all kernels.
         let given = step.tiles.and_then(|index| choices.tiles.get(index).or(choices.tiles.first())).copied();
         let is_tuned = self.direction == Direction::Forward && problem.algorithm == Algorithm::Flash && given.is_none();
@@ -138,11 +145,11 @@ impl Plan {
         Ok(())
     }
 
-    fn pass(&self, kernel: Kernel, tiles: Tiles) -> Pass {
+    pub(super) fn pass(&self, kernel: Kernel, tiles: Tiles) -> Pass {
         Pass { kernel, specialization: specialize(&self.problem, &self.capabilities, &self.tensors, kernel, tiles) }
     }
 
-    fn add_stage(&mut self, passes: Vec<Pass>) {
+    pub(super) fn add_stage(&mut self, passes: Vec<Pass>) {
         let owned: Vec<_> = passes.iter().map(|pass| pass.kernel.spec().owns).collect();
         let first = self.passes.len();
         self.passes.extend(passes);
@@ -190,7 +197,7 @@ impl PlanBuilder<'_> {
         let most = match (direction, algorithm) {
             (Direction::Forward | Direction::Probabilities, _) | (Direction::Backward, Algorithm::Standard) => 1,
             (Direction::Backward, Algorithm::Flash) => 2,
-            (Direction::Merge, _) => 0,
+            (Direction::Merge | Direction::Append, _) => 0,
         };
         if self.tiles.len() > most {
             return refuse("tiles", format!("{} were given, this operation has at most {most}", self.tiles.len()));

@@ -6,7 +6,7 @@ use super::passes::Plan;
 use super::tiles::Tiles;
 use super::tuning::{self, Tuning};
 use crate::error::Error;
-use crate::problem::{AttentionProblem, MergeProblem, ProbabilitiesProblem};
+use crate::problem::{AppendProblem, AttentionProblem, MergeProblem, ProbabilitiesProblem};
 
 /// What is planned.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,7 @@ pub(super) enum Question<'a> {
     Backward(&'a AttentionProblem),
     Merge(&'a MergeProblem),
     Probabilities(&'a ProbabilitiesProblem),
+    Append(&'a AppendProblem),
 }
 
 impl Question<'_> {
@@ -24,6 +25,7 @@ impl Question<'_> {
             Question::Backward(_) => Direction::Backward,
             Question::Merge(_) => Direction::Merge,
             Question::Probabilities(_) => Direction::Probabilities,
+            Question::Append(_) => Direction::Append,
         }
     }
 }
@@ -68,6 +70,11 @@ impl Plan {
     /// Plans the probabilities of chosen heads and rows.
     pub fn probabilities<'a>(chosen: &'a ProbabilitiesProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
         PlanBuilder::new(Question::Probabilities(chosen), capabilities)
+    }
+
+    /// Plans an append to a cache. It has no choice of tiles or splits.
+    pub fn append<'a>(append: &'a AppendProblem, capabilities: &'a Capabilities) -> PlanBuilder<'a> {
+        PlanBuilder::new(Question::Append(append), capabilities)
     }
 
     /// The tiles worth measuring for a forward problem of flash attention on a device, the planner's own choice first; none

@@ -5,7 +5,7 @@ use super::kernels::Chain;
 use super::tensor::{Extent, Tensor};
 use crate::error::{Error, InvalidProblem};
 use crate::operand::Usage;
-use crate::problem::{AttentionProblem, Element, Role, TensorLayout};
+use crate::problem::{Algorithm, AttentionProblem, Element, Role, TensorLayout};
 
 /// The largest head_dim and head_dim_v that a kernel exists for.
 pub const MAX_HEAD_DIM: u32 = 256;
@@ -30,6 +30,8 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction, tensors: &
         ("num_heads_kv", shape.num_heads_kv),
         ("seqlen_q", shape.seqlen_q),
         ("seqlen_kv", shape.seqlen_kv),
+        ("total_q", problem.total_q().unwrap_or(0)),
+        ("total_kv", problem.total_kv().unwrap_or(0)),
     ] {
         if found > MAX_LENGTH {
             return Err(InvalidProblem::Length { name, found, max: MAX_LENGTH }.into());
@@ -45,6 +47,7 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction, tensors: &
         return Err(InvalidProblem::SoftmaxScale(scale).into());
     }
     check_modifiers(problem)?;
+    check_cache(problem, direction)?;
     check_wgsl(problem, direction)?;
     if let Some((name, reason)) = problem.lengths().and_then(|lengths| lengths.fault(&problem.shape)) {
         return Err(InvalidProblem::Lengths { name, reason }.into());
@@ -67,6 +70,24 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction, tensors: &
         }
     }
     Ok(())
+}
+
+/// Whether K and V can be in this cache.
+fn check_cache(problem: &AttentionProblem, direction: Direction) -> Result<(), InvalidProblem> {
+    let Some(cache) = problem.cache() else { return Ok(()) };
+    let shape = &problem.shape;
+    let has_no_page = cache.pages.is_some_and(|pages| pages.num_pages == 0) && shape.seqlen_kv > 0;
+    let reason = match (direction, problem.algorithm, cache.fault(shape, MAX_LENGTH)) {
+        (_, _, Some(reason)) => reason,
+        (Direction::Forward, Algorithm::Flash, None) if has_no_page => "it has no pages".into(),
+        (Direction::Forward, Algorithm::Flash, None) if problem.total_kv().is_some() => {
+            "K and V of a cache are not packed; only Q may be (with_cu_seqlens_q_at_call)".into()
+        }
+        (Direction::Forward, Algorithm::Flash, None) => return Ok(()),
+        (Direction::Forward, _, None) => "standard attention reads none; use Algorithm::Flash".into(),
+        (_, _, None) => "only the forward pass reads one".into(),
+    };
+    Err(InvalidProblem::Cache { reason })
 }
 
 fn check_modifiers(problem: &AttentionProblem) -> Result<(), InvalidProblem> {

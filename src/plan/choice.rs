@@ -2,7 +2,7 @@
 
 use super::capabilities::{Capabilities, DeviceClass};
 use super::direction::Direction;
-use super::kernels::{Access, Chain, Kernel, OwnWgsl, RowReduce, Specialization, Storage};
+use super::kernels::{Access, CachedText, Chain, Kernel, LengthsAtCall, OwnWgsl, RowReduce, Specialization, Storage};
 use super::splits::is_long_sum;
 use super::tensor::{Tensor, in_quads};
 use super::tiles::Tiles;
@@ -60,9 +60,15 @@ pub(super) fn steps(direction: Direction, algorithm: Algorithm) -> &'static [Ste
                 &[Step { alternatives, tiles: Some(0) }]
             }
         }
-        // One kernel, and no tiles.
-        (Direction::Merge, _) => &[],
+        // Kernels without tiles.
+        (Direction::Merge | Direction::Append, _) => &[],
     }
+}
+
+/// The step that comes before those, where a call says how long its sequences are.
+pub(super) fn first_step(problem: &AttentionProblem) -> Option<&'static Step> {
+    const SEQUENCES: Step = Step { alternatives: &[&[Kernel::Sequences]], tiles: None };
+    problem.has_lengths_at_call().then_some(const { &SEQUENCES })
 }
 
 /// The steps that come after those, for what else of a problem has a gradient.
@@ -157,25 +163,32 @@ pub(super) fn specialize(
     Specialization {
         kernel,
         storage: Storage::of(problem.element, capabilities),
-        access: if in_quads(tensors) { Access::Quad } else { Access::Single },
+        access: if in_quads(problem, tensors) { Access::Quad } else { Access::Single },
         row_reduce: RowReduce::of(tiles, capabilities),
         tiles,
         head_dim: shape.head_dim,
         head_dim_v: shape.head_dim_v,
         has_window: problem.mask.window_left.is_some()
             || problem.mask.window_right.is_some()
-            || problem.lengths().is_some()
+            || problem.lengths().is_some_and(|lengths| lengths.kv.packed.is_none())
             || !problem.key_masks().is_empty(),
         has_dropout: problem.dropout.is_some_and(|dropout| dropout.threshold() > 0),
         score_mods: Chain::of(problem.scores().iter().map(|modifier| (modifier.name(), modifier.reads()))),
         has_sink: problem.has_sink(),
-        has_lists: problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Blocks(_))),
+        // Lists are made before a call says which rows and keys there are. Without them a block mask is a mask like others.
+        has_lists: problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Blocks(_)))
+            && !problem.has_lengths_at_call(),
         has_lengths: problem.lengths().is_some(),
+        packed_q: problem.lengths().is_some_and(|lengths| lengths.q.packed.is_some()),
+        packed_kv: problem.lengths().is_some_and(|lengths| lengths.kv.packed.is_some()),
+        lengths_at_call: LengthsAtCall::of(problem),
         key_masks: Chain::of(problem.key_masks().iter().map(|mask| (mask.name(), mask.reads()))),
         wgsl: OwnWgsl::of(problem),
         bias_element: problem.scores().iter().find_map(ScoreMod::bias_element),
         bias_in_quads: problem.scores().iter().any(|modifier| modifier.has_bias_in_quads(shape)),
         parts_in_f32: true,
+        append: None,
+        cached: CachedText::of(problem),
         f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
         has_long_sums: is_long_sum(problem, kernel.spec().owns),

@@ -1,4 +1,4 @@
-/// What an operation computes: attention, its gradients, a merge of partial results, or probabilities.
+/// What an operation computes: attention, its gradients, a merge of partial results, probabilities, or an append to a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Direction {
@@ -10,4 +10,6 @@ pub enum Direction {
     Merge,
     /// Q, K and LSE to the probabilities of chosen heads and rows.
     Probabilities,
+    /// New keys and values to a cache.
+    Append,
 }

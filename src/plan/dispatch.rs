@@ -55,9 +55,15 @@ impl Call {
 }
 
 /// The byte at which each of the caller's tensors starts in its buffer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Origins([Option<u64>; Operand::ALL.len()]);
+
+impl Default for Origins {
+    fn default() -> Self {
+        Self([None; Operand::ALL.len()])
+    }
+}
 
 impl Origins {
     /// The tensor is given, and starts at this byte.
@@ -136,7 +142,7 @@ impl Plan {
                 return Err(InvalidProblem::LayoutOverflows(operand).into());
             }
         }
-        let lengths = Lengths::new(shape, seqlen_q, seqlen_kv);
+        let lengths = Lengths::new(&self.problem, seqlen_q, seqlen_kv);
         let mut dispatches = Vec::new();
         for stage in &self.stages {
             for part in self.parts(stage, self.covered(stage, lengths))? {
@@ -171,6 +177,9 @@ impl Plan {
         }
         for tensor in &tensors {
             params.place(tensor, offsets[tensor.operand as usize]);
+        }
+        if self.problem.has_int8_cache() {
+            params.count_kv_in_bytes();
         }
         Dispatch { pass: index, grid, turns: self.turns(index, &part, lengths), params, windows }
     }
@@ -237,7 +246,7 @@ impl Plan {
             philox_offset: call.philox_offset.or(dropout.map(|dropout| dropout.philox_offset)).unwrap_or(0),
             negative_infinity: f32::NEG_INFINITY,
             num_splits: self.splits_of(lengths),
-            ..Params::default()
+            ..self.params_of_cache()
         }
     }
 }

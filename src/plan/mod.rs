@@ -1,5 +1,6 @@
 //! Which kernels, tiles and grids answer a problem on a device. Pure: it is tested without a GPU.
 
+mod append;
 mod block_lists;
 mod build;
 mod builder;
@@ -30,7 +31,7 @@ pub use capabilities::{Capabilities, DeviceClass};
 pub use check::{MAX_HEAD_DIM, MAX_LENGTH};
 pub use direction::Direction;
 pub use dispatch::{Call, Dispatch, Origins, Window};
-pub use kernels::{Access, Chain, Kernel, RowReduce, Specialization, Storage};
+pub use kernels::{Access, Chain, Kernel, LengthsAtCall, RowReduce, Specialization, Storage};
 pub use params::Params;
 pub use passes::{Pass, Plan};
 pub use tiles::Tiles;
@@ -38,6 +39,6 @@ pub use tuning::{TunedTiles, Tuning, Workload};
 
 #[cfg(target_arch = "wasm32")]
 pub(crate) use kernels::shortened;
-pub(crate) use kernels::{File, Piece, Slot, matrix_wgsl, wgsl};
+pub(crate) use kernels::{File, Piece, RowPlace, RowTarget, Slot, matrix_wgsl, wgsl};
 pub(crate) use tensor::Tensor;
 pub(crate) use tiles::Owns;

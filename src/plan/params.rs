@@ -112,6 +112,30 @@ uniform! {
         probabilities_offset: u32,
         probabilities_stride_batch: u32,
         probabilities_stride_head: u32,
+        k_cache_offset: u32,
+        k_cache_stride_batch: u32,
+        k_cache_stride_row: u32,
+        k_cache_stride_head: u32,
+        v_cache_offset: u32,
+        v_cache_stride_batch: u32,
+        v_cache_stride_row: u32,
+        v_cache_stride_head: u32,
+        q_rotated_offset: u32,
+        q_rotated_stride_batch: u32,
+        q_rotated_stride_row: u32,
+        q_rotated_stride_head: u32,
+        page_size: u32,
+        num_pages: u32,
+        max_pages: u32,
+        rotary_positions: u32,
+        token_rows: u32,
+        cache_seqlens_offset: u32,
+        page_table_offset: u32,
+        slot_mapping_offset: u32,
+        cu_seqlens_new_offset: u32,
+        rotary_cos_offset: u32,
+        rotary_sin_offset: u32,
+        new_cache_seqlens_offset: u32,
     }
 }
 
@@ -177,8 +201,43 @@ impl Params {
             // dP has the strides of S, whose matrices lie one behind another.
             Operand::S => self.s_stride_row = row,
             // The sums start at 0, with the strides of what they become.
-            // Aux is bound from its first entry to its last.
+            // Aux and lengths are bound from the first entry to the last.
             Operand::Dp | Operand::DBiasSums | Operand::Params | Operand::Tables | Operand::Aux => {}
+            Operand::SeqlensQ | Operand::SeqlensKv | Operand::CuSeqlensQ | Operand::CuSeqlensKv => {}
+            operand => self.place_append(operand, offset, [batch, row, head]),
+        }
+    }
+
+    /// K and V are words of four bytes, and count as bytes. Numbers of entries that are bound fit 32 bits.
+    pub(super) fn count_kv_in_bytes(&mut self) {
+        let of_k = [&mut self.k_offset, &mut self.k_stride_batch, &mut self.k_stride_row, &mut self.k_stride_head];
+        let of_v = [&mut self.v_offset, &mut self.v_stride_batch, &mut self.v_stride_row, &mut self.v_stride_head];
+        of_k.into_iter().chain(of_v).for_each(|number| *number = number.wrapping_mul(4));
+    }
+
+    /// Writes where the tensors of an append lie.
+    fn place_append(&mut self, operand: Operand, offset: u32, [batch, row, head]: [u32; 3]) {
+        match operand {
+            Operand::KCache => {
+                (self.k_cache_offset, self.k_cache_stride_batch) = (offset, batch);
+                (self.k_cache_stride_row, self.k_cache_stride_head) = (row, head);
+            }
+            Operand::VCache => {
+                (self.v_cache_offset, self.v_cache_stride_batch) = (offset, batch);
+                (self.v_cache_stride_row, self.v_cache_stride_head) = (row, head);
+            }
+            Operand::QRotated => {
+                (self.q_rotated_offset, self.q_rotated_stride_batch) = (offset, batch);
+                (self.q_rotated_stride_row, self.q_rotated_stride_head) = (row, head);
+            }
+            Operand::CacheSeqlens => self.cache_seqlens_offset = offset,
+            Operand::PageTable => self.page_table_offset = offset,
+            Operand::SlotMapping => self.slot_mapping_offset = offset,
+            Operand::CuSeqlensNew => self.cu_seqlens_new_offset = offset,
+            Operand::RotaryCos => self.rotary_cos_offset = offset,
+            Operand::RotarySin => self.rotary_sin_offset = offset,
+            Operand::NewCacheSeqlens => self.new_cache_seqlens_offset = offset,
+            _ => {}
         }
     }
 

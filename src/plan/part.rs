@@ -19,6 +19,8 @@ pub(super) enum Cut {
     Entries { own: [bool; 4] },
     /// All at once.
     Nothing,
+    /// All sequences at once, of which nothing but their lengths is read.
+    Sequences,
 }
 
 impl Cut {
@@ -32,6 +34,7 @@ impl Cut {
                 Cut::Entries { own: strides.map(|stride| stride > 0) }
             }
             [Owns::Everything] => Cut::Nothing,
+            [Owns::Sequences] => Cut::Sequences,
             [Owns::Keys, rest @ ..] if rest.iter().all(|owns| *owns == Owns::Keys) => Cut::Keys,
             owned if owned.contains(&Owns::Keys) => Cut::Groups,
             _ => Cut::Rows,
@@ -45,7 +48,7 @@ impl Cut {
             Cut::Keys => [true, true, false, true],
             Cut::Groups | Cut::Heads => [true, true, false, false],
             Cut::Entries { .. } => [true; 4],
-            Cut::Nothing => [false; 4],
+            Cut::Nothing | Cut::Sequences => [false; 4],
         }
     }
 
@@ -119,12 +122,19 @@ pub(super) struct Lengths {
 
 impl Lengths {
     /// Those that the problem was prepared for.
-    pub fn of(shape: &AttentionShape) -> Self {
-        Self::new(shape, shape.seqlen_q, shape.seqlen_kv)
+    pub fn of(problem: &AttentionProblem) -> Self {
+        Self::new(problem, problem.shape.seqlen_q, problem.shape.seqlen_kv)
     }
 
-    /// Without query heads there are no rows either.
-    pub fn new(shape: &AttentionShape, seqlen_q: u32, seqlen_kv: u32) -> Self {
-        Self { seqlen_q: if shape.num_heads == 0 { 0 } else { seqlen_q }, seqlen_kv }
+    /// Those of the entries of a bias, which exist whatever rows and keys there are.
+    pub fn of_entries(shape: &AttentionShape) -> Self {
+        Self { seqlen_q: if shape.num_heads == 0 { 0 } else { shape.seqlen_q }, seqlen_kv: shape.seqlen_kv }
+    }
+
+    /// Without query heads there are no rows either, and without rows of packed tensors none in a sequence.
+    pub fn new(problem: &AttentionProblem, seqlen_q: u32, seqlen_kv: u32) -> Self {
+        let has_rows = problem.shape.num_heads > 0 && problem.total_q() != Some(0);
+        let has_keys = problem.total_kv() != Some(0);
+        Self { seqlen_q: if has_rows { seqlen_q } else { 0 }, seqlen_kv: if has_keys { seqlen_kv } else { 0 } }
     }
 }

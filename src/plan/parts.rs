@@ -1,7 +1,7 @@
 //! How a problem that is too large for one dispatch is divided into parts.
 
 use super::direction::Direction;
-use super::kernels::Grid;
+use super::kernels::{Grid, rows_of_workgroup};
 use super::part::{Cut, Lengths, Part};
 use super::passes::{Plan, Stage};
 use super::tensor::{self, Follows, Tensor};
@@ -67,9 +67,11 @@ impl Plan {
             Cut::Keys => keys,
             Cut::Groups => rows.max(keys),
             // The sum of no rows is 0.
-            Cut::Heads | Cut::Entries { .. } | Cut::Nothing => 1,
+            Cut::Heads | Cut::Entries { .. } | Cut::Nothing | Cut::Sequences => 1,
         };
         let is_empty = stage.cut.is_of_entries() && self.required_len(Operand::DBias) == 0;
+        let has_no_tokens = self.append.as_ref().is_some_and(|append| append.packed_tokens() == Some(0));
+        let is_empty = is_empty || has_no_tokens && stage.cut == Cut::Rows;
         written == 0 || is_empty || self.problem.shape.batch == 0 || self.problem.shape.query_heads() == 0
     }
 
@@ -90,7 +92,7 @@ impl Plan {
 
     /// The scratch buffers, each with the bytes of the largest part that a dispatch covers.
     pub(super) fn measure_scratch(&self) -> Result<Vec<(Operand, u64)>, Error> {
-        let lengths = Lengths::of(&self.problem.shape);
+        let lengths = Lengths::of(&self.problem);
         let mut scratch = Vec::new();
         for stage in self.stages.iter().filter(|stage| !self.writes_nothing(stage, lengths)) {
             let step = self.step(stage, lengths)?;
@@ -103,7 +105,10 @@ impl Plan {
                 }
             }
         }
-        let tables = size_of_val(&*self.tables()) as u64;
+        // Lengths that a call says may be those of any number of sequences.
+        let of_lengths = self.problem.lengths().map_or(0, |lengths| 4 * lengths.table_len(self.problem.shape.batch));
+        let is_too_long = of_lengths > self.max_binding();
+        let tables = if is_too_long { of_lengths } else { size_of_val(&*self.tables()) as u64 };
         if tables > self.max_binding() {
             let (operand, allowed) = (Operand::Tables, self.max_binding());
             let limit = "max_storage_buffer_binding_size";
@@ -146,11 +151,13 @@ impl Plan {
         self.capabilities.binding_alignment.max(1)
     }
 
-    /// The buffer of a tensor starts at a multiple of this: four elements of any type are aligned. Aux is bound alone, so that its
-    /// length is that of the binding.
+    /// The buffer of a tensor starts at a multiple of this: four elements of any type are aligned. Aux and lengths are bound alone:
+    /// their first word is that of the binding, and the last word of aux its last.
     pub(crate) fn slice_alignment(&self, operand: Operand) -> u64 {
         const QUAD: u64 = 16;
-        if operand == Operand::Aux { self.binding_alignment().max(QUAD) } else { QUAD }
+        use Operand::{Aux, CuSeqlensKv, CuSeqlensQ, SeqlensKv, SeqlensQ};
+        let is_alone = matches!(operand, Aux | SeqlensQ | SeqlensKv | CuSeqlensQ | CuSeqlensKv);
+        if is_alone { self.binding_alignment().max(QUAD) } else { QUAD }
     }
 
     /// The longest binding: a shader addresses its elements with 32 bits.
@@ -208,7 +215,9 @@ impl Plan {
     pub(super) fn refusal(&self, stage: &Stage, part: &Part, lengths: Lengths) -> Option<Error> {
         let mut tensors: Vec<Tensor> =
             self.tensors.iter().copied().chain(self.scratch_tensors(part, lengths)).collect();
-        tensors.retain(|tensor| self.binds(stage, tensor.operand));
+        let passes = &self.passes[stage.passes.clone()];
+        let bound = |tensor: &Tensor| passes.iter().any(|pass| pass.specialization.binds(tensor.operand));
+        tensors.retain(bound);
         // In this order. (A sort for so few would be 2 KB of a browser's download.)
         let place = |tensor: &Tensor| (tensor.follows == Follows::Scratch, tensor.operand.binding());
         while let Some(next) = (0..tensors.len()).min_by_key(|index| place(&tensors[*index])) {
@@ -239,8 +248,9 @@ impl Plan {
             {
                 return Some(self.too_many_turns(index, allowed));
             }
-            // Tiles are counted in 32 bits too.
-            let needed = self.workgroups(index, part, lengths).max(self.score_tiles(index, part));
+            // Tiles and rows are counted in 32 bits too.
+            let tiles = self.score_tiles(index, part).max(self.token_rows(index, part));
+            let needed = self.workgroups(index, part, lengths).max(tiles);
             if needed > allowed {
                 return Some(Error::Unsupported {
                     feature: "grids of this size",
@@ -253,6 +263,16 @@ impl Plan {
             }
         }
         None
+    }
+
+    /// Rows of new tokens that a pass writes; 0 for one that writes none.
+    fn token_rows(&self, index: usize, part: &Part) -> u64 {
+        let heads = match self.passes[index].kernel.spec().grid {
+            Grid::RowsOfKv => part.head_count / self.problem.shape.heads_per_kv(),
+            Grid::RowsOfQ => part.head_count,
+            _ => 0,
+        };
+        (u64::from(part.batch_count) * u64::from(heads)).saturating_mul(part.row_count.into())
     }
 
     fn too_many_turns(&self, index: usize, allowed: u32) -> Error {
@@ -284,13 +304,15 @@ impl Plan {
             Cut::Heads => part.row_count.into(),
             Cut::Rows | Cut::Groups => u64::from(part.row_count).saturating_mul(window.min(lengths.seqlen_kv.into())),
             Cut::Entries { .. } => u64::from(part.row_count).saturating_mul(window.min(part.key_count.into())),
-            Cut::Nothing => 0,
+            Cut::Nothing | Cut::Sequences => 0,
             Cut::Keys => u64::from(part.key_count).saturating_mul(window.min(lengths.seqlen_q.into())),
         };
         let (head_dim, head_dim_v) = (u64::from(shape.head_dim), u64::from(shape.head_dim_v));
         // Products of the largest dispatch: of the forward pass; of dQ, and of dK and dV, each with two recomputed.
         let products = match (self.direction, cut) {
+            (_, Cut::Sequences) => 1,
             (Direction::Probabilities, _) => head_dim,
+            (Direction::Append, _) => 1,
             (Direction::Forward | Direction::Merge, _) => head_dim + head_dim_v,
             (Direction::Backward, Cut::Rows) => 2 * head_dim + head_dim_v,
             (Direction::Backward, Cut::Keys) => 2 * (head_dim + head_dim_v),
@@ -317,7 +339,7 @@ impl Plan {
 
     /// The lengths that a stage covers in a call.
     pub(super) fn covered(&self, stage: &Stage, lengths: Lengths) -> Lengths {
-        if stage.cut.is_of_entries() { Lengths::of(&self.problem.shape) } else { lengths }
+        if stage.cut.is_of_entries() { Lengths::of_entries(&self.problem.shape) } else { lengths }
     }
 
     pub(super) fn workgroups(&self, index: usize, part: &Part, lengths: Lengths) -> u64 {
@@ -336,10 +358,16 @@ impl Plan {
             }
             Grid::Rows => rows,
             Grid::Heads => part.head_count.into(),
+            Grid::Sequences => u64::from(part.batch_count.div_ceil(self.passes[index].specialization.invocations())),
             Grid::Entries => part.tiles_of_entries(self.own_entries(index), tiles)[0],
             Grid::PairsOfEntries => {
                 let pairs = self.required_len(Operand::DBias).div_ceil(2);
                 pairs.div_ceil(self.passes[index].specialization.invocations().into())
+            }
+            Grid::RowsOfKv | Grid::RowsOfQ => {
+                let specialization = &self.passes[index].specialization;
+                let dim = specialization.head_dim.max(specialization.head_dim_v);
+                self.token_rows(index, part).div_ceil(rows_of_workgroup(dim).into())
             }
             Grid::Quads => {
                 let quads = rows.saturating_mul(self.problem.shape.head_dim_v.div_ceil(4).into());

@@ -3,12 +3,12 @@
 use super::block_lists::TileLists;
 use super::capabilities::Capabilities;
 use super::direction::Direction;
-use super::kernels::{Kernel, Specialization};
+use super::kernels::{Kernel, KernelSpec, LengthsAtCall, Specialization};
 use super::part::{Cut, Lengths};
 use super::tensor::Tensor;
-use super::tiles::Tiles;
+use super::tiles::{Owns, Tiles};
 use crate::operand::Operand;
-use crate::problem::{Algorithm, AttentionProblem, Element};
+use crate::problem::{Algorithm, AppendProblem, AttentionProblem, Element};
 use std::ops::Range;
 
 /// One kernel of an operation.
@@ -56,6 +56,8 @@ pub struct Plan {
     pub(super) num_splits: u32,
     /// The heads and rows whose probabilities are computed.
     pub(super) chosen: Option<(Range<u32>, Range<u32>)>,
+    /// The append that it is.
+    pub(super) append: Option<AppendProblem>,
     /// The tiles that passes visit under block masks.
     pub(super) lists: TileLists,
     /// The caller's tensors.
@@ -84,7 +86,7 @@ impl Plan {
         self.num_splits
     }
 
-    /// Forward, backward, merge or probabilities.
+    /// What it computes.
     pub fn direction(&self) -> Direction {
         self.direction
     }
@@ -108,7 +110,7 @@ impl Plan {
     /// Why the plan has this kernel and these tiles, in a few words for people.
     pub fn reason(&self) -> String {
         let is_forward_flash = self.direction == Direction::Forward && self.problem.algorithm == Algorithm::Flash;
-        let kernel = match self.passes.first().map(|pass| pass.kernel.spec()).filter(|_| is_forward_flash) {
+        let kernel = match self.first_of_rows().filter(|_| is_forward_flash) {
             Some(kernel) if kernel.packs_heads => "few rows share K and V".to_owned(),
             Some(kernel) if kernel.on_matrices => match self.problem.element {
                 Element::F32 => "f32 on matrices, in two parts".to_owned(),
@@ -150,7 +152,17 @@ impl Plan {
 
     /// Bytes of device memory beyond Q, K, V, O and the gradients: LSE and scratch.
     pub fn extra_bytes(&self) -> u64 {
-        self.scratch_bytes().saturating_add(self.problem.shape.lse_len().saturating_mul(4))
+        self.scratch_bytes().saturating_add(self.problem.lse_len().saturating_mul(4))
+    }
+
+    /// The first kernel that computes something of rows or keys.
+    fn first_of_rows(&self) -> Option<&'static KernelSpec> {
+        self.passes.iter().map(|pass| pass.kernel.spec()).find(|kernel| kernel.owns != Owns::Sequences)
+    }
+
+    /// The lengths that come in buffers at each call.
+    pub(crate) fn lengths_at_call(&self) -> impl Iterator<Item = Operand> {
+        LengthsAtCall::of(&self.problem).operands()
     }
 
     /// The caller's tensors, with all that an operation needs of each.
@@ -171,6 +183,12 @@ impl Plan {
     /// Elements that the buffer of one of the caller's tensors must hold.
     pub fn required_len(&self, operand: Operand) -> u64 {
         self.tensor(operand).map_or(0, |tensor| tensor.len().unwrap_or(u64::MAX))
+    }
+
+    /// Whether two of the caller's tensors may lie in one buffer though one is written: where no pass of an append binds both.
+    pub(crate) fn may_share(&self, one: Operand, other: Operand) -> bool {
+        let binds_both = |pass: &Pass| pass.specialization.binds(one) && pass.specialization.binds(other);
+        self.direction == Direction::Append && !self.passes.iter().any(binds_both)
     }
 
     /// The type that one of the caller's tensors is stored in. `None` for other operands.

@@ -70,7 +70,7 @@ pub(super) fn num_splits(
         return 1;
     }
     let shape = &problem.shape;
-    let lengths = Lengths::of(shape);
+    let lengths = Lengths::of(problem);
     let whole = Part::whole(shape, lengths);
     let workgroups = kernel.row_tiles(tiles, shape.heads_per_kv(), &whole).max(1);
     let listed = most_listed(problem, specialization).unwrap_or(u64::MAX);

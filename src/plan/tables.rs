@@ -13,7 +13,7 @@ const NUMBER: usize = 2 * Chain::LONGEST + 3;
 pub(super) fn number_of_lists(specialization: &Specialization) -> usize {
     match specialization.kernel.spec().owns {
         Owns::Keys => NUMBER - 1,
-        Owns::Rows | Owns::Heads | Owns::Entries | Owns::Everything => NUMBER - 2,
+        Owns::Rows | Owns::Heads | Owns::Entries | Owns::Everything | Owns::Sequences => NUMBER - 2,
     }
 }
 
@@ -29,7 +29,7 @@ impl Plan {
         let of_scores = problem.scores().iter().map(|modifier| modifier.table(shape));
         let of_masks = problem.key_masks().iter().map(|mask| mask.table(shape));
         let is_bottom_right = problem.mask.alignment == Alignment::BottomRight;
-        let of_lengths = problem.lengths().map(|lengths| lengths.table(is_bottom_right));
+        let of_lengths = problem.lengths().map(|lengths| lengths.table(shape, is_bottom_right));
         let tables = (0..).zip(of_scores).chain((Chain::LONGEST..).zip(of_masks));
         let tables = tables.chain(of_lengths.map(|table| (2 * Chain::LONGEST, table)));
         let tables = tables.chain(self.lists.iter().map(|(number, lists)| (*number, lists.to_vec())));

@@ -1,10 +1,12 @@
 //! Where the tensors of an operation lie, and which part of each a dispatch needs. No other file says this.
 
 use super::direction::Direction;
+use super::kernels::LengthsAtCall;
 use super::part::Part;
 use crate::operand::{Operand, Usage};
 use crate::problem::{
-    AttentionProblem, Element, EntryLayout, KeyMask, MergeProblem, ProbabilitiesProblem, ScoreMod, TensorLayout,
+    AppendProblem, AttentionProblem, Element, EntryLayout, KeyMask, KvCache, MergeProblem, Pages, ProbabilitiesProblem,
+    RotatedQ, ScoreMod, TensorLayout,
 };
 
 /// Counts along batch, rows, heads and the contiguous dimension.
@@ -25,6 +27,14 @@ pub(crate) enum Follows {
     ChosenRows { head_first: u32, row_first: u32 },
     /// The dispatch's keys, of the KV heads that its query heads share: `heads_per_kv` query heads for each.
     Keys { heads_per_kv: u32 },
+    /// All rows, of the dispatch's query heads: sequences are packed.
+    PackedRows,
+    /// All rows, of the KV heads as for `Keys`: sequences are packed.
+    PackedKeys { heads_per_kv: u32 },
+    /// The dispatch's rows, of the KV heads that its query heads share.
+    RowsOfKv { heads_per_kv: u32 },
+    /// All pages, of the KV heads that the dispatch's query heads share.
+    Pages { heads_per_kv: u32 },
     /// All of it, whatever the dispatch: its entries are found by their place in the whole problem.
     Whole,
     /// All of it: scratch memory, which is laid out anew for each dispatch.
@@ -85,11 +95,16 @@ impl Tensor {
     pub(super) fn extent_in(&self, part: &Part) -> Extent {
         let at_most = self.extent_at_most(part);
         match self.follows {
-            Follows::Keys { heads_per_kv } => {
+            Follows::Keys { heads_per_kv }
+            | Follows::PackedKeys { heads_per_kv }
+            | Follows::RowsOfKv { heads_per_kv }
+            | Follows::Pages { heads_per_kv } => {
                 let last = (part.head_first + part.head_count - 1) / heads_per_kv;
                 Extent { heads: last - part.head_first / heads_per_kv + 1, ..at_most }
             }
-            Follows::Rows | Follows::ChosenRows { .. } | Follows::Whole | Follows::Scratch => at_most,
+            Follows::Rows | Follows::ChosenRows { .. } | Follows::PackedRows | Follows::Whole | Follows::Scratch => {
+                at_most
+            }
         }
     }
 
@@ -104,6 +119,15 @@ impl Tensor {
                 let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
                 Extent { batch, rows: part.key_count, heads: heads.min(self.extent.heads), dim }
             }
+            Follows::PackedRows => Extent { heads: part.head_count, ..self.extent },
+            Follows::PackedKeys { heads_per_kv } | Follows::Pages { heads_per_kv } => {
+                let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
+                Extent { heads: heads.min(self.extent.heads), ..self.extent }
+            }
+            Follows::RowsOfKv { heads_per_kv } => {
+                let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
+                Extent { batch, rows: part.row_count, heads: heads.min(self.extent.heads), dim }
+            }
             Follows::Whole | Follows::Scratch => self.extent,
         }
     }
@@ -115,9 +139,15 @@ impl Tensor {
             Follows::Keys { heads_per_kv } => {
                 self.layout.index(part.batch_first, part.key_first, part.head_first / heads_per_kv)
             }
+            Follows::Pages { heads_per_kv } => self.layout.index(0, 0, part.head_first / heads_per_kv),
+            Follows::RowsOfKv { heads_per_kv } => {
+                self.layout.index(part.batch_first, part.row_first, part.head_first / heads_per_kv)
+            }
             Follows::ChosenRows { head_first, row_first } => {
                 self.layout.index(part.batch_first, part.row_first - row_first, part.head_first - head_first)
             }
+            Follows::PackedRows => self.layout.index(0, 0, part.head_first),
+            Follows::PackedKeys { heads_per_kv } => self.layout.index(0, 0, part.head_first / heads_per_kv),
             Follows::Whole => self.layout.offset,
             Follows::Scratch => 0,
         }
@@ -136,14 +166,16 @@ impl Tensor {
 }
 
 /// Whether every row of elements starts on and is a whole number of quads.
-pub(super) fn in_quads(tensors: &[Tensor]) -> bool {
+pub(super) fn in_quads(problem: &AttentionProblem, tensors: &[Tensor]) -> bool {
+    // Four bytes of int8 are a word in any case.
+    let is_int8 = |tensor: &Tensor| problem.has_int8_cache() && matches!(tensor.operand, Operand::K | Operand::V);
     let is_quad = |tensor: &Tensor| {
         let TensorLayout { offset, stride_batch, stride_row, stride_head } = tensor.layout;
         let numbers = [offset, stride_batch, stride_row, stride_head, tensor.stride_split, tensor.extent.dim.into()];
         numbers.iter().all(|number| number % 4 == 0)
     };
     let of_elements = |tensor: &&Tensor| tensor.operand.holds_elements() || tensor.operand == Operand::OParts;
-    tensors.iter().filter(of_elements).all(is_quad)
+    tensors.iter().filter(of_elements).all(|tensor| is_int8(tensor) || is_quad(tensor))
 }
 
 /// The caller's tensors. Those of a merge that hold its parts come from [`parts_to_merge`], probabilities from
@@ -151,23 +183,35 @@ pub(super) fn in_quads(tensors: &[Tensor]) -> bool {
 pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<Tensor> {
     let AttentionProblem { shape, layout, .. } = problem;
     let element = problem.element;
-    let q = of_rows(problem, Operand::Q, layout.q, shape.head_dim, element);
-    let k = of_keys(problem, Operand::K, layout.k, shape.head_dim, element);
-    let v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
-    let o = of_rows(problem, Operand::O, layout.o, shape.head_dim_v, element);
+    let q = of_q(problem, Operand::Q, layout.q, shape.head_dim, element);
+    let mut k = of_keys(problem, Operand::K, layout.k, shape.head_dim, element);
+    let mut v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
+    if let Some(cache) = problem.cache() {
+        k = of_cache(problem, Operand::K, cache, shape.head_dim);
+        v = of_cache(problem, Operand::V, cache, shape.head_dim_v);
+    }
+    let o = of_q(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
+    let pages = problem.cache().and_then(|cache| cache.pages);
+    let page_table = pages.map(|pages| table(problem, Operand::PageTable, [shape.batch, 1, pages.max_pages]));
     let sink = problem.has_sink().then(|| of_each_head(problem, Operand::Sink));
-    let entries = tensors_of_entries(problem).chain(sink);
+    let entries = tensors_of_entries(problem).chain(lengths(problem)).chain(sink);
     match direction {
-        Direction::Forward => [q, k, v, o.written(), lse.written()].into_iter().chain(entries).collect(),
+        Direction::Forward => {
+            [q, k, v, o.written(), lse.written()].into_iter().chain(page_table).chain(entries).collect()
+        }
         Direction::Merge => vec![o.written(), lse.written()],
-        Direction::Probabilities => [q, k, lse].into_iter().chain(tensors_of_entries(problem)).collect(),
+        Direction::Probabilities => {
+            [q, k, lse].into_iter().chain(tensors_of_entries(problem)).chain(lengths(problem)).collect()
+        }
+        // Those come from `tensors_of_append`.
+        Direction::Append => Vec::new(),
         Direction::Backward => {
             let layout = problem.gradient_layout();
             let gradient_element = problem.gradient_element();
-            let d_o = of_rows(problem, Operand::DO, layout.o, shape.head_dim_v, element);
+            let d_o = of_q(problem, Operand::DO, layout.o, shape.head_dim_v, element);
             let d_lse = Tensor { optional: true, ..of_each_row(problem, Operand::DLse) };
-            let dq = of_rows(problem, Operand::Dq, layout.q, shape.head_dim, gradient_element);
+            let dq = of_q(problem, Operand::Dq, layout.q, shape.head_dim, gradient_element);
             let dk = of_keys(problem, Operand::Dk, layout.k, shape.head_dim, gradient_element);
             let dv = of_keys(problem, Operand::Dv, layout.v, shape.head_dim_v, gradient_element);
             let written = [dq, dk, dv].map(Tensor::written);
@@ -247,10 +291,80 @@ pub(super) fn probabilities(chosen: &ProbabilitiesProblem) -> Tensor {
     }
 }
 
-/// Scratch memory for LSE and D, two f32 for each row: contiguous `[batch, num_heads, seqlen_q, 2]`.
+/// What an append reads and writes.
+pub(super) fn tensors_of_append(append: &AppendProblem) -> Vec<Tensor> {
+    let problem = &append.rows();
+    let (shape, element) = (&append.shape, append.element);
+    let (packed, cache) = (append.packed_tokens(), &append.cache);
+    let whole = |tensor: Tensor, batch: u32, rows: u32| Tensor {
+        extent: Extent { batch, rows, ..tensor.extent },
+        follows: Follows::Whole,
+        ..tensor
+    };
+    let of_tokens = |tensor: Tensor| packed.map_or(tensor, |total| whole(tensor, 1.min(total), total));
+    let of_kv = |operand, layout, dim| {
+        let keys = of_keys(problem, operand, layout, dim, element);
+        let follows = Follows::RowsOfKv { heads_per_kv: shape.heads_per_kv() };
+        of_tokens(Tensor { extent: Extent { rows: shape.seqlen_q, ..keys.extent }, follows, ..keys })
+    };
+    let of_cache = |operand, layout, dim| {
+        let tensor = of_keys(problem, operand, layout, cache.element.row_len(dim), cache.element.entry()).written();
+        let [pages, page_size] = cache.counts(shape);
+        let is_whole = cache.pages.is_some() || append.has_slot_mapping();
+        if is_whole { whole(tensor, pages, page_size) } else { tensor }
+    };
+    let layout = &append.layout;
+    let mut tensors = vec![
+        of_kv(Operand::K, layout.k, shape.head_dim),
+        of_kv(Operand::V, layout.v, shape.head_dim_v),
+        of_cache(Operand::KCache, cache.k, shape.head_dim),
+        of_cache(Operand::VCache, cache.v, shape.head_dim_v),
+    ];
+    let q = of_tokens(of_rows(problem, Operand::Q, layout.q, shape.head_dim, element));
+    let rotated = of_tokens(of_rows(problem, Operand::QRotated, layout.o, shape.head_dim, element)).written();
+    match append.rotated_q() {
+        RotatedQ::None => {}
+        RotatedQ::InPlace => tensors.push(q.written()),
+        RotatedQ::Apart => tensors.extend([q, rotated]),
+    }
+    tensors.extend(words_of_append(append).into_iter().map(|(operand, counts)| table(problem, operand, counts)));
+    tensors
+}
+
+/// Those of an append that hold words or f32, `[batch, rows, dim]`.
+fn words_of_append(append: &AppendProblem) -> Vec<(Operand, [u32; 3])> {
+    let shape = &append.shape;
+    let tokens = append.packed_tokens().map_or([shape.batch, shape.seqlen_q], |total| [1, total]);
+    let mut all = Vec::new();
+    all.extend(append.has_cache_seqlens().then_some((Operand::CacheSeqlens, [1, 1, shape.batch])));
+    if append.has_slot_mapping() {
+        all.push((Operand::SlotMapping, [tokens[0], 1, tokens[1]]));
+    } else if let Some(pages) = append.cache.pages {
+        all.push((Operand::PageTable, [shape.batch, 1, pages.max_pages]));
+    }
+    all.extend(append.packed_tokens().map(|_| (Operand::CuSeqlensNew, [1, 1, shape.batch.saturating_add(1)])));
+    if let Some(rotary) = append.rotary() {
+        let [batch, rows] = rotary.positions.map_or(tokens, |positions| [1, positions]);
+        let tables = [Operand::RotaryCos, Operand::RotarySin];
+        all.extend(tables.map(|operand| (operand, [batch, rows, rotary.rotary_dim / 2])));
+    }
+    all.extend(append.writes_seqlens().then_some((Operand::NewCacheSeqlens, [1, 1, shape.batch])));
+    all
+}
+
+/// Contiguous `[batch, rows, dim]`, words or f32.
+fn table(problem: &AttentionProblem, operand: Operand, [batch, rows, dim]: [u32; 3]) -> Tensor {
+    let usage = if operand == Operand::NewCacheSeqlens { Usage::Write } else { Usage::Read };
+    let layout = TensorLayout::bshd(rows, 1, dim);
+    let extent = Extent { batch, rows, heads: 1, dim };
+    Tensor { usage, extent, layout, ..of_each_head(problem, operand) }
+}
+
+/// Scratch memory for LSE and D, two f32 for each row: contiguous `[batch, num_heads, seqlen_q, 2]`, packed `[num_heads,
+/// total_q, 2]`.
 pub(super) fn row_stats(problem: &AttentionProblem) -> Tensor {
-    let layout = TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 2);
-    of_rows(problem, Operand::RowStats, layout, 2, Element::F32).written()
+    let layout = TensorLayout::bhsd(rows_of_q(problem), problem.shape.num_heads, 2);
+    of_q(problem, Operand::RowStats, layout, 2, Element::F32).written()
 }
 
 /// Scratch memory for a matrix of a part's rows and keys, in rows of `stride_row` f32.
@@ -284,20 +398,61 @@ fn of_rows(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, d
     }
 }
 
-/// As `of_rows`, with rows for the keys of each KV head.
-fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element: Element) -> Tensor {
-    let shape = &problem.shape;
-    Tensor {
-        extent: Extent { batch: shape.batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim },
-        follows: Follows::Keys { heads_per_kv: shape.heads_per_kv() },
-        ..of_rows(problem, operand, layout, dim, element)
+/// As `of_rows`, with the rows of Q, which may be packed.
+fn of_q(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element: Element) -> Tensor {
+    let tensor = of_rows(problem, operand, layout, dim, element);
+    match problem.total_q() {
+        Some(total) => packed(tensor, total, Follows::PackedRows),
+        None => tensor,
     }
 }
 
-/// One f32 for each row: contiguous `[batch, num_heads, seqlen_q]`.
+/// K or V in a cache, with rows of `dim` elements.
+fn of_cache(problem: &AttentionProblem, operand: Operand, cache: &KvCache, dim: u32) -> Tensor {
+    let layout = if operand == Operand::K { cache.k } else { cache.v };
+    let keys = of_keys(problem, operand, layout, cache.element.row_len(dim), cache.element.entry());
+    let Some(Pages { num_pages, page_size, .. }) = cache.pages else { return keys };
+    Tensor {
+        extent: Extent { batch: num_pages, rows: page_size, ..keys.extent },
+        follows: Follows::Pages { heads_per_kv: problem.shape.heads_per_kv() },
+        ..keys
+    }
+}
+
+/// As `of_rows`, with rows for the keys of each KV head.
+fn of_keys(problem: &AttentionProblem, operand: Operand, layout: TensorLayout, dim: u32, element: Element) -> Tensor {
+    let shape = &problem.shape;
+    let heads_per_kv = shape.heads_per_kv();
+    let tensor = Tensor {
+        extent: Extent { batch: shape.batch, rows: shape.seqlen_kv, heads: shape.num_heads_kv, dim },
+        follows: Follows::Keys { heads_per_kv },
+        ..of_rows(problem, operand, layout, dim, element)
+    };
+    match problem.total_kv() {
+        Some(total) => packed(tensor, total, Follows::PackedKeys { heads_per_kv }),
+        None => tensor,
+    }
+}
+
+/// The same tensor with packed sequences. The number of a sequence is that of its first row, as `slots/lengths/packed.wgsl` says.
+fn packed(tensor: Tensor, total: u32, follows: Follows) -> Tensor {
+    Tensor {
+        layout: TensorLayout { stride_batch: tensor.layout.stride_row, ..tensor.layout },
+        extent: Extent { batch: 1, rows: total, ..tensor.extent },
+        follows,
+        ..tensor
+    }
+}
+
+/// Rows of Q in a sequence, or in all that are packed.
+fn rows_of_q(problem: &AttentionProblem) -> u32 {
+    problem.total_q().unwrap_or(problem.shape.seqlen_q)
+}
+
+/// One f32 for each row: contiguous `[batch, num_heads, seqlen_q]`, packed `[num_heads, total_q]`.
 fn of_each_row(problem: &AttentionProblem, operand: Operand) -> Tensor {
-    let layout = TensorLayout::bhsd(problem.shape.seqlen_q, problem.shape.num_heads, 1);
-    of_rows(problem, operand, layout, 1, Element::F32)
+    let layout = TensorLayout::bhsd(rows_of_q(problem), problem.shape.num_heads, 1);
+    of_q(problem, operand, layout, 1, Element::F32)
 }
 
 /// One f32 for each query head.
@@ -313,8 +468,22 @@ fn of_each_head(problem: &AttentionProblem, operand: Operand) -> Tensor {
 
 /// The caller's data, f32 or other words of their size.
 fn aux(problem: &AttentionProblem, len: u32) -> Tensor {
-    let each_head = of_each_head(problem, Operand::Aux);
+    words(problem, Operand::Aux, len)
+}
+
+/// So many words, which no element is; they have the size of an f32.
+fn words(problem: &AttentionProblem, operand: Operand, len: u32) -> Tensor {
+    let each_head = of_each_head(problem, operand);
     Tensor { extent: Extent { batch: 1, rows: 1, heads: 1, dim: len }, ..each_head }
+}
+
+/// The lengths that come at the call: a word for each sequence; of prefix sums one more.
+fn lengths(problem: &AttentionProblem) -> impl Iterator<Item = Tensor> {
+    let batch = problem.shape.batch;
+    LengthsAtCall::of(problem).operands().map(move |operand| {
+        let is_sums = matches!(operand, Operand::CuSeqlensQ | Operand::CuSeqlensKv);
+        words(problem, operand, if is_sums && batch > 0 { batch.saturating_add(1) } else { batch })
+    })
 }
 
 /// Contiguous `[split, batch, head, row, dim]` of f32, for the rows of a part.

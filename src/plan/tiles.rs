@@ -50,6 +50,8 @@ pub(crate) enum Owns {
     Entries,
     /// All. Such a kernel has no tiles.
     Everything,
+    /// Some sequences, of which it reads how long they are. Such a kernel has no tiles.
+    Sequences,
 }
 
 impl Tiles {

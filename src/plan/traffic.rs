@@ -6,7 +6,8 @@ use super::visits::visits;
 
 impl Plan {
     /// Bytes that the kernels read from and write to device memory. They are counted from the tiles: what each workgroup
-    /// loads and stores, without reuse between workgroups. Caches make the true number smaller. 2⁶⁴ − 1 if there are more.
+    /// loads and stores, without reuse between workgroups, and of every sequence as if it had the largest length. Caches
+    /// make the true number smaller. 2⁶⁴ − 1 if there are more.
     pub fn traffic_bytes(&self) -> u64 {
         let chosen = self.chosen.as_ref().map_or(self.problem.shape.num_heads, |(heads, _)| heads.len() as u32);
         let heads = u128::from(self.problem.shape.batch) * u128::from(chosen);

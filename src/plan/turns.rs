@@ -53,7 +53,7 @@ fn turns_of_own_wgsl(specialization: &Specialization, loops: &Loops) -> u64 {
         }
         (_, Owns::Keys) => loops.q_tiles.saturating_mul(of_a_tile),
         (_, Owns::Entries) => loops.score_tiles.saturating_mul(of_a_tile),
-        (_, Owns::Everything) => 0,
+        (_, Owns::Everything | Owns::Sequences) => 0,
         (_, Owns::Rows | Owns::Heads) => loops.kv_tiles.saturating_mul(of_a_tile),
     };
     fours.saturating_mul(of_four)

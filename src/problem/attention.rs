@@ -1,9 +1,10 @@
+use super::cache::{CacheElement, KvCache};
 use super::dropout::Dropout;
 use super::element::Element;
 use super::entries::EntryLayout;
 use super::key_mask::KeyMask;
-use super::layout::AttentionLayout;
-use super::lengths::Lengths;
+use super::layout::{AttentionLayout, TensorLayout};
+use super::lengths::{Known, Lengths, Packed};
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
@@ -77,6 +78,8 @@ pub struct AttentionProblem {
     has_bias_gradient: bool,
     /// Of each sequence, where they differ.
     lengths: Option<Lengths>,
+    /// Where K and V are, if it is no tensor like Q.
+    cache: Option<KvCache>,
 }
 
 impl AttentionProblem {
@@ -99,6 +102,7 @@ impl AttentionProblem {
             has_sink: false,
             has_bias_gradient: false,
             lengths: None,
+            cache: None,
         }
     }
 
@@ -208,8 +212,143 @@ impl AttentionProblem {
     /// assert!(problem.visible_keys_of(1, 77).is_empty());
     /// ```
     pub fn with_lengths(mut self, seqlens_q: Vec<u32>, seqlens_kv: Vec<u32>) -> Self {
-        self.lengths = Some(Lengths { seqlens_q, seqlens_kv });
+        let lengths = self.lengths.get_or_insert_default();
+        (lengths.q.seqlens, lengths.kv.seqlens) = (Known::Now(seqlens_q), Known::Now(seqlens_kv));
         self
+    }
+
+    /// As the rows of [`with_lengths`](Self::with_lengths), with lengths that each call brings: u32 or i32 `[batch]` in the buffer
+    /// of [`Operand::SeqlensQ`](crate::Operand::SeqlensQ). `shape.seqlen_q` is the largest. The GPU reads them when the call runs,
+    /// so a call before it in the same encoder may write them, and one prepared operation serves all lengths. Larger ones count
+    /// as `shape.seqlen_q`, negative ones as 0.
+    pub fn with_seqlens_q_at_call(mut self) -> Self {
+        self.lengths.get_or_insert_default().q.seqlens = Known::AtCall;
+        self
+    }
+
+    /// As [`with_seqlens_q_at_call`](Self::with_seqlens_q_at_call), for the keys: u32 or i32 `[batch]` in the buffer of
+    /// [`Operand::SeqlensKv`](crate::Operand::SeqlensKv). `shape.seqlen_kv` is the largest.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Capabilities, Operand, Plan};
+    ///
+    /// // One new row of each of 8 sequences over as many of 4096 keys as the call says.
+    /// let shape = AttentionShape::new(8, 32, 1, 128).with_num_heads_kv(8).with_seqlen_kv(4096);
+    /// let problem = AttentionProblem::new(shape).with_causal().with_seqlens_kv_at_call();
+    /// let capabilities = Capabilities::webgpu_defaults();
+    /// let plan = Plan::forward(&problem, &capabilities).build()?;
+    /// assert_eq!(plan.required_bytes(Operand::SeqlensKv), 8 * 4);
+    /// # Ok::<(), wgpu_flash_attention::Error>(())
+    /// ```
+    pub fn with_seqlens_kv_at_call(mut self) -> Self {
+        self.lengths.get_or_insert_default().kv.seqlens = Known::AtCall;
+        self
+    }
+
+    /// Packs the sequences: one lies behind the other, without padding, in Q and all that has its rows, `[total_q, num_heads,
+    /// head_dim]`, and in K and V, `[total_kv, num_heads_kv, head_dim]`. LSE and its gradient are `[num_heads, total_q]`. Sequence b
+    /// has the rows from `cu_seqlens_q[b]` to before `cu_seqlens_q[b + 1]`, and so its keys; both have batch + 1 entries, start at 0
+    /// and never fall. A sequence may have no rows, or no keys. `shape.seqlen_q` and `shape.seqlen_kv` are the largest lengths that
+    /// a sequence may have. The layout's `stride_batch` has no meaning; strides of rows and heads are those of
+    /// [`AttentionLayout::bshd`] for `[total, heads, dim]`.
+    ///
+    /// Rows and keys count within a sequence, for masks, windows, modifiers and dropout; a bias and a mask have the shape of the
+    /// largest lengths. With [`with_lengths`](Self::with_lengths), a sequence uses only so many of its rows (FlashAttention's
+    /// `seqused`). Nothing writes rows that no sequence uses; the slice form returns O = 0, LSE = −∞ and gradients of 0 there.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Capabilities, Operand, Plan};
+    ///
+    /// // Three texts of 512, 77 and 300 tokens.
+    /// let sums = vec![0, 512, 589, 889];
+    /// let problem = AttentionProblem::new(AttentionShape::new(3, 12, 512, 64)).with_cu_seqlens(sums.clone(), sums);
+    /// assert_eq!(problem.visible_keys_of(1, 76), 0..77);
+    /// let capabilities = Capabilities::webgpu_defaults();
+    /// let plan = Plan::forward(&problem, &capabilities).build()?;
+    /// assert_eq!(plan.required_len(Operand::Q), 889 * 12 * 64);
+    /// assert_eq!(plan.required_len(Operand::Lse), 12 * 889);
+    /// # Ok::<(), wgpu_flash_attention::Error>(())
+    /// ```
+    pub fn with_cu_seqlens(self, cu_seqlens_q: Vec<u32>, cu_seqlens_kv: Vec<u32>) -> Self {
+        let mut problem = self.with_cu_seqlens_q(cu_seqlens_q);
+        problem.lengths.get_or_insert_default().kv.packed = Some(Packed::by(cu_seqlens_kv));
+        problem
+    }
+
+    /// As [`with_cu_seqlens`](Self::with_cu_seqlens), for Q and all that has its rows. K and V are `[batch, seqlen_kv]`, with keys
+    /// up to the lengths of [`with_lengths`](Self::with_lengths) or
+    /// [`with_seqlens_kv_at_call`](Self::with_seqlens_kv_at_call) if there are such.
+    pub fn with_cu_seqlens_q(mut self, cu_seqlens_q: Vec<u32>) -> Self {
+        self.lengths.get_or_insert_default().q.packed = Some(Packed::by(cu_seqlens_q));
+        self
+    }
+
+    /// As [`with_cu_seqlens`](Self::with_cu_seqlens), with sums that each call brings: u32 or i32 `[batch + 1]` in the buffers of
+    /// [`Operand::CuSeqlensQ`](crate::Operand::CuSeqlensQ) and [`Operand::CuSeqlensKv`](crate::Operand::CuSeqlensKv). `total_q`
+    /// and `total_kv` are the rows of the tensors. The GPU reads the sums when the call runs, so one prepared operation serves
+    /// all lengths. Sums that fall, or pass the tensors or the largest lengths, give wrong numbers, but nothing is read or written
+    /// outside the tensors. [`with_seqlens_q_at_call`](Self::with_seqlens_q_at_call) and
+    /// [`with_seqlens_kv_at_call`](Self::with_seqlens_kv_at_call) say how many of its rows and keys a sequence uses.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Capabilities, Operand, Plan};
+    ///
+    /// // At most 16 sequences of at most 4096 tokens, and at most 8192 tokens in all.
+    /// let shape = AttentionShape::new(16, 12, 4096, 64);
+    /// let problem = AttentionProblem::new(shape).with_causal().with_cu_seqlens_at_call(8192, 8192);
+    /// let capabilities = Capabilities::webgpu_defaults();
+    /// let plan = Plan::forward(&problem, &capabilities).build()?;
+    /// assert_eq!(plan.required_len(Operand::CuSeqlensQ), 17);
+    /// # Ok::<(), wgpu_flash_attention::Error>(())
+    /// ```
+    pub fn with_cu_seqlens_at_call(self, total_q: u32, total_kv: u32) -> Self {
+        let mut problem = self.with_cu_seqlens_q_at_call(total_q);
+        problem.lengths.get_or_insert_default().kv.packed = Some(Packed::at_call(total_kv));
+        problem
+    }
+
+    /// As [`with_cu_seqlens_at_call`](Self::with_cu_seqlens_at_call), for Q and all that has its rows. K and V are as in
+    /// [`with_cu_seqlens_q`](Self::with_cu_seqlens_q).
+    pub fn with_cu_seqlens_q_at_call(mut self, total_q: u32) -> Self {
+        self.lengths.get_or_insert_default().q.packed = Some(Packed::at_call(total_q));
+        self
+    }
+
+    /// Takes K and V from a [cache](KvCache), which an [append](super::AppendProblem) fills: in its type, whatever that of Q, side by side or in
+    /// pages. `shape.seqlen_kv` is the most positions that a sequence may have; how many each has comes by
+    /// [`with_seqlens_kv_at_call`](Self::with_seqlens_kv_at_call), with the new ones. With
+    /// [`with_causal`](Self::with_causal), the last row of a sequence stands at its last position. So one prepared operation serves
+    /// all layers and steps of a generation. The caches take the places of K and V in
+    /// [`ForwardBuffers`](crate::ForwardBuffers), the page table that of [`Operand::PageTable`](crate::Operand::PageTable), u32
+    /// `[batch, max_pages]`. The layouts of K and V in [`layout`](Self::layout) are not used.
+    ///
+    /// This is for the forward pass of [`Algorithm::Flash`]; there are no gradients.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, CacheElement, Capabilities, KvCache, Operand, Plan};
+    ///
+    /// // One new row of each of 4 sequences of at most 4096 tokens, in pages of 16; 300 pages for all of them.
+    /// let shape = AttentionShape::new(4, 32, 1, 128).with_num_heads_kv(8).with_seqlen_kv(4096);
+    /// let cache = KvCache::paged(&shape, CacheElement::Int8, 300, 16);
+    /// let problem = AttentionProblem::new(shape).with_causal().with_cache(cache).with_seqlens_kv_at_call();
+    /// let capabilities = Capabilities::webgpu_defaults();
+    /// let plan = Plan::forward(&problem, &capabilities).build()?;
+    /// assert_eq!(plan.required_bytes(Operand::PageTable), 4 * 256 * 4);
+    /// # Ok::<(), wgpu_flash_attention::Error>(())
+    /// ```
+    pub fn with_cache(mut self, cache: KvCache) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+
+    /// Whether K and V are signed bytes with scales.
+    pub(crate) fn has_int8_cache(&self) -> bool {
+        self.cache.is_some_and(|cache| cache.element == CacheElement::Int8)
+    }
+
+    /// The cache that K and V are in, if they are in one.
+    pub fn cache(&self) -> Option<&KvCache> {
+        self.cache.as_ref()
     }
 
     /// Adds a sink: a logit for each query head, f32 `[num_heads]` in the buffer of [`Operand::Sink`](crate::Operand::Sink). It
@@ -339,13 +478,80 @@ impl AttentionProblem {
         self.lengths.is_some()
     }
 
-    /// seqlen_q and seqlen_kv of a sequence.
+    /// Whether a call says how long sequences are.
+    pub(crate) fn has_lengths_at_call(&self) -> bool {
+        self.lengths.as_ref().is_some_and(Lengths::are_at_call)
+    }
+
+    /// seqlen_q and seqlen_kv of a sequence; the largest that it can have, where a call says more.
     pub fn lengths_of(&self, batch: u32) -> (u32, u32) {
         let AttentionShape { seqlen_q, seqlen_kv, .. } = self.shape;
-        let of = |lengths: &[u32], most: u32| lengths.get(batch as usize).map_or(0, |length| most.min(*length));
         self.lengths.as_ref().map_or((seqlen_q, seqlen_kv), |lengths| {
-            (of(&lengths.seqlens_q, seqlen_q), of(&lengths.seqlens_kv, seqlen_kv))
+            let [(_, of_q), (_, of_kv)] = lengths.of(&self.shape, batch);
+            (of_q, of_kv)
         })
+    }
+
+    /// Rows of Q, O and LSE in all, if sequences are packed in them.
+    pub fn total_q(&self) -> Option<u32> {
+        self.lengths.as_ref()?.q.packed.as_ref().map(|packed| packed.total)
+    }
+
+    /// Rows of K and V in all, if sequences are packed in them.
+    pub fn total_kv(&self) -> Option<u32> {
+        self.lengths.as_ref()?.kv.packed.as_ref().map(|packed| packed.total)
+    }
+
+    /// Where a row of a sequence lies: sequence and row in Q and all that has its rows. Packed tensors have one sequence.
+    pub fn row_in_q(&self, batch: u32, row: u32) -> (u32, u32) {
+        match &self.lengths {
+            Some(lengths) if lengths.q.packed.is_some() => (0, lengths.of(&self.shape, batch)[0].0.saturating_add(row)),
+            _ => (batch, row),
+        }
+    }
+
+    /// As [`row_in_q`](Self::row_in_q), of a key in K and V.
+    pub fn row_in_kv(&self, batch: u32, key: u32) -> (u32, u32) {
+        match &self.lengths {
+            Some(lengths) if lengths.kv.packed.is_some() => {
+                (0, lengths.of(&self.shape, batch)[1].0.saturating_add(key))
+            }
+            _ => (batch, key),
+        }
+    }
+
+    /// Rows that a sequence has in Q, and in K and V: of packed sequences their own, otherwise those of the tensors.
+    pub(crate) fn rows_of(&self, batch: u32) -> (u32, u32) {
+        let AttentionShape { seqlen_q, seqlen_kv, .. } = self.shape;
+        let (of_q, of_kv) = self.lengths_of(batch);
+        let own = |total: Option<u32>, own: u32, of_tensor: u32| if total.is_some() { own } else { of_tensor };
+        (own(self.total_q(), of_q, seqlen_q), own(self.total_kv(), of_kv, seqlen_kv))
+    }
+
+    /// Elements of a tensor with the rows of Q that lies so, or `None` past 2⁶⁴.
+    pub(crate) fn len_in_q(&self, layout: &TensorLayout, dim: u32) -> Option<u64> {
+        let AttentionShape { batch, seqlen_q, num_heads, .. } = self.shape;
+        let (batch, rows) = self.total_q().map_or((batch, seqlen_q), |total| (1, total));
+        layout.required_len(batch, rows, num_heads, dim)
+    }
+
+    /// As `len_in_q`, of a tensor with the rows of K and V.
+    pub(crate) fn len_in_kv(&self, layout: &TensorLayout, dim: u32) -> Option<u64> {
+        let AttentionShape { batch, seqlen_kv, num_heads_kv, .. } = self.shape;
+        let (batch, rows) = self.total_kv().map_or((batch, seqlen_kv), |total| (1, total));
+        layout.required_len(batch, rows, num_heads_kv, dim)
+    }
+
+    /// The number of a row in LSE.
+    pub(crate) fn lse_index(&self, batch: u32, head: u32, row: u32) -> usize {
+        let (batch, row) = self.row_in_q(batch, row);
+        let rows = self.total_q().unwrap_or(self.shape.seqlen_q) as usize;
+        (batch as usize * self.shape.num_heads as usize + head as usize) * rows + row as usize
+    }
+
+    /// Entries of LSE; 2⁶⁴ − 1 if there are more.
+    pub fn lse_len(&self) -> u64 {
+        self.total_q().map_or(self.shape.lse_len(), |total| u64::from(self.shape.num_heads) * u64::from(total))
     }
 
     /// As [`visible_keys`](Self::visible_keys), of a sequence with lengths of its own.
@@ -367,11 +573,9 @@ impl AttentionProblem {
             let (seqlen_q, seqlen_kv) = self.lengths_of(batch);
             self.mask.visible_pairs(seqlen_q, seqlen_kv)
         };
-        let per_head = match &self.lengths {
+        let per_head = match self.lengths.as_ref().and_then(Lengths::known) {
             // Problems that planning refuses may have any number of sequences.
-            Some(lengths) => (0..shape.batch)
-                .take(lengths.seqlens_q.len())
-                .fold(0, |sum: u64, batch| sum.saturating_add(of_batch(batch))),
+            Some(known) => (0..shape.batch).take(known).fold(0, |sum: u64, batch| sum.saturating_add(of_batch(batch))),
             None => of_batch(0).saturating_mul(u64::from(shape.batch)),
         };
         per_head.saturating_mul(u64::from(shape.num_heads))

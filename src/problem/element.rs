@@ -44,7 +44,7 @@ impl Element {
     }
 }
 
-mod sealed {
+pub(super) mod sealed {
     pub trait Sealed {}
 }
 

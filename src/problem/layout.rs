@@ -52,7 +52,8 @@ impl TensorLayout {
     }
 }
 
-/// The layouts of Q, K, V and O. LSE is always contiguous `[batch, num_heads, seqlen_q]`.
+/// The layouts of Q, K, V and O. LSE is always contiguous `[batch, num_heads, seqlen_q]`, of packed sequences `[num_heads, total_q]`.
+/// Where [sequences are packed](crate::AttentionProblem::with_cu_seqlens), `stride_batch` has no meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AttentionLayout {
     /// Q, `head_dim` wide.

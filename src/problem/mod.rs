@@ -1,7 +1,10 @@
 //! What is asked: plain data, no GPU. Anybody may build any problem. Planning checks it once.
 
+mod append;
 mod attention;
 mod block_mask;
+mod cache;
+mod cache_tables;
 mod dropout;
 mod element;
 mod entries;
@@ -17,9 +20,13 @@ mod shape;
 mod shown;
 mod wgsl;
 
+pub(crate) use append::RotatedQ;
+pub use append::{AppendProblem, Rotary, RotaryPairs};
 pub use attention::{Algorithm, AttentionProblem};
 pub(crate) use block_mask::{Area, ListsOf, MOST_BLOCKS, fault_of_counts, number_of_blocks};
 pub use block_mask::{BlockKind, BlockMask};
+pub use cache::{CacheElement, CacheType, KvCache, Pages};
+pub(crate) use cache_tables::CacheTables;
 pub use dropout::Dropout;
 pub use element::{Element, ElementType};
 pub use entries::EntryLayout;

@@ -1,8 +1,7 @@
 use super::case::Case;
 use super::cores;
-use super::forward::{keeps, row_cost, slice};
+use super::forward::{k_index, k_slice, keeps, q_index, q_slice, row_cost};
 use super::modifiers::{modified, modified_from_bias};
-use crate::problem::TensorLayout;
 use std::collections::BTreeMap;
 
 /// What the backward pass computes, in f64, in the problem's gradient layout. Elements between the tensors' own are 0.
@@ -93,13 +92,11 @@ fn backward_with(
 ) -> ReferenceGradients {
     let shape = problem.shape;
     let layout = problem.gradient_layout();
-    let zeros = |layout: &TensorLayout, rows: u32, heads: u32, dim: u32| {
-        vec![0.0; layout.required_len(shape.batch, rows, heads, dim).expect("a gradient has an extent") as usize]
-    };
+    let zeros = |len: Option<u64>| vec![0.0; len.expect("a gradient has an extent") as usize];
     let mut gradients = ReferenceGradients {
-        dq: zeros(&layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
-        dk: zeros(&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
-        dv: zeros(&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v),
+        dq: zeros(problem.len_in_q(&layout.q, shape.head_dim)),
+        dk: zeros(problem.len_in_kv(&layout.k, shape.head_dim)),
+        dv: zeros(problem.len_in_kv(&layout.v, shape.head_dim_v)),
         dsink: if problem.has_sink() { vec![0.0; shape.num_heads as usize] } else { Vec::new() },
         dbias: vec![0.0; problem.len_of_dbias()],
     };
@@ -125,14 +122,16 @@ fn backward_with(
         }
         for (flat, row) in dq.chunks(shape.head_dim as usize).enumerate() {
             let (member, i) = ((flat / rows) as u32, (flat % rows) as u32);
-            let first = layout.q.index(batch, i, head_kv * heads_per_kv + member) as usize;
-            gradients.dq[first..first + row.len()].copy_from_slice(row);
+            if i < problem.rows_of(batch).0 {
+                let first = q_index(&problem, &layout.q, (batch, i, head_kv * heads_per_kv + member));
+                gradients.dq[first..first + row.len()].copy_from_slice(row);
+            }
         }
         for (tensor, layout, rows, dim) in
             [(&mut gradients.dk, &layout.k, dk, shape.head_dim), (&mut gradients.dv, &layout.v, dv, shape.head_dim_v)]
         {
-            for (j, row) in rows.chunks(dim as usize).enumerate() {
-                let first = layout.index(batch, j as u32, head_kv) as usize;
+            for (j, row) in rows.chunks(dim as usize).enumerate().take(problem.rows_of(batch).1 as usize) {
+                let first = k_index(&problem, layout, (batch, j as u32, head_kv));
                 tensor[first..first + row.len()].copy_from_slice(row);
             }
         }
@@ -171,20 +170,18 @@ fn of_kv_head(
     };
     for member in 0..heads_per_kv {
         let head = head_kv * heads_per_kv + member;
-        for row in 0..shape.seqlen_q {
+        for row in 0..problem.rows_of(batch).0 {
             let (_, lse) = super::forward_row(problem, q, k, v, batch, head, row);
             if lse == f64::NEG_INFINITY {
                 continue;
             }
-            let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
-            let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
-            let batch_and_head = batch as usize * shape.num_heads as usize + head as usize;
-            let flat = batch_and_head * shape.seqlen_q as usize + row as usize;
-            let d_lse_row = given.d_lse.map_or(0.0, |d_lse| d_lse[flat]);
+            let q_row = q_slice(&problem, q, &layout.q, (batch, row, head), shape.head_dim);
+            let d_o_row = q_slice(&problem, d_o, &problem.gradient_layout().o, (batch, row, head), shape.head_dim_v);
+            let d_lse_row = given.d_lse.map_or(0.0, |d_lse| d_lse[problem.lse_index(batch, head, row)]);
 
             let entries = entries_of(problem, [q_row, k, v, d_o_row], (batch, head, row), lse);
             let delta = match given.o {
-                Some(o) => dot(d_o_row, slice(o, &layout.o, batch, row, head, shape.head_dim_v)),
+                Some(o) => dot(d_o_row, q_slice(&problem, o, &layout.o, (batch, row, head), shape.head_dim_v)),
                 None => entries.iter().map(|entry| entry.p * entry.dp).sum(),
             };
             if problem.has_sink() {
@@ -197,7 +194,7 @@ fn of_kv_head(
                     *group.dbias.entry(entry).or_default() += of_s * slope_of_bias;
                 }
                 let ds = round(of_s * slope);
-                let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
+                let k_row = k_slice(&problem, k, &layout.k, (batch, key, head_kv), shape.head_dim);
                 add(&mut group.dq[dq_first..dq_first + dim], scale * ds, k_row);
                 add(&mut group.dk[key as usize * dim..][..dim], scale * ds, q_row);
                 if factor != 0.0 {
@@ -232,8 +229,8 @@ fn entries_of(
     let (shape, layout) = (problem.shape, &problem.layout);
     let head_kv = head / (shape.num_heads / shape.num_heads_kv);
     let entry = |key: u32| {
-        let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
-        let v_row = slice(v, &layout.v, batch, key, head_kv, shape.head_dim_v);
+        let k_row = k_slice(&problem, k, &layout.k, (batch, key, head_kv), shape.head_dim);
+        let v_row = k_slice(&problem, v, &layout.v, (batch, key, head_kv), shape.head_dim_v);
         let (product, cell) = (problem.softmax_scale() * dot(q_row, k_row), (batch, head, row, key));
         let s = modified(problem, product, cell);
         let slope_of_bias = modified_from_bias(problem, product, cell).slope;

@@ -10,7 +10,8 @@ use crate::problem::{AttentionProblem, TensorLayout};
 pub struct ReferenceOutput {
     /// O in the problem's layout. Elements between the tensor's own are 0.
     pub o: Vec<f64>,
-    /// The log-sum-exp of each row, `[batch, num_heads, seqlen_q]`; −∞ where a row sees no key.
+    /// The log-sum-exp of each row, `[batch, num_heads, seqlen_q]`, of packed sequences `[num_heads, total_q]`; −∞ where a row sees
+    /// no key, or no sequence has it.
     pub lse: Vec<f64>,
 }
 
@@ -47,19 +48,17 @@ fn forward_with(
     round_p: impl Fn(f64) -> f64 + Copy + Send + Sync,
 ) -> ReferenceOutput {
     let shape = problem.shape;
-    let o_len = problem.layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v);
+    let o_len = problem.len_in_q(&problem.layout.o, shape.head_dim_v);
     let mut o = vec![0.0; o_len.expect("O has an extent") as usize];
-    let mut lse = vec![f64::NEG_INFINITY; shape.lse_len() as usize];
+    let mut lse = vec![f64::NEG_INFINITY; problem.lse_len() as usize];
 
-    let computed = cores::map(lse.len(), row_cost(&problem), |flat| {
-        let (batch, head, row) = position(&problem, flat);
-        row_with(problem, q, k, v, (batch, head, row), round_p)
-    });
-    for (flat, (o_row, lse_row)) in computed.into_iter().enumerate() {
-        let (batch, head, row) = position(&problem, flat);
-        let first = problem.layout.o.index(batch, row, head) as usize;
+    let positions = positions(&problem);
+    let computed =
+        cores::map(positions.len(), row_cost(&problem), |n| row_with(problem, q, k, v, positions[n], round_p));
+    for (&(batch, head, row), (o_row, lse_row)) in positions.iter().zip(computed) {
+        let first = q_index(&problem, &problem.layout.o, (batch, row, head));
         o[first..first + o_row.len()].copy_from_slice(&o_row);
-        lse[flat] = lse_row;
+        lse[problem.lse_index(batch, head, row)] = lse_row;
     }
     ReferenceOutput { o, lse }
 }
@@ -94,11 +93,11 @@ fn row_with(
     let head_kv = head / (shape.num_heads / shape.num_heads_kv);
     let keys = problem.keys((batch, head, row));
 
-    let q_row = slice(q, &problem.layout.q, batch, row, head, shape.head_dim);
+    let q_row = q_slice(&problem, q, &problem.layout.q, (batch, row, head), shape.head_dim);
     let s: Vec<f64> = keys
         .clone()
         .map(|key| {
-            let k_row = slice(k, &problem.layout.k, batch, key, head_kv, shape.head_dim);
+            let k_row = k_slice(&problem, k, &problem.layout.k, (batch, key, head_kv), shape.head_dim);
             let s = scale * q_row.iter().zip(k_row).map(|(q, k)| q * k).sum::<f64>();
             modified(problem, s, (batch, head, row, key)).value
         })
@@ -122,7 +121,7 @@ fn row_with(
             Some(_) => 0.0 * p,
             None => p,
         };
-        let v_row = slice(v, &problem.layout.v, batch, key, head_kv, shape.head_dim_v);
+        let v_row = k_slice(&problem, v, &problem.layout.v, (batch, key, head_kv), shape.head_dim_v);
         for (o, v) in o.iter_mut().zip(v_row) {
             *o += round_p(p) * v;
         }
@@ -146,22 +145,43 @@ pub(super) fn row_cost(problem: &AttentionProblem) -> u64 {
     u64::from(shape.seqlen_kv) * u64::from(shape.head_dim + shape.head_dim_v)
 }
 
-/// The (batch, head, row) of a flat LSE index.
-pub(super) fn position(problem: &AttentionProblem, flat: usize) -> (u32, u32, u32) {
-    let (num_heads, seqlen_q) = (problem.shape.num_heads as usize, problem.shape.seqlen_q as usize);
-    let (batch_and_head, row) = (flat / seqlen_q, flat % seqlen_q);
-    ((batch_and_head / num_heads) as u32, (batch_and_head % num_heads) as u32, row as u32)
+/// Every (batch, head, row) that lies in the tensors.
+pub(super) fn positions(problem: &AttentionProblem) -> Vec<(u32, u32, u32)> {
+    let heads = |batch: u32| (0..problem.shape.num_heads).map(move |head| (batch, head));
+    let rows = |(batch, head): (u32, u32)| (0..problem.rows_of(batch).0).map(move |row| (batch, head, row));
+    (0..problem.shape.batch).flat_map(heads).flat_map(rows).collect()
 }
 
-/// The contiguous last dimension of one tensor at (batch, row, head).
-pub(super) fn slice<'a>(
+/// The index of (batch, row, head) in a tensor with the rows of Q.
+pub(super) fn q_index(problem: &AttentionProblem, layout: &TensorLayout, (batch, row, head): (u32, u32, u32)) -> usize {
+    let (batch, row) = problem.row_in_q(batch, row);
+    layout.index(batch, row, head) as usize
+}
+
+/// The index of (batch, key, head) in a tensor with the rows of K and V.
+pub(super) fn k_index(problem: &AttentionProblem, layout: &TensorLayout, (batch, key, head): (u32, u32, u32)) -> usize {
+    let (batch, key) = problem.row_in_kv(batch, key);
+    layout.index(batch, key, head) as usize
+}
+
+/// The contiguous last dimension of a tensor with the rows of Q at (batch, row, head).
+pub(super) fn q_slice<'a>(
+    problem: &AttentionProblem,
     tensor: &'a [f64],
     layout: &TensorLayout,
-    batch: u32,
-    row: u32,
-    head: u32,
+    position: (u32, u32, u32),
     dim: u32,
 ) -> &'a [f64] {
-    let first = layout.index(batch, row, head) as usize;
-    &tensor[first..first + dim as usize]
+    &tensor[q_index(problem, layout, position)..][..dim as usize]
+}
+
+/// The contiguous last dimension of a tensor with the rows of K and V at (batch, key, head).
+pub(super) fn k_slice<'a>(
+    problem: &AttentionProblem,
+    tensor: &'a [f64],
+    layout: &TensorLayout,
+    position: (u32, u32, u32),
+    dim: u32,
+) -> &'a [f64] {
+    &tensor[k_index(problem, layout, position)..][..dim as usize]
 }

@@ -3,6 +3,7 @@
 //! It is slow and obvious on purpose. It shares no numeric code with the shaders: no tiles, no online softmax, and no 32-bit
 //! arithmetic except for the dropout mask.
 
+mod append;
 mod backward;
 mod bounds;
 mod case;
@@ -12,6 +13,7 @@ mod modifiers;
 mod probabilities;
 
 pub use crate::problem::philox4x32_10;
+pub use append::{AppendCase, AppendedRow, append, dequantized, dequantized_tensor};
 pub use backward::{ReferenceGradients, backward, backward_for, backward_rounding_p};
 pub use bounds::{
     Arithmetic, BackwardErrors, ErrorTerms, ForwardErrors, backward_errors, error_before_storing, forward_errors,

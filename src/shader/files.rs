@@ -1,8 +1,10 @@
 //! The files that make up a kernel's text.
 
 use crate::operand::Operand;
-use crate::plan::{Access, File, Piece, RowReduce, Slot, Specialization, Storage, matrix_wgsl, wgsl};
-use crate::problem::{AuxType, Element};
+use crate::plan::{
+    Access, File, Kernel, Piece, RowPlace, RowReduce, RowTarget, Slot, Specialization, Storage, matrix_wgsl, wgsl,
+};
+use crate::problem::{AuxType, CacheElement, Element, RotaryPairs};
 
 /// The files of all kernels.
 const OF_ALL: [File; 3] = [wgsl!("common/params.wgsl"), wgsl!("common/mask.wgsl"), wgsl!("common/block_range.wgsl")];
@@ -28,6 +30,7 @@ pub(super) fn files_of(specialization: &Specialization) -> Vec<File> {
     let kernel = specialization.kernel.spec();
     let mut files = OF_ALL.to_vec();
     files.push(match specialization.has_lengths {
+        true if specialization.packed_q => wgsl!("slots/lengths/packed.wgsl"),
         true => wgsl!("slots/lengths/own.wgsl"),
         false => wgsl!("slots/lengths/whole.wgsl"),
     });
@@ -46,7 +49,8 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
     let scores = (!score_mods.is_empty()).then_some(wgsl!("common/scores.wgsl"));
     let added = bias_element.filter(|_| score_mods.reads(Operand::Bias));
     let entries = added.map_or_else(Vec::new, |element| bias_files(element, specialization.bias_in_quads));
-    let has_tables = specialization.operands().any(|(operand, _)| operand == Operand::Tables);
+    let writes_tables = specialization.kernel.spec().binds(Operand::Tables);
+    let has_tables = !writes_tables && specialization.operands().any(|(operand, _)| operand == Operand::Tables);
     let tables = has_tables.then_some(wgsl!("common/tables.wgsl"));
     let is_capped = score_mods.names().any(|name| name == "softcap");
     let tanh = is_capped.then_some(match specialization.storage {
@@ -113,6 +117,69 @@ fn bias_half(element: Option<Element>) -> File {
 }
 
 impl Slot {
+    /// The one of its files that K and V in a cache need, if they need one.
+    fn file_of_cache(self, specialization: &Specialization) -> Option<File> {
+        let (cached, is_quad) = (&specialization.cached, specialization.access == Access::Quad);
+        Some(match (self, cached.element) {
+            (Slot::KeyPlace, _) if cached.is_paged => wgsl!("slots/key_place/paged.wgsl"),
+            (Slot::CachedHalf, Some(CacheElement::F16)) => wgsl!("slots/cached_half/f16.wgsl"),
+            (Slot::CachedHalf, Some(CacheElement::Bf16)) => wgsl!("slots/cached_half/bf16.wgsl"),
+            (Slot::CachedElement, Some(element)) => match (element, is_quad) {
+                (CacheElement::F32, true) => wgsl!("slots/cached_element/f32_quad.wgsl"),
+                (CacheElement::F32, false) => wgsl!("slots/cached_element/f32_single.wgsl"),
+                (CacheElement::F16 | CacheElement::Bf16, true) => wgsl!("slots/cached_element/half_quad.wgsl"),
+                (CacheElement::F16 | CacheElement::Bf16, false) => wgsl!("slots/cached_element/half_single.wgsl"),
+                (CacheElement::Int8, _) => wgsl!("slots/cached_element/int8.wgsl"),
+            },
+            _ => return None,
+        })
+    }
+
+    /// The one of its files that an append needs, if it needs one.
+    fn file_of_append(self, specialization: &Specialization) -> Option<File> {
+        let append = specialization.append?;
+        Some(match self {
+            Slot::CacheSeqlens if append.reads_seqlens() => wgsl!("common/cache_seqlens.wgsl"),
+            Slot::Tokens if append.packed => wgsl!("slots/tokens/packed.wgsl"),
+            Slot::Tokens => wgsl!("slots/tokens/even.wgsl"),
+            Slot::RowSource => match specialization.storage {
+                Storage::F32 => wgsl!("slots/row_source/f32.wgsl"),
+                Storage::F16 | Storage::F16Packed => wgsl!("slots/row_source/f16.wgsl"),
+                Storage::Bf16 => wgsl!("slots/row_source/bf16.wgsl"),
+            },
+            Slot::RowWords if specialization.kernel == Kernel::RotateQInPlace => wgsl!("slots/row_words/in_place.wgsl"),
+            Slot::RowWords => wgsl!("slots/row_words/apart.wgsl"),
+            Slot::RotaryPairs => match append.rotary?.0 {
+                RotaryPairs::Interleaved => wgsl!("slots/rotary_pairs/interleaved.wgsl"),
+                RotaryPairs::Halves => wgsl!("slots/rotary_pairs/halves.wgsl"),
+            },
+            Slot::Angles => match append.rotary.map(|_| append.of_positions)? {
+                true => wgsl!("slots/angles/positions.wgsl"),
+                false => wgsl!("slots/angles/tokens.wgsl"),
+            },
+            Slot::Rotated if append.rotary.is_some() => wgsl!("slots/rotated/tables.wgsl"),
+            Slot::Rotated => wgsl!("slots/rotated/none.wgsl"),
+            Slot::TargetElement => match append.element {
+                CacheElement::F16 => wgsl!("slots/target_element/f16.wgsl"),
+                CacheElement::Bf16 => wgsl!("slots/target_element/bf16.wgsl"),
+                CacheElement::F32 | CacheElement::Int8 => return None,
+            },
+            Slot::RowTarget => match append.target {
+                RowTarget::F32 => wgsl!("slots/row_target/f32.wgsl"),
+                RowTarget::Pairs => wgsl!("slots/row_target/pairs.wgsl"),
+                RowTarget::Halves => wgsl!("slots/row_target/halves.wgsl"),
+                RowTarget::Int8 => wgsl!("slots/row_target/int8.wgsl"),
+            },
+            Slot::RowPlace => match append.place {
+                RowPlace::Rows => wgsl!("slots/row_place/rows.wgsl"),
+                RowPlace::Contiguous => wgsl!("slots/row_place/contiguous.wgsl"),
+                RowPlace::Paged => wgsl!("slots/row_place/paged.wgsl"),
+                RowPlace::Slots => wgsl!("slots/row_place/slots.wgsl"),
+            },
+            _ => return None,
+        })
+    }
+
     /// The one of its files that a specialization needs, if it needs one.
     fn file(self, specialization: &Specialization) -> Option<File> {
         let Specialization { kernel, storage, access, .. } = *specialization;
@@ -164,6 +231,17 @@ impl Slot {
             },
             Slot::RowUnits if storage.has_row_units() => matrix_wgsl!("slots/row_units/own.wgsl"),
             Slot::RowUnits => matrix_wgsl!("slots/row_units/one.wgsl"),
+            Slot::CachedElement | Slot::CachedHalf | Slot::KeyPlace => return self.file_of_cache(specialization),
+            Slot::Angles
+            | Slot::CacheSeqlens
+            | Slot::RotaryPairs
+            | Slot::Rotated
+            | Slot::RowPlace
+            | Slot::RowSource
+            | Slot::RowTarget
+            | Slot::RowWords
+            | Slot::TargetElement
+            | Slot::Tokens => return self.file_of_append(specialization),
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::dialect::Dialect;
 use super::unroll::Lists;
 use crate::operand::{Operand, Usage};
-use crate::plan::{Owns, RowReduce, Specialization, Storage};
+use crate::plan::{LengthsAtCall, Owns, RowReduce, Specialization, Storage};
 use crate::problem::Role;
 use std::fmt::Display;
 
@@ -38,7 +38,8 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
         };
         constant(&mut text, name, format_args!("{}u", snippet.max_turns));
     }
-    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths);
+    // Tiles of packed sequences end where these do.
+    constant(&mut text, "HAS_LENGTHS", specialization.has_lengths && !specialization.packed_kv);
     constant(&mut text, "HAS_DROPOUT", specialization.has_dropout);
     constant(&mut text, "HAS_SCORE_MODS", !specialization.score_mods.is_empty());
     for (name, index) in specialization.tables() {
@@ -85,7 +86,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
         operands
             .filter(|&&(operand, used)| used == usage && in_element(operand) && stored_in_f32(operand) == in_f32)
             .map(|(operand, _)| operand.name())
-            .collect()
+            .collect::<Vec<_>>()
     };
     let mut lists = Lists::default();
     // The number of steps in which the lanes of a row sum. Each step is between lanes twice as far apart.
@@ -98,7 +99,11 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
             RowReduce::Alone | RowReduce::Workgroup => vec!["local_invocation_index"],
         },
     );
-    lists.names("INPUTS", tensors(Usage::Read, false));
+    // K and V in a cache of another type are loaded by text of their own.
+    let is_cached = |name: &&str| specialization.cached.element.is_some() && ["k", "v"].contains(name);
+    let (caches, inputs): (Vec<_>, Vec<_>) = tensors(Usage::Read, false).into_iter().partition(is_cached);
+    lists.names("INPUTS", inputs);
+    lists_of_caches(&mut lists, specialization, caches);
     lists.names("OUTPUTS", tensors(Usage::Write, false));
     lists.names("F32_OUTPUTS", tensors(Usage::Write, true));
     // Empty for kernels that own a tensor of the other width alone.
@@ -125,6 +130,8 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("MODIFIED_SCORES", if is_modified { vec!["modified"] } else { vec![] });
     lists.names("LONG_SUMS", if specialization.has_long_sums { vec!["long"] } else { vec![] });
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
+    lists_of_lengths(&mut lists, specialization.lengths_at_call);
+    lists_of_sequences(&mut lists, specialization);
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         _ => vec!["k", "v"],
@@ -134,4 +141,60 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     // Loops over the first tile, over those that all rows see whole, and over the others.
     lists.names("FIRST_WHOLE_AND_PARTIAL", vec!["first", "whole", "partial"]);
     lists
+}
+
+/// How K and V are loaded, and Q beside them.
+fn lists_of_caches(lists: &mut Lists, specialization: &Specialization, caches: Vec<&'static str>) {
+    let &Specialization { ref cached, packed_q, packed_kv, .. } = specialization;
+    lists.names("CACHES", caches);
+    let is_own = cached.element.is_some();
+    lists.names("LOADED_ROW", vec![if is_own { "LoadedRow" } else { "Loaded" }]);
+    lists.names("DECODE_ROW", vec![if is_own { "decode_row" } else { "decode" }]);
+    // Where keys lie in pages, their place is looked up first.
+    lists.names("PLACES_OF_KEYS", if cached.is_paged { vec!["place"] } else { vec![] });
+    lists.names("ROWS_IN_ORDER", if cached.is_paged { vec![] } else { vec!["rows"] });
+    let page = match packed_kv {
+        _ if cached.is_paged => "place.page",
+        true => "tile.sequence.at_k",
+        false => "tile.batch",
+    };
+    let row = match packed_q {
+        _ if cached.is_paged => "place.row",
+        true => "min(key, tile.sequence.seqlen_kv - 1u)",
+        false => "min(key, params.seqlen_kv - 1u)",
+    };
+    lists.names("PAGE_OF_KEY", vec![page]);
+    lists.names("ROW_OF_KEY", vec![row]);
+}
+
+/// The sides of the score matrix whose lengths come at the call, and the buffers that say them.
+fn lists_of_lengths(lists: &mut Lists, given: LengthsAtCall) {
+    let listed = |is_given: bool, name: &'static str| if is_given { vec![name] } else { vec![] };
+    let mut sides = listed(given.seqlens_q || given.cu_seqlens_q, "q");
+    sides.extend(listed(given.seqlens_kv || given.cu_seqlens_kv, "kv"));
+    lists.names("SIDES_AT_CALL", sides);
+    lists.names("SEQLENS_q", listed(given.seqlens_q, "seqlens_q"));
+    lists.names("SEQLENS_kv", listed(given.seqlens_kv, "seqlens_kv"));
+    lists.names("SUMS_q", listed(given.cu_seqlens_q, "cu_seqlens_q"));
+    lists.names("SUMS_kv", listed(given.cu_seqlens_kv, "cu_seqlens_kv"));
+}
+
+/// What says how many rows and keys there are, and the number of a sequence in the tensors: those of the call, or of a sequence
+/// that is packed with others.
+fn lists_of_sequences(lists: &mut Lists, specialization: &Specialization) {
+    let &Specialization { packed_q, packed_kv, .. } = specialization;
+    let writes_parts =
+        specialization.operands().any(|(operand, usage)| (operand, usage) == (Operand::OParts, Usage::Write));
+    let of_sequence = |dense: &'static str, packed: &'static str| vec![if packed_q { packed } else { dense }];
+    lists.names("PACKED_SEQUENCES", if packed_q { vec!["packed"] } else { vec![] });
+    lists.names("DENSE_SEQUENCES", if packed_q { vec![] } else { vec!["dense"] });
+    let are_parts = writes_parts && specialization.has_lengths;
+    lists.names("PARTS_OF_SEQUENCES", if are_parts { vec!["part"] } else { vec![] });
+    lists.names("EXTENT_OF_TILE", of_sequence("params", "tile.sequence"));
+    lists.names("EXTENT_OF_SHARE", of_sequence("params", "share.sequence"));
+    lists.names("EXTENT_OF_SEQUENCE", of_sequence("params", "sequence"));
+    lists.names("ROWS_OF_GROUP", of_sequence("packed_rows()", "packed_rows_of(tile)"));
+    lists.names("AT_Q", of_sequence("batch", "sequence.at_q"));
+    lists.names("AT_K", vec![if packed_kv { "sequence.at_k" } else { "batch" }]);
+    lists.names("AT_O", if writes_parts { vec!["batch"] } else { of_sequence("batch", "sequence.at_q") });
 }

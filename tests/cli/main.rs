@@ -2,8 +2,10 @@
 
 mod answers;
 mod blocks;
+mod cached;
 mod entries;
 mod own_wgsl;
+mod packed;
 #[cfg(unix)]
 mod places;
 mod refusals;

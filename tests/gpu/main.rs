@@ -2,6 +2,7 @@
 //! adapter fails them all; Mesa's software driver (Debian: mesa-vulkan-drivers) is enough.
 
 mod algebra;
+mod append;
 mod backward;
 mod backward_matrices;
 mod backward_properties;
@@ -15,12 +16,15 @@ mod entries;
 mod errors;
 mod forward;
 mod infinities;
+mod kv_cache;
 mod lengths;
+mod lengths_at_call;
 mod long;
 mod masks;
 mod matrices;
 mod mutations;
 mod own_wgsl;
+mod packed;
 mod poison;
 mod probabilities;
 mod property;

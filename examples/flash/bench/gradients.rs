@@ -127,16 +127,21 @@ impl<'a> Head<'a> {
             v: Vec::new(),
         };
         let all = |stream, layout: &TensorLayout, dim| -> Vec<f64> {
-            (0..shape.seqlen_kv).flat_map(|key| head.values(stream, layout, key, head.head_kv, dim)).collect()
+            let first = |key| sample::k_index(problem, layout, head.batch, key, head.head_kv);
+            (0..problem.lengths_of(head.batch).1).flat_map(|key| head.values(stream, first(key), dim)).collect()
         };
         let (k, v) = (all(K, &problem.layout.k, shape.head_dim), all(V, &problem.layout.v, shape.head_dim_v));
         (head.k, head.v) = (k, v);
         head
     }
 
+    /// A row of Q or dO.
+    fn row(&self, stream: u64, layout: &TensorLayout, row: u32, head: u32, dim: u32) -> Vec<f64> {
+        self.values(stream, sample::q_index(self.problem, layout, self.batch, row, head), dim)
+    }
+
     /// A row of an input.
-    fn values(&self, stream: u64, layout: &TensorLayout, row: u32, head: u32, dim: u32) -> Vec<f64> {
-        let first = layout.index(self.batch, row, head);
+    fn values(&self, stream: u64, first: u64, dim: u32) -> Vec<f64> {
         let value = |index| self.problem.element.round(random::normal_like(stream, index));
         (first..first + u64::from(dim)).map(value).collect()
     }
@@ -145,11 +150,12 @@ impl<'a> Head<'a> {
     fn rows(&self) -> Vec<Expected> {
         let shape = self.problem.shape;
         let head = shape.num_heads - 1;
-        sample::spread(shape.seqlen_q.into(), SAMPLES.min(shape.seqlen_q.into()))
+        let seqlen_q = u64::from(self.problem.lengths_of(self.batch).0);
+        sample::spread(seqlen_q, SAMPLES.min(seqlen_q))
             .map(|row| {
                 let row = row as u32;
-                let q = self.values(Q, &self.problem.layout.q, row, head, shape.head_dim);
-                let d_o = self.values(D_O, &self.problem.layout.o, row, head, shape.head_dim_v);
+                let q = self.row(Q, &self.problem.layout.q, row, head, shape.head_dim);
+                let d_o = self.row(D_O, &self.problem.layout.o, row, head, shape.head_dim_v);
                 let bias = sample::bias_row(self.problem, head, row, |_| true);
                 let case = reference::Case::new(&self.alone, &bias, &[]);
                 let (o, lse) = reference::forward_row(case, &q, &self.k, &self.v, self.batch, head, row);
@@ -159,7 +165,8 @@ impl<'a> Head<'a> {
                     let (ds, _) = self.entry(case, &q, &d_o, stats, [head, row, key]);
                     add(&mut values, ds, self.row_of(&self.k, key, shape.head_dim));
                 }
-                Expected { tensor: Tensor::Dq, first: self.problem.layout.q.index(self.batch, row, head), values }
+                let first = sample::q_index(self.problem, &self.problem.layout.q, self.batch, row, head);
+                Expected { tensor: Tensor::Dq, first, values }
             })
             .collect()
     }
@@ -169,29 +176,30 @@ impl<'a> Head<'a> {
         let shape = self.problem.shape;
         let layout = &self.problem.layout;
         let size = self.problem.element.size();
+        let (seqlen_q, seqlen_kv) = self.problem.lengths_of(self.batch);
         let keys: Vec<u32> =
-            sample::spread(shape.seqlen_kv.into(), SAMPLES.min(shape.seqlen_kv.into())).map(|key| key as u32).collect();
+            sample::spread(seqlen_kv.into(), SAMPLES.min(seqlen_kv.into())).map(|key| key as u32).collect();
         let mut dk = vec![vec![0.0; shape.head_dim as usize]; keys.len()];
         let mut dv = vec![vec![0.0; shape.head_dim_v as usize]; keys.len()];
         for member in 0..self.heads_per_kv {
             let head = self.head_kv * self.heads_per_kv + member;
-            let flat =
-                (u64::from(self.batch) * u64::from(shape.num_heads) + u64::from(head)) * u64::from(shape.seqlen_q);
-            let lse = resident::read(gpu, &tensors.lse, flat * 4, u64::from(shape.seqlen_q) * 4)?;
+            let flat = sample::lse_index(self.problem, self.batch, head, 0);
+            let lse = resident::read(gpu, &tensors.lse, flat * 4, u64::from(seqlen_q) * 4)?;
             // All rows of a head in one piece: a readback costs more than what lies between them.
-            let start = layout.o.index(self.batch, 0, head);
-            let len = layout.o.index(self.batch, shape.seqlen_q - 1, head) + u64::from(shape.head_dim_v) - start;
+            let first_of = |row| sample::q_index(self.problem, &layout.o, self.batch, row, head);
+            let start = first_of(0);
+            let len = first_of(seqlen_q - 1) + u64::from(shape.head_dim_v) - start;
             let o = resident::read(gpu, &tensors.o, start * size, len * size)?;
             let o: Vec<f64> = elements::decode(self.problem.element, &o).collect();
-            for (row, lse) in (0..shape.seqlen_q).zip(elements::decode(Element::F32, &lse)) {
+            for (row, lse) in (0..seqlen_q).zip(elements::decode(Element::F32, &lse)) {
                 let masked = reference::Case::from(&self.alone);
                 let sees = |key: &u32| masked.sees((self.batch, head, row, *key));
                 if !keys.iter().any(sees) {
                     continue;
                 }
-                let q = self.values(Q, &layout.q, row, head, shape.head_dim);
-                let d_o = self.values(D_O, &layout.o, row, head, shape.head_dim_v);
-                let at = (layout.o.index(self.batch, row, head) - start) as usize;
+                let q = self.row(Q, &layout.q, row, head, shape.head_dim);
+                let d_o = self.row(D_O, &layout.o, row, head, shape.head_dim_v);
+                let at = (first_of(row) - start) as usize;
                 let bias = sample::bias_row(self.problem, head, row, |key| keys.contains(&key));
                 let case = reference::Case::new(&self.alone, &bias, &[]);
                 let stats = (lse, dot(&o[at..at + shape.head_dim_v as usize], &d_o));
@@ -204,7 +212,7 @@ impl<'a> Head<'a> {
         }
         let expected = |tensor, layout: TensorLayout, rows: Vec<Vec<f64>>| {
             let place = |(key, values): (&u32, Vec<f64>)| {
-                let first = layout.index(self.batch, *key, self.head_kv);
+                let first = sample::k_index(self.problem, &layout, self.batch, *key, self.head_kv);
                 Expected { tensor, first, values }
             };
             keys.iter().zip(rows).map(place).collect::<Vec<_>>()

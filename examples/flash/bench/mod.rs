@@ -2,6 +2,7 @@
 //! the user's own WGSL are the exception: the oracle cannot run them, and the table says so.
 
 mod axes;
+mod cache;
 mod ceilings;
 mod figures;
 mod gradients;
@@ -18,7 +19,7 @@ use wgpu_flash_attention::{
     PlanBuilder, PreparedBackward, PreparedForward, ProbabilitiesSlices, ScoreMod, Tiles,
 };
 
-use crate::arguments::{BenchOptions, Pass, TileChoice};
+use crate::arguments::{BenchOptions, CacheChoice, Pass, TileChoice};
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
 use crate::own_wgsl::OwnWgsl;
@@ -91,6 +92,21 @@ fn problems(options: &BenchOptions, own: &OwnWgsl, gpu: &Gpu) -> Vec<AttentionPr
     let heads = options.heads.unwrap_or(if software { 4 } else { 16 });
     let mut problems = Vec::new();
     for &head_dim in &options.head_dim {
+        if let Some(seqlens) = &options.seqlens {
+            let largest = seqlens.iter().copied().max().unwrap_or(1);
+            let shape = AttentionShape::new(seqlens.len() as u32, heads, largest, head_dim)
+                .with_num_heads_kv(options.heads_kv.unwrap_or(heads));
+            let sums: Vec<u32> = std::iter::once(0)
+                .chain(seqlens.iter().scan(0u32, |end, seqlen| {
+                    *end = end.saturating_add(*seqlen);
+                    Some(*end)
+                }))
+                .collect();
+            let problem = AttentionProblem::new(shape).with_element(options.element);
+            let problem = own.mask(options.scores.apply(options.causal.apply(problem), own));
+            problems.push(options.blocks.apply(problem, None).with_cu_seqlens(sums.clone(), sums));
+            continue;
+        }
         for &seqlen in &lengths {
             let shape = AttentionShape::new(batch, heads, seqlen, head_dim)
                 .with_num_heads_kv(options.heads_kv.unwrap_or(heads))
@@ -134,11 +150,20 @@ fn has_own_wgsl(problem: &AttentionProblem) -> bool {
 /// Batch, heads, element and mask.
 fn conditions(options: &BenchOptions, problem: &AttentionProblem) -> String {
     let shape = problem.shape;
-    let mut text = format!("batch {}, heads {}", shape.batch, shape.num_heads);
+    let mut text = match &options.seqlens {
+        Some(seqlens) => {
+            let seqlens: Vec<_> = seqlens.iter().map(u32::to_string).collect();
+            format!("packed sequences of {}, heads {}", seqlens.join(", "), shape.num_heads)
+        }
+        None => format!("batch {}, heads {}", shape.batch, shape.num_heads),
+    };
     if shape.num_heads_kv != shape.num_heads {
         text += &format!(" (kv {})", shape.num_heads_kv);
     }
     text += &format!(", {}", problem.element.name());
+    if let Some(cache) = options.cache {
+        text += &format!(", {}", cache::name(cache));
+    }
     if let Some(causal) = options.causal.causal {
         text += &format!(", causal {}", causal.name());
     }
@@ -174,6 +199,11 @@ impl Prepared {
 impl Candidate {
     fn all(options: &BenchOptions) -> Vec<Candidate> {
         let mut candidates = Vec::new();
+        if options.cache.is_some() {
+            let of =
+                |num_splits| Candidate { pass: Pass::Forward, algorithm: Algorithm::Flash, tiles: None, num_splits };
+            return or_none(&options.num_splits).into_iter().map(of).collect();
+        }
         for &pass in options.passes.each() {
             for &algorithm in &options.algorithm {
                 let standard = algorithm == Algorithm::Standard;
@@ -216,6 +246,7 @@ fn or_none<T: Copy>(choices: &[T]) -> Vec<Option<T>> {
 /// Inputs and the oracle's rows once, then each candidate.
 async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) -> Result<Vec<Record>> {
     let candidates = Candidate::all(options);
+    let over = options.cache.map(|cache| cache::over(cache, problem));
     let record = |candidate: &Candidate| {
         Record::new(&problem.clone().with_algorithm(candidate.algorithm), candidate.pass, gpu.describe())
     };
@@ -223,7 +254,7 @@ async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) 
     // The library judges the problem before anything of its size is made.
     let mut prepared = Vec::new();
     for (record, candidate) in records.iter_mut().zip(&candidates) {
-        match candidate.prepare(gpu, problem).await {
+        match candidate.prepare(gpu, over.as_ref().unwrap_or(problem)).await {
             Ok(ready) => prepared.push((record, ready)),
             Err(failure) => record.error = Some(failure.line().to_owned()),
         }
@@ -242,7 +273,11 @@ async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) 
         tensors.add_empty(gpu, Operand::Bias, sample::bias_len(problem) * problem.element.size()).await?;
     }
     sample::upload_inputs(gpu, problem, &tensors)?;
-    let samples = if has_own_wgsl(problem) { None } else { Some(sample::expected(problem)) };
+    if let Some(over) = &over {
+        cache::fill(gpu, problem, over, &mut tensors).await?;
+    }
+    let is_int8 = options.cache == Some(CacheChoice::Int8);
+    let samples = if has_own_wgsl(problem) { None } else { Some(sample::expected(problem, is_int8)) };
     let mut gradients = None;
     for (record, ready) in prepared {
         let result = match &ready {

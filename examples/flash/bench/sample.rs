@@ -91,36 +91,44 @@ fn encoded(element: Element, stream: u64, range: Range<u64>) -> Vec<u8> {
     })
 }
 
+/// What a row stands for after it was appended to a cache in int8.
+fn in_int8(row: &[f64]) -> Vec<f64> {
+    let largest = row.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+    let scale = f64::from((largest / 127.0) as f32);
+    row.iter().map(|value| if scale == 0.0 { 0.0 } else { scale * (value / scale).round_ties_even() }).collect()
+}
+
 /// The oracle's rows for at least 16 positions (fewer if there are fewer), the first and the last of all among them.
-pub fn expected(problem: &AttentionProblem) -> Vec<Sample> {
+pub fn expected(problem: &AttentionProblem, is_int8: bool) -> Vec<Sample> {
     let shape = problem.shape;
     let pairs = u64::from(shape.batch) * u64::from(shape.num_heads);
     // Each (batch, head) needs its K and V in f64; of very long ones two must do.
     let long = u64::from(shape.seqlen_kv) * u64::from(shape.head_dim) > 16 << 20;
     let pairs_sampled = pairs.min(if long { 2 } else { 4 });
-    let rows_sampled = (16 / pairs_sampled).min(shape.seqlen_q.into());
 
     let mut samples = Vec::new();
     for pair in spread(pairs, pairs_sampled) {
         let (batch, head) = ((pair / u64::from(shape.num_heads)) as u32, (pair % u64::from(shape.num_heads)) as u32);
         let head_kv = head / (shape.num_heads / shape.num_heads_kv);
         let alone = alone(problem);
-        let gather = |stream: u64, layout: TensorLayout, head: u32, row: u32| {
-            let first = layout.index(batch, row, head);
+        let (seqlen_q, seqlen_kv) = problem.lengths_of(batch);
+        let gather = |stream: u64, first: u64| {
             (first..first + u64::from(shape.head_dim))
                 .map(move |index| problem.element.round(random::normal_like(stream, index)))
         };
-        let all = |stream, layout| -> Vec<f64> {
-            (0..shape.seqlen_kv).flat_map(|row| gather(stream, layout, head_kv, row)).collect()
+        let all = |stream, layout: &TensorLayout| -> Vec<f64> {
+            let first = |key| k_index(problem, layout, batch, key, head_kv);
+            let row = |key| gather(stream, first(key)).collect::<Vec<f64>>();
+            (0..seqlen_kv).flat_map(|key| if is_int8 { in_int8(&row(key)) } else { row(key) }).collect()
         };
         let (k, v) = std::thread::scope(|scope| {
-            let k = scope.spawn(|| all(K, problem.layout.k));
-            let v = all(V, problem.layout.v);
+            let k = scope.spawn(|| all(K, &problem.layout.k));
+            let v = all(V, &problem.layout.v);
             (k.join().unwrap_or_default(), v)
         });
-        for row in spread(shape.seqlen_q.into(), rows_sampled) {
+        for row in spread(seqlen_q.into(), (16 / pairs_sampled).min(seqlen_q.into())) {
             let row = row as u32;
-            let q: Vec<f64> = gather(Q, problem.layout.q, head, row).collect();
+            let q: Vec<f64> = gather(Q, q_index(problem, &problem.layout.q, batch, row, head)).collect();
             let bias = bias_row(problem, head, row, |_| true);
             let case = reference::Case::new(&alone, &bias, &[]);
             let (o, lse) = reference::forward_row(case, &q, &k, &v, batch, head, row);
@@ -139,6 +147,11 @@ pub fn alone(problem: &AttentionProblem) -> AttentionProblem {
     let layout = AttentionLayout { q: rows(0), k: rows(head_dim), v: rows(head_dim_v), ..problem.layout };
     let mut alone = AttentionProblem::new(problem.shape).with_element(problem.element).with_layout(layout);
     alone.mask = problem.mask;
+    if problem.has_lengths() {
+        // As far as rows and keys see each other, packed sequences are as others of these lengths.
+        let (seqlens_q, seqlens_kv) = (0..problem.shape.batch).map(|batch| problem.lengths_of(batch)).unzip();
+        alone = alone.with_lengths(seqlens_q, seqlens_kv);
+    }
     let alone = problem.key_masks().iter().cloned().fold(alone, AttentionProblem::with_key_mask);
     let of_row = EntryLayout { offset: 0, stride_batch: 0, stride_head: 0, stride_row: 0, stride_key: 1 };
     let scores = problem.scores().iter().map(|modifier| match modifier {
@@ -146,6 +159,24 @@ pub fn alone(problem: &AttentionProblem) -> AttentionProblem {
         other => other.clone(),
     });
     scores.fold(alone, AttentionProblem::with_score)
+}
+
+/// The first element of a row in a tensor with the rows of Q.
+pub fn q_index(problem: &AttentionProblem, layout: &TensorLayout, batch: u32, row: u32, head: u32) -> u64 {
+    let (batch, row) = problem.row_in_q(batch, row);
+    layout.index(batch, row, head)
+}
+
+/// The first element of a key in a tensor with the rows of K and V.
+pub fn k_index(problem: &AttentionProblem, layout: &TensorLayout, batch: u32, key: u32, head: u32) -> u64 {
+    let (batch, key) = problem.row_in_kv(batch, key);
+    layout.index(batch, key, head)
+}
+
+/// The number of a row's entry in LSE.
+pub fn lse_index(problem: &AttentionProblem, batch: u32, head: u32, row: u32) -> u64 {
+    let rows = problem.total_q().unwrap_or(problem.shape.seqlen_q);
+    q_index(problem, &TensorLayout::bhsd(rows, problem.shape.num_heads, 1), batch, row, head)
 }
 
 /// The problem with a bias for all sequences.
@@ -185,15 +216,13 @@ pub fn compare(gpu: &Gpu, problem: &AttentionProblem, tensors: &Resident, sample
     let mut deviation = Deviation { max_error: 0.0, bound: 0.0, lse_error: 0.0 };
     let mut largest: f64 = 0.0;
     for sample in samples {
-        let first = problem.layout.o.index(sample.batch, sample.row, sample.head);
+        let first = q_index(problem, &problem.layout.o, sample.batch, sample.row, sample.head);
         let o = resident::read(gpu, &tensors.o, first * size, u64::from(shape.head_dim_v) * size)?;
         let error = elements::largest_error(elements::decode(problem.element, &o), sample.o.iter().copied());
         deviation.max_error = deviation.max_error.max(error);
         largest = sample.o.iter().fold(largest, |largest, value| largest.max(value.abs()));
 
-        let flat = (u64::from(sample.batch) * u64::from(shape.num_heads) + u64::from(sample.head))
-            * u64::from(shape.seqlen_q)
-            + u64::from(sample.row);
+        let flat = lse_index(problem, sample.batch, sample.head, sample.row);
         let lse = resident::read(gpu, &tensors.lse, flat * 4, 4)?;
         let lse = elements::decode(Element::F32, &lse).next().unwrap_or(f64::NAN);
         let relative_to = if sample.lse.is_finite() { sample.lse.abs().max(1.0) } else { 1.0 };

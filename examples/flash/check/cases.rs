@@ -108,6 +108,15 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
 
     let padded = new(shape(3, 4, 113, 203, 64).with_num_heads_kv(2)).with_causal();
     add("lengths", padded.with_lengths(vec![113, 70, 0], vec![203, 64, 99]));
+    let sums = |lengths: [u32; 3]| vec![0, lengths[0], lengths[0] + lengths[1], lengths.iter().sum()];
+    let ragged =
+        new(shape(3, 4, 113, 203, 64).with_num_heads_kv(2)).with_cu_seqlens(sums([113, 0, 70]), sums([203, 9, 64]));
+    add("packed", ragged.clone());
+    add("packed", ragged.with_causal().with_dropout(0.2, 7));
+    if !quick {
+        let decode = new(shape(3, 6, 3, 300, 59).with_num_heads_kv(2)).with_causal().with_sink();
+        add("packed", decode.with_cu_seqlens(sums([1, 3, 2]), sums([300, 7, 41])));
+    }
     add("sink", new(shape(2, 4, 113, 203, 64).with_num_heads_kv(2)).with_causal().with_sink());
 
     for dim in if quick { &[64][..] } else { &[64, 59, 32] } {

@@ -134,21 +134,23 @@ fn key_mask(problem: &AttentionProblem) -> Option<Vec<u32>> {
 impl<T: ElementType> Inputs<T> {
     fn new(problem: &AttentionProblem) -> Self {
         let (shape, layout) = (problem.shape, problem.layout);
-        let tensor = |stream: u64, layout: TensorLayout, rows: u32, heads: u32, dim: u32| -> Vec<T> {
-            let len = layout.required_len(shape.batch, rows, heads, dim).unwrap_or(0);
+        let of_q = problem.total_q().map_or((shape.batch, shape.seqlen_q), |total| (1, total));
+        let of_kv = problem.total_kv().map_or((shape.batch, shape.seqlen_kv), |total| (1, total));
+        let tensor = |stream: u64, layout: TensorLayout, (batch, rows): (u32, u32), heads: u32, dim: u32| -> Vec<T> {
+            let len = layout.required_len(batch, rows, heads, dim).unwrap_or(0);
             (0..len).map(|index| T::from_f64(random::normal_like(stream, index))).collect()
         };
         // The packed layout is three views of one tensor; V is the last.
         let packed = layout == AttentionLayout::packed_qkv(&shape);
         let stream = |own: u64| if packed { 0 } else { own };
-        let v = tensor(stream(2), layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v);
-        let d_o = tensor(3, layout.o, shape.seqlen_q, shape.num_heads, shape.head_dim_v);
+        let v = tensor(stream(2), layout.v, of_kv, shape.num_heads_kv, shape.head_dim_v);
+        let d_o = tensor(3, layout.o, of_q, shape.num_heads, shape.head_dim_v);
         let (q, k) = if packed {
             (v.clone(), v.clone())
         } else {
             (
-                tensor(0, layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
-                tensor(1, layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
+                tensor(0, layout.q, of_q, shape.num_heads, shape.head_dim),
+                tensor(1, layout.k, of_kv, shape.num_heads_kv, shape.head_dim),
             )
         };
         let (bias, key_mask) = (bias(problem), key_mask(problem));

@@ -46,7 +46,7 @@ impl<'a> Bench<'a> {
     async fn new(gpu: &'a Gpu, problem: AttentionProblem) -> Result<Self> {
         let tensors = Resident::new(gpu, &problem).await?;
         sample::upload_inputs(gpu, &problem, &tensors)?;
-        let samples = sample::expected(&problem);
+        let samples = sample::expected(&problem, false);
         Ok(Self { gpu, problem, tensors, samples })
     }
 

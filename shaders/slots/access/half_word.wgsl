@@ -2,23 +2,25 @@
 
 fn half_of(word: u32, index: u32) -> u32 { return (word >> (16u * (index & 1u))) & 0xffffu; }
 
-alias Loaded = vec4<f32>;
+// unroll LOADED in LOADED_ROW, DECODE in DECODE_ROW {
+  alias LOADED = vec4<f32>;
 
-fn decode(loaded: Loaded) -> vec4<f32> { return loaded; }
+  fn DECODE(loaded: LOADED) -> vec4<f32> { return loaded; }
 
-// unroll TENSOR in INPUTS {
-  @group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<u32>;
+  // unroll TENSOR in INPUTS {
+    @group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<u32>;
 
-  fn load_half_TENSOR(index: u32) -> f32 { return decode_half(half_of(TENSOR[index / 2u], index)); }
+    fn load_half_TENSOR(index: u32) -> f32 { return decode_half(half_of(TENSOR[index / 2u], index)); }
 
-  fn load_TENSOR(index: u32, valid: u32) -> Loaded {
-    let last = valid - 1u;
-    let x = load_half_TENSOR(index);
-    let y = load_half_TENSOR(index + min(1u, last));
-    let z = load_half_TENSOR(index + min(2u, last));
-    let w = load_half_TENSOR(index + min(3u, last));
-    return select(vec4<f32>(0.0), vec4<f32>(x, y, z, w), vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(valid));
-  }
+    fn load_TENSOR(index: u32, valid: u32) -> LOADED {
+      let last = valid - 1u;
+      let x = load_half_TENSOR(index);
+      let y = load_half_TENSOR(index + min(1u, last));
+      let z = load_half_TENSOR(index + min(2u, last));
+      let w = load_half_TENSOR(index + min(3u, last));
+      return select(vec4<f32>(0.0), vec4<f32>(x, y, z, w), vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(valid));
+    }
+  // }
 // }
 
 // If a row has an odd number of elements, one word holds the end of this row and the start of another, which another

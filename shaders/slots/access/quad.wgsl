@@ -1,14 +1,16 @@
 // Tensors whose rows start at a multiple of four elements and are a multiple of four long: one vector load for four.
 
-// What a load keeps in registers until it is used: the stored form, which for 16-bit elements is half as large.
-alias Loaded = Quad;
+// unroll LOADED in LOADED_ROW, DECODE in DECODE_ROW {
+  // What a load keeps in registers until it is used: the stored form, which for 16-bit elements is half as large.
+  alias LOADED = Quad;
 
-fn decode(loaded: Loaded) -> vec4<f32> { return decode_quad(loaded); }
+  fn DECODE(loaded: LOADED) -> vec4<f32> { return decode_quad(loaded); }
 
-// unroll TENSOR in INPUTS {
-  @group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<Quad>;
+  // unroll TENSOR in INPUTS {
+    @group(0) @binding(BINDING_TENSOR) var<storage, read> TENSOR: array<Quad>;
 
-  fn load_TENSOR(index: u32, valid: u32) -> Loaded { return TENSOR[index / 4u]; }
+    fn load_TENSOR(index: u32, valid: u32) -> LOADED { return TENSOR[index / 4u]; }
+  // }
 // }
 
 // unroll TENSOR in OUTPUTS {

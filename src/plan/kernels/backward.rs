@@ -112,7 +112,7 @@ fn bytes(specialization: &Specialization, owns: Owns) -> u64 {
 pub(super) fn passing_stats(specialization: &Specialization, owns: Owns) -> u64 {
     match owns {
         Owns::Keys => 8 * u64::from(specialization.tiles.tile_q),
-        Owns::Rows | Owns::Heads | Owns::Entries | Owns::Everything => 0,
+        Owns::Rows | Owns::Heads | Owns::Entries | Owns::Everything | Owns::Sequences => 0,
     }
 }
 

@@ -19,6 +19,9 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
         common!("philox"),
         OneOf(Slot::Element),
         OneOf(Slot::Access),
+        OneOf(Slot::CachedHalf),
+        OneOf(Slot::CachedElement),
+        OneOf(Slot::KeyPlace),
         common!("group_tile"),
         common!("arithmetic"),
         common!("visits"),
@@ -36,6 +39,8 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
     drops: true,
     scores: true,
     ends_rows: true,
+    reads_pages: true,
+    converts_kv: true,
     candidates: tile_table::decode,
     sides_fit: |specialization, _| {
         let tiles = specialization.tiles;

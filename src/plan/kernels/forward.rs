@@ -18,6 +18,9 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
         common!("philox"),
         OneOf(Slot::Element),
         OneOf(Slot::Access),
+        OneOf(Slot::CachedHalf),
+        OneOf(Slot::CachedElement),
+        OneOf(Slot::KeyPlace),
         common!("q_tile"),
         common!("arithmetic"),
         common!("visits"),
@@ -37,6 +40,8 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
     scores: true,
     masked_loop: true,
     ends_rows: true,
+    reads_pages: true,
+    converts_kv: true,
     candidates: tile_table::forward,
     sides_fit,
     bytes: |specialization| {

@@ -54,6 +54,18 @@ pub enum Kernel {
     RoundDbias,
     /// `probabilities.wgsl`
     Probabilities,
+    /// `sequences.wgsl`
+    Sequences,
+    /// `append.wgsl`, of K
+    AppendK,
+    /// `append.wgsl`, of V
+    AppendV,
+    /// `append.wgsl`, of Q, which goes to no cache
+    RotateQ,
+    /// `append.wgsl`, of Q, which is written over itself
+    RotateQInPlace,
+    /// `append_seqlens.wgsl`
+    AppendSeqlens,
 }
 
 impl Kernel {
@@ -84,5 +96,11 @@ impl Kernel {
         Kernel::FlashBackwardDbiasSums,
         Kernel::RoundDbias,
         Kernel::Probabilities,
+        Kernel::Sequences,
+        Kernel::AppendK,
+        Kernel::AppendV,
+        Kernel::RotateQ,
+        Kernel::RotateQInPlace,
+        Kernel::AppendSeqlens,
     ];
 }

@@ -1,5 +1,6 @@
 //! The kernels. Each has a spec that says what it is, in the file of its family.
 
+mod append;
 mod backward;
 mod backward_matrices;
 mod combine;
@@ -9,6 +10,7 @@ mod forward;
 mod forward_matrices;
 mod kernel;
 mod preprocess;
+mod sequences;
 mod sink;
 mod spec;
 mod specialization;
@@ -17,10 +19,11 @@ mod text;
 mod turns;
 
 pub use kernel::Kernel;
-pub use specialization::{Access, Chain, RowReduce, Specialization, Storage};
+pub use specialization::{Access, Chain, LengthsAtCall, RowReduce, Specialization, Storage};
 
+pub(super) use append::rows_of_workgroup;
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
-pub(crate) use specialization::OwnWgsl;
+pub(crate) use specialization::{AppendText, CachedText, OwnWgsl, RowPlace, RowTarget};
 #[cfg(target_arch = "wasm32")]
 pub(crate) use text::shortened;
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};
@@ -28,7 +31,7 @@ pub(super) use turns::{Loops, PHILOX};
 
 use super::capabilities::Capabilities;
 use super::check::MAX_HEAD_DIM;
-use super::tiles::Tiles;
+use super::tiles::{Owns, Tiles};
 use crate::operand::{Operand, Usage};
 
 impl Kernel {
@@ -60,6 +63,12 @@ impl Kernel {
             Kernel::FlashBackwardDbiasSums => &dbias::SUMS,
             Kernel::RoundDbias => &dbias::ROUND,
             Kernel::Probabilities => &standard::PROBABILITIES,
+            Kernel::Sequences => &sequences::SEQUENCES,
+            Kernel::AppendK => &append::APPEND_K,
+            Kernel::AppendV => &append::APPEND_V,
+            Kernel::RotateQ => &append::ROTATE_Q,
+            Kernel::RotateQInPlace => &append::ROTATE_Q_IN_PLACE,
+            Kernel::AppendSeqlens => &append::SEQLENS,
         }
     }
 
@@ -101,11 +110,22 @@ impl Specialization {
         if !self.score_mods.reads(Operand::Bias) && !kernel.binds(Operand::DBias) {
             self.bias_element = None;
         }
+        if !kernel.binds(K) {
+            self.cached = CachedText::default();
+        }
         // Others ask for the score of a single key too.
         self.bias_in_quads &= kernel.on_matrices && self.score_mods.reads(Operand::Bias);
         self.has_lists &= kernel.text.iter().any(|piece| matches!(piece, Piece::OneOf(Slot::Visits)));
         let asks_for_tiles = kernel.masks || kernel.scores || kernel.grid == Grid::ScoreTiles;
-        self.has_lengths &= asks_for_tiles || kernel.ends_rows && self.has_sink;
+        let writes_lengths = kernel.owns == Owns::Sequences;
+        let has_rows = !writes_lengths && kernel.owns != Owns::Everything;
+        self.packed_q &= has_rows;
+        self.packed_kv &= has_rows;
+        let asks_for_rows = kernel.ends_rows && self.has_sink || self.packed_q;
+        self.has_lengths &= asks_for_tiles || asks_for_rows || writes_lengths;
+        if !writes_lengths {
+            self.lengths_at_call = LengthsAtCall::default();
+        }
         self.has_sink &= kernel.ends_rows;
         self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
         if kernel.row_sums.is_none() {
@@ -129,15 +149,42 @@ impl Specialization {
         self
     }
 
-    /// What it binds: what its kernel does, and what its modifiers, masks and sink read.
+    /// What it binds: what its kernel does, and what its modifiers, masks, sink and lengths read.
     pub fn operands(&self) -> impl Iterator<Item = (Operand, Usage)> {
-        let is_read = |operand: &Operand| {
-            let has_table = (self.has_lengths || self.has_lists) && *operand == Operand::Tables;
+        let writes_tables = self.kernel.spec().binds(Operand::Tables);
+        let is_read = move |operand: &Operand| {
+            let has_table = (self.has_lengths || self.has_lists) && !writes_tables && *operand == Operand::Tables;
             has_table || self.score_mods.reads(*operand) || self.key_masks.reads(*operand)
         };
         let read = [Operand::Tables, Operand::Bias, Operand::KeyMask, Operand::Aux].into_iter().filter(is_read);
-        let more = read.chain(self.has_sink.then_some(Operand::Sink));
+        let at_call = self
+            .lengths_at_call
+            .operands()
+            .chain(self.operands_of_append())
+            .chain(self.cached.is_paged.then_some(Operand::PageTable));
+        let more = read.chain(self.has_sink.then_some(Operand::Sink)).chain(at_call);
         self.kernel.operands().iter().copied().chain(more.map(|operand| (operand, Usage::Read)))
+    }
+
+    /// Whether it binds this.
+    pub(in crate::plan) fn binds(&self, operand: Operand) -> bool {
+        self.operands().any(|(other, _)| other == operand)
+    }
+
+    /// What an append reads beside the rows.
+    fn operands_of_append(&self) -> impl Iterator<Item = Operand> {
+        use Operand::{CacheSeqlens, CuSeqlensNew, PageTable, RotaryCos, RotarySin, SlotMapping};
+        let append = self.append;
+        let is_read = move |operand: &Operand| {
+            append.is_some_and(|append| match operand {
+                CacheSeqlens => append.reads_seqlens(),
+                PageTable => append.place == RowPlace::Paged,
+                SlotMapping => append.place == RowPlace::Slots,
+                CuSeqlensNew => append.packed,
+                _ => append.rotary.is_some(),
+            })
+        };
+        [CacheSeqlens, PageTable, SlotMapping, CuSeqlensNew, RotaryCos, RotarySin].into_iter().filter(is_read)
     }
 
     /// Whether a kernel can be made of it, on some device. Those of plans always can.

@@ -45,6 +45,10 @@ pub(crate) struct KernelSpec {
     pub scores: bool,
     /// Whether the sum of a row becomes final in it. Then the sink joins the sum.
     pub ends_rows: bool,
+    /// Whether it can read K and V from pages.
+    pub reads_pages: bool,
+    /// Whether it can read K and V in another type than that of Q.
+    pub converts_kv: bool,
     /// Whether tiles that need a mask can have a separate loop.
     pub masked_loop: bool,
     /// Whether it has a form for long sums. Others have their sums split, or add up a few tiles at a time always.
@@ -80,12 +84,18 @@ pub(crate) enum Grid {
     Rows,
     /// Heads.
     Heads,
+    /// Sequences, as many as a workgroup has invocations.
+    Sequences,
     /// Quads of O, as many as a workgroup has invocations.
     Quads,
     /// Tiles of the entries of a bias that have sums of their own.
     Entries,
     /// Pairs of entries of a bias, as many as a workgroup has invocations.
     PairsOfEntries,
+    /// Rows of K or V, as many as a workgroup takes.
+    RowsOfKv,
+    /// Rows of Q.
+    RowsOfQ,
 }
 
 /// Bytes of what a pass moves for one head, each as often as it is moved.
@@ -135,6 +145,8 @@ impl KernelSpec {
         drops: false,
         scores: false,
         ends_rows: false,
+        reads_pages: false,
+        converts_kv: false,
         masked_loop: false,
         long_sums: false,
         names: &[],
@@ -189,6 +201,8 @@ impl KernelSpec {
         // Sides beyond these fit no device, and would overflow the sums below.
         tiles.are_in_range()
             && self.on_matrices == tiles.matrix_side.is_some()
+            && (self.reads_pages || !specialization.cached.is_paged)
+            && (self.converts_kv || specialization.cached.element.is_none())
             && tiles.matrix_side.is_none_or(|side| has_matrices(&tiles, side, capabilities))
             && (self.sides_fit)(specialization, capabilities)
             && tiles.tile_kv.is_multiple_of(4)

@@ -4,7 +4,7 @@ use super::kernel::Kernel;
 use crate::operand::Operand;
 use crate::plan::capabilities::Capabilities;
 use crate::plan::tiles::Tiles;
-use crate::problem::{AttentionProblem, Element, Role, Snippet};
+use crate::problem::{AttentionProblem, CacheElement, Element, Role, RotaryPairs, Snippet};
 
 /// How the elements of Q, K, V and O are held in WGSL: the slot `shaders/slots/element/`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,6 +129,106 @@ impl OwnWgsl {
     }
 }
 
+/// Which lengths of sequences are in buffers at each call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LengthsAtCall {
+    /// How many rows of Q each sequence has.
+    pub seqlens_q: bool,
+    /// How many rows of K and V each sequence has.
+    pub seqlens_kv: bool,
+    /// Where each sequence begins in Q.
+    pub cu_seqlens_q: bool,
+    /// Where each sequence begins in K and V.
+    pub cu_seqlens_kv: bool,
+}
+
+impl LengthsAtCall {
+    /// Those of a problem.
+    pub(crate) fn of(problem: &AttentionProblem) -> Self {
+        let Some(lengths) = problem.lengths() else { return Self::default() };
+        Self {
+            seqlens_q: lengths.q.has_seqlens_at_call(),
+            seqlens_kv: lengths.kv.has_seqlens_at_call(),
+            cu_seqlens_q: lengths.q.has_sums_at_call(),
+            cu_seqlens_kv: lengths.kv.has_sums_at_call(),
+        }
+    }
+
+    /// The buffers that hold them.
+    pub(crate) fn operands(self) -> impl Iterator<Item = Operand> {
+        let all = [
+            (Operand::SeqlensQ, self.seqlens_q),
+            (Operand::SeqlensKv, self.seqlens_kv),
+            (Operand::CuSeqlensQ, self.cu_seqlens_q),
+            (Operand::CuSeqlensKv, self.cu_seqlens_kv),
+        ];
+        all.into_iter().filter(|(_, is_given)| *is_given).map(|(operand, _)| operand)
+    }
+}
+
+/// How K and V lie in a cache, where this is not as in other tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct CachedText {
+    /// Their type, if it is another than that of Q: the slot `shaders/slots/cached_element/`.
+    pub element: Option<CacheElement>,
+    /// Whether they are in pages.
+    pub is_paged: bool,
+}
+
+impl CachedText {
+    pub fn of(problem: &AttentionProblem) -> Self {
+        let Some(cache) = problem.cache() else { return Self::default() };
+        let is_other = cache.element != problem.element.into();
+        Self { element: is_other.then_some(cache.element), is_paged: cache.pages.is_some() }
+    }
+}
+
+/// How the rows that an append writes are stored: the slot `shaders/slots/row_target/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RowTarget {
+    F32,
+    /// 16-bit elements, rows of whole words.
+    Pairs,
+    /// 16-bit elements, rows that may share a word.
+    Halves,
+    Int8,
+}
+
+/// Where an append writes them: the slot `shaders/slots/row_place/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum RowPlace {
+    /// To the place that they have among the rows that are read.
+    Rows,
+    /// To the positions of their sequence, side by side.
+    Contiguous,
+    /// To positions in pages.
+    Paged,
+    /// To slots.
+    Slots,
+}
+
+/// What the text of an append depends on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AppendText {
+    /// The type that is written.
+    pub element: CacheElement,
+    pub target: RowTarget,
+    pub place: RowPlace,
+    /// Whether the tokens of all sequences are packed.
+    pub packed: bool,
+    /// Which dimensions are pairs, and how many are rotated.
+    pub rotary: Option<(RotaryPairs, u32)>,
+    /// Whether the rotary tables have a row for each position, not for each token.
+    pub of_positions: bool,
+}
+
+impl AppendText {
+    /// Whether it reads the lengths before the append.
+    pub fn reads_seqlens(&self) -> bool {
+        matches!(self.place, RowPlace::Contiguous | RowPlace::Paged) || self.rotary.is_some() && self.of_positions
+    }
+}
+
 /// All that the text of a shader depends on. Two passes with equal specializations share one pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Specialization {
@@ -160,12 +260,22 @@ pub struct Specialization {
     pub(crate) wgsl: OwnWgsl,
     /// Whether each sequence has lengths of its own.
     pub has_lengths: bool,
+    /// Whether sequences are packed in Q, and in all that has its rows.
+    pub packed_q: bool,
+    /// Whether they are packed in K and V too.
+    pub packed_kv: bool,
+    /// Which lengths come at the call. Only the kernel that reads them uses this.
+    pub lengths_at_call: LengthsAtCall,
     /// Whether a sink joins the sum of each row.
     pub has_sink: bool,
     /// The type of what is added to the scores, if something is.
     pub bias_element: Option<Element>,
     /// Whether its rows are whole quads of neighbouring keys.
     pub bias_in_quads: bool,
+    /// How K and V lie in a cache.
+    pub(crate) cached: CachedText,
+    /// What it appends to a cache.
+    pub(crate) append: Option<AppendText>,
     /// Whether gradients are stored in f32 though the element is another.
     pub f32_gradients: bool,
     /// Whether partial results are in f32, for every element. Only their merge uses this.
@@ -184,6 +294,12 @@ impl Specialization {
     /// Whether its module needs wgpu's checks: functions in the caller's own WGSL may index their variables out of bounds.
     pub(crate) fn needs_checks(&self) -> bool {
         self.wgsl.snippets().any(|snippet| snippet.has_indices)
+    }
+
+    /// Whether it unpacks f16 from words, as every device can.
+    pub fn unpacks_f16(&self) -> bool {
+        let is_cached = self.cached.element == Some(CacheElement::F16);
+        self.storage == Storage::F16Packed || self.bias_element == Some(Element::F16) || is_cached
     }
 
     /// Whether it holds functions in the caller's own WGSL.

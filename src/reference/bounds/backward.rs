@@ -5,7 +5,7 @@ use super::terms::{ErrorTerms, SMALLEST, Sum, U};
 use crate::problem::AttentionProblem;
 use crate::reference::case::Case;
 use crate::reference::cores;
-use crate::reference::forward::{row_cost, slice};
+use crate::reference::forward::{k_index, k_slice, q_index, q_slice, row_cost};
 use crate::reference::modifiers::Score;
 use std::collections::BTreeMap;
 
@@ -41,14 +41,11 @@ pub fn backward_errors<'a>(
     let shape = problem.shape;
     let layout = problem.gradient_layout();
     let [dq, dk, dv] = [
-        (&layout.q, shape.seqlen_q, shape.num_heads, shape.head_dim),
-        (&layout.k, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim),
-        (&layout.v, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v),
+        problem.len_in_q(&layout.q, shape.head_dim),
+        problem.len_in_kv(&layout.k, shape.head_dim),
+        problem.len_in_kv(&layout.v, shape.head_dim_v),
     ]
-    .map(|(layout, rows, heads, dim)| {
-        let len = layout.required_len(shape.batch, rows, heads, dim).expect("a gradient has an extent");
-        vec![ErrorTerms::default(); len as usize]
-    });
+    .map(|len| vec![ErrorTerms::default(); len.expect("a gradient has an extent") as usize]);
     let mut errors = BackwardErrors { dq, dk, dv, dsink: Vec::new(), dbias: Vec::new() };
     let mut dsink = vec![Gathered::default(); if problem.has_sink() { shape.num_heads as usize } else { 0 }];
     let mut dbias = vec![Gathered::default(); problem.len_of_dbias()];
@@ -67,15 +64,16 @@ pub fn backward_errors<'a>(
         let heads = dsink.iter_mut().skip((head_kv * heads_per_kv) as usize);
         heads.zip(of_group).for_each(|(whole, part)| whole.append(part));
         for (flat, row) in dq.chunks(shape.head_dim as usize).enumerate() {
-            let (member, i) = (flat as u32 / shape.seqlen_q, flat as u32 % shape.seqlen_q);
-            let first = layout.q.index(batch, i, head_kv * heads_per_kv + member) as usize;
+            let rows = problem.rows_of(batch).0;
+            let (member, i) = (flat as u32 / rows, flat as u32 % rows);
+            let first = q_index(&problem, &layout.q, (batch, i, head_kv * heads_per_kv + member));
             errors.dq[first..first + row.len()].copy_from_slice(row);
         }
         for (tensor, layout, rows, dim) in
             [(&mut errors.dk, &layout.k, dk, shape.head_dim), (&mut errors.dv, &layout.v, dv, shape.head_dim_v)]
         {
             for (j, row) in rows.chunks(dim as usize).enumerate() {
-                let first = layout.index(batch, j as u32, head_kv) as usize;
+                let first = k_index(&problem, layout, (batch, j as u32, head_kv));
                 tensor[first..first + row.len()].copy_from_slice(row);
             }
         }
@@ -156,21 +154,22 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
     let (dim, dim_v) = (shape.head_dim as usize, shape.head_dim_v as usize);
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
     let scale = problem.softmax_scale().abs();
-    let mut dq = Vec::with_capacity((heads_per_kv * shape.seqlen_q) as usize * dim);
-    let mut dk = vec![Gathered::default(); shape.seqlen_kv as usize * dim];
-    let mut dv = vec![Gathered::default(); shape.seqlen_kv as usize * dim_v];
+    let (num_rows, num_keys) = problem.rows_of(batch);
+    let mut dq = Vec::with_capacity((heads_per_kv * num_rows) as usize * dim);
+    let mut dk = vec![Gathered::default(); num_keys as usize * dim];
+    let mut dv = vec![Gathered::default(); num_keys as usize * dim_v];
     // The largest terms, which share their unit of f16 with all others.
     let mut largest = [0.0f64; 3];
     let mut dsink = vec![Gathered::default(); heads_per_kv as usize];
     let mut dbias = BTreeMap::new();
-    for (member, row) in (0..heads_per_kv).flat_map(|member| (0..shape.seqlen_q).map(move |row| (member, row))) {
+    for (member, row) in (0..heads_per_kv).flat_map(|member| (0..num_rows).map(move |row| (member, row))) {
         let head = head_kv * heads_per_kv + member;
         let Some(gradients) = RowGradients::new(given, (batch, head, row)) else {
             dq.resize(dq.len() + dim, ErrorTerms::default());
             continue;
         };
-        let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
-        let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
+        let d_o_row = q_slice(&problem, d_o, &problem.gradient_layout().o, (batch, row, head), shape.head_dim_v);
+        let q_row = q_slice(&problem, q, &layout.q, (batch, row, head), shape.head_dim);
         gradients.add_to_dk(&mut dk, q_row);
         gradients.add_to_dv(&mut dv, d_o_row);
         gradients.add_to_dsink(&mut dsink[member as usize]);
@@ -186,8 +185,8 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
     // of it. A row's unit is up to twice what its largest element says: 2⁻³³ of the largest term. P of f16 problems has the
     // scale 2¹⁴ throughout.
     const LEFT: f64 = 1.0 / (1u64 << 33) as f64;
-    dq.iter_mut().for_each(|error| error.underflow += LEFT * scale * largest[0] * f64::from(shape.seqlen_kv));
-    let rows = f64::from(heads_per_kv * shape.seqlen_q);
+    dq.iter_mut().for_each(|error| error.underflow += LEFT * scale * largest[0] * f64::from(num_keys));
+    let rows = f64::from(heads_per_kv * num_rows);
     let keep_scale = problem.dropout.map_or(1.0, |dropout| dropout.keep_scale());
     let finish = |gathered: Gathered, factor: f64, underflow: f64| {
         let mut errors = gathered.finish(factor);
@@ -206,9 +205,10 @@ fn largest_in(given: &Given, (batch, head_kv): (u32, u32)) -> f64 {
     let heads_per_kv = shape.num_heads / shape.num_heads_kv;
     let layout = given.problem.gradient_layout().o;
     let heads = head_kv * heads_per_kv..(head_kv + 1) * heads_per_kv;
-    let rows = heads.flat_map(|head| (0..shape.seqlen_q).map(move |row| (head, row)));
-    rows.map(|(head, row)| max_of(slice(given.inputs[4], &layout, batch, row, head, shape.head_dim_v)))
-        .fold(0.0, f64::max)
+    let rows = heads.flat_map(|head| (0..given.problem.rows_of(batch).0).map(move |row| (head, row)));
+    let of_row =
+        |(head, row)| max_of(q_slice(&given.problem, given.inputs[4], &layout, (batch, row, head), shape.head_dim_v));
+    rows.map(of_row).fold(0.0, f64::max)
 }
 
 impl RowGradients {
@@ -220,14 +220,13 @@ impl RowGradients {
         if scores.lse == f64::NEG_INFINITY {
             return None;
         }
-        let d_o_row = slice(d_o, &problem.gradient_layout().o, batch, row, head, shape.head_dim_v);
-        let o_row = slice(o, &layout.o, batch, row, head, shape.head_dim_v);
-        let flat = ((batch * shape.num_heads + head) * shape.seqlen_q + row) as usize;
-        let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[flat]);
+        let d_o_row = q_slice(&problem, d_o, &problem.gradient_layout().o, (batch, row, head), shape.head_dim_v);
+        let o_row = q_slice(&problem, o, &layout.o, (batch, row, head), shape.head_dim_v);
+        let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[problem.lse_index(batch, head, row)]);
         let mut delta = Sum::of(d_o_row.iter().zip(o_row).map(|(d_o, o)| d_o * o));
         delta.add(-d_lse_row);
         let of_entry = |entry: &Entry, score: Score| {
-            let v_row = slice(v, &layout.v, batch, entry.key, scores.head_kv, shape.head_dim_v);
+            let v_row = k_slice(&problem, v, &layout.v, (batch, entry.key, scores.head_kv), shape.head_dim_v);
             let kept = d_o_row.iter().zip(v_row).filter(|_| entry.factor != 0.0);
             let dp = Sum::of(kept.map(|(d_o, v)| entry.factor * d_o * v));
             let value = entry.p * (dp.total - delta.total);
@@ -273,7 +272,8 @@ impl RowGradients {
         let mut weighed = vec![0.0; shape.head_dim as usize];
         let mut largest = 0.0f64;
         for ((entry, ds), size) in self.row.entries.iter().zip(&self.ds).zip(self.sizes_of_ds()) {
-            let k_row = slice(k, &problem.layout.k, self.row.batch, entry.key, self.row.head_kv, shape.head_dim);
+            let position = (self.row.batch, entry.key, self.row.head_kv);
+            let k_row = k_slice(problem, k, &problem.layout.k, position, shape.head_dim);
             for ((dq, weighed), k) in dq.iter_mut().zip(&mut weighed).zip(k_row) {
                 dq.sum.add(ds.value * k);
                 dq.errors.plain += ds.plain * k.abs();

@@ -4,7 +4,7 @@ use super::terms::{ErrorTerms, SMALLEST, Sum};
 use crate::problem::AttentionProblem;
 use crate::reference::case::Case;
 use crate::reference::cores;
-use crate::reference::forward::{keeps, position, row_cost, slice};
+use crate::reference::forward::{k_slice, keeps, positions, q_index, q_slice, row_cost};
 use crate::reference::modifiers::{Score, modified, modified_from_bias};
 
 /// What bounds the errors of the forward pass.
@@ -13,7 +13,7 @@ use crate::reference::modifiers::{Score, modified, modified_from_bias};
 pub struct ForwardErrors {
     /// Of each element of O, in the problem's layout.
     pub o: Vec<ErrorTerms>,
-    /// Of each LSE, `[batch, num_heads, seqlen_q]`.
+    /// Of each LSE, which lies as LSE does.
     pub lse: Vec<ErrorTerms>,
 }
 
@@ -25,21 +25,21 @@ pub struct ForwardErrors {
 pub fn forward_errors<'a>(problem: impl Into<Case<'a>>, q: &[f64], k: &[f64], v: &[f64]) -> ForwardErrors {
     let problem = problem.into();
     let shape = problem.shape;
-    let o_len = problem.layout.o.required_len(shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v);
+    let o_len = problem.len_in_q(&problem.layout.o, shape.head_dim_v);
     let mut errors = ForwardErrors {
         o: vec![ErrorTerms::default(); o_len.expect("O has an extent") as usize],
-        lse: vec![ErrorTerms::default(); shape.lse_len() as usize],
+        lse: vec![ErrorTerms::default(); problem.lse_len() as usize],
     };
-    let rows = cores::map(errors.lse.len(), 3 * row_cost(&problem), |flat| {
-        let row = Row::new(problem, [q, k], position(&problem, flat));
+    let positions = positions(&problem);
+    let rows = cores::map(positions.len(), 3 * row_cost(&problem), |n| {
+        let row = Row::new(problem, [q, k], positions[n]);
         if row.lse == f64::NEG_INFINITY { None } else { Some((of_o(&problem, &row, v), of_lse(&row))) }
     });
-    for (flat, row) in rows.into_iter().enumerate() {
-        let Some((o, lse)) = row else { continue };
-        let (batch, head, row) = position(&problem, flat);
-        let first = problem.layout.o.index(batch, row, head) as usize;
+    for (&(batch, head, row), of_row) in positions.iter().zip(rows) {
+        let Some((o, lse)) = of_row else { continue };
+        let first = q_index(&problem, &problem.layout.o, (batch, row, head));
         errors.o[first..first + o.len()].copy_from_slice(&o);
-        errors.lse[flat] = lse;
+        errors.lse[problem.lse_index(batch, head, row)] = lse;
     }
     errors
 }
@@ -81,11 +81,11 @@ impl Row {
         let (shape, layout) = (problem.shape, &problem.layout);
         let scale = problem.softmax_scale();
         let head_kv = head / (shape.num_heads / shape.num_heads_kv);
-        let q_row = slice(q, &layout.q, batch, row, head, shape.head_dim);
+        let q_row = q_slice(&problem, q, &layout.q, (batch, row, head), shape.head_dim);
         let scores: Vec<(u32, Sum, [Score; 2])> = problem
             .keys((batch, head, row))
             .map(|key| {
-                let k_row = slice(k, &layout.k, batch, key, head_kv, shape.head_dim);
+                let k_row = k_slice(&problem, k, &layout.k, (batch, key, head_kv), shape.head_dim);
                 let sum = Sum::of(q_row.iter().zip(k_row).map(|(q, k)| scale * q * k));
                 let cell = (batch, head, row, key);
                 (key, sum, [modified(problem, sum.total, cell), modified_from_bias(problem, sum.total, cell)])
@@ -128,7 +128,7 @@ impl Row {
 
 fn of_o(problem: &AttentionProblem, row: &Row, v: &[f64]) -> Vec<ErrorTerms> {
     let dim_v = problem.shape.head_dim_v;
-    let v_row = |entry: &Entry| slice(v, &problem.layout.v, row.batch, entry.key, row.head_kv, dim_v);
+    let v_row = |entry: &Entry| k_slice(problem, v, &problem.layout.v, (row.batch, entry.key, row.head_kv), dim_v);
     let mut sums = vec![Sum::default(); dim_v as usize];
     let mut largest_v = 0.0f64;
     for entry in &row.entries {

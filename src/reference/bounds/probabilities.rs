@@ -22,6 +22,10 @@ pub fn probabilities_errors<'a>(
     let mut all = Vec::new();
     for (batch, head) in (0..problem.shape.batch).flat_map(|batch| heads.clone().map(move |head| (batch, head))) {
         for row in rows.clone() {
+            if row >= problem.rows_of(batch).0 {
+                all.resize(all.len() + problem.shape.seqlen_kv as usize, ErrorTerms::default());
+                continue;
+            }
             let row = Row::new(problem, [q, k], (batch, head, row));
             let mut of_row = vec![ErrorTerms::default(); problem.shape.seqlen_kv as usize];
             for entry in &row.entries {

@@ -54,18 +54,17 @@ pub struct Inputs {
 /// Standard normal inputs, rounded to the problem's element.
 pub fn inputs(problem: &AttentionProblem, seed: u64) -> Inputs {
     let mut random = Random(seed);
-    let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = problem.shape;
+    let AttentionShape { num_heads, num_heads_kv, head_dim, head_dim_v, .. } = problem.shape;
     let layout = &problem.layout;
+    let (of_q, of_kv) = (Rows::of_q(problem), Rows::of_kv(problem));
     let tensors = [
-        (&layout.q, seqlen_q, num_heads, head_dim),
-        (&layout.k, seqlen_kv, num_heads_kv, head_dim),
-        (&layout.v, seqlen_kv, num_heads_kv, head_dim_v),
+        (&layout.q, &of_q, num_heads, head_dim),
+        (&layout.k, &of_kv, num_heads_kv, head_dim),
+        (&layout.v, &of_kv, num_heads_kv, head_dim_v),
     ];
     let mut filled = tensors.map(|(layout, rows, heads, dim)| {
-        let len = layout.required_len(batch, rows, heads, dim).unwrap() as usize;
-        let mut values = vec![f64::NAN; len];
-        for (batch, row, head) in places(batch, rows, heads) {
-            let first = layout.index(batch, row, head) as usize;
+        let mut values = vec![f64::NAN; rows.len(layout, heads, dim)];
+        for first in rows.firsts(layout, heads) {
             values[first..first + dim as usize].fill_with(|| problem.element.round(random.normal()));
         }
         values
@@ -140,25 +139,75 @@ impl Inputs {
     }
 }
 
-/// Every (batch, row, head) of a tensor.
-pub fn places(batch: u32, rows: u32, heads: u32) -> impl Iterator<Item = (u32, u32, u32)> {
-    (0..batch).flat_map(move |b| (0..rows).flat_map(move |row| (0..heads).map(move |head| (b, row, head))))
-}
-
 /// Which elements of the span of O belong to none of the tensor's own.
 pub fn gaps(problem: &AttentionProblem) -> Vec<bool> {
     let shape = problem.shape;
-    gaps_of(&problem.layout.o, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v])
+    Rows::of_q(problem).gaps(&problem.layout.o, shape.num_heads, shape.head_dim_v)
 }
 
-/// Which elements of the span of a tensor with these counts of batches, rows, heads and dimensions are none of its own.
-pub fn gaps_of(layout: &TensorLayout, [batch, rows, heads, dim]: [u32; 4]) -> Vec<bool> {
-    let mut gap = vec![true; layout.required_len(batch, rows, heads, dim).unwrap() as usize];
-    for (batch, row, head) in places(batch, rows, heads) {
-        let first = layout.index(batch, row, head) as usize;
-        gap[first..first + dim as usize].fill(false);
+/// Which entries of LSE belong to no sequence: there are some where packed sequences do not use all of their rows.
+pub fn lse_gaps(problem: &AttentionProblem) -> Vec<bool> {
+    let rows = Rows::of_q(problem);
+    rows.gaps(&TensorLayout::bhsd(rows.count, problem.shape.num_heads, 1), problem.shape.num_heads, 1)
+}
+
+/// The rows of a tensor that a problem has: all, or those of packed sequences.
+pub struct Rows {
+    batch: u32,
+    /// Of a sequence, or of all that are packed.
+    pub count: u32,
+    /// Sequence and row in the tensor.
+    own: Vec<(u32, u32)>,
+}
+
+impl Rows {
+    /// In Q and all that has its rows.
+    pub fn of_q(problem: &AttentionProblem) -> Self {
+        let AttentionShape { batch, seqlen_q, .. } = problem.shape;
+        match problem.total_q() {
+            Some(total) => {
+                let rows = |batch| (0..problem.lengths_of(batch).0).map(move |row| problem.row_in_q(batch, row));
+                Self { batch: 1, count: total, own: (0..batch).flat_map(rows).collect() }
+            }
+            None => Self::all(batch, seqlen_q),
+        }
     }
-    gap
+
+    /// In K and V.
+    pub fn of_kv(problem: &AttentionProblem) -> Self {
+        let AttentionShape { batch, seqlen_kv, .. } = problem.shape;
+        match problem.total_kv() {
+            Some(total) => {
+                let keys = |batch| (0..problem.lengths_of(batch).1).map(move |key| problem.row_in_kv(batch, key));
+                Self { batch: 1, count: total, own: (0..batch).flat_map(keys).collect() }
+            }
+            None => Self::all(batch, seqlen_kv),
+        }
+    }
+
+    fn all(batch: u32, count: u32) -> Self {
+        let own = (0..batch).flat_map(|batch| (0..count).map(move |row| (batch, row))).collect();
+        Self { batch, count, own }
+    }
+
+    /// Elements of a tensor.
+    pub fn len(&self, layout: &TensorLayout, heads: u32, dim: u32) -> usize {
+        layout.required_len(self.batch, self.count, heads, dim).unwrap() as usize
+    }
+
+    /// The first element of each row of each head.
+    pub fn firsts(&self, layout: &TensorLayout, heads: u32) -> impl Iterator<Item = usize> {
+        let of_row =
+            move |&(batch, row): &(u32, u32)| (0..heads).map(move |head| layout.index(batch, row, head) as usize);
+        self.own.iter().flat_map(of_row)
+    }
+
+    /// Which elements of the span of a tensor are none of its own.
+    pub fn gaps(&self, layout: &TensorLayout, heads: u32, dim: u32) -> Vec<bool> {
+        let mut gap = vec![true; self.len(layout, heads, dim)];
+        self.firsts(layout, heads).for_each(|first| gap[first..first + dim as usize].fill(false));
+        gap
+    }
 }
 
 /// A layout with a gap after every head, row and sequence, and before the first element. `odd` gaps put rows on odd

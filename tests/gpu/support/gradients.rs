@@ -5,10 +5,10 @@
 
 use wgpu_flash_attention::reference::{self, Arithmetic, BackwardErrors, ErrorTerms, ReferenceGradients};
 use wgpu_flash_attention::{
-    Algorithm, AttentionProblem, BackwardBuffers, Call, Element, ForwardBuffers, Operand, ScoreMod, TensorLayout,
+    Algorithm, AttentionProblem, BackwardBuffers, Call, Element, ForwardBuffers, Operand, ScoreMod,
 };
 
-use super::data::{Inputs, Random, gaps_of, inputs};
+use super::data::{Inputs, Random, Rows, inputs};
 use super::device::Library;
 use super::run::{Guarded, POISON, arithmetic_of, from_bytes, problem_of, to_bytes, upload_entries};
 use super::tolerance::{Share, check};
@@ -25,31 +25,26 @@ pub struct GradientInputs {
 /// Standard normal inputs and gradients, those of O rounded to the problem's element.
 pub fn gradient_inputs(problem: &AttentionProblem, seed: u64) -> GradientInputs {
     let mut random = Random(seed ^ 0x9add_1e17);
-    let shape = problem.shape;
     let gaps = gaps(problem, Operand::DO);
     let mut value = |gap: bool| if gap { f64::NAN } else { problem.element.round(random.normal()) };
     let d_o = gaps.into_iter().map(&mut value).collect();
     // Every second problem has a gradient of LSE.
-    let d_lse = (seed % 2 == 1).then(|| (0..shape.lse_len()).map(|_| Element::F32.round(value(false))).collect());
+    let d_lse = (seed % 2 == 1).then(|| (0..problem.lse_len()).map(|_| Element::F32.round(value(false))).collect());
     GradientInputs { inputs: inputs(problem, seed), d_o, d_lse }
 }
 
-fn layout_of(problem: &AttentionProblem, operand: Operand) -> (TensorLayout, [u32; 4]) {
+fn gaps(problem: &AttentionProblem, operand: Operand) -> Vec<bool> {
     let shape = problem.shape;
     let (layout, gradients) = (problem.layout, problem.gradient_layout());
+    let (of_q, of_kv) = (Rows::of_q(problem), Rows::of_kv(problem));
     match operand {
-        Operand::O => (layout.o, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v]),
-        Operand::DO => (gradients.o, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim_v]),
-        Operand::Dq => (gradients.q, [shape.batch, shape.seqlen_q, shape.num_heads, shape.head_dim]),
-        Operand::Dk => (gradients.k, [shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim]),
-        Operand::Dv => (gradients.v, [shape.batch, shape.seqlen_kv, shape.num_heads_kv, shape.head_dim_v]),
+        Operand::O => of_q.gaps(&layout.o, shape.num_heads, shape.head_dim_v),
+        Operand::DO => of_q.gaps(&gradients.o, shape.num_heads, shape.head_dim_v),
+        Operand::Dq => of_q.gaps(&gradients.q, shape.num_heads, shape.head_dim),
+        Operand::Dk => of_kv.gaps(&gradients.k, shape.num_heads_kv, shape.head_dim),
+        Operand::Dv => of_kv.gaps(&gradients.v, shape.num_heads_kv, shape.head_dim_v),
         other => panic!("{other} has no layout here"),
     }
-}
-
-fn gaps(problem: &AttentionProblem, operand: Operand) -> Vec<bool> {
-    let (layout, counts) = layout_of(problem, operand);
-    gaps_of(&layout, counts)
 }
 
 /// dQ, dK and dV in the problem's gradient layout, bit for bit, and the gradients of the sink and of the bias, where there are

@@ -1,6 +1,7 @@
 //! What the tests share: devices of several abilities, inputs, guarded buffers, and the one place that says how close
 //! an answer must be.
 
+mod bytes;
 mod data;
 mod device;
 mod draw;
@@ -9,6 +10,7 @@ mod run;
 mod texts;
 mod tolerance;
 
+pub use bytes::{Bytes, run_bytes, words};
 pub use data::{Inputs, Random, inputs, strided};
 pub use device::{Library, Variant, adapter, library, limited, with_matrices};
 pub use draw::Draw;

@@ -2,7 +2,7 @@ use half::{bf16, f16};
 use wgpu_flash_attention::reference::Arithmetic;
 use wgpu_flash_attention::{AttentionProblem, Call, Element, ElementType, ForwardBuffers, Operand, Plan};
 
-use super::data::{Inputs, gaps};
+use super::data::{Inputs, Rows, gaps, lse_gaps};
 use super::device::Library;
 
 /// Fills outputs before a run and everything around the tensors: a NaN in every element type.
@@ -167,7 +167,7 @@ impl Tensors {
             q: upload(&inputs.q),
             k_and_v: (!inputs.one_buffer).then(|| (upload(&inputs.k), upload(&inputs.v))),
             o: Guarded::poisoned(library, o_len * problem.element.size()),
-            lse: Guarded::poisoned(library, problem.shape.lse_len() * 4),
+            lse: Guarded::poisoned(library, problem.lse_len() * 4),
             entries: upload_entries(library, problem, inputs),
         }
     }
@@ -194,12 +194,16 @@ impl Tensors {
         o.truncate(own.len() * size);
 
         // LSE keeps the prepared stride from head to head.
-        let (prepared_rows, rows) = (problem.shape.seqlen_q as usize * 4, solved.shape.seqlen_q as usize * 4);
+        let [prepared_rows, rows] = [problem, &solved].map(|problem| Rows::of_q(problem).count as usize * 4);
         let mut lse = Vec::new();
         for head in self.lse.read(library).chunks(prepared_rows.max(1)) {
             lse.extend_from_slice(&head[..rows]);
             let kept = head[rows..].iter().all(|byte| *byte == POISON);
             assert!(kept, "LSE rows behind a shorter call were written\n{problem:?}");
+        }
+        for (bytes, gap) in lse.chunks(4).zip(lse_gaps(&solved)) {
+            let kept = bytes.iter().all(|byte| *byte == POISON);
+            assert!(!gap || kept, "LSE of a row that no sequence has was written\n{problem:?}");
         }
         let arithmetic = library.prepare(problem).map_or(Arithmetic::F32, |prepared| arithmetic_of(prepared.plan()));
         Output { element: problem.element, o, lse, arithmetic }

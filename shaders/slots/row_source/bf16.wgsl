@@ -1,0 +1,3 @@
+fn source_at(index: u32) -> f32 {
+  return bitcast<f32>((source_word(index / 2u) >> (16u * (index & 1u))) << 16u);
+}

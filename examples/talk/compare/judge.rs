@@ -9,7 +9,7 @@ use crate::failure::Result;
 use crate::methods::Method;
 
 /// Of problems to this length, all rows of all heads are compared with the twin.
-const WHOLE_TO: u32 = 1024;
+pub const WHOLE_TO: u32 = 1024;
 
 /// Rows of longer ones, in the first and the last head.
 const ROWS: u64 = 64;

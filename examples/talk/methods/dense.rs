@@ -12,6 +12,15 @@ const SLICE: u32 = 32;
 
 const COMMON: &str = include_str!("../shaders/common.wgsl");
 
+/// Rows of left factors in workgroup memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Depth {
+    /// A slice, like right factors.
+    Slice,
+    /// One for each dimension of a head.
+    HeadDim,
+}
+
 /// Sizes of the kernels, which depend on the problem alone.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tiles {
@@ -51,14 +60,17 @@ impl Tiles {
         self.head_dim / 4 + 1
     }
 
-    /// A kernel: its sizes, its element type, the common product, and its own files.
-    pub fn text(&self, constants: &[(&str, String)], files: &[&str]) -> String {
+    /// A kernel: its sizes, its element type, the common product, and its own files. `depth` is how many rows of workgroup memory
+    /// its left factors need, so that more workgroups fit where few are needed.
+    pub fn text(&self, depth: Depth, constants: &[(&str, String)], files: &[&str]) -> String {
+        let left_depth = match depth {
+            Depth::Slice => SLICE,
+            Depth::HeadDim => self.head_dim.max(SLICE),
+        };
         let own = constants.iter().map(|(name, value)| format!("const {name} = {value};\n")).collect::<String>();
         let sizes = format!(
-            "const HEAD_DIM = {}u;\nconst ROW_GROUPS = {}u;\nconst SLICE = {SLICE}u;\nconst LEFT_DEPTH = {}u;\n",
-            self.head_dim,
-            self.row_groups,
-            self.head_dim.max(SLICE)
+            "const HEAD_DIM = {}u;\nconst ROW_GROUPS = {}u;\nconst SLICE = {SLICE}u;\nconst LEFT_DEPTH = {left_depth}u;\n",
+            self.head_dim, self.row_groups,
         );
         [&sizes, own.as_str(), element_text(self.element), COMMON].into_iter().chain(files.iter().copied()).collect()
     }

@@ -6,7 +6,7 @@
 //! Causal: j ≤ i in both sums, as a prefix sum over chunks of keys. It does not approximate softmax. Its error against
 //! exact attention is information, not a verdict: models are trained with it.
 
-use super::dense::Tiles;
+use super::dense::{Depth, Tiles};
 use super::{Cost, Method, Prepared, ready::Ready};
 use crate::case::{Case, Head, Inputs, Problem, State};
 use crate::device::Gpu;
@@ -72,7 +72,7 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
     let causal_text = [("CAUSAL", causal.to_string())];
     let state = gpu.kernel(
         "linear_state",
-        tiles.text(&[], &[FEATURES, include_str!("../shaders/linear_state.wgsl")]),
+        tiles.text(Depth::Slice, &[], &[FEATURES, include_str!("../shaders/linear_state.wgsl")]),
         &[seqlen, chunk_len, num_chunks],
         &[&case.k, &case.v, &states],
     )?;
@@ -84,8 +84,8 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
     )?;
     let apply = gpu.kernel(
         "linear_apply",
-        tiles.text(&causal_text, &[FEATURES, include_str!("../shaders/linear_apply.wgsl")]),
-        &[seqlen, chunk_len, num_chunks, num_heads / num_heads_kv],
+        tiles.text(Depth::HeadDim, &causal_text, &[FEATURES, include_str!("../shaders/linear_apply.wgsl")]),
+        &[seqlen, chunk_len, num_chunks, num_heads / num_heads_kv, head_dim],
         &[&case.q, &case.k, &case.v, &states, &o],
     )?;
     let passes = vec![

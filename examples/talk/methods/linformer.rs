@@ -8,7 +8,7 @@
 
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, ForwardBuffers, PreparedForward};
 
-use super::dense::{self, Tiles};
+use super::dense::{self, Depth, Tiles};
 use super::{Cost, Method, Prepared};
 use crate::case::{Case, Head, Inputs, Problem, State, Tensor, given};
 use crate::device::{Gpu, Kernel};
@@ -56,8 +56,11 @@ impl Method for Linformer {
                         (first..end).map(|j| (j, 1.0 / (end - first) as f64)).collect()
                     }
                 };
-                let entry = |e| weights.iter().map(|(j, weight)| weight * f64::from(x[j * d + e])).sum::<f64>();
-                out.extend((0..d).map(entry).map(|value| element.round(value)));
+                let mut row = vec![0.0; d];
+                for (j, weight) in weights {
+                    row.iter_mut().zip(&x[j * d..]).for_each(|(sum, x)| *sum += weight * f64::from(*x));
+                }
+                out.extend(row.into_iter().map(|value| element.round(value)));
             }
             out
         };
@@ -152,7 +155,11 @@ fn random_projection(gpu: &Gpu, case: &Case, rows: u32, projected: [&wgpu::Buffe
     let parts = gpu.buffer("parts", parts_bytes)?;
     let project = gpu.kernel(
         "linformer_project",
-        tiles.text(&[("ROWS", format!("{padded}u"))], &[include_str!("../shaders/linformer_project.wgsl")]),
+        tiles.text(
+            Depth::Slice,
+            &[("ROWS", format!("{padded}u"))],
+            &[include_str!("../shaders/linformer_project.wgsl")],
+        ),
         &[seqlen, chunk_len, num_chunks],
         &[&case.k, &case.v, &e_buffer, &parts],
     )?;

@@ -7,7 +7,7 @@
 //! over the features, of the keys over the whole head. Rows of ω are orthogonal in blocks of d, and as long as Gaussian vectors are. All heads have
 //! one ω. Everything is in f32. Causal: j ≤ i in both sums, as a prefix sum over chunks of keys.
 
-use super::dense::Tiles;
+use super::dense::{Depth, Tiles};
 use super::{Cost, Method, Prepared, ready::Ready};
 use crate::case::{Case, Head, Inputs, Problem, State, Tensor, given};
 use crate::device::Gpu;
@@ -106,8 +106,8 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
     const COMMON: &str = include_str!("../shaders/performer_common.wgsl");
     let state = gpu.kernel(
         "performer_state",
-        tiles.text(&sizes, &[COMMON, include_str!("../shaders/performer_state.wgsl")]),
-        &[seqlen, chunk_len, num_chunks],
+        tiles.text(Depth::HeadDim, &sizes, &[COMMON, include_str!("../shaders/performer_state.wgsl")]),
+        &[seqlen, chunk_len, num_chunks, head_dim],
         &[&case.k, &case.v, &scaled, &states, &maxima],
     )?;
     let max = gpu.kernel(
@@ -125,8 +125,8 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
     )?;
     let apply = gpu.kernel(
         "performer_apply",
-        tiles.text(&sizes, &[COMMON, include_str!("../shaders/performer_apply.wgsl")]),
-        &[seqlen, chunk_len, num_chunks, num_heads / num_heads_kv],
+        tiles.text(Depth::HeadDim, &sizes, &[COMMON, include_str!("../shaders/performer_apply.wgsl")]),
+        &[seqlen, chunk_len, num_chunks, num_heads / num_heads_kv, head_dim, m],
         &[&case.q, &case.k, &case.v, &scaled, &stabilisers, &states, &o],
     )?;
     let passes = vec![

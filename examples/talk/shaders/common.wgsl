@@ -5,6 +5,9 @@
 // Both factors lie in workgroup memory with their rows along the sum. An invocation owns 8 rows and a quad of columns.
 // V gets one more quad of columns, (1, 0, 0, 0): so a sum of weighted rows of V carries the sum of the weights beside
 // it. COLUMNS = HEAD_DIM / 4 + 1.
+//
+// Loops over slices are bounded by params.head_dim, which is HEAD_DIM, so that compilers do not unroll all of them: some
+// take minutes then.
 
 const DIM_QUADS = HEAD_DIM / 4u;
 const COLUMNS = DIM_QUADS + 1u;

@@ -12,6 +12,8 @@ struct Params {
   chunk_len: u32,
   num_chunks: u32,
   heads_per_kv_head: u32,
+  // HEAD_DIM.
+  head_dim: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -38,8 +40,8 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   load_queries(head, first_row, invocation);
   var sums = Sums();
   let state = (head_kv * params.num_chunks + chunk) * HEAD_DIM * COLUMNS;
-  for (var f = 0u; f < HEAD_DIM; f += SLICE) {
-    let depth = min(SLICE, HEAD_DIM - f);
+  for (var f = 0u; f < params.head_dim; f += SLICE) {
+    let depth = min(SLICE, params.head_dim - f);
     workgroupBarrier();
     for (var i = invocation; i < depth * COLUMNS; i += INVOCATIONS) {
       right[i] = states[state + f * COLUMNS + i];
@@ -100,8 +102,8 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
   // Products of features: a quad of keys for each column but the last.
   load_queries(place.x, place.z, invocation);
   var products = Sums();
-  for (var d = 0u; d < HEAD_DIM; d += SLICE) {
-    let depth = min(SLICE, HEAD_DIM - d);
+  for (var d = 0u; d < params.head_dim; d += SLICE) {
+    let depth = min(SLICE, params.head_dim - d);
     workgroupBarrier();
     for (var i = invocation; i < DIM_QUADS * depth / 4u; i += INVOCATIONS) {
       let keys = i % DIM_QUADS;
@@ -124,8 +126,8 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
   if column < DIM_QUADS {
     put_seen(products, column, row_group, key + 4u * column, place.z + 8u * row_group, end_key);
   }
-  for (var j = 0u; j < HEAD_DIM; j += SLICE) {
-    let depth = min(SLICE, HEAD_DIM - j);
+  for (var j = 0u; j < params.head_dim; j += SLICE) {
+    let depth = min(SLICE, params.head_dim - j);
     workgroupBarrier();
     for (var i = invocation; i < depth * COLUMNS; i += INVOCATIONS) {
       let row = min(key + j + i / COLUMNS, params.seqlen - 1u);

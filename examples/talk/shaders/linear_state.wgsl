@@ -28,30 +28,27 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
 
   var sums = Sums();
   for (var key = first_key; key < end_key; key += SLICE) {
+    let depth = min(SLICE, end_key - key);
+    let first = (head * params.seqlen + key) * DIM_QUADS;
     workgroupBarrier();
-    for (var i = invocation; i < SLICE * LEFT_QUADS; i += INVOCATIONS) {
-      let row = key + i / LEFT_QUADS;
+    for (var i = invocation; i < depth * LEFT_QUADS; i += INVOCATIONS) {
       let quad = first_quad + i % LEFT_QUADS;
       var features = Numbers(0.0);
-      if row < end_key && quad < DIM_QUADS {
-        features = feature(decode(k[(head * params.seqlen + row) * DIM_QUADS + quad]));
+      if quad < DIM_QUADS {
+        features = feature(decode(k[first + i / LEFT_QUADS * DIM_QUADS + quad]));
       }
       left[i] = features;
     }
-    for (var i = invocation; i < SLICE * COLUMNS; i += INVOCATIONS) {
-      let row = key + i / COLUMNS;
+    for (var i = invocation; i < depth * COLUMNS; i += INVOCATIONS) {
       let quad = i % COLUMNS;
-      var values = Numbers(0.0);
-      if row < end_key {
-        values = Numbers(1.0, 0.0, 0.0, 0.0);
-        if quad < DIM_QUADS {
-          values = decode(v[(head * params.seqlen + row) * DIM_QUADS + quad]);
-        }
+      var values = Numbers(1.0, 0.0, 0.0, 0.0);
+      if quad < DIM_QUADS {
+        values = decode(v[first + i / COLUMNS * DIM_QUADS + quad]);
       }
       right[i] = values;
     }
     workgroupBarrier();
-    add_products(&sums, 0u, SLICE, row_group, column);
+    add_products(&sums, 0u, depth, row_group, column);
   }
 
   let first_feature = 4u * first_quad + 8u * row_group;

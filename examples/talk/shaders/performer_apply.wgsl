@@ -16,6 +16,9 @@ struct Params {
   chunk_len: u32,
   num_chunks: u32,
   heads_per_kv_head: u32,
+  // HEAD_DIM and FEATURES.
+  head_dim: u32,
+  num_features: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -55,9 +58,9 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
   var total = Numbers(0.0);
   var maxima = OfRows(Numbers(LOWEST), Numbers(LOWEST));
   let state = (head_kv * params.num_chunks + chunk) * (FEATURES + 1u) * COLUMNS;
-  for (var feature = 0u; feature < FEATURES; feature += STEP) {
+  for (var feature = 0u; feature < params.num_features; feature += STEP) {
     query_features(&sums, &maxima, head, first_row, feature, invocation);
-    let end = min(STEP, FEATURES - feature);
+    let end = min(STEP, params.num_features - feature);
     for (var f = 0u; f < end; f += SLICE) {
       let depth = min(SLICE, end - f);
       workgroupBarrier();
@@ -125,8 +128,8 @@ fn query_features(
   let row_group = invocation / COLUMNS;
   let column = invocation % COLUMNS;
   var exponents = Sums();
-  for (var d = 0u; d < HEAD_DIM; d += SLICE) {
-    let depth = min(SLICE, HEAD_DIM - d);
+  for (var d = 0u; d < params.head_dim; d += SLICE) {
+    let depth = min(SLICE, params.head_dim - d);
     workgroupBarrier();
     queries_to_left(head, first_row, d, depth, invocation);
     for (var i = invocation; i < depth * STEP / 4u; i += INVOCATIONS) {
@@ -215,13 +218,13 @@ fn add_keys(
   var products = Sums();
   var total = Numbers(0.0);
   var maxima = OfRows(Numbers(LOWEST), Numbers(LOWEST));
-  for (var feature = 0u; feature < FEATURES; feature += STEP) {
+  for (var feature = 0u; feature < params.num_features; feature += STEP) {
     var squares = Numbers(0.0);
     var of_keys = key_exponents(&squares, place.y, key, feature, invocation);
     of_keys = exponentials(of_keys, squares + stabiliser);
     add_to_rows(&of_keys, Numbers(EPSILON));
     query_features(&products, &maxima, place.x, place.z, feature, invocation);
-    let end = min(STEP, FEATURES - feature);
+    let end = min(STEP, params.num_features - feature);
     for (var f = 0u; f < end; f += SLICE) {
       let depth = min(SLICE, end - f);
       workgroupBarrier();
@@ -248,8 +251,8 @@ fn add_keys(
   if column < DIM_QUADS {
     put_seen(products, column, row_group, key + 4u * column, place.z + 8u * row_group, end_key);
   }
-  for (var j = 0u; j < HEAD_DIM; j += SLICE) {
-    let depth = min(SLICE, HEAD_DIM - j);
+  for (var j = 0u; j < params.head_dim; j += SLICE) {
+    let depth = min(SLICE, params.head_dim - j);
     workgroupBarrier();
     values_to_right(place.y, key + j, depth, invocation);
     workgroupBarrier();

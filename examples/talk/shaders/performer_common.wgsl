@@ -60,8 +60,8 @@ fn key_exponents(
   let column = min(invocation % COLUMNS, DIM_QUADS - 1u);
   var sums = Sums();
   var sum_of_squares = Numbers(0.0);
-  for (var d = 0u; d < HEAD_DIM; d += SLICE) {
-    let depth = min(SLICE, HEAD_DIM - d);
+  for (var d = 0u; d < params.head_dim; d += SLICE) {
+    let depth = min(SLICE, params.head_dim - d);
     workgroupBarrier();
     omega_to_left(d, depth, first_feature, invocation);
     keys_to_right(head, key, d, depth, invocation);

@@ -29,18 +29,36 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   }
   let tile = id.x / COLUMNS / TILE;
   let stabiliser = stabilisers[head];
-  let base = head * params.num_chunks * STATE_QUADS;
+  let base = head * params.num_chunks * STATE_QUADS + id.x;
   var sum = vec4<f32>(0.0);
-  for (var chunk = 0u; chunk < params.num_chunks; chunk++) {
+  // Four at a time: a load waits for no store but those of the turn before.
+  for (var chunk = 0u; chunk < params.num_chunks; chunk += 4u) {
     let first = base + chunk * STATE_QUADS;
-    let factor = exp(maxima[(head * params.num_chunks + chunk) * params.num_tiles + tile] - stabiliser);
-    let state = factor * states[first + id.x] + EPSILON * states[first + FEATURES * COLUMNS + id.x % COLUMNS];
+    let last = params.num_chunks - 1u - chunk;
+    let a = state_of(head, chunk, tile, id.x, stabiliser);
+    let b = state_of(head, chunk + min(1u, last), tile, id.x, stabiliser);
+    let c = state_of(head, chunk + min(2u, last), tile, id.x, stabiliser);
+    let d = state_of(head, chunk + min(3u, last), tile, id.x, stabiliser);
     if CAUSAL {
-      states[first + id.x] = sum;
+      states[first] = sum;
+      if last >= 1u { states[first + STATE_QUADS] = sum + a; }
+      if last >= 2u { states[first + 2u * STATE_QUADS] = sum + a + b; }
+      if last >= 3u { states[first + 3u * STATE_QUADS] = sum + a + b + c; }
     }
-    sum += state;
+    sum += a;
+    if last >= 1u { sum += b; }
+    if last >= 2u { sum += c; }
+    if last >= 3u { sum += d; }
   }
   if !CAUSAL {
-    states[base + id.x] = sum;
+    states[base] = sum;
   }
+}
+
+// A quad of T_c.
+fn state_of(head: u32, chunk: u32, tile: u32, quad: u32, stabiliser: f32) -> vec4<f32> {
+  let number = head * params.num_chunks + chunk;
+  let factor = exp(maxima[number * params.num_tiles + tile] - stabiliser);
+  let plain = states[number * STATE_QUADS + FEATURES * COLUMNS + quad % COLUMNS];
+  return factor * states[number * STATE_QUADS + quad] + EPSILON * plain;
 }

@@ -11,6 +11,8 @@ struct Params {
   seqlen: u32,
   chunk_len: u32,
   num_chunks: u32,
+  // HEAD_DIM.
+  head_dim: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -69,8 +71,8 @@ fn main(
       put(at + 2u, row_group, weights(by_key.low[2], low, is_key.z), weights(by_key.high[2], low + 4u, is_key.z));
       put(at + 3u, row_group, weights(by_key.low[3], low, is_key.w), weights(by_key.high[3], low + 4u, is_key.w));
     }
-    for (var j = 0u; j < HEAD_DIM; j += SLICE) {
-      let depth = min(SLICE, HEAD_DIM - j);
+    for (var j = 0u; j < params.head_dim; j += SLICE) {
+      let depth = min(SLICE, params.head_dim - j);
       workgroupBarrier();
       values_to_right(head, key + j, depth, invocation);
       workgroupBarrier();

@@ -22,13 +22,24 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
   }
   let base = head * params.num_chunks * params.state_quads + quad;
   var sum = vec4<f32>(0.0);
-  for (var chunk = 0u; chunk < params.num_chunks; chunk++) {
-    let at = base + chunk * params.state_quads;
-    let state = states[at];
+  // Four at a time: a load waits for no store but those of the turn before.
+  for (var chunk = 0u; chunk < params.num_chunks; chunk += 4u) {
+    let first = base + chunk * params.state_quads;
+    let last = params.num_chunks - 1u - chunk;
+    let a = states[first];
+    let b = states[first + min(1u, last) * params.state_quads];
+    let c = states[first + min(2u, last) * params.state_quads];
+    let d = states[first + min(3u, last) * params.state_quads];
     if CAUSAL {
-      states[at] = sum;
+      states[first] = sum;
+      if last >= 1u { states[first + params.state_quads] = sum + a; }
+      if last >= 2u { states[first + 2u * params.state_quads] = sum + a + b; }
+      if last >= 3u { states[first + 3u * params.state_quads] = sum + a + b + c; }
     }
-    sum += state;
+    sum += a;
+    if last >= 1u { sum += b; }
+    if last >= 2u { sum += c; }
+    if last >= 3u { sum += d; }
   }
   if !CAUSAL {
     states[base] = sum;

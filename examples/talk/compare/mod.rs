@@ -48,7 +48,7 @@ pub fn compare(options: &CompareOptions, adapter: Option<&str>, out: &mut dyn Wr
         false => Some(header(&gpu, &problems, &source, out)?),
     };
     let mut run =
-        Run { options, gpu: &gpu, source: &source, given, ceilings, records: Vec::new(), dumped: State::new() };
+        Run { options, gpu: &gpu, source: &source, given: &given, ceilings, records: Vec::new(), dumped: State::new() };
     let progress = progress(problems.len() * methods.len());
     for problem in &problems {
         run.on(problem, &methods, &progress, &mut |record| {
@@ -80,7 +80,7 @@ struct Run<'a> {
     gpu: &'a Gpu,
     source: &'a Source,
     /// What `--load` gives.
-    given: State,
+    given: &'a State,
     ceilings: Option<Ceilings>,
     records: Vec<Record>,
     /// What `--dump` writes.
@@ -98,15 +98,18 @@ impl Run<'_> {
     ) -> Result<()> {
         progress.set_message(format!("{} tokens: inputs and the exact answer", problem.seqlen));
         let inputs = self.source.inputs(problem, self.options.seed);
+        // One upload for all methods.
+        let case = Case::new(self.gpu, &inputs, self.options.seed, self.given);
         let mut exact = ExactOutputs::default();
         let mut flash_ms = None;
         for method in methods {
             progress.set_message(format!("{} tokens, {}: {}", problem.seqlen, problem.element.name(), method.name()));
             let mut record =
                 Record::new(method.name(), problem, &self.source.name(), self.options.seed, self.gpu.describe());
-            let result = match method.supports(problem) {
-                Ok(()) => self.measure(method.as_ref(), &inputs, &mut exact, &mut record),
-                Err(reason) => Err(Failure::new(reason)),
+            let result = match (method.supports(problem), &case) {
+                (Ok(()), Ok(case)) => self.measure(method.as_ref(), case, &mut exact, &mut record),
+                (Ok(()), Err(failure)) => Err(Failure::new(failure.line())),
+                (Err(reason), _) => Err(Failure::new(reason)),
             };
             if let Err(failure) = result {
                 record.error = Some(failure.line().to_owned());
@@ -140,13 +143,13 @@ impl Run<'_> {
     fn measure(
         &mut self,
         method: &dyn Method,
-        inputs: &Inputs,
+        case: &Case,
         exact: &mut ExactOutputs,
         record: &mut Record,
     ) -> Result<()> {
-        let (gpu, problem) = (self.gpu, &inputs.problem);
-        let case = Case::new(gpu, inputs, self.options.seed, &self.given)?;
-        let prepared = method.prepare(gpu, &case)?;
+        let (gpu, inputs) = (self.gpu, case.inputs);
+        let problem = &inputs.problem;
+        let prepared = method.prepare(gpu, case)?;
         let time = timing::measure(gpu, self.effort(), |encoder| prepared.encode(encoder))?;
         let state = prepared.state(gpu)?;
         let twin = judge::from_twin(gpu, inputs, method, &state, prepared.output())?;

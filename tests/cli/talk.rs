@@ -71,6 +71,11 @@ fn every_method_equals_its_twin_on_odd_shapes() {
     equals_twins(&place, Some(1e-4), &[&["--seqlen", "41,131", "--causal"][..], &shared].concat());
     equals_twins(&place, Some(1e-4), &["--seqlen", "70", "--head-dim", "128", "--heads", "1"]);
     equals_twins(&place, Some(1e-4), &["--seqlen", "70", "--input", "peaked", "--seed", "9"]);
+    // More chunks than a turn of a scan takes.
+    let chunks = ["--heads", "1", "--methods", "linear,performer"];
+    equals_twins(&place, Some(1e-4), &[&["--seqlen", "641", "--causal"][..], &chunks].concat());
+    equals_twins(&place, Some(1e-4), &[&["--seqlen", "1024"][..], &chunks].concat());
+    equals_twins(&place, Some(1e-4), &["--seqlen", "600", "--heads", "1", "--methods", "linformer"]);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use wgpu_flash_attention::{
 };
 
 use crate::support::{
-    Bytes, GradientInputs, Library, Share, Variant, check, check_both, check_gradients, from_bytes, gradient_inputs,
-    inputs, library, limited, run, run_backward, run_backward_dispatch_by_dispatch, run_bytes,
+    Bytes, GradientInputs, Library, Random, Share, Variant, check, check_both, check_gradients, from_bytes,
+    gradient_inputs, inputs, library, limited, run, run_backward, run_backward_dispatch_by_dispatch, run_bytes,
     run_dispatch_by_dispatch, strided, to_bytes, with_matrices, words,
 };
 
@@ -94,6 +94,36 @@ fn odd_widths_layouts_and_packed_heads() {
     let of = |rows: u32, heads: u32| TensorLayout::bhsd(rows, heads, 8);
     let layout = AttentionLayout { q: of(90, 4), k: of(110, 2), v: of(110, 2), o: of(90, 4) };
     check_both(library(Variant::Full), &problem().with_layout(layout), 62);
+}
+
+/// Lengths, heads and windows drawn at random; few kinds of kernels, so that nothing is compiled anew.
+#[test]
+fn drawn_at_random() {
+    let mut random = Random(0x5eed_0014);
+    for draw in 0..40 {
+        let batch = 1 + random.below(6) as u32;
+        let mut lengths = |most: u64| -> Vec<u32> {
+            let length = |_| if random.below(4) == 0 { random.below(2) as u32 } else { random.below(most) as u32 };
+            (0..batch).map(length).collect()
+        };
+        let (of_q, of_kv) = (lengths(90), lengths(140));
+        let sums =
+            |lengths: &[u32]| -> Vec<u32> { (0..=lengths.len()).map(|count| lengths[..count].iter().sum()).collect() };
+        let [most_q, most_kv] = [&of_q, &of_kv].map(|lengths| lengths.iter().copied().max().unwrap_or(0));
+        let (heads_kv, group) = (1 + random.below(2) as u32, 1 + random.below(3) as u32);
+        let shape = AttentionShape::new(batch, heads_kv * group, most_q + random.below(3) as u32, 16)
+            .with_num_heads_kv(heads_kv)
+            .with_seqlen_kv(most_kv + random.below(3) as u32);
+        let mut problem = AttentionProblem::new(shape).with_cu_seqlens(sums(&of_q), sums(&of_kv));
+        if draw % 2 == 0 {
+            let left = (random.below(2) == 0).then(|| random.below(60) as u32);
+            let top_left = random.below(3) == 0;
+            problem = if top_left { problem.with_causal_top_left() } else { problem.with_causal() };
+            problem = problem.with_window(left, None);
+        }
+        problem.max_flops_per_dispatch = (random.below(5) == 0).then(|| 1 + random.below(100_000));
+        check_both(library(Variant::Full), &problem, draw);
+    }
 }
 
 #[test]

@@ -1,6 +1,5 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::SystemTime;
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -13,30 +12,21 @@ pub fn program(name: &str) -> PathBuf {
     let folder = test.parent().and_then(Path::parent).expect("tests lie in target/PROFILE/deps");
     let program = folder.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     let built = program.metadata().and_then(|metadata| metadata.modified());
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let newest = ["src", "shaders", "examples"].iter().filter_map(|folder| newest(&root.join(folder))).max();
+    let newest = sources(&program).iter().filter_map(|source| source.metadata().ok()?.modified().ok()).max();
     assert!(
-        built.is_ok_and(|built| Some(built) >= newest),
+        newest.is_some() && built.is_ok_and(|built| Some(built) >= newest),
         "{} is missing or older than its source: run `cargo build --examples`",
         program.display()
     );
     program
 }
 
-/// When the last source file below this folder was changed.
-fn newest(folder: &Path) -> Option<SystemTime> {
-    let entries = std::fs::read_dir(folder).ok()?.flatten();
-    entries
-        .filter_map(|entry| {
-            let path = entry.path();
-            let is_source = path.extension().is_some_and(|extension| extension == "rs" || extension == "wgsl");
-            match path.is_dir() {
-                true => newest(&path),
-                false if is_source => entry.metadata().ok()?.modified().ok(),
-                false => None,
-            }
-        })
-        .max()
+/// The files that a program was built from. Cargo lists them beside it, with a backslash before a space.
+fn sources(program: &Path) -> Vec<PathBuf> {
+    let listed = std::fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    let Some((_, sources)) = listed.split_once(": ") else { return Vec::new() };
+    let spaces_apart = sources.replace("\\ ", "\0");
+    spaces_apart.split_whitespace().map(|source| PathBuf::from(source.replace('\0', " "))).collect()
 }
 
 /// A folder of its own for each test.

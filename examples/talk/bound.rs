@@ -176,7 +176,7 @@ fn fill(record: &mut Record, gpu: &Gpu, problem: &Problem, algorithm: Algorithm,
     let given = State::new();
     let case = Case::new(gpu, &inputs, 0, &given)?;
     let prepared = Whole { algorithm }.prepare(gpu, &case)?;
-    let warm_up = Duration::from_millis(if is_software(gpu) { 0 } else { 300 });
+    let warm_up = Duration::from_millis(if is_software(gpu) { 0 } else { 1000 });
     let effort = Effort { least: 3, most: 20, budget: Duration::from_millis(400), warm_up };
     let time = timing::measure(gpu, effort, |encoder| prepared.encode(encoder))?;
 

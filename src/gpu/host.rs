@@ -570,26 +570,23 @@ pub(super) fn buffer_with(
 /// A buffer on its way to the host.
 struct Readback {
     buffer: wgpu::Buffer,
-    mapped: Mapped,
+    /// Whether the mapping succeeded.
+    mapped: Answer<bool>,
 }
 
 impl Readback {
     fn start(buffer: wgpu::Buffer) -> Self {
-        let mapped = Mapped::default();
-        let state = mapped.0.clone();
-        buffer.slice(..).map_async(wgpu::MapMode::Read, move |result| {
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.result = Some(result.is_ok());
-            if let Some(waker) = state.waker.take() {
-                waker.wake();
-            }
-        });
+        let mapped = Answer::default();
+        let answer = mapped.clone();
+        buffer.slice(..).map_async(wgpu::MapMode::Read, move |result| answer.give(result.is_ok()));
         Self { buffer, mapped }
     }
 
     async fn bytes(self, device: &wgpu::Device) -> Result<Vec<u8>, Error> {
-        drive(device);
-        if !self.mapped.await {
+        let driven = drive(device);
+        let is_mapped = self.mapped.await;
+        driven.await;
+        if !is_mapped {
             return Err(Error::DeviceLost("a result buffer could not be mapped".into()));
         }
         let range = self.buffer.slice(..).get_mapped_range().map_err(|error| Error::Gpu(error.to_string()))?;
@@ -597,40 +594,70 @@ impl Readback {
     }
 }
 
-/// Makes callbacks arrive. A thread waits for the device, so the caller's executor does not.
+/// Makes callbacks arrive. A thread waits for the device, so the caller's executor does not. The answer comes when the
+/// thread has left the driver: a program that ends while a thread is in there may crash.
 #[cfg(not(target_arch = "wasm32"))]
-fn drive(device: &wgpu::Device) {
+fn drive(device: &wgpu::Device) -> Answer<()> {
+    let left = Answer::default();
     let wait = {
-        let device = device.clone();
-        // An error here is a lost device, which the callback reports too.
-        move || drop(device.poll(wgpu::PollType::wait_indefinitely()))
+        let (device, left) = (device.clone(), left.clone());
+        move || {
+            // An error here is a lost device, which the callback reports too.
+            drop(device.poll(wgpu::PollType::wait_indefinitely()));
+            drop(device);
+            left.give(());
+        }
     };
     if std::thread::Builder::new().name("wgpu poll".into()).spawn(wait).is_err() {
         drop(device.poll(wgpu::PollType::wait_indefinitely()));
+        left.give(());
     }
+    left
 }
 
 /// A browser delivers callbacks without help.
 #[cfg(target_arch = "wasm32")]
-fn drive(_: &wgpu::Device) {}
+fn drive(_: &wgpu::Device) -> std::future::Ready<()> {
+    std::future::ready(())
+}
 
-#[derive(Default)]
-struct MapState {
-    result: Option<bool>,
+/// What a callback or another thread gives, once.
+struct Answer<T>(Arc<Mutex<AnswerState<T>>>);
+
+struct AnswerState<T> {
+    given: Option<T>,
     waker: Option<Waker>,
 }
 
-/// Whether the mapping succeeded, once that is known.
-#[derive(Default)]
-struct Mapped(Arc<Mutex<MapState>>);
+impl<T> Default for Answer<T> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(AnswerState { given: None, waker: None })))
+    }
+}
 
-impl Future for Mapped {
-    type Output = bool;
+impl<T> Clone for Answer<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context) -> Poll<bool> {
+impl<T> Answer<T> {
+    fn give(&self, value: T) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match state.result {
-            Some(result) => Poll::Ready(result),
+        state.given = Some(value);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl<T> Future for Answer<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context) -> Poll<T> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.given.take() {
+            Some(value) => Poll::Ready(value),
             None => {
                 state.waker = Some(context.waker().clone());
                 Poll::Pending

@@ -175,7 +175,7 @@ impl Run<'_> {
     fn effort(&self) -> Effort {
         // Idle GPUs take a while to reach their clocks; a software driver has none.
         let software = self.gpu.attention.capabilities().device_class == DeviceClass::Cpu;
-        let warm_up = Duration::from_millis(if software { 0 } else { 300 });
+        let warm_up = Duration::from_millis(if software { 0 } else { 1000 });
         let budget = Duration::from_millis(400);
         let (least, most) = self.options.repeats.map_or((3, 20), |repeats| (repeats, repeats));
         Effort { least, most, budget, warm_up }

@@ -210,7 +210,7 @@ fn error_of_dq(library: &Library, seqlen_kv: u32, algorithm: Algorithm) -> f64 {
     given.inputs.v[half..].fill(0.25);
     given.d_o.fill(TERM);
     // dP = 4 · TERM in the second half, D = 2 · TERM.
-    let expected = -TERM * TERM * f64::from(problem.softmax_scale());
+    let expected = -TERM * TERM * problem.softmax_scale();
     largest_error(&run_backward(library, &problem, &given).dq(), |_| expected)
 }
 
@@ -227,7 +227,7 @@ fn errors_of_dk_dv(library: &Library, rows: u32, num_heads: u32, algorithm: Algo
     let found = run_backward(library, &problem, &given);
     let terms = f64::from(rows) * f64::from(num_heads);
     // dP = 4 · TERM, D = TERM / 2.
-    let ds_q = |ds: f64| terms * ds * TERM * TERM * f64::from(problem.softmax_scale());
+    let ds_q = |ds: f64| terms * ds * TERM * TERM * problem.softmax_scale();
     let dk = largest_error(&found.dk(), |n| ds_q(if n / 16 == 7 { 3.5 / 8.0 } else { -0.5 / 8.0 }));
     [dk, largest_error(&found.dv(), |_| terms * TERM / 8.0)]
 }

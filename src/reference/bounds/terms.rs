@@ -11,7 +11,8 @@ const SPREAD: f64 = 1.5;
 /// √n stops to grow here, at 1,600 terms: kernels sum more of them in parts. O of a million keys is then right to
 /// 2 · SPREAD · 40 · U, 7e-6, and not to the 1e-4 of a sum that drifts. Terms that are all alike are another matter: they
 /// round the same way again and again, and n of them may drift by n · U / 2. No sum of flash attention has more than 32,768
-/// terms, on matrices as many products (`sums_of_equal_terms_do_not_drift`).
+/// terms (`sums_of_equal_terms_do_not_drift`), but dK and dV on matrices, which add up 16 at a time: a million drift as
+/// 65,536 would.
 const LONGEST: f64 = 40.0;
 
 /// Where f32 has no normal numbers left, and devices may flush to 0.

@@ -24,26 +24,27 @@ impl Pipelines {
         checked_shaders: bool,
         specialization: &Specialization,
     ) -> Result<Arc<Pipeline>, Error> {
-        if let Some(pipeline) = self.find(specialization) {
+        let made = find(&self.lock(), specialization);
+        if let Some(pipeline) = made {
             return Ok(pipeline);
         }
         let pipeline = Arc::new(compile(device, checked_shaders, specialization).await?);
-        // Another call may have compiled it meanwhile.
-        Ok(self.find(specialization).unwrap_or_else(|| {
-            self.lock().push((specialization.clone(), pipeline.clone()));
+        // Another call may have compiled it meanwhile; looking and adding are one step, so that it is there once.
+        let mut pipelines = self.lock();
+        Ok(find(&pipelines, specialization).unwrap_or_else(|| {
+            pipelines.push((specialization.clone(), pipeline.clone()));
             pipeline
         }))
-    }
-
-    fn find(&self, specialization: &Specialization) -> Option<Arc<Pipeline>> {
-        let pipelines = self.lock();
-        let found = pipelines.iter().find(|(other, _)| other == specialization);
-        found.map(|(_, pipeline)| pipeline.clone())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Specialization, Arc<Pipeline>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn find(pipelines: &[(Specialization, Arc<Pipeline>)], specialization: &Specialization) -> Option<Arc<Pipeline>> {
+    let found = pipelines.iter().find(|(other, _)| other == specialization);
+    found.map(|(_, pipeline)| pipeline.clone())
 }
 
 async fn compile(

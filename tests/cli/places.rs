@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use safetensors::tensor::Dtype;
 
-use crate::workplace::{OLD, SHAPE, Workplace, file, qkv, text};
+use crate::workplace::{OLD, SHAPE, Workplace, file, heed, qkv, text};
 
 /// The bytes that a run on the CPU gives, which are the same each time.
 fn result(place: &Workplace, input: &str) -> Vec<u8> {
@@ -179,14 +179,7 @@ fn is_being_written(place: &Workplace) -> bool {
 /// Sends the signal while the result is being written; gives what became of the program.
 fn interrupted(place: &Workplace, input: &str, signal: i32) -> std::process::ExitStatus {
     let mut command = place.command(&["run", input, &place.path("out"), "--algorithm", "reference"]);
-    let heed = move || {
-        // SAFETY: `signal` may be called between fork and exec.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-        Ok(())
-    };
-    // Tests that run in the background have it ignored.
-    // SAFETY: see there.
-    unsafe { command.pre_exec(heed) };
+    heed(&mut command, signal);
     let mut child = command.stdout(Stdio::null()).spawn().expect("the program starts");
     let start = Instant::now();
     while !is_being_written(place) {

@@ -5,6 +5,8 @@ use std::process::{Command, Output, Stdio};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+#[cfg(unix)]
+use crate::workplace::heed;
 use crate::workplace::{Workplace, program, text};
 
 fn command(place: &Workplace, arguments: &[&str]) -> Command {
@@ -293,20 +295,12 @@ fn refusals_say_why() {
 #[cfg(unix)]
 #[test]
 fn what_is_interrupted_leaves_what_is_done() {
-    use std::os::unix::process::CommandExt;
     let place = Workplace::new();
     let folder = place.path("out");
     // Far more than can end by itself.
     let arguments = ["compare", "--seqlen", "64,128,256,512,1024,2048,4096,8192", "--repeats", "50", "--out", &folder];
     let mut command = command(&place, &arguments);
-    let heed = || {
-        // SAFETY: `signal` may be called between fork and exec.
-        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
-        Ok(())
-    };
-    // Tests that run in the background have it ignored.
-    // SAFETY: see there.
-    unsafe { command.pre_exec(heed) };
+    heed(&mut command, libc::SIGINT);
     let mut child = command.stdout(Stdio::null()).spawn().expect("the program starts");
     let file = place.0.path().join("out/compare.json");
     let start = std::time::Instant::now();

@@ -29,6 +29,19 @@ fn sources(program: &Path) -> Vec<PathBuf> {
     spaces_apart.split_whitespace().map(|source| PathBuf::from(source.replace('\0', " "))).collect()
 }
 
+/// Has the program heed a signal. Tests that run in the background have it ignored.
+#[cfg(unix)]
+pub fn heed(command: &mut Command, signal: i32) {
+    use std::os::unix::process::CommandExt;
+    let heed = move || {
+        // SAFETY: `signal` may be called between fork and exec.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: see there.
+    unsafe { command.pre_exec(heed) };
+}
+
 /// A folder of its own for each test.
 pub struct Workplace(pub TempDir);
 

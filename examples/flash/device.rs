@@ -1,54 +1,8 @@
-use std::sync::{Arc, Mutex};
-
-use wgpu_flash_attention::{Error, FlashAttention};
-
 use crate::failure::{Failure, Result};
-use crate::timing;
 use crate::tune::TuningFile;
 
-/// An adapter with a device of its own. Timestamps are on where the adapter has them.
-pub struct Gpu {
-    pub attention: FlashAttention,
-    /// What wgpu reported outside any error scope; without a handler it would panic.
-    faults: Arc<Mutex<Option<String>>>,
-}
-
-impl Gpu {
-    /// Name, driver and backend in one line.
-    pub fn describe(&self) -> String {
-        let capabilities = self.attention.capabilities();
-        format!("{}, {} ({})", capabilities.adapter_name, capabilities.driver, capabilities.backend)
-    }
-
-    /// Fails if the device has reported an error since the last call.
-    pub fn fault(&self) -> Result<()> {
-        let fault = self.faults.lock().map_or(None, |mut fault| fault.take());
-        fault.map_or(Ok(()), |fault| Err(Failure::new(format_args!("the GPU reported an error: {fault}"))))
-    }
-
-    /// Waits for all submitted work.
-    pub fn wait(&self) -> Result<()> {
-        self.attention
-            .device()
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|error| Failure::new(format_args!("waiting for the GPU failed: {error}")))?;
-        self.fault()
-    }
-}
-
-/// All adapters that can compute, in the order of `flash info`.
-pub async fn adapters() -> Vec<wgpu::Adapter> {
-    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends,
-        flags: wgpu::InstanceFlags::empty(),
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
-    let mut adapters = instance.enumerate_adapters(backends).await;
-    adapters
-        .retain(|adapter| adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS));
-    adapters
-}
+use crate::gpu::select;
+pub use crate::gpu::{Gpu, adapters, position};
 
 /// What the command line says of the device.
 #[derive(Clone, Copy)]
@@ -64,13 +18,7 @@ pub struct Choice<'a> {
 /// A device on the adapter with this number or name, or on the fastest kind there is.
 pub async fn open(choice: Choice<'_>) -> Result<Gpu> {
     let adapters = adapters().await;
-    if adapters.is_empty() {
-        return Err(Error::NoAdapter("none offers compute shaders".to_owned()).into());
-    }
-    let adapter = match choice.adapter {
-        Some(selector) => select(&adapters, selector)?,
-        None => adapters.iter().min_by_key(|adapter| slowness(adapter.get_info().device_type)).unwrap_or(&adapters[0]),
-    };
+    let adapter = select(&adapters, choice.adapter)?;
     if let Some(tuning) = choice.tuning
         && tuning.adapter != adapter.get_info().name
     {
@@ -84,49 +32,10 @@ pub async fn open(choice: Choice<'_>) -> Result<Gpu> {
 
 /// A device on this adapter, tuned if the tuning is of it.
 pub async fn open_on(adapter: &wgpu::Adapter, choice: Choice<'_>) -> Result<Gpu> {
-    let mut descriptor = FlashAttention::device_descriptor(adapter);
-    descriptor.required_features |= adapter.features() & timing::CLOCK_FEATURES;
-    let (device, queue) = adapter
-        .request_device(&descriptor)
-        .await
-        .map_err(|error| Failure::new(format_args!("{} gives no device: {error}", adapter.get_info().name)))?;
-
-    let faults = Arc::new(Mutex::new(None));
-    let handler_faults = Arc::clone(&faults);
-    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-        if let Ok(mut fault) = handler_faults.lock() {
-            fault.get_or_insert_with(|| error.to_string());
-        }
-    }));
-    let mut attention = FlashAttention::new(adapter, &device, &queue).with_matrices(choice.matrices);
+    let mut gpu = Gpu::on(adapter).await?;
+    gpu.attention = gpu.attention.with_matrices(choice.matrices);
     if let Some(tuning) = choice.tuning.filter(|tuning| tuning.adapter == adapter.get_info().name) {
-        attention = attention.with_tuning(tuning.tuning().map_err(Failure::new)?);
+        gpu.attention = gpu.attention.with_tuning(tuning.tuning().map_err(Failure::new)?);
     }
-    Ok(Gpu { attention, faults })
-}
-
-/// The position of the adapter that `selector` names.
-pub fn position(adapters: &[wgpu::Adapter], selector: &str) -> Result<usize> {
-    let by_index = selector.parse::<usize>().ok().filter(|index| *index < adapters.len());
-    let wanted = selector.to_lowercase();
-    let by_name = || adapters.iter().position(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
-    by_index.or_else(by_name).ok_or_else(|| {
-        let known: Vec<String> =
-            adapters.iter().enumerate().map(|(i, adapter)| format!("{i}: {}", adapter.get_info().name)).collect();
-        Failure::new(format_args!("no adapter is called '{selector}'; there is {}", known.join(", ")))
-    })
-}
-
-fn select<'a>(adapters: &'a [wgpu::Adapter], selector: &str) -> Result<&'a wgpu::Adapter> {
-    Ok(&adapters[position(adapters, selector)?])
-}
-
-fn slowness(device_type: wgpu::DeviceType) -> u32 {
-    match device_type {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
-    }
+    Ok(gpu)
 }

@@ -10,6 +10,7 @@ mod demo;
 mod device;
 mod elements;
 mod failure;
+mod gpu;
 mod info;
 mod own_wgsl;
 mod random;

@@ -1,94 +1,18 @@
 //! The device, its buffers, and kernels from plain WGSL.
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex};
-
-use wgpu_flash_attention::{Error, FlashAttention};
 
 use crate::failure::{Failure, Result};
-use crate::timing;
+use crate::gpu;
 
-/// An adapter with a device of its own. Timestamps are on where the adapter has them.
-pub struct Gpu {
-    pub attention: FlashAttention,
-    /// What wgpu reported outside any error scope; without a handler it would panic.
-    faults: Arc<Mutex<Option<String>>>,
-}
+pub use crate::gpu::Gpu;
 
 /// The adapter with this number or name, or the fastest kind there is.
 pub fn open(selector: Option<&str>) -> Result<Gpu> {
-    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends,
-        flags: wgpu::InstanceFlags::empty(),
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
-    let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
-    adapters
-        .retain(|adapter| adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS));
-    let name = |adapter: &wgpu::Adapter| adapter.get_info().name;
-    let slowness = |adapter: &&wgpu::Adapter| match adapter.get_info().device_type {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Other => 3,
-        wgpu::DeviceType::Cpu => 4,
-    };
-    let adapter = match selector {
-        None => adapters.iter().min_by_key(slowness),
-        Some(selector) => {
-            let wanted = selector.to_lowercase();
-            let numbered = selector.parse().ok().and_then(|index: usize| adapters.get(index));
-            numbered.or_else(|| adapters.iter().find(|adapter| name(adapter).to_lowercase().contains(&wanted)))
-        }
-    };
-    let known = || adapters.iter().map(name).collect::<Vec<_>>().join(", ");
-    match (adapter, selector) {
-        (Some(adapter), _) => Gpu::new(adapter),
-        (None, Some(selector)) => {
-            Err(Failure::new(format_args!("no adapter is called '{selector}'; there is {}", known())))
-        }
-        (None, None) => Err(Error::NoAdapter("none offers compute shaders".to_owned()).into()),
-    }
+    pollster::block_on(async { Gpu::on(gpu::select(&gpu::adapters().await, selector)?).await })
 }
 
 impl Gpu {
-    fn new(adapter: &wgpu::Adapter) -> Result<Self> {
-        let mut descriptor = FlashAttention::device_descriptor(adapter);
-        descriptor.required_features |= adapter.features() & timing::CLOCK_FEATURES;
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .map_err(|error| Failure::new(format_args!("{} gives no device: {error}", adapter.get_info().name)))?;
-        let faults = Arc::new(Mutex::new(None));
-        let handler_faults = Arc::clone(&faults);
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            if let Ok(mut fault) = handler_faults.lock() {
-                fault.get_or_insert_with(|| error.to_string());
-            }
-        }));
-        Ok(Self { attention: FlashAttention::new(adapter, &device, &queue), faults })
-    }
-
-    /// Name, driver and backend in one line.
-    pub fn describe(&self) -> String {
-        let capabilities = self.attention.capabilities();
-        format!("{}, {} ({})", capabilities.adapter_name, capabilities.driver, capabilities.backend)
-    }
-
-    /// Fails if the device has reported an error since the last call.
-    pub fn fault(&self) -> Result<()> {
-        let fault = self.faults.lock().map_or(None, |mut fault| fault.take());
-        fault.map_or(Ok(()), |fault| Err(Failure::new(format_args!("the GPU reported an error: {fault}"))))
-    }
-
-    /// Waits for all submitted work.
-    pub fn wait(&self) -> Result<()> {
-        self.attention
-            .device()
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|error| Failure::new(format_args!("waiting for the GPU failed: {error}")))?;
-        self.fault()
-    }
-
     /// A storage buffer for so many bytes, of zeros. Fails where the device has no memory left, or no buffer so large.
     pub fn buffer(&self, name: &str, bytes: u64) -> Result<wgpu::Buffer> {
         let size = bytes.max(16).next_multiple_of(16);

@@ -26,6 +26,9 @@ mod elements;
 #[path = "../flash/failure.rs"]
 mod failure;
 #[allow(dead_code, reason = "shared with the example flash")]
+#[path = "../flash/gpu.rs"]
+mod gpu;
+#[allow(dead_code, reason = "shared with the example flash")]
 #[path = "../flash/resident.rs"]
 mod resident;
 #[allow(dead_code, reason = "shared with the example flash")]

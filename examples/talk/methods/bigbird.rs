@@ -9,7 +9,8 @@
 use wgpu_flash_attention::reference::philox4x32_10;
 use wgpu_flash_attention::{BlockKind, BlockMask, KeyMask};
 
-use super::longformer::{Parts, masked};
+use super::longformer::masked;
+use super::ready::Ready;
 use super::sparse::{self, Attention};
 use super::{Method, Prepared};
 use crate::case::{Case, Head, Inputs, Problem, State, Tensor, Values};
@@ -69,7 +70,7 @@ impl Method for BigBird {
         let pairs = pairs(&problem, &drawn, blocks);
         let dims = dims(&problem).iter().map(|dim| *dim as usize).collect();
         let state = State::from([(BLOCKS.to_owned(), Tensor { dims, values: Values::U32(drawn) })]);
-        Ok(Box::new(Parts::new(parts, o, sparse::cost_of_pairs(&problem, pairs), state)))
+        Ok(Box::new(Ready::of_parts(parts, o, sparse::cost_of_pairs(&problem, pairs), state)))
     }
 
     fn twin(&self, inputs: &Inputs, state: &State, head: Head, rows: &[u32]) -> Vec<f64> {

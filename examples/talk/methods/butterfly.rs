@@ -7,7 +7,8 @@
 
 use wgpu_flash_attention::{BlockMask, KeyMask};
 
-use super::longformer::{Parts, masked};
+use super::longformer::masked;
+use super::ready::Ready;
 use super::sparse::{self, Attention};
 use super::{Method, Prepared};
 use crate::case::{Case, Head, Inputs, Problem, State};
@@ -40,7 +41,7 @@ impl Method for Butterfly {
         let attention = attention.with_key_mask(mask);
         let part = Attention::new(gpu, &attention, [&case.q, &case.k, &case.v, &o], None)?;
         let pairs = pairs(&problem) as f64 * f64::from(problem.batch * problem.num_heads);
-        Ok(Box::new(Parts::new(vec![part], o, sparse::cost_of_pairs(&problem, pairs), State::new())))
+        Ok(Box::new(Ready::of_parts(vec![part], o, sparse::cost_of_pairs(&problem, pairs), State::new())))
     }
 
     fn twin(&self, inputs: &Inputs, _: &State, head: Head, rows: &[u32]) -> Vec<f64> {

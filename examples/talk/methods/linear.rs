@@ -7,7 +7,7 @@
 //! exact attention is information, not a verdict: models are trained with it.
 
 use super::dense::{Depth, Tiles};
-use super::{Cost, Method, Prepared, ready::Ready};
+use super::{Cost, Method, Prepared, ready::Ready, sparse::Step};
 use crate::case::{Case, Head, Inputs, Problem, State};
 use crate::device::Gpu;
 use crate::failure::{Failure, Result};
@@ -88,10 +88,10 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
         &[seqlen, chunk_len, num_chunks, num_heads / num_heads_kv, head_dim],
         &[&case.q, &case.k, &case.v, &states, &o],
     )?;
-    let passes = vec![
-        (state, [num_chunks, head_dim.div_ceil(tiles.tile()), heads_kv]),
-        (scan, [state_quads.div_ceil(64), heads_kv, 1]),
-        (apply, [seqlen.div_ceil(tiles.tile()), heads, 1]),
+    let steps = vec![
+        Step::Kernel(state, [num_chunks, head_dim.div_ceil(tiles.tile()), heads_kv]),
+        Step::Kernel(scan, [state_quads.div_ceil(64), heads_kv, 1]),
+        Step::Kernel(apply, [seqlen.div_ceil(tiles.tile()), heads, 1]),
     ];
 
     let [rows, rows_kv] = [heads, heads_kv].map(|heads| f64::from(heads) * f64::from(seqlen));
@@ -103,5 +103,5 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
     let again = if causal { 1.0 } else { 0.0 };
     let tensors = problem.tensor_bytes() as f64 + again * 2.0 * rows_kv * d * problem.element.size() as f64;
     let bytes = tensors + state_bytes as f64 * (2.0 + 2.0 * again);
-    Ok(Ready { passes, o, cost: Cost { flops, bytes, extra_bytes: state_bytes }, state: State::new() })
+    Ok(Ready { steps, o, cost: Cost { flops, bytes, extra_bytes: state_bytes }, state: State::new() })
 }

@@ -10,8 +10,9 @@
 
 use wgpu_flash_attention::{BlockMask, KeyMask};
 
-use super::sparse::{self, Attention, Step};
-use super::{Cost, Method, Prepared};
+use super::ready::Ready;
+use super::sparse::{self, Attention};
+use super::{Method, Prepared};
 use crate::case::{Case, Head, Inputs, Problem, State, Tensor, Values};
 use crate::device::Gpu;
 use crate::failure::Result;
@@ -93,47 +94,13 @@ impl Method for Longformer {
         let pairs = sizes.pairs(&problem) as f64 * f64::from(problem.batch * problem.num_heads);
         let tensor = Tensor { dims: vec![2], values: Values::U32(vec![sizes.window, sizes.global]) };
         let state = State::from([(SIZES.to_owned(), tensor)]);
-        Ok(Box::new(Parts::new(steps, o, sparse::cost_of_pairs(&problem, pairs), state)))
+        Ok(Box::new(Ready::of_parts(steps, o, sparse::cost_of_pairs(&problem, pairs), state)))
     }
 
     fn twin(&self, inputs: &Inputs, state: &State, head: Head, rows: &[u32]) -> Vec<f64> {
         let sizes = state[SIZES].u32s();
         let sizes = Self { window: sizes[0], global: sizes[1] };
         masked(inputs, head, rows, |i, j| sizes.sees(i, j, inputs.problem.causal))
-    }
-}
-
-/// Exact attention in parts, each of other rows.
-pub struct Parts {
-    steps: Vec<Step>,
-    o: wgpu::Buffer,
-    cost: Cost,
-    state: State,
-}
-
-impl Parts {
-    pub fn new(parts: Vec<Attention>, o: wgpu::Buffer, cost: Cost, state: State) -> Self {
-        let extra_bytes = parts.iter().map(Attention::extra_bytes).sum();
-        let steps = parts.into_iter().map(|part| Step::Attention(Box::new(part))).collect();
-        Self { steps, o, cost: Cost { extra_bytes, ..cost }, state }
-    }
-}
-
-impl Prepared for Parts {
-    fn encode(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        sparse::encode(&self.steps, encoder)
-    }
-
-    fn output(&self) -> &wgpu::Buffer {
-        &self.o
-    }
-
-    fn cost(&self) -> Cost {
-        self.cost
-    }
-
-    fn state(&self, _: &Gpu) -> Result<State> {
-        Ok(self.state.clone())
     }
 }
 

@@ -8,7 +8,7 @@
 //! one ω. Everything is in f32. Causal: j ≤ i in both sums, as a prefix sum over chunks of keys.
 
 use super::dense::{Depth, Tiles};
-use super::{Cost, Method, Prepared, ready::Ready};
+use super::{Cost, Method, Prepared, ready::Ready, sparse::Step};
 use crate::case::{Case, Head, Inputs, Problem, State, Tensor, given};
 use crate::device::Gpu;
 use crate::draws::Draws;
@@ -129,11 +129,11 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
         &[seqlen, chunk_len, num_chunks, num_heads / num_heads_kv, head_dim, m],
         &[&case.q, &case.k, &case.v, &scaled, &stabilisers, &states, &o],
     )?;
-    let passes = vec![
-        (state, [num_chunks, num_tiles, heads_kv]),
-        (max, [heads_kv, 1, 1]),
-        (scan, [(m * tiles.columns()).div_ceil(64), heads_kv, 1]),
-        (apply, [seqlen.div_ceil(tiles.tile()), heads, 1]),
+    let steps = vec![
+        Step::Kernel(state, [num_chunks, num_tiles, heads_kv]),
+        Step::Kernel(max, [heads_kv, 1, 1]),
+        Step::Kernel(scan, [(m * tiles.columns()).div_ceil(64), heads_kv, 1]),
+        Step::Kernel(apply, [seqlen.div_ceil(tiles.tile()), heads, 1]),
     ];
 
     let [rows, rows_kv] = [heads, heads_kv].map(|heads| f64::from(heads) * f64::from(seqlen));
@@ -148,7 +148,7 @@ fn prepare(gpu: &Gpu, case: &Case) -> Result<Ready> {
     let bytes = tensors + state_bytes as f64 * (2.0 + 2.0 * again);
     let extra_bytes = state_bytes + maxima_bytes + 4 * u64::from(heads_kv) + scaled.size();
     let state = State::from([(OMEGA.to_owned(), omega)]);
-    Ok(Ready { passes, o, cost: Cost { flops, bytes, extra_bytes }, state })
+    Ok(Ready { steps, o, cost: Cost { flops, bytes, extra_bytes }, state })
 }
 
 /// m = round(d ln d), and at least 1.

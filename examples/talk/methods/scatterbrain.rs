@@ -23,6 +23,7 @@ use wgpu_flash_attention::{
 };
 
 use super::performer::{num_features, orthogonal};
+use super::ready::Ready;
 use super::sparse::{self, Attention, Step};
 use super::{Cost, Method, Prepared};
 use crate::case::{Case, Head, Inputs, Problem, State, Tensor, Values, given};
@@ -52,7 +53,7 @@ impl Method for Scatterbrain {
     }
 
     fn prepare(&self, gpu: &Gpu, case: &Case) -> Result<Box<dyn Prepared>> {
-        Ok(Box::new(Ready::new(gpu, case)?))
+        Ok(Box::new(ready(gpu, case)?))
     }
 
     fn twin(&self, inputs: &Inputs, state: &State, head: Head, rows: &[u32]) -> Vec<f64> {
@@ -110,42 +111,32 @@ struct Rows {
     shifts: wgpu::Buffer,
 }
 
-struct Ready {
-    steps: Vec<Step>,
-    o: wgpu::Buffer,
-    cost: Cost,
-    state: State,
-}
-
-impl Ready {
-    fn new(gpu: &Gpu, case: &Case) -> Result<Self> {
-        let problem = case.inputs.problem;
-        let Problem { seqlen, head_dim, .. } = problem;
-        let (chunks, m) = (seqlen.div_ceil(CHUNK), num_features(head_dim));
-        let shape = [m as usize, head_dim as usize];
-        let omega =
-            given(case, OMEGA, &shape)?.unwrap_or_else(|| Tensor::f32(&shape, orthogonal(m, head_dim, case.seed)));
-        let support = support(case, chunks)?;
-        let scale = f64::from(head_dim).powf(-0.25);
-        let scaled: Vec<f32> = omega.f32s().iter().map(|x| (f64::from(*x) * scale) as f32).collect();
-        let mut making = Making {
-            gpu,
-            case,
-            problem,
-            chunks,
-            features: m,
-            scaled: gpu.filled("omega", bytemuck::cast_slice(&scaled))?,
-            support: gpu.filled("support", bytemuck::cast_slice(&support))?,
-            steps: Vec::new(),
-            extra_bytes: 0,
-        };
-        let o = case.output(gpu)?;
-        making.all(&support, &o)?;
-        let cost = Cost { extra_bytes: making.extra_bytes, ..cost(&problem, m, &support) };
-        let support = Tensor { dims: vec![chunks as usize, 2], values: Values::U32(support) };
-        let state = State::from([(OMEGA.to_owned(), omega), (SUPPORT.to_owned(), support)]);
-        Ok(Self { steps: making.steps, o, cost, state })
-    }
+fn ready(gpu: &Gpu, case: &Case) -> Result<Ready> {
+    let problem = case.inputs.problem;
+    let Problem { seqlen, head_dim, .. } = problem;
+    let (chunks, m) = (seqlen.div_ceil(CHUNK), num_features(head_dim));
+    let shape = [m as usize, head_dim as usize];
+    let omega = given(case, OMEGA, &shape)?.unwrap_or_else(|| Tensor::f32(&shape, orthogonal(m, head_dim, case.seed)));
+    let support = support(case, chunks)?;
+    let scale = f64::from(head_dim).powf(-0.25);
+    let scaled: Vec<f32> = omega.f32s().iter().map(|x| (f64::from(*x) * scale) as f32).collect();
+    let mut making = Making {
+        gpu,
+        case,
+        problem,
+        chunks,
+        features: m,
+        scaled: gpu.filled("omega", bytemuck::cast_slice(&scaled))?,
+        support: gpu.filled("support", bytemuck::cast_slice(&support))?,
+        steps: Vec::new(),
+        extra_bytes: 0,
+    };
+    let o = case.output(gpu)?;
+    making.all(&support, &o)?;
+    let cost = Cost { extra_bytes: making.extra_bytes, ..cost(&problem, m, &support) };
+    let support = Tensor { dims: vec![chunks as usize, 2], values: Values::U32(support) };
+    let state = State::from([(OMEGA.to_owned(), omega), (SUPPORT.to_owned(), support)]);
+    Ok(Ready { steps: making.steps, o, cost, state })
 }
 
 /// The first chunk of the support of each row of chunks, and the first behind it.
@@ -349,22 +340,4 @@ fn cost(problem: &Problem, m: u32, support: &[u32]) -> Cost {
     let rows =
         (heads * (3.0 * size + 4.0 * size) + heads * (2.0 + 2.0) * 4.0 + heads_kv * 2.0 * (2.0 * size + 8.0)) * n * d;
     Cost { flops, bytes: rows + states, extra_bytes: 0 }
-}
-
-impl Prepared for Ready {
-    fn encode(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        sparse::encode(&self.steps, encoder)
-    }
-
-    fn output(&self) -> &wgpu::Buffer {
-        &self.o
-    }
-
-    fn cost(&self) -> Cost {
-        self.cost
-    }
-
-    fn state(&self, _: &Gpu) -> Result<State> {
-        Ok(self.state.clone())
-    }
 }

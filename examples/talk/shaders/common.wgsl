@@ -6,8 +6,8 @@
 // V gets one more quad of columns, (1, 0, 0, 0): so a sum of weighted rows of V carries the sum of the weights beside
 // it. COLUMNS = HEAD_DIM / 4 + 1.
 //
-// Loops over slices are bounded by params.head_dim, which is HEAD_DIM, so that compilers do not unroll all of them: some
-// take minutes then.
+// Loops over slices are bounded by params.head_dim, which is HEAD_DIM, so that compilers do not unroll all of them:
+// some take minutes then.
 
 const DIM_QUADS = HEAD_DIM / 4u;
 const COLUMNS = DIM_QUADS + 1u;
@@ -31,20 +31,24 @@ struct Sums {
   row_7: Numbers,
 }
 
+// Adds the products of eight rows with a quad of columns.
+fn add_product(sums: ptr<function, Sums>, low: Numbers, high: Numbers, factor: Numbers) {
+  (*sums).row_0 = fma(Numbers(low.x), factor, (*sums).row_0);
+  (*sums).row_1 = fma(Numbers(low.y), factor, (*sums).row_1);
+  (*sums).row_2 = fma(Numbers(low.z), factor, (*sums).row_2);
+  (*sums).row_3 = fma(Numbers(low.w), factor, (*sums).row_3);
+  (*sums).row_4 = fma(Numbers(high.x), factor, (*sums).row_4);
+  (*sums).row_5 = fma(Numbers(high.y), factor, (*sums).row_5);
+  (*sums).row_6 = fma(Numbers(high.z), factor, (*sums).row_6);
+  (*sums).row_7 = fma(Numbers(high.w), factor, (*sums).row_7);
+}
+
 // Adds `depth` products: from row `first` of `left`, and from row 0 of `right`.
 fn add_products(sums: ptr<function, Sums>, first: u32, depth: u32, row_group: u32, column: u32) {
   for (var k = 0u; k < depth; k++) {
     let low = left[(first + k) * LEFT_QUADS + 2u * row_group];
     let high = left[(first + k) * LEFT_QUADS + 2u * row_group + 1u];
-    let factor = right[k * COLUMNS + column];
-    (*sums).row_0 = fma(Numbers(low.x), factor, (*sums).row_0);
-    (*sums).row_1 = fma(Numbers(low.y), factor, (*sums).row_1);
-    (*sums).row_2 = fma(Numbers(low.z), factor, (*sums).row_2);
-    (*sums).row_3 = fma(Numbers(low.w), factor, (*sums).row_3);
-    (*sums).row_4 = fma(Numbers(high.x), factor, (*sums).row_4);
-    (*sums).row_5 = fma(Numbers(high.y), factor, (*sums).row_5);
-    (*sums).row_6 = fma(Numbers(high.z), factor, (*sums).row_6);
-    (*sums).row_7 = fma(Numbers(high.w), factor, (*sums).row_7);
+    add_product(sums, low, high, right[k * COLUMNS + column]);
   }
 }
 
@@ -62,14 +66,7 @@ fn add_products_and_total(
     let high = left[(first + k) * LEFT_QUADS + 2u * row_group + 1u];
     let factor = right[k * COLUMNS + column];
     (*total) += factor;
-    (*sums).row_0 = fma(Numbers(low.x), factor, (*sums).row_0);
-    (*sums).row_1 = fma(Numbers(low.y), factor, (*sums).row_1);
-    (*sums).row_2 = fma(Numbers(low.z), factor, (*sums).row_2);
-    (*sums).row_3 = fma(Numbers(low.w), factor, (*sums).row_3);
-    (*sums).row_4 = fma(Numbers(high.x), factor, (*sums).row_4);
-    (*sums).row_5 = fma(Numbers(high.y), factor, (*sums).row_5);
-    (*sums).row_6 = fma(Numbers(high.z), factor, (*sums).row_6);
-    (*sums).row_7 = fma(Numbers(high.w), factor, (*sums).row_7);
+    add_product(sums, low, high, factor);
   }
 }
 
@@ -145,4 +142,17 @@ fn put_seen(products: Sums, column: u32, row_group: u32, key: u32, row: u32, end
   put(at + 1u, row_group, seen(by_key.low[1], key + 1u, row, end_key), seen(by_key.high[1], key + 1u, far, end_key));
   put(at + 2u, row_group, seen(by_key.low[2], key + 2u, row, end_key), seen(by_key.high[2], key + 2u, far, end_key));
   put(at + 3u, row_group, seen(by_key.low[3], key + 3u, row, end_key), seen(by_key.high[3], key + 3u, far, end_key));
+}
+
+// right[j, :] = [v_(key + j), 1] for `depth` keys. Keys past the last repeat it.
+fn values_to_right(head: u32, key: u32, depth: u32, invocation: u32) {
+  for (var i = invocation; i < depth * COLUMNS; i += INVOCATIONS) {
+    let row = min(key + i / COLUMNS, params.seqlen - 1u);
+    let quad = i % COLUMNS;
+    var values = Numbers(1.0, 0.0, 0.0, 0.0);
+    if quad < DIM_QUADS {
+      values = decode(v[(head * params.seqlen + row) * DIM_QUADS + quad]);
+    }
+    right[i] = values;
+  }
 }

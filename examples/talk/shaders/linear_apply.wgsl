@@ -129,15 +129,7 @@ fn add_keys(sums: ptr<function, Sums>, place: vec3<u32>, key: u32, end_key: u32,
   for (var j = 0u; j < params.head_dim; j += SLICE) {
     let depth = min(SLICE, params.head_dim - j);
     workgroupBarrier();
-    for (var i = invocation; i < depth * COLUMNS; i += INVOCATIONS) {
-      let row = min(key + j + i / COLUMNS, params.seqlen - 1u);
-      let quad = i % COLUMNS;
-      var values = Numbers(1.0, 0.0, 0.0, 0.0);
-      if quad < DIM_QUADS {
-        values = decode(v[(place.y * params.seqlen + row) * DIM_QUADS + quad]);
-      }
-      right[i] = values;
-    }
+    values_to_right(place.y, key + j, depth, invocation);
     workgroupBarrier();
     add_products(sums, j, depth, row_group, column);
   }

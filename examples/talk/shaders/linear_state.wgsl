@@ -39,14 +39,7 @@ fn main(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_i
       }
       left[i] = features;
     }
-    for (var i = invocation; i < depth * COLUMNS; i += INVOCATIONS) {
-      let quad = i % COLUMNS;
-      var values = Numbers(1.0, 0.0, 0.0, 0.0);
-      if quad < DIM_QUADS {
-        values = decode(v[first + i / COLUMNS * DIM_QUADS + quad]);
-      }
-      right[i] = values;
-    }
+    values_to_right(head, key, depth, invocation);
     workgroupBarrier();
     add_products(&sums, 0u, depth, row_group, column);
   }

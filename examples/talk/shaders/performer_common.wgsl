@@ -34,21 +34,8 @@ fn keys_to_right(head: u32, key: u32, first_dim: u32, depth: u32, invocation: u3
   }
 }
 
-// right[j, :] = [v_(key + j), 1] for `depth` keys. Keys past the last repeat it.
-fn values_to_right(head: u32, key: u32, depth: u32, invocation: u32) {
-  for (var i = invocation; i < depth * COLUMNS; i += INVOCATIONS) {
-    let row = min(key + i / COLUMNS, params.seqlen - 1u);
-    let quad = i % COLUMNS;
-    var values = Numbers(1.0, 0.0, 0.0, 0.0);
-    if quad < DIM_QUADS {
-      values = decode(v[(head * params.seqlen + row) * DIM_QUADS + quad]);
-    }
-    right[i] = values;
-  }
-}
-
-// ω · k for TILE features from `first_feature` on (rows) and HEAD_DIM keys from `key` on (columns), and |k|² / (2 √d) of
-// an invocation's keys. The last column holds nothing.
+// ω · k for TILE features from `first_feature` on (rows) and HEAD_DIM keys from `key` on (columns), and |k|² / (2 √d)
+// of an invocation's keys. The last column holds nothing.
 fn key_exponents(
   squares: ptr<function, Numbers>,
   head: u32,

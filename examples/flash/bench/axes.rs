@@ -1,5 +1,6 @@
-//! What the figures share: colours, logarithmic axes, a title.
+//! What the figures share: colours, logarithmic axes, a title, grid and legend.
 
+use plotters::coord::cartesian::Cartesian2d;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::prelude::*;
 
@@ -94,4 +95,45 @@ pub fn titled<DB: DrawingBackend>(
     head.draw(&Text::new(title.to_owned(), (24, 16), (FONT, 25).into_font().color(&INK)))?;
     head.draw(&Text::new(subtitle.to_owned(), (24, 46), (FONT, 16).into_font().color(&FAINT)))?;
     Ok(rest)
+}
+
+/// A chart on two logarithmic axes.
+type Chart<'a, DB> = ChartContext<'a, DB, Cartesian2d<LogAxis, LogAxis>>;
+
+/// How an axis writes its values.
+type Label<'a> = &'a dyn Fn(&f64) -> String;
+
+/// The grid of a chart, with the name of each axis and how it writes its values.
+pub fn mesh<DB: DrawingBackend>(
+    chart: &mut Chart<DB>,
+    x: (&str, Label),
+    y: (&str, Label),
+) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    chart
+        .configure_mesh()
+        .x_desc(x.0)
+        .y_desc(y.0)
+        .x_label_formatter(&x.1)
+        .y_label_formatter(&y.1)
+        .bold_line_style(GRID)
+        .light_line_style(FAINT_GRID)
+        .axis_style(FAINT)
+        .label_style((FONT, 16).into_font().color(&INK))
+        .axis_desc_style((FONT, 17).into_font().color(&INK))
+        .draw()
+}
+
+/// The names of the lines, inside the chart.
+pub fn legend<'a, DB: DrawingBackend + 'a>(
+    chart: &mut Chart<'a, DB>,
+) -> Result<(), DrawingAreaErrorKind<DB::ErrorType>> {
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .margin(14)
+        .legend_area_size(30)
+        .label_font((FONT, 17).into_font().color(&INK))
+        .background_style(WHITE.mix(0.9))
+        .border_style(GRID)
+        .draw()
 }

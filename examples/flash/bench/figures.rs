@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::axes::{FAINT, FAINT_GRID, FONT, GRID, INK, LogAxis, SIZE, Series, titled, undrawable};
+use super::axes::{LogAxis, SIZE, Series, legend, mesh, titled, undrawable};
 use super::record::Record;
 use crate::failure::Result;
 use crate::text;
@@ -125,18 +125,7 @@ fn draw(
         .x_label_area_size(52)
         .y_label_area_size(86)
         .build_cartesian_2d(x, y)?;
-    chart
-        .configure_mesh()
-        .x_desc("seqlen (tokens)")
-        .y_desc(y_name)
-        .x_label_formatter(&|seqlen| format!("{seqlen:.0}"))
-        .y_label_formatter(y_label)
-        .bold_line_style(GRID)
-        .light_line_style(FAINT_GRID)
-        .axis_style(FAINT)
-        .label_style((FONT, 16).into_font().color(&INK))
-        .axis_desc_style((FONT, 17).into_font().color(&INK))
-        .draw()?;
+    mesh(&mut chart, ("seqlen (tokens)", &|seqlen| format!("{seqlen:.0}")), (y_name, y_label))?;
     for line in lines {
         let style = line.color.stroke_width(3);
         chart
@@ -145,14 +134,6 @@ fn draw(
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
         chart.draw_series(line.points.iter().map(|point| Circle::new(*point, 5, line.color.filled())))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .margin(14)
-        .legend_area_size(30)
-        .label_font((FONT, 17).into_font().color(&INK))
-        .background_style(WHITE.mix(0.9))
-        .border_style(GRID)
-        .draw()?;
+    legend(&mut chart)?;
     root.present()
 }

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::axes::{self, FAINT, FAINT_GRID, FONT, GRID, INK, LogAxis, SIZE, Series};
+use super::axes::{self, FAINT, FONT, INK, LogAxis, SIZE, Series};
 use super::ceilings::Ceilings;
 use crate::failure::Result;
 
@@ -43,18 +43,9 @@ fn draw(
         .x_label_area_size(52)
         .y_label_area_size(108)
         .build_cartesian_2d(x, y)?;
-    chart
-        .configure_mesh()
-        .x_desc("FLOPs per byte of device memory (counted from the plan)")
-        .y_desc("speed")
-        .x_label_formatter(&|x| if *x < 1.0 { format!("1/{:.0}", 1.0 / x) } else { format!("{x:.0}") })
-        .y_label_formatter(&|y| plain_speed(*y))
-        .bold_line_style(GRID)
-        .light_line_style(FAINT_GRID)
-        .axis_style(FAINT)
-        .label_style((FONT, 16).into_font().color(&INK))
-        .axis_desc_style((FONT, 17).into_font().color(&INK))
-        .draw()?;
+    let over_one = |x: &f64| if *x < 1.0 { format!("1/{:.0}", 1.0 / x) } else { format!("{x:.0}") };
+    let x_name = "FLOPs per byte of device memory (counted from the plan)";
+    axes::mesh(&mut chart, (x_name, &over_one), ("speed", &|y| plain_speed(*y)))?;
 
     // The slope starts where it enters the figure, on the left or from below.
     let slope_from = x_from.max(y_from / ceilings.bandwidth);
@@ -92,15 +83,7 @@ fn draw(
             .legend(move |(x, y)| Circle::new((x + 11, y), 5, color.filled()));
         chart.draw_series(line.points.iter().map(|point| Circle::new(*point, 5, line.color.filled())))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .margin(14)
-        .legend_area_size(30)
-        .label_font((FONT, 17).into_font().color(&INK))
-        .background_style(WHITE.mix(0.9))
-        .border_style(GRID)
-        .draw()?;
+    axes::legend(&mut chart)?;
 
     for (i, sentence) in sentences.iter().enumerate() {
         caption.draw(&Text::new(

@@ -4,7 +4,7 @@ use plotters::prelude::*;
 
 use super::markdown::distinct;
 use super::record::Record;
-use crate::axes::{self, FAINT, FAINT_GRID, FONT, GRID, INK, LogAxis, SIZE, undrawable};
+use crate::axes::{self, FONT, INK, LogAxis, SIZE, undrawable};
 use crate::failure::Result;
 use crate::text;
 
@@ -134,18 +134,7 @@ fn draw(
         .x_label_area_size(52)
         .y_label_area_size(92)
         .build_cartesian_2d(x, y)?;
-    chart
-        .configure_mesh()
-        .x_desc(labels.x.0)
-        .y_desc(labels.y.0)
-        .x_label_formatter(&|x| (labels.x.2)(*x))
-        .y_label_formatter(&|y| (labels.y.2)(*y))
-        .bold_line_style(GRID)
-        .light_line_style(FAINT_GRID)
-        .axis_style(FAINT)
-        .label_style((FONT, 16).into_font().color(&INK))
-        .axis_desc_style((FONT, 17).into_font().color(&INK))
-        .draw()?;
+    axes::mesh(&mut chart, (labels.x.0, &|x| (labels.x.2)(*x)), (labels.y.0, &|y| (labels.y.2)(*y)))?;
     for line in lines {
         let width = if line.is_exact { 4 } else { 2 };
         chart.draw_series(LineSeries::new(line.points.iter().copied(), line.color.stroke_width(width)))?;

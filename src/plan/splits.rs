@@ -20,23 +20,12 @@ const MAX_SPLITS: u64 = 128;
 const TILES_OF_A_SPLIT: u64 = 2;
 
 /// The most keys whose terms one invocation adds up one after another. An f32 sum of n terms of one sign may drift by
-/// n · 2⁻²⁵ of itself in the worst case; longer sums are split, and their parts merged; gradients add up a few tiles at a time. 1,000,000 keys, V ≥ 0, largest error of
-/// O relative to itself: 8.6e-4 as one sum; 1.5e-6, and with 16,384 keys 9.3e-7. On an NVIDIA H200 the parts cost 0.8 % of the time
-/// (f16, head_dim 64, 65,536 keys), with 16,384 keys 1.6 %.
+/// n · 2⁻²⁵ of itself in the worst case; longer sums are split, and their parts merged; gradients add up a few tiles at a time.
+/// 1,000,000 keys, V ≥ 0, largest error of O relative to itself: 8.6e-4 as one sum; 1.5e-6, and with 16,384 keys 9.3e-7. On an
+/// NVIDIA H200 the parts cost 0.8 % of the time (f16, head_dim 64, 65,536 keys), with 16,384 keys 1.6 %.
 const LONGEST_SUM: u64 = 32_768;
 
-/// Whether a gradient has more terms than one sum should.
-pub(super) fn is_long_sum(problem: &AttentionProblem, owns: Owns) -> bool {
-    let shape = &problem.shape;
-    let of_a_head = |length: u32| window(problem).min(length.into());
-    let terms = match owns {
-        Owns::Keys => of_a_head(shape.seqlen_q).saturating_mul(shape.heads_per_kv().into()),
-        _ => of_a_head(shape.seqlen_kv),
-    };
-    terms > LONGEST_SUM
-}
-
-/// As `LONGEST_SUM`, for each group of lanes where several share a row's keys: rows are few then, and a merge costs little.
+/// The same for each group of lanes where several share a row's keys: rows are few then, and a merge costs little.
 const LONGEST_SUM_OF_A_GROUP: u64 = 2048;
 
 /// The most splits that sums are cut into: the merge adds up as many parts.
@@ -54,6 +43,17 @@ const fn workgroups_wanted(class: DeviceClass) -> u64 {
         // A software driver has one workgroup at a time on each core, and few cores.
         DeviceClass::Cpu => 1,
     }
+}
+
+/// Whether a gradient has more terms than one sum should.
+pub(super) fn is_long_sum(problem: &AttentionProblem, owns: Owns) -> bool {
+    let shape = &problem.shape;
+    let of_a_head = |length: u32| window(problem).min(length.into());
+    let terms = match owns {
+        Owns::Keys => of_a_head(shape.seqlen_q).saturating_mul(shape.heads_per_kv().into()),
+        _ => of_a_head(shape.seqlen_kv),
+    };
+    terms > LONGEST_SUM
 }
 
 /// Into how many splits the keys go, so that the workgroups of all of them keep the device busy, no sum is too long, and no

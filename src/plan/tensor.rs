@@ -111,22 +111,20 @@ impl Tensor {
     /// As `extent_in`, of as many KV heads as a part of this size can touch wherever it starts.
     pub(super) fn extent_at_most(&self, part: &Part) -> Extent {
         let (batch, dim) = (part.batch_count, self.extent.dim);
+        let kv_heads = |heads_per_kv: u32| ((part.head_count - 1).div_ceil(heads_per_kv) + 1).min(self.extent.heads);
         match self.follows {
             Follows::Rows | Follows::ChosenRows { .. } => {
                 Extent { batch, rows: part.row_count, heads: part.head_count, dim }
             }
             Follows::Keys { heads_per_kv } => {
-                let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
-                Extent { batch, rows: part.key_count, heads: heads.min(self.extent.heads), dim }
+                Extent { batch, rows: part.key_count, heads: kv_heads(heads_per_kv), dim }
+            }
+            Follows::RowsOfKv { heads_per_kv } => {
+                Extent { batch, rows: part.row_count, heads: kv_heads(heads_per_kv), dim }
             }
             Follows::PackedRows => Extent { heads: part.head_count, ..self.extent },
             Follows::PackedKeys { heads_per_kv } | Follows::Pages { heads_per_kv } => {
-                let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
-                Extent { heads: heads.min(self.extent.heads), ..self.extent }
-            }
-            Follows::RowsOfKv { heads_per_kv } => {
-                let heads = (part.head_count - 1).div_ceil(heads_per_kv) + 1;
-                Extent { batch, rows: part.row_count, heads: heads.min(self.extent.heads), dim }
+                Extent { heads: kv_heads(heads_per_kv), ..self.extent }
             }
             Follows::Whole | Follows::Scratch => self.extent,
         }
@@ -184,12 +182,12 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     let AttentionProblem { shape, layout, .. } = problem;
     let element = problem.element;
     let q = of_q(problem, Operand::Q, layout.q, shape.head_dim, element);
-    let mut k = of_keys(problem, Operand::K, layout.k, shape.head_dim, element);
-    let mut v = of_keys(problem, Operand::V, layout.v, shape.head_dim_v, element);
-    if let Some(cache) = problem.cache() {
-        k = of_cache(problem, Operand::K, cache, shape.head_dim);
-        v = of_cache(problem, Operand::V, cache, shape.head_dim_v);
-    }
+    let of_kv = |operand, layout, dim| match problem.cache() {
+        Some(cache) => of_cache(problem, operand, cache, dim),
+        None => of_keys(problem, operand, layout, dim, element),
+    };
+    let k = of_kv(Operand::K, layout.k, shape.head_dim);
+    let v = of_kv(Operand::V, layout.v, shape.head_dim_v);
     let o = of_q(problem, Operand::O, layout.o, shape.head_dim_v, element);
     let lse = of_each_row(problem, Operand::Lse);
     let pages = problem.cache().and_then(|cache| cache.pages);

@@ -101,13 +101,19 @@ fn main(
       // unroll N in THREAD_ROWS, E in KEYS {
         var s_N_U_E = 0.0;
       // }
-      // unroll E in KEYS, M in K_QUADS {
-        let k_now_U_E_M = decode(k_U_E_M);
+      // unroll SCALED in SCALED_ROWS, E in KEYS {
+        let k_scale_U_E = scale_of(k_U_E_0);
+      // }
+      // unroll E in KEYS, M in K_QUADS, DECODE_KV in DECODE_CACHED {
+        let k_now_U_E_M = DECODE_KV(k_U_E_M);
         k_U_E_M = fetch_k(tile, next_key + in_tile_U + E, lane + M * LANES);
         // unroll N in THREAD_ROWS {
           s_N_U_E = dot_add(q_N_M, k_now_U_E_M, s_N_U_E);
         // }
       // }
+    // }
+    // unroll SCALED in SCALED_ROWS, U in GROUP_QUADS, N in THREAD_ROWS, E in KEYS {
+      s_N_U_E *= k_scale_U_E;
     // }
     // unroll N in THREAD_ROWS, U in GROUP_QUADS {
       lane_share(N * GROUP_QUADS + U, invocation, vec4<f32>(s_N_U_0, s_N_U_1, s_N_U_2, s_N_U_3));
@@ -164,16 +170,19 @@ fn main(
     // }
 
     // O_g = O_g + dropout(P) V_g
+    // unroll SCALED in SCALED_ROWS, U in GROUP_QUADS, N in THREAD_ROWS, E in KEYS {
+      p_N_U[E] *= scale_of(v_U_E_0);
+    // }
     if !whole {
-      // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS {
-        let v_now_U_E_M = decode(v_U_E_M);
+      // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS, DECODE_KV in DECODE_CACHED {
+        let v_now_U_E_M = DECODE_KV(v_U_E_M);
         // unroll N in THREAD_ROWS {
           o_N_M = add_seen(!(s_N_U[E] == MASKED), p_N_U[E], v_now_U_E_M, o_N_M);
         // }
       // }
     } else {
-      // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS {
-        let v_now_U_E_M = decode(v_U_E_M);
+      // unroll U in GROUP_QUADS, E in KEYS, M in V_QUADS, DECODE_KV in DECODE_CACHED {
+        let v_now_U_E_M = DECODE_KV(v_U_E_M);
         // unroll N in THREAD_ROWS {
           o_N_M = fma(vec4<f32>(p_N_U[E]), v_now_U_E_M, o_N_M);
         // }

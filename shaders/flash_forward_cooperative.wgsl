@@ -52,16 +52,14 @@ fn main(
   // Q_i; O_i = 0, l_i = 0 (this invocation's part of it), m_i = −∞
   let batch = params.batch_first + tile.batch;
   // unroll MODIFIED in MODIFIED_SCORES {
-    enter_head(tile.batch, tile.head);
+    enter_head(tile.batch, head_of(tile, first_row));
   // }
-  // unroll ATQ in AT_Q {
-    let q_at = q_head(tile.ATQ, tile.head);
-  // }
-  // unroll N in ROW_FRAGMENTS, EXTENT in EXTENT_OF_TILE {
-    let row_N = first_row + N * MATRIX_SIDE;
+  // unroll N in ROW_FRAGMENTS, EXTENT in EXTENT_OF_TILE, ATQ in AT_Q {
+    let head_N = head_of(tile, first_row + N * MATRIX_SIDE);
+    let row_N = row_of(tile, first_row + N * MATRIX_SIDE);
     let i_N = params.row_first + row_N;
     // The scale is applied to S, in f32; only its sign is here, so that the greatest S stays the greatest.
-    let q_N = q_rows(mine, q_at, row_N, EXTENT.row_count, 0.0, params.softmax_scale_log2 < 0.0);
+    let q_N = q_rows(mine, q_head(tile.ATQ, head_N), row_N, EXTENT.row_count, 0.0, params.softmax_scale_log2 < 0.0);
     let scale_N = abs(params.softmax_scale_log2) * inverse(q_N.scale);
     // What is left to multiply S with: modifiers take natural scores and give such.
     let s_factor_N = select(scale_N, LOG2_E, HAS_SCORE_MODS);
@@ -109,7 +107,7 @@ fn main(
         m_N = m_new_N;
         l_N *= o_factor_N;
         if HAS_UNITS && next > 0u {
-          let at_tile_N = cell_at(tile.batch, tile.head, row_N, tile_at(visits, next - 1u) * TILE_KV);
+          let at_tile_N = cell_at(tile.batch, head_N, row_N, tile_at(visits, next - 1u) * TILE_KV);
           let v_unit_N = largest_v_unit(mine, visible_keys(batch, i_N), at_tile_N, next <= visits.num_whole);
           let v_gain_new_N = select(v_gain_N, V_UNIT_GOAL * inverse(v_unit_N), v_unit_N * v_gain_N > V_UNIT_MOST);
           o_factor_N *= v_gain_new_N * inverse(v_gain_N);
@@ -155,7 +153,7 @@ fn main(
             if IS_MASKED_SEEN { plain_N_E = without_masked(plain_N_E, s_N_E); }
             l_N += sum_of(plain_N_E);
             if HAS_DROPOUT {
-              let at = cell_at(tile.batch, tile.head, row_N, key_first + first_of(mine, E));
+              let at = cell_at(tile.batch, head_N, row_N, key_first + first_of(mine, E));
               plain_N_E = only(kept_of(at), plain_N_E, 0.0);
             }
             p_N_E = lefts_of(mine, in_v_units(plain_N_E, first_of(mine, E), v_gain_N));
@@ -173,7 +171,7 @@ fn main(
             s_sum_N_E[G] = s_half_N_E_G;
           // }
           s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
-          let at_N_E = cell_at(tile.batch, tile.head, row_N, next_key + first_of(mine, E));
+          let at_N_E = cell_at(tile.batch, head_N, row_N, next_key + first_of(mine, E));
           // unroll MODIFIED in MODIFIED_SCORES {
             s_N_E = natural_eight(scaled(s_N_E, scale_N * LN_2), at_N_E);
           // }
@@ -207,7 +205,7 @@ fn main(
           loop {
             if !(HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite)) { break; }
             // unroll N in ROW_FRAGMENTS, E in KEY_CHUNKS {
-              let at_E_N = cell_at(tile.batch, tile.head, row_N, tile_at(visits, next - 1u) * TILE_KV);
+              let at_E_N = cell_at(tile.batch, head_N, row_N, tile_at(visits, next - 1u) * TILE_KV);
               // unroll G in CHUNK_FRAGMENTS {
                 store_left(p_N_E[G], mine.p_scratch + G * MATRIX_QUADS);
               // }
@@ -246,10 +244,10 @@ fn main(
     // In a row of nothing but NaN the maximum is that of masked scores.
     let is_nan_N = (m_N == MASKED || m_N == MASKED * s_factor_N) && is_nan(l_row_N);
     let empty_N = l_row_N == 0.0 || (stands_for_infinity(m_N) && !is_nan_N);
-    let row_cell_N = cell_at(tile.batch, tile.head, row_N, 0u);
+    let row_cell_N = cell_at(tile.batch, head_N, row_N, 0u);
     let end_N = row_end(row_cell_N, select(m_N, MASKED, empty_N), select(l_row_N, 0.0, empty_N));
     let factor_N = params.dropout_scale * end_N.share * inverse(v_gain_N);
-    let first_N = o_row(split, tile.ATO, tile.head, row_N);
+    let first_N = o_row(split, tile.ATO, head_N, row_N);
     let inside_N = row_N < EXTENT.row_count;
     // unroll M in V_CHUNKS {
       let o_plain_N_M = only(every(!empty_N), scaled(plain(mine, o_N_M), factor_N), 0.0);
@@ -257,6 +255,6 @@ fn main(
       if inside_N && dim_N_M < HEAD_DIM_V { write_o(first_N, dim_N_M, o_plain_N_M.low); }
       if inside_N && dim_N_M + HIGH < HEAD_DIM_V { write_o(first_N, dim_N_M + HIGH, o_plain_N_M.high); }
     // }
-    if inside_N && mine.quad == 0u { write_lse(split, tile.ATO, tile.head, row_N, end_N.lse); }
+    if inside_N && mine.quad == 0u { write_lse(split, tile.ATO, head_N, row_N, end_N.lse); }
   // }
 }

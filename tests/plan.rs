@@ -32,6 +32,24 @@ fn kernels(plan: &Plan) -> Vec<Kernel> {
     plan.passes().iter().map(|pass| pass.kernel).collect()
 }
 
+/// Two workgroups for each of the 132 cores of a large GPU, and none that mixes heads without need.
+#[test]
+fn few_rows_of_heads_that_share_keys_share_matrices() {
+    use Kernel::{Combine, FlashForwardCooperative, FlashForwardCooperativePackedSplit};
+    let mut capabilities = discrete();
+    capabilities.matrix_side = Some(16);
+    let problem = |rows, heads_kv| {
+        let shape = AttentionShape::new(4, 32, rows, 128).with_num_heads_kv(heads_kv).with_seqlen_kv(8192);
+        AttentionProblem::new(shape).with_element(Element::F16)
+    };
+    let planned = |problem: &AttentionProblem| {
+        let plan = Plan::forward(problem, &capabilities).build().unwrap();
+        (kernels(&plan), plan.num_splits())
+    };
+    assert_eq!(planned(&problem(16, 8)), (vec![FlashForwardCooperativePackedSplit, Combine], 8));
+    assert_eq!(planned(&problem(64, 8)).0, [FlashForwardCooperative]);
+}
+
 #[test]
 fn few_rows_are_split_until_the_device_is_busy() {
     for (batch, least, most) in [(1, 32, 128), (8, 4, 16), (64, 1, 2)] {

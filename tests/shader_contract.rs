@@ -55,6 +55,10 @@ fn variants() -> Vec<Specialization> {
                     let busy = AttentionShape { batch: 600, ..decode(2) }.with_seqlen_kv(40);
                     let long = AttentionShape { batch: 1, ..shape(10_000) }.with_num_heads_kv(1).with_seqlen_kv(40_000);
                     let mut shapes = vec![shape(100), shape(5000), decode(4), decode(1), many_heads, busy];
+                    // On matrices, few rows of heads that share keys, also with so many keys that they are split.
+                    if device.matrix_side.is_some() {
+                        shapes.extend([2000, 40].map(|keys| shape(20).with_num_heads_kv(2).with_seqlen_kv(keys)));
+                    }
                     // Standard attention has no splits, and its scores would not fit.
                     shapes.extend((algorithm == Algorithm::Flash).then_some(long));
                     for shape in shapes {
@@ -231,6 +235,9 @@ fn variants_with_modifiers() -> Vec<Specialization> {
                 let shape =
                     |seqlen_q| AttentionShape::new(2, 4, seqlen_q, head_dim).with_num_heads_kv(2).with_seqlen_kv(2000);
                 let mut shapes = vec![shape(1), shape(1000)];
+                if device.matrix_side.is_some() {
+                    shapes.extend([shape(20), shape(20).with_seqlen_kv(40)]);
+                }
                 shapes.extend((algorithm == Algorithm::Flash).then_some(shape(200).with_seqlen_kv(40_000)));
                 for shape in shapes {
                     let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);

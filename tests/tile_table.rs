@@ -7,8 +7,9 @@ use wgpu_flash_attention::{
 };
 
 /// The functions of the table, and what the names of their kernels begin with.
-const TABLES: [(&str, &[&str]); 12] = [
+const TABLES: [(&str, &[&str]); 13] = [
     ("forward_on_matrices", &["flash_forward_cooperative"]),
+    ("packed_on_matrices", &["flash_forward_cooperative_packed"]),
     ("f32_forward_on_matrices", &["flash_forward_cooperative"]),
     ("standard", &["standard_scores"]),
     ("forward", &["flash_forward", "flash_forward_split"]),

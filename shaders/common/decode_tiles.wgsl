@@ -28,10 +28,11 @@ const V_IS_WHOLE = HEAD_DIM_V % (LANES * 4u) == 0u;
     // }
   }
 
-  // A quad of K. Behind the last key it is that of the last key, whose score the mask then hides.
+  // A quad of K. Behind the last key it is that of the last key, or of another, whose score the mask then hides.
   fn fetch_k(tile: GroupTile, key: u32, quad: u32) -> Loaded {
     // unroll PLACE in PLACES_OF_KEYS {
-      let PLACE = place_of_key(tile.batch, min(key, EXTENT.seqlen_kv - 1u));
+      // Behind the last key it is some other in the tensor.
+      let PLACE = place_of_key(tile.batch, key);
     // }
     // unroll PAGE in PAGE_OF_KEY, KEYROW in ROW_OF_KEY {
       let first = params.k_offset + PAGE * params.k_stride_batch + tile.head_kv * params.k_stride_head
@@ -44,7 +45,8 @@ const V_IS_WHOLE = HEAD_DIM_V % (LANES * 4u) == 0u;
 
   fn fetch_v(tile: GroupTile, key: u32, quad: u32) -> Loaded {
     // unroll PLACE in PLACES_OF_KEYS {
-      let PLACE = place_of_key(tile.batch, min(key, EXTENT.seqlen_kv - 1u));
+      // Behind the last key it is some other in the tensor.
+      let PLACE = place_of_key(tile.batch, key);
     // }
     // unroll PAGE in PAGE_OF_KEY, KEYROW in ROW_OF_KEY {
       let first = params.v_offset + PAGE * params.v_stride_batch + tile.head_kv * params.v_stride_head

@@ -22,8 +22,12 @@ pub(super) fn steps(direction: Direction, algorithm: Algorithm) -> &'static [Ste
     match (direction, algorithm) {
         (Direction::Forward, Algorithm::Flash) => {
             const {
-                let alternatives: &[&[Kernel]] =
-                    &[&[Kernel::FlashDecode], &[Kernel::FlashForwardCooperative], &[Kernel::FlashForward]];
+                let alternatives: &[&[Kernel]] = &[
+                    &[Kernel::FlashDecode],
+                    &[Kernel::FlashForwardCooperativePacked],
+                    &[Kernel::FlashForwardCooperative],
+                    &[Kernel::FlashForward],
+                ];
                 &[Step { alternatives, tiles: Some(0) }]
             }
         }
@@ -96,8 +100,11 @@ pub(super) fn choose(
     splits: Option<u32>,
 ) -> Result<(&'static [Kernel], Tiles), Error> {
     let can_split = |kernels: &[Kernel]| kernels[0].spec().split.is_some();
-    let alternatives =
-        || step.alternatives.iter().filter(|kernels| splits.is_none_or(|n| n == 1) || can_split(kernels));
+    let serves = |kernels: &[Kernel]| (kernels[0].spec().serves)(problem);
+    let alternatives = || {
+        let all = step.alternatives.iter().filter(|kernels| serves(kernels));
+        all.filter(|kernels| splits.is_none_or(|n| n == 1) || can_split(kernels))
+    };
     for &kernels in alternatives() {
         let candidates = (kernels[0].spec().candidates)(capabilities, problem);
         let fit = |tiles: &&Tiles| kernels.iter().all(|&kernel| fits(kernel, **tiles, problem, capabilities, tensors));

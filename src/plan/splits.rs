@@ -45,6 +45,12 @@ const fn workgroups_wanted(class: DeviceClass) -> u64 {
     }
 }
 
+/// The same on matrices: two for each core. They fill it, and one more than that would start when the others end. 16 rows of 4
+/// heads on 4 × 8 heads of 8192 keys, head_dim 128, 4, 8 and 12 splits: 0.124, 0.088, 0.120 ms on an NVIDIA H200.
+const fn workgroups_wanted_on_matrices(class: DeviceClass) -> u64 {
+    workgroups_wanted(class).div_ceil(2)
+}
+
 /// Whether a gradient has more terms than one sum should.
 pub(super) fn is_long_sum(problem: &AttentionProblem, owns: Owns) -> bool {
     let shape = &problem.shape;
@@ -76,10 +82,14 @@ pub(super) fn num_splits(
     let listed = most_listed(problem, specialization).unwrap_or(u64::MAX);
     let worthwhile = visible_tiles(problem, shape.seqlen_kv, tiles).min(listed) / TILES_OF_A_SPLIT;
     let tuned = tuning.and_then(|tuning| tuning.workgroups).map(u64::from);
-    let splits = tuned.unwrap_or(workgroups_wanted(capabilities.device_class)) / workgroups;
+    let wanted = if kernel.on_matrices { workgroups_wanted_on_matrices } else { workgroups_wanted };
+    let splits = tuned.unwrap_or(wanted(capabilities.device_class)) / workgroups;
     let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
-    // On matrices splits were not measured where they are not needed.
-    let busy = if kernel.on_matrices { 1 } else { splits.min(worthwhile).min(most).max(1) };
+    // On matrices with full tiles splits were not measured where they are not needed.
+    let busy = match kernel.on_matrices {
+        true if !kernel.packs_heads => 1,
+        _ => splits.min(worthwhile).min(most).max(1),
+    };
     let keys = visible_keys_of_a_tile(problem, shape.seqlen_kv, tiles);
     let longest = match u64::from(tiles.key_lanes) {
         1 => LONGEST_SUM,

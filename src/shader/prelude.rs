@@ -4,7 +4,7 @@ use super::dialect::Dialect;
 use super::unroll::Lists;
 use crate::operand::{Operand, Usage};
 use crate::plan::{LengthsAtCall, Owns, RowReduce, Specialization, Storage};
-use crate::problem::Role;
+use crate::problem::{CacheElement, Role};
 use std::fmt::Display;
 
 /// The prelude of a kernel, and the lists that its text unrolls over.
@@ -19,6 +19,9 @@ pub(super) fn prelude(specialization: &Specialization, dialect: Dialect) -> (Str
     if let Some(sums) = kernel.row_sums {
         text += &format!("alias Partial = vec{sums}<f32>;\n");
         constant(&mut text, "PARTIALS", format_args!("{}u", tiles.thread_rows * tiles.key_quads()));
+    }
+    if specialization.cached.is_paged {
+        constant(&mut text, "PAGES_ARE_QUADS", specialization.cached.pages_are_quads);
     }
     if kernel.on_matrices {
         constant(&mut text, "IN_LOCKSTEP", specialization.in_lockstep);
@@ -149,6 +152,10 @@ fn lists_of_caches(lists: &mut Lists, specialization: &Specialization, caches: V
     lists.names("CACHES", caches);
     let is_own = cached.element.is_some();
     lists.names("LOADED_ROW", vec![if is_own { "LoadedRow" } else { "Loaded" }]);
+    // Where rows have scales, sums take them instead of elements.
+    let is_scaled = cached.element == Some(CacheElement::Int8);
+    lists.names("SCALED_ROWS", if is_scaled { vec!["scaled"] } else { vec![] });
+    lists.names("DECODE_CACHED", vec![if is_scaled { "decode_bytes" } else { "decode" }]);
     lists.names("DECODE_ROW", vec![if is_own { "decode_row" } else { "decode" }]);
     // Where keys lie in pages, their place is looked up first.
     lists.names("PLACES_OF_KEYS", if cached.is_paged { vec!["place"] } else { vec![] });

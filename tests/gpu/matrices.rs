@@ -1,10 +1,14 @@
 //! The forward pass on cooperative matrices, also where the planner would not take them: on a software driver.
 
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, FlashAttention};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, FlashAttention, ScoreMod};
 
 use crate::support::{Variant, adapter, check, inputs, library, run, with_matrices};
 
 fn check_case(problem: &AttentionProblem, seed: u64) {
+    check_kernel("flash_forward_cooperative", problem, seed);
+}
+
+fn check_kernel(kernel: &str, problem: &AttentionProblem, seed: u64) {
     let Some(library) = with_matrices() else { return };
     for &element in Element::ALL {
         let problem = problem.clone().with_element(element);
@@ -15,7 +19,7 @@ fn check_case(problem: &AttentionProblem, seed: u64) {
             continue;
         }
         let prepared = library.prepare(&problem).unwrap();
-        assert_eq!(prepared.plan().passes()[0].kernel.name(), "flash_forward_cooperative");
+        assert_eq!(prepared.plan().passes()[0].kernel.name(), kernel);
         check(library, &problem, &inputs(&problem, seed));
     }
 }
@@ -30,6 +34,23 @@ fn every_mask_and_dropout() {
     check_case(&problem.clone().with_causal().with_dropout(0.3, 5).with_softmax_scale(-0.4), 5);
     // Rows that see nothing.
     check_case(&AttentionProblem::new(AttentionShape::new(1, 2, 150, 40).with_seqlen_kv(40)).with_causal(), 6);
+}
+
+/// Few rows: those of the heads that share a KV head are packed into one tile.
+#[test]
+fn few_rows_of_heads_that_share_keys() {
+    let check = |problem: AttentionProblem, seed| check_kernel("flash_forward_cooperative_packed", &problem, seed);
+    // Seven rows of six heads to a KV head: 42 packed rows. A tile of 64 holds parts of rows.
+    let problem = AttentionProblem::new(AttentionShape::new(2, 12, 7, 32).with_num_heads_kv(2).with_seqlen_kv(83));
+    check(problem.clone(), 1);
+    check(problem.clone().with_causal().with_dropout(0.3, 5), 2);
+    check(problem.clone().with_window(Some(7), Some(3)).with_softmax_scale(-0.4), 3);
+    let slopes = vec![0.5, -0.25, 0.125, 1.0, 0.0, 2.0, 0.5, 0.25, 0.75, 1.5, 0.3, 0.1];
+    let modified = problem.with_score(ScoreMod::Softcap(2.0)).with_score(ScoreMod::Alibi(slopes));
+    check(modified.with_causal(), 4);
+    // More packed rows than a tile has.
+    let shape = AttentionShape::new(1, 9, 17, 24).with_num_heads_kv(1).with_seqlen_kv(40);
+    check(AttentionProblem::new(shape).with_causal(), 5);
 }
 
 #[test]

@@ -10,28 +10,35 @@ use crate::operand::Usage::{Read, Uniform, Write};
 use crate::plan::tile_table;
 use crate::plan::tiles::{Owns, QUAD, Tiles};
 
+/// The text of these kernels. `$tile` are the files that say which rows of which heads a tile has.
+macro_rules! text {
+    ($($tile:literal),+) => {
+        &[
+            common!("philox"),
+            OneOf(Slot::Element),
+            OneOf(Slot::Access),
+            OneOf(Slot::KeyPlace),
+            $(common!($tile),)+
+            common!("arithmetic"),
+            common!("visits"),
+            OneOf(Slot::Visits),
+            common!("kv_tiles"),
+            OneOf(Slot::Output),
+            OneOf(Slot::RowEnd),
+            OneOf(Slot::MatrixOperand),
+            OneOf(Slot::MatrixParts),
+            OneOf(Slot::RowUnits),
+            common!("quads"),
+            matrix_common!("fragments"),
+            matrix_common!("cooperative_tiles"),
+        ]
+    };
+}
+
 pub(super) const FORWARD: KernelSpec = KernelSpec {
     name: "flash_forward_cooperative",
     file: matrix_wgsl!("flash_forward_cooperative.wgsl"),
-    text: &[
-        common!("philox"),
-        OneOf(Slot::Element),
-        OneOf(Slot::Access),
-        OneOf(Slot::KeyPlace),
-        common!("q_tile"),
-        common!("arithmetic"),
-        common!("visits"),
-        OneOf(Slot::Visits),
-        common!("kv_tiles"),
-        OneOf(Slot::Output),
-        OneOf(Slot::RowEnd),
-        OneOf(Slot::MatrixOperand),
-        OneOf(Slot::MatrixParts),
-        OneOf(Slot::RowUnits),
-        common!("quads"),
-        matrix_common!("fragments"),
-        matrix_common!("cooperative_tiles"),
-    ],
+    text: text!("q_tile", "rows_of_head"),
     operands: &[(Params, Uniform), (Q, Read), (K, Read), (V, Read), (O, Write), (Lse, Write)],
     on_matrices: true,
     split: Some(Kernel::FlashForwardCooperativeSplit),
@@ -58,6 +65,31 @@ pub(super) const SPLIT: KernelSpec = KernelSpec {
     ends_rows: false,
     traffic: |bytes| bytes.splits * bytes.q + bytes.k + bytes.v + bytes.parts,
     ..FORWARD
+};
+
+/// Few rows of many heads: those that share a KV head share workgroups.
+pub(super) const PACKED: KernelSpec = KernelSpec {
+    name: "flash_forward_cooperative_packed",
+    text: text!("packed_q_tile"),
+    packs_heads: true,
+    serves: tile_table::packs_on_matrices,
+    split: Some(Kernel::FlashForwardCooperativePackedSplit),
+    candidates: tile_table::packed_on_matrices,
+    // Score modifiers know one head for each invocation.
+    sides_fit: |specialization, _| {
+        sides_fit(specialization) && specialization.tiles.thread_rows == side(specialization.tiles)
+    },
+    ..FORWARD
+};
+
+pub(super) const PACKED_SPLIT: KernelSpec = KernelSpec {
+    name: "flash_forward_cooperative_packed_split",
+    operands: SPLIT.operands,
+    grid: SPLIT.grid,
+    split: None,
+    ends_rows: false,
+    traffic: SPLIT.traffic,
+    ..PACKED
 };
 
 /// Fragments side by side in a chunk, which has 8 elements for each invocation; 0 where a single fragment has fewer.

@@ -12,6 +12,10 @@ pub enum Kernel {
     FlashForwardCooperative,
     /// `flash_forward_cooperative.wgsl` on a split of the keys
     FlashForwardCooperativeSplit,
+    /// `flash_forward_cooperative.wgsl`, where the query heads that share a KV head share workgroups
+    FlashForwardCooperativePacked,
+    /// The same on a split of the keys
+    FlashForwardCooperativePackedSplit,
     /// `flash_decode.wgsl`
     FlashDecode,
     /// `flash_decode.wgsl` on a split of the keys
@@ -75,6 +79,8 @@ impl Kernel {
         Kernel::FlashForwardSplit,
         Kernel::FlashForwardCooperative,
         Kernel::FlashForwardCooperativeSplit,
+        Kernel::FlashForwardCooperativePacked,
+        Kernel::FlashForwardCooperativePackedSplit,
         Kernel::FlashDecode,
         Kernel::FlashDecodeSplit,
         Kernel::Combine,

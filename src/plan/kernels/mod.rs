@@ -42,6 +42,8 @@ impl Kernel {
             Kernel::FlashForwardSplit => &forward::SPLIT,
             Kernel::FlashForwardCooperative => &forward_matrices::FORWARD,
             Kernel::FlashForwardCooperativeSplit => &forward_matrices::SPLIT,
+            Kernel::FlashForwardCooperativePacked => &forward_matrices::PACKED,
+            Kernel::FlashForwardCooperativePackedSplit => &forward_matrices::PACKED_SPLIT,
             Kernel::FlashDecode => &decode::DECODE,
             Kernel::FlashDecodeSplit => &decode::SPLIT,
             Kernel::Combine => &combine::COMBINE,

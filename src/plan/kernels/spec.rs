@@ -55,6 +55,8 @@ pub(crate) struct KernelSpec {
     pub long_sums: bool,
     /// The tensors that shared text works on: lists of one name for `// unroll`.
     pub names: &'static [(&'static str, &'static str)],
+    /// The problems that it is for, whatever tiles are given.
+    pub serves: fn(&AttentionProblem) -> bool,
     /// Tiles to try, the best first.
     pub candidates: fn(&Capabilities, &AttentionProblem) -> &'static [Tiles],
     /// Whether tiles with these sides are tiles of this kernel.
@@ -150,6 +152,7 @@ impl KernelSpec {
         masked_loop: false,
         long_sums: false,
         names: &[],
+        serves: |_| true,
         candidates: |_, _| &[],
         sides_fit: |specialization, _| has_rows_alone(specialization.tiles),
         bytes: |_| 0,

@@ -173,13 +173,19 @@ pub(crate) struct CachedText {
     pub element: Option<CacheElement>,
     /// Whether they are in pages.
     pub is_paged: bool,
+    /// Whether those are whole quads of keys.
+    pub pages_are_quads: bool,
 }
 
 impl CachedText {
     pub fn of(problem: &AttentionProblem) -> Self {
         let Some(cache) = problem.cache() else { return Self::default() };
         let is_other = cache.element != problem.element.into();
-        Self { element: is_other.then_some(cache.element), is_paged: cache.pages.is_some() }
+        Self {
+            element: is_other.then_some(cache.element),
+            is_paged: cache.pages.is_some(),
+            pages_are_quads: cache.pages.is_some_and(|pages| pages.page_size.is_multiple_of(4)),
+        }
     }
 }
 

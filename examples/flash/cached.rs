@@ -209,7 +209,8 @@ async fn append_to<T: ElementType, C: CacheType>(
     let [k_cache, v_cache] = [case.k_cache, case.v_cache].map(typed::<C>);
     let mut slices = AppendSlices::new(&k, &v, &k_cache, &v_cache).with_cache_seqlens(&case.cache_seqlens);
     if let Some(rotation) = rotation {
-        let [batch, tokens] = sums.as_ref().map_or([shape.batch, *seqlen], |sums| [1, sums.last().copied().unwrap_or(0)]);
+        let [batch, tokens] =
+            sums.as_ref().map_or([shape.batch, *seqlen], |sums| [1, sums.last().copied().unwrap_or(0)]);
         rotation.check_tokens("the new k", [batch, tokens])?;
         problem = problem.with_rotary(rotation.rotary);
         slices = slices.with_rotary(&rotation.cos, &rotation.sin);

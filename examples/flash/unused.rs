@@ -7,25 +7,12 @@ use crate::tensors::File;
 const OF_CACHES: &[&str] = &["v_cache", "cache_seqlens", "page_table", "slot_mapping", "cu_seqlens_kv_new"];
 
 /// A run over a cache does not use them.
-const OF_DENSE: &[&str] = &[
-    "cu_seqlens_kv",
-    "seqlens_q",
-    "seqlens_kv",
-    "seqused_q",
-    "seqused_kv",
-    "block_mask",
-    "document_ids",
-    "d_lse",
-];
+const OF_DENSE: &[&str] =
+    &["cu_seqlens_kv", "seqlens_q", "seqlens_kv", "seqused_q", "seqused_kv", "block_mask", "document_ids", "d_lse"];
 
 /// Over a cache, a tensor and one that it needs.
-const NEEDS: &[(&str, &str)] = &[
-    ("k", "v"),
-    ("v", "k"),
-    ("slot_mapping", "k"),
-    ("cu_seqlens_kv_new", "k"),
-    ("cu_seqlens_kv_new", "cu_seqlens_q"),
-];
+const NEEDS: &[(&str, &str)] =
+    &[("k", "v"), ("v", "k"), ("slot_mapping", "k"), ("cu_seqlens_kv_new", "k"), ("cu_seqlens_kv_new", "cu_seqlens_q")];
 
 /// Refuses a file that holds such a tensor.
 pub fn refuse(file: &File, rotates: bool) -> Result<()> {

@@ -2,7 +2,7 @@
 //! the user's own WGSL are the exception: the oracle cannot run them, and the table says so.
 
 mod axes;
-mod cache;
+pub mod cache;
 mod ceilings;
 mod figures;
 mod gradients;

@@ -120,7 +120,8 @@ fn one_token(criterion: &mut Criterion, attention: &FlashAttention) {
     let lengths = [(); 2].map(|()| of(append.plan(), Operand::CacheSeqlens));
     let layers: Vec<_> = (0..LAYERS)
         .map(|_| {
-            let caches = [Operand::KCache, Operand::VCache, Operand::PageTable].map(|operand| of(append.plan(), operand));
+            let caches =
+                [Operand::KCache, Operand::VCache, Operand::PageTable].map(|operand| of(append.plan(), operand));
             (caches, of(decode.plan(), Operand::O), of(decode.plan(), Operand::Lse))
         })
         .collect();

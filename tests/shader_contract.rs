@@ -149,7 +149,7 @@ fn variants_over_caches() -> Vec<Specialization> {
                 for cache in caches {
                     let problem = AttentionProblem::new(shape).with_element(element).with_causal().with_cache(cache);
                     // Functions of the caller are told positions.
-                    let own = with_mask_mod(problem.clone().with_score(score_mod("")));
+                    let own = with_mask_mod(problem.clone()).with_aux(99);
                     for (problem, splits) in [(problem.clone(), 1), (problem, 3), (own, 1)] {
                         let problem = problem.with_seqlens_kv_at_call();
                         let plan = Plan::forward(&problem, &device).with_splits(splits).build();

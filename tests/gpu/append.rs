@@ -423,6 +423,8 @@ fn from_slices() {
     assert!(matches!(short, Err(Error::SliceTooShort { operand: Operand::PageTable, needed: 603, found: 602 })));
     let missing = pollster::block_on(attention.append(&append, &slices));
     assert!(matches!(missing, Err(Error::SliceTooShort { operand: Operand::CacheSeqlens, found: 0, .. })));
+    let words = missing.unwrap_err().to_string();
+    assert!(words.contains("no slice for cache_seqlens was given") && words.contains("with_cache_seqlens of Append"));
 
     let by_slots = append.clone().with_slot_mapping();
     let run_slots = |slots: &[u32]| {

@@ -312,6 +312,10 @@ fn bench_checks_what_it_times() {
         assert!(done.status.success() && stdout.lines().count() == 1, "{cache}: {stdout}{stderr}");
         assert!(stdout.contains("flash_decode") && stdout.contains(r#""error":null"#), "{cache}: {stdout}");
     }
+    for other in [["--pass", "backward"], ["--pass", "both"], ["--algorithm", "standard"]] {
+        let done = place.flash(&[&["bench", "--cache", "int8"], &other[..]].concat());
+        assert!(!done.status.success() && text(&done.stderr).contains("flash attention alone reads one"), "{other:?}");
+    }
     let done = place.flash(&["bench", "--cache", "paged:0"]);
     assert!(!done.status.success() && text(&done.stderr).contains("at least 1"));
 }

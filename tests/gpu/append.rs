@@ -7,7 +7,7 @@ use wgpu_flash_attention::{
     Element, ElementType, Error, InvalidProblem, KvCache, Operand, Plan, Rotary, TensorLayout,
 };
 
-use crate::support::{Guarded, Library, Random, Variant, from_bytes, library, to_bytes};
+use crate::support::{Guarded, Library, Random, Variant, from_bytes, library, to_bytes, words};
 
 /// What is in a cache before an append: it must still be there afterwards.
 const OLD: u8 = 0xa5;
@@ -370,6 +370,30 @@ fn shorter_calls_and_nothing() {
         let given = Given { cu_seqlens_new: vec![0; 4], cache_seqlens: vec![0; 3], ..Given::random(&packed, 73) };
         check(library(Variant::Full), &packed, &given);
     }
+}
+
+/// K and V of a cache may lie side by side in one buffer, `[batch, 2, positions, heads, dim]`, but not at one place.
+#[test]
+fn one_buffer_for_both_caches() {
+    let shape = AttentionShape { head_dim_v: 40, ..shape(2, 40) };
+    let attention = library(Variant::Full);
+    let whole = KvCache::contiguous(&shape, CacheElement::F32);
+    let half = whole.k.stride_batch;
+    let k = TensorLayout { stride_batch: 2 * half, ..whole.k };
+    let beside = whole.with_layouts(k, TensorLayout { offset: half, ..k });
+    let given = Guarded::at(attention, 512, &vec![0; 1 << 20]);
+    let cache = Guarded::at(attention, 512, &vec![0; 2 << 20]);
+    let lengths = Guarded::at(attention, 512, &words(&[0, 5, 9]));
+    let encode = |cache_of: KvCache| {
+        let append = AppendProblem::new(shape, cache_of);
+        let append = pollster::block_on(attention.prepare_append(&append)).expect("it can be prepared");
+        let buffers = AppendBuffers::new(given.slice(), given.slice(), cache.slice(), cache.slice())
+            .with(Operand::CacheSeqlens, lengths.slice());
+        append.encode(&mut attention.device().create_command_encoder(&Default::default()), &buffers)
+    };
+    assert_eq!(encode(beside), Ok(()));
+    let aliased = Error::BufferAliased { output: Operand::KCache, other: Operand::VCache };
+    assert_eq!(encode(whole), Err(aliased));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What encoding a prepared forward costs the host, in microseconds per encode: nothing is submitted.
+//! What encoding a prepared operation costs the host, in microseconds per encode: nothing is submitted.
 //!
 //! `cargo bench --bench host_overhead`
 
@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, Call, FlashAttention, ForwardBuffers, Operand, PreparedForward,
+    AppendBuffers, AppendProblem, AttentionProblem, AttentionShape, CacheElement, Call, FlashAttention, ForwardBuffers,
+    KvCache, Operand, Plan, PreparedForward, Rotary,
 };
 
 /// Encodes that share one command encoder. Making and finishing the encoder is not counted.
@@ -86,6 +87,67 @@ fn host_overhead(criterion: &mut Criterion) {
                 });
             }
             spent
+        });
+    });
+    group.finish();
+    one_token(criterion, &attention);
+}
+
+/// One token of one layer over a cache, as in a generation: every layer has buffers of its own, and the lengths before and after
+/// a step change places.
+fn one_token(criterion: &mut Criterion, attention: &FlashAttention) {
+    const LAYERS: usize = 32;
+    let shape = AttentionShape::new(1, 8, 1, 64).with_num_heads_kv(2).with_seqlen_kv(1024);
+    let cache = KvCache::paged(&shape, CacheElement::F16, 64, 16);
+    let append = AppendProblem::new(shape, cache)
+        .with_rotary(Rotary::halves(64, 1024))
+        .with_rotated_q_in_place()
+        .with_new_cache_seqlens();
+    let append = pollster::block_on(attention.prepare_append(&append)).expect("the problem is sound");
+    let over = AttentionProblem::new(shape).with_causal().with_cache(cache).with_seqlens_kv_at_call();
+    let decode = pollster::block_on(attention.prepare_forward(&over)).expect("the problem is sound");
+
+    let of = |plan: &Plan, operand: Operand| {
+        attention.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(operand.name()),
+            size: plan.required_bytes(operand),
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        })
+    };
+    let shared = [Operand::Q, Operand::K, Operand::V, Operand::RotaryCos, Operand::RotarySin]
+        .map(|operand| of(append.plan(), operand));
+    let lengths = [(); 2].map(|()| of(append.plan(), Operand::CacheSeqlens));
+    let layers: Vec<_> = (0..LAYERS)
+        .map(|_| {
+            let caches =
+                [Operand::KCache, Operand::VCache, Operand::PageTable].map(|operand| of(append.plan(), operand));
+            (caches, of(decode.plan(), Operand::O), of(decode.plan(), Operand::Lse))
+        })
+        .collect();
+    let mut group = criterion.benchmark_group("encode a token of a layer");
+    group.sample_size(20);
+    group.bench_function("append and attention", |bencher| {
+        bencher.iter_custom(|count| {
+            encodes(attention, count, |encoder, index| {
+                let ([k_cache, v_cache, table], o, lse) = &layers[index as usize % LAYERS];
+                let [q, k, v, cos, sin] = &shared;
+                let step = index as usize / LAYERS;
+                let [before, after] = [&lengths[step % 2], &lengths[(step + 1) % 2]];
+                let buffers = AppendBuffers::new(k.slice(..), v.slice(..), k_cache.slice(..), v_cache.slice(..))
+                    .with(Operand::Q, q.slice(..))
+                    .with(Operand::RotaryCos, cos.slice(..))
+                    .with(Operand::RotarySin, sin.slice(..))
+                    .with(Operand::CacheSeqlens, before.slice(..))
+                    .with(Operand::NewCacheSeqlens, after.slice(..))
+                    .with(Operand::PageTable, table.slice(..));
+                append.encode(encoder, &buffers).expect("the buffers fit");
+                let own = (q.slice(..), k_cache.slice(..), v_cache.slice(..), o.slice(..), lse.slice(..));
+                let buffers = ForwardBuffers::new(own.0, own.1, own.2, own.3, own.4)
+                    .with(Operand::SeqlensKv, after.slice(..))
+                    .with(Operand::PageTable, table.slice(..));
+                decode.encode(encoder, &buffers).expect("the buffers fit");
+            })
         });
     });
     group.finish();

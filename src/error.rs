@@ -225,9 +225,17 @@ fn too_short(form: &str, how: &str, operand: Operand, [needed, found]: [u64; 2],
         (0, Operand::Sink) => "with_sink",
         (0, Operand::Aux) => "with_aux",
         (0, Operand::SeqlensQ | Operand::SeqlensKv | Operand::CuSeqlensQ | Operand::CuSeqlensKv) => "",
+        (0, Operand::PageTable) => "with_page_table",
+        (0, Operand::CacheSeqlens) => "with_cache_seqlens",
+        (0, Operand::SlotMapping) => "with_slot_mapping",
+        (0, Operand::CuSeqlensNew) => "with_cu_seqlens_new",
+        (0, Operand::RotaryCos | Operand::RotarySin) => "with_rotary",
+        (0, Operand::NewCacheSeqlens | Operand::QRotated) => "",
         _ => return format!("the {form} for {operand} is {how}: the tensor needs {needed} {unit}, {found} were given"),
     };
+    let of_attention = matches!(operand, Operand::Bias | Operand::KeyMask | Operand::Sink | Operand::Aux);
     let remedy = match form {
+        "slice" if !of_attention => format!("call {setter} of AppendSlices or CacheSlices"),
         "slice" => format!("call forward_with, and {setter} of ForwardSlices or BackwardSlices"),
         _ => format!("call Buffers::with(Operand::{operand:?}, …)"),
     };

@@ -77,3 +77,7 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/flex-attention.md")]
 struct FlexAttention;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/caches.md")]
+struct Caches;

@@ -152,8 +152,10 @@ fn variants_over_caches() -> Vec<Specialization> {
                     [KvCache::contiguous(&shape, cache_element), KvCache::paged(&shape, cache_element, 300, 16)];
                 for cache in caches {
                     let problem = AttentionProblem::new(shape).with_element(element).with_causal().with_cache(cache);
-                    for splits in [1, 3] {
-                        let problem = problem.clone().with_seqlens_kv_at_call();
+                    // Functions of the caller are told positions.
+                    let own = with_mask_mod(problem.clone()).with_aux(99);
+                    for (problem, splits) in [(problem.clone(), 1), (problem, 3), (own, 1)] {
+                        let problem = problem.with_seqlens_kv_at_call();
                         let plan = Plan::forward(&problem, &device).with_splits(splits).build();
                         let passes = plan.expect("every device reads caches").passes().to_vec();
                         variants.extend(passes.into_iter().map(|pass| pass.specialization));

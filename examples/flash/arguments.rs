@@ -59,11 +59,13 @@ pub struct RunOptions {
     /// seqlen_kv]) belong to --block-mask documents.
     ///
     /// With k_cache and v_cache, K and V are in a cache: batch × positions × heads × dim, or with a page_table (integers, batch ×
-    /// pages of a sequence) pages × positions of a page × heads × dim; F32, F16, BF16, or U32 for int8, with 1 + dim / 4 words for a
-    /// row. cache_seqlens (integers, one for each sequence) says how many positions each has. k and v, if there are some, are
-    /// appended first, behind these, or where slot_mapping (integers, one for each new token; 4294967295 is nowhere) says; the
-    /// rows of q are the last of each sequence. With cu_seqlens_q, q is packed, and so are k and v, by cu_seqlens_kv_new or the
-    /// same sums. rotary_cos and rotary_sin (positions × rotary_dim / 2, or batch × tokens × rotary_dim / 2) belong to --rotary.
+    /// pages of a sequence) pages × positions of a page × heads × dim; F32, F16, BF16, or U32 for int8, with 1 + ⌈dim / 4⌉ words for
+    /// a row. cache_seqlens (integers, one for each sequence) says how many positions each has, before the append. k and v, if there
+    /// are some, are appended first, behind these, or where slot_mapping (integers, one for each new token; 4294967295 and -1 are
+    /// nowhere) says; a sequence then has its new tokens more, and the rows of q are the last of it. With cu_seqlens_q, q is packed,
+    /// and so are k and v, by cu_seqlens_kv_new or the same sums. A bias and a mask have the cache's positions as keys. rotary_cos and
+    /// rotary_sin (positions × rotary_dim / 2, or a row for each new token: batch × tokens × rotary_dim / 2, of packed ones 1 × all
+    /// tokens × rotary_dim / 2) belong to --rotary. Nothing has a gradient over a cache or with --rotary.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
     /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q, of packed sequences heads × all rows), and with d_o

@@ -51,6 +51,8 @@ struct Summary {
 /// Tables of rotary embeddings.
 pub struct Rotation {
     rotary: Rotary,
+    /// Sequences and tokens of the tables, if they have a row for each token.
+    of_tokens: Option<[u32; 2]>,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -58,6 +60,7 @@ pub struct Rotation {
 /// Rows to rotate: the layout and `[batch, heads, rows, dim]`, the position of each sequence's first, and where sequences start if
 /// they are packed.
 pub struct Rows<'a> {
+    pub name: &'static str,
     pub layout: TensorLayout,
     pub counts: [u32; 4],
     pub firsts: &'a [u32],
@@ -127,13 +130,21 @@ pub async fn run(options: &RunOptions, file: &File, choice: device::Choice<'_>, 
     };
     let q = match &rotation {
         Some(rotation) => {
+            if rotation.of_tokens.is_none()
+                && let Some(batch) = (0..rows.len()).find(|batch| rows[*batch] > totals[*batch])
+            {
+                return Err(file.failure(format_args!(
+                    "sequence {batch} has {} rows of q and {} positions; --rotary has no angles before the first",
+                    rows[batch], totals[batch]
+                )));
+            }
             let firsts: Vec<u32> = totals.iter().zip(&rows).map(|(total, rows)| total.saturating_sub(*rows)).collect();
             let count =
                 case.cu_seqlens_q.as_ref().map_or(case.shape.seqlen_q, |sums| sums.last().copied().unwrap_or(0));
             let AttentionShape { batch, num_heads, head_dim, .. } = case.shape;
             let sums = case.cu_seqlens_q.as_deref();
             let counts = [batch, num_heads, count, head_dim];
-            let rows = Rows { layout: case.layout.of(&case.shape).q, counts, firsts: &firsts, sums };
+            let rows = Rows { name: "q", layout: case.layout.of(&case.shape).q, counts, firsts: &firsts, sums };
             rotation.of(&gpu, case.element, case.q, &rows).await?
         }
         None => case.q.to_vec(),
@@ -166,7 +177,9 @@ fn refuse(options: &RunOptions, file: &File) -> Result<()> {
         () if options.element.is_some() => "--element converts no cache: leave it out",
         () if options.probabilities.is_some() => "probabilities are not computed over a cache",
         () if options.blocks.block_mask.is_some() => "--block-mask is not for a cache: use --mask-mod",
+        () if options.block_size.is_some() => "--block-size belongs to a block_mask, which is not for a cache",
         () if file.has("d_o") => "nothing has a gradient over a cache: leave d_o out",
+        () if file.has("alibi_slopes") && options.scores.alibi => "it has alibi_slopes too: leave --alibi out",
         () => return Ok(()),
     };
     Err(file.failure(format_args!("has k_cache; {reason}")))
@@ -196,6 +209,9 @@ async fn append_to<T: ElementType, C: CacheType>(
     let [k_cache, v_cache] = [case.k_cache, case.v_cache].map(typed::<C>);
     let mut slices = AppendSlices::new(&k, &v, &k_cache, &v_cache).with_cache_seqlens(&case.cache_seqlens);
     if let Some(rotation) = rotation {
+        let [batch, tokens] =
+            sums.as_ref().map_or([shape.batch, *seqlen], |sums| [1, sums.last().copied().unwrap_or(0)]);
+        rotation.check_tokens("the new k", [batch, tokens])?;
         problem = problem.with_rotary(rotation.rotary);
         slices = slices.with_rotary(&rotation.cos, &rotation.sin);
     }
@@ -299,9 +315,21 @@ impl Rotation {
             Pairs::Halves => Rotary::halves(rotary_dim, positions.unwrap_or(0)),
         };
         let rotary = if positions.is_none() { rotary.per_token() } else { rotary };
+        let of_tokens = if let [batch, tokens, _] = cos.dims[..] { Some([batch, tokens]) } else { None };
         let [cos, sin] =
             [cos, sin].map(|table| elements::decode(table.element, table.bytes).map(|value| value as f32).collect());
-        Ok(Some(Self { rotary, cos, sin }))
+        Ok(Some(Self { rotary, of_tokens, cos, sin }))
+    }
+
+    /// Whether tables of tokens have those of these rows.
+    fn check_tokens(&self, name: &str, [batch, tokens]: [u32; 2]) -> Result<()> {
+        match self.of_tokens {
+            Some(dims) if dims != [batch, tokens] => Err(Failure::new(format_args!(
+                "rotary_cos and rotary_sin have rows for {} × {} tokens; {name} has {batch} × {tokens}",
+                dims[0], dims[1]
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Rows, rotated.
@@ -313,6 +341,7 @@ impl Rotation {
 /// As Q of an append that stores nothing.
 async fn rotated<T: ElementType>(rotation: &Rotation, gpu: &Gpu, bytes: &[u8], rows: &Rows<'_>) -> Result<Vec<u8>> {
     let [batch, num_heads, count, head_dim] = rows.counts;
+    rotation.check_tokens(rows.name, [if rows.sums.is_some() { 1 } else { batch }, count])?;
     let seqlen =
         rows.sums.map_or(count, |sums| sums.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or(0));
     let last = rows.firsts.iter().map(|first| first.saturating_add(seqlen)).max().unwrap_or(0);
@@ -361,6 +390,9 @@ impl<'a> Case<'a> {
         if cu_seqlens_q.is_none() && q_batch != batch {
             return wrong(format!("q has {q_batch} sequences, cache_seqlens {batch}"));
         }
+        if let Some(end) = cu_seqlens_q.as_ref().and_then(|sums| sums.last()).filter(|end| **end != q_rows) {
+            return wrong(format!("cu_seqlens_q ends at {end}, and q has {q_rows} rows"));
+        }
         let (k_element, k_dims, k_cache) = cached(file, "k_cache")?;
         let (v_element, v_dims, v_cache) = cached(file, "v_cache")?;
         let ([pages, rows, num_heads_kv, k_width], [.., v_width]) = (k_dims, v_dims);
@@ -384,7 +416,8 @@ impl<'a> Case<'a> {
         if v_width != k_element.row_len(head_dim_v) {
             return wrong(format!("v_cache has rows of {v_width} entries, which are not head_dim_v = {head_dim_v}"));
         }
-        let page_table = integers(file, "page_table", 2)?;
+        // Entries that no position needs may hold anything; 4294967295 is never a page.
+        let page_table = integers_or(file, "page_table", 2, |_| Some(u32::MAX))?;
         let capacity = page_table.as_ref().map_or(rows, |(dims, _)| dims[1].saturating_mul(rows).min(MAX_LENGTH));
         let seqlen_q = cu_seqlens_q.as_deref().map_or(q_rows, longest);
         let shape = AttentionShape::new(batch, num_heads, seqlen_q, head_dim)
@@ -406,19 +439,21 @@ impl<'a> Case<'a> {
         {
             return wrong(format!("k has {heads} heads of {dim}; the cache has {num_heads_kv} of {head_dim}"));
         }
+        let new = new.map(|(new, _)| new);
+        let slot_mapping = new.as_ref().map_or(Ok(None), |new| slots(file, batch, new))?;
         Ok(Self {
             shape,
             layout,
             element: q.element,
             q: q.bytes,
-            new: new.map(|(new, _)| new),
+            new,
             cache,
             k_cache,
             v_cache,
             cache_dims: [k_dims.to_vec(), v_dims.to_vec()],
             cache_seqlens,
             page_table: page_table.map(|(_, table)| table),
-            slot_mapping: slots(file)?,
+            slot_mapping,
             cu_seqlens_q,
         })
     }
@@ -580,19 +615,39 @@ fn cached<'a>(file: &'a File, name: &str) -> Result<(CacheElement, [u32; 4], &'a
 
 /// A tensor of integers with so many dimensions, if it is there.
 fn integers(file: &File, name: &str, rank: usize) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
+    integers_or(file, name, rank, |_| None)
+}
+
+/// The same, where `other` may say what stands for an integer that is no u32.
+fn integers_or(
+    file: &File,
+    name: &str,
+    rank: usize,
+    other: impl Fn(i128) -> Option<u32>,
+) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
     let tensors = file.parse()?;
     let Ok(view) = tensors.tensor(name) else { return Ok(None) };
     let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
     if dims.len() != rank {
         return Err(file.failure(format_args!("'{name}' has the shape {dims:?}; {rank} dimensions are needed")));
     }
-    file.integers(name, &[&dims], "")
+    file.integers_or(name, &[&dims], "", other)
 }
 
-/// A slot for each new token, of any shape.
-fn slots(file: &File) -> Result<Option<Vec<u32>>> {
-    let rank = file.parse()?.tensor("slot_mapping").map_or(1, |view| view.shape().len());
-    Ok(integers(file, "slot_mapping", rank)?.map(|(_, slots)| slots))
+/// A slot for each new token: `[tokens]`, or `[batch, seqlen]` where they are not packed. -1 stores nothing, as 4294967295 does.
+fn slots(file: &File, batch: u32, new: &New<'_>) -> Result<Option<Vec<u32>>> {
+    let nowhere = |slot| (slot == -1).then_some(u32::MAX);
+    let slots = match &new.sums {
+        Some(sums) => {
+            let tokens = sums.last().copied().unwrap_or(0);
+            file.integers_or("slot_mapping", &[&[tokens]], "[tokens]", nowhere)
+        }
+        None => {
+            let (of_all, of_each) = ([batch.saturating_mul(new.seqlen)], [batch, new.seqlen]);
+            file.integers_or("slot_mapping", &[&of_all, &of_each], "[tokens] or [batch, seqlen]", nowhere)
+        }
+    };
+    Ok(slots?.map(|(_, slots)| slots))
 }
 
 fn sums(file: &File, name: &str, batch: u32) -> Result<Option<Vec<u32>>> {

@@ -21,6 +21,7 @@ mod tensors;
 mod text;
 mod timing;
 mod tune;
+mod unused;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -18,7 +18,7 @@ pub struct WgslFiles {
     #[arg(long, value_name = "FILE", requires = "score_mod")]
     pub score_mod_grad: Option<PathBuf>,
     /// A file in WGSL with fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool: whether the row may see the
-    /// key.
+    /// key. Over a cache q_idx is the row's position, here and in score_mod.
     #[arg(long, value_name = "FILE")]
     pub mask_mod: Option<PathBuf>,
 }

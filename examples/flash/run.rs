@@ -18,7 +18,7 @@ use crate::resident::{self, Resident, ResidentGradients};
 use crate::target::Target;
 use crate::tensors::{self, Bias, File, Inputs, Outputs};
 use crate::timing::{self, Effort};
-use crate::{device, text};
+use crate::{device, text, unused};
 
 /// What was run, for people and for `--json`.
 #[derive(Serialize)]
@@ -55,6 +55,7 @@ struct Answer {
 
 pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let file = File::read(&options.input)?;
+    unused::refuse(&file, options.rotary.is_some())?;
     if file.has("k_cache") {
         return cached::run(options, &file, choice, out).await;
     }
@@ -133,6 +134,10 @@ async fn rotated(
     choice: device::Choice<'_>,
 ) -> Result<Option<[Vec<u8>; 2]>> {
     let Some(rotation) = Rotation::read(options, file)? else { return Ok(None) };
+    if inputs.d_o.is_some() {
+        let reason = "has d_o; rotary embeddings have no gradient: rotate q and k beforehand, and leave --rotary out";
+        return Err(file.failure(reason));
+    }
     let gpu = device::open(choice).await?;
     let (shape, layout) = (inputs.shape, inputs.layout.of(&inputs.shape));
     let firsts = vec![0; shape.batch as usize];
@@ -140,8 +145,8 @@ async fn rotated(
     let count = |side: usize, seqlen: u32| of(side).map_or(seqlen, |sums| sums.last().copied().unwrap_or(0));
     let q_counts = [shape.batch, shape.num_heads, count(0, shape.seqlen_q), shape.head_dim];
     let k_counts = [shape.batch, shape.num_heads_kv, count(1, shape.seqlen_kv), shape.head_dim];
-    let q = Rows { layout: layout.q, counts: q_counts, firsts: &firsts, sums: of(0) };
-    let k = Rows { layout: layout.k, counts: k_counts, firsts: &firsts, sums: of(1) };
+    let q = Rows { name: "q", layout: layout.q, counts: q_counts, firsts: &firsts, sums: of(0) };
+    let k = Rows { name: "k", layout: layout.k, counts: k_counts, firsts: &firsts, sums: of(1) };
     Ok(Some([
         rotation.of(&gpu, inputs.element, inputs.q, &q).await?,
         rotation.of(&gpu, inputs.element, inputs.k, &k).await?,

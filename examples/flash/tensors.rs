@@ -372,6 +372,17 @@ impl File {
 
     /// A tensor of integers of any type, none of them negative, of one of these shapes. Its shape, and the integers.
     pub fn integers(&self, name: &str, shapes: &[&[u32]], wanted: &str) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
+        self.integers_or(name, shapes, wanted, |_| None)
+    }
+
+    /// The same, where `other` may say what stands for an integer that is no u32.
+    pub fn integers_or(
+        &self,
+        name: &str,
+        shapes: &[&[u32]],
+        wanted: &str,
+        other: impl Fn(i128) -> Option<u32>,
+    ) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
         let tensors = self.parse()?;
         let Ok(view) = tensors.tensor(name) else { return Ok(None) };
         let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
@@ -401,9 +412,10 @@ impl File {
             i128::from_le_bytes(all)
         };
         let integers = view.data().chunks_exact(size).map(integer);
-        let lengths: Option<Vec<u32>> = integers.clone().map(|integer| u32::try_from(integer).ok()).collect();
+        let in_u32 = |integer: i128| u32::try_from(integer).ok().or_else(|| other(integer));
+        let lengths: Option<Vec<u32>> = integers.clone().map(in_u32).collect();
         lengths.map(|lengths| Some((fitting.to_vec(), lengths))).ok_or_else(|| {
-            let wrong = integers.clone().find(|integer| u32::try_from(*integer).is_err()).unwrap_or_default();
+            let wrong = integers.clone().find(|integer| in_u32(*integer).is_none()).unwrap_or_default();
             self.failure(format_args!("'{name}' holds {wrong}; only 0 to 4294967295 can be used"))
         })
     }

@@ -133,8 +133,9 @@ pub(super) struct Group {
     last_use: u64,
 }
 
-/// Sets of buffers that one operation remembers. It is enough for one operation that serves all layers of a model.
-pub(super) const BIND_GROUPS: usize = 128;
+/// Sets of buffers that one operation remembers. It is enough for one operation that serves all layers of a model: an append has three
+/// passes, and lengths that change places in each step give each of them two sets in each of 80 layers.
+pub(super) const BIND_GROUPS: usize = 512;
 
 impl BindGroups {
     /// The bind group of the pass with this index and layout.

@@ -320,9 +320,8 @@ impl FlashAttention {
             let page_table = slices.page_table.unwrap_or_default();
             inputs.push(Input::new(&plan, Operand::PageTable, page_table)?);
             let positions = |batch| 0..problem.lengths_of(batch).1;
-            let found = (0..problem.shape.batch)
-                .find_map(|batch| cache.places(&problem.shape, page_table, batch, positions(batch)).err());
-            if let Some(reason) = found {
+            let fault = |batch| cache.fault_of_pages(page_table, batch, &positions(batch));
+            if let Some(reason) = (0..problem.shape.batch).find_map(fault) {
                 return Err(Error::InvalidTable { operand: Operand::PageTable, reason });
             }
         }

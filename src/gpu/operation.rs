@@ -116,9 +116,11 @@ impl Operation {
         }
         if tensor.usage == Usage::Write {
             for other in self.plan.tensors().iter().filter(|other| other.operand != operand) {
-                let is_shared = slices[other.operand as usize].is_some_and(|o| o.buffer() == slice.buffer());
-                let may_share = self.plan.may_share(operand, other.operand);
-                if is_shared && other.required_bytes() > 0 && !may_share {
+                let Some(shared) = slices[other.operand as usize].filter(|o| o.buffer() == slice.buffer()) else { continue };
+                // K and V of a cache may lie in one buffer, but not at one place.
+                let is_same = shared.offset() == slice.offset() && other.layout == tensor.layout;
+                let may_share = !is_same && self.plan.may_share(operand, other.operand);
+                if other.required_bytes() > 0 && !may_share {
                     return Err(Error::BufferAliased { output: operand, other: other.operand });
                 }
             }

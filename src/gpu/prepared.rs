@@ -161,7 +161,7 @@ impl<D> Prepared<D> {
         self.operation.num_dispatches(call)
     }
 
-    /// Drops the caller's buffers. The operation remembers buffers that came in two or more of the last calls, at most 128
+    /// Drops the caller's buffers. The operation remembers buffers that came in two or more of the last calls, at most 512
     /// sets, so that it does not make their bind groups again. This keeps their memory until other buffers replace them,
     /// the operation is dropped, or this is called. (`wgpu::Buffer::destroy` frees the memory in any case.)
     pub fn release_buffers(&self) {

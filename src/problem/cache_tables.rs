@@ -101,21 +101,29 @@ impl KvCache {
         batch: u32,
         positions: Range<u32>,
     ) -> Result<Vec<u64>, String> {
-        let Some(Pages { num_pages, page_size, max_pages }) = self.pages else {
+        let Some(Pages { page_size, max_pages, .. }) = self.pages else {
             let first = u64::from(batch) * u64::from(shape.seqlen_kv);
             return Ok(positions.map(|position| first + u64::from(position)).collect());
         };
-        let pages = &page_table[batch as usize * max_pages as usize..];
-        let mut places = Vec::with_capacity(positions.len());
-        for position in positions {
-            let entry = position / page_size;
-            let page = pages[entry as usize];
-            if page >= num_pages {
-                return Err(format!("entry {entry} of sequence {batch} is page {page}; there are {num_pages} pages"));
-            }
-            places.push(u64::from(page) * u64::from(page_size) + u64::from(position % page_size));
+        if let Some(reason) = self.fault_of_pages(page_table, batch, &positions) {
+            return Err(reason);
         }
-        Ok(places)
+        let pages = &page_table[batch as usize * max_pages as usize..];
+        let place = |position: u32| {
+            let page = pages[(position / page_size) as usize];
+            u64::from(page) * u64::from(page_size) + u64::from(position % page_size)
+        };
+        Ok(positions.map(place).collect())
+    }
+
+    /// The entry of the page table that does not exist, if these positions of a sequence need one.
+    pub(crate) fn fault_of_pages(&self, page_table: &[u32], batch: u32, positions: &Range<u32>) -> Option<String> {
+        let Pages { num_pages, page_size, max_pages } = self.pages.filter(|_| !positions.is_empty())?;
+        let pages = &page_table[batch as usize * max_pages as usize..];
+        let mut entries = positions.start / page_size..positions.end.div_ceil(page_size);
+        let entry = entries.find(|entry| pages[*entry as usize] >= num_pages)?;
+        let page = pages[entry as usize];
+        Some(format!("entry {entry} of sequence {batch} is page {page}; there are {num_pages} pages"))
     }
 }
 

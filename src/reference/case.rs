@@ -45,8 +45,15 @@ impl<'a> Case<'a> {
     }
 
     /// What `score_mod` makes of a score.
-    pub(super) fn score_mod(&self, score: f64, (batch, head, row, key): Cell) -> Score {
-        self.score_mod.expect("the case has the problem's score_mod")(score, [batch, head, row, key])
+    pub(super) fn score_mod(&self, score: f64, cell: Cell) -> Score {
+        self.score_mod.expect("the case has the problem's score_mod")(score, self.cell_of_wgsl(cell))
+    }
+
+    /// What functions in WGSL are told. Over a cache, a row counts as its position: the last row is at the last key.
+    fn cell_of_wgsl(&self, (batch, head, row, key): Cell) -> [u32; 4] {
+        let (seqlen_q, seqlen_kv) = self.problem.lengths_of(batch);
+        let row = if self.problem.cache().is_some() { (row + seqlen_kv).saturating_sub(seqlen_q) } else { row };
+        [batch, head, row, key]
     }
 
     /// The logit that joins the sum of a row: −∞ where there is none, or no such row.
@@ -79,7 +86,7 @@ impl<'a> Case<'a> {
             }
             KeyMask::Wgsl(_) => {
                 let mask_mod = self.mask_mod.expect("the case has the problem's mask_mod");
-                mask_mod([cell.0, cell.1, cell.2, cell.3])
+                mask_mod(self.cell_of_wgsl(cell))
             }
         })
     }

@@ -58,7 +58,7 @@ fn chain_files(specialization: &Specialization) -> impl Iterator<Item = File> {
         Storage::F16 | Storage::F16Packed | Storage::Bf16 => wgsl!("slots/tanh/close.wgsl"),
     });
     let of_positions = ["documents", "longformer", "prefix", "strided"];
-    let asks_positions = key_masks.names().any(|name| of_positions.contains(&name));
+    let asks_positions = specialization.wgsl.by_position || key_masks.names().any(|name| of_positions.contains(&name));
     let positions = asks_positions.then_some(wgsl!("common/position.wgsl"));
     let sink = specialization.has_sink.then_some(wgsl!("common/sink.wgsl"));
     let modifiers = score_mods.names().filter_map(|name| chained("score", name)).collect::<Vec<_>>();

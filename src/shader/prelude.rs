@@ -135,6 +135,14 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
     lists_of_lengths(&mut lists, specialization.lengths_at_call);
     lists_of_sequences(&mut lists, specialization);
+    // The row that functions in the caller's own WGSL are told.
+    lists.names(
+        "WGSL_ROW",
+        vec![match specialization.wgsl.by_position {
+            true => "u32(max(position_of(cell.batch, min(cell.i, params.seqlen_q - 1u)), 0))",
+            false => "min(cell.i, params.seqlen_q - 1u)",
+        }],
+    );
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         _ => vec!["k", "v"],

@@ -202,6 +202,91 @@ fn what_does_not_fit_is_refused() {
 }
 
 #[test]
+fn what_nothing_would_use_is_refused() {
+    let place = Workplace::new();
+    let refuses = |tensors: Vec<Given>, options: &[&str], reason: &str| {
+        let input = place.write("in", &file(&tensors));
+        let output = place.path("out");
+        place.refuses(&[&["run", &input, &output], options].concat(), reason);
+    };
+    let without = |mut tensors: Vec<Given>, name: &str| {
+        tensors.retain(|tensor| tensor.name != name);
+        tensors
+    };
+    let with = |mut tensors: Vec<Given>, given: Given| {
+        tensors.push(given);
+        tensors
+    };
+    refuses(without(cached(6, 6, None), "v"), &[], "has k, which nothing uses over a cache without v");
+    refuses(without(cached(6, 6, None), "k"), &[], "has v, which nothing uses over a cache without k");
+    refuses(without(cached(6, 6, None), "k_cache"), &[], "has v_cache, which nothing uses without k_cache");
+    let slots = u32s("slot_mapping", &[2], &[1, 2]);
+    refuses(with(cached(6, TOKENS, None), slots), &[], "slot_mapping, which nothing uses over a cache without k");
+    let padded = u32s("seqlens_kv", &[2], &[1, 2]);
+    refuses(with(cached(6, 6, None), padded), &[], "has seqlens_kv, which nothing uses over a cache");
+    let table = |rows: &[usize]| {
+        let len = rows.iter().product();
+        ["rotary_cos", "rotary_sin"].map(|name| f32s(name, rows, vec![1.0; len].into_iter()))
+    };
+    let turned = |tensors: Vec<Given>, rows: &[usize]| table(rows).into_iter().fold(tensors, with);
+    refuses(turned(cached(6, 6, None), &[16, 3]), &[], "has rotary_cos, which nothing uses without --rotary");
+    let halves = &["--rotary", "halves"];
+    refuses(turned(cached(6, 6, None), &[3, 3, 3]), halves, "rows for 3 × 3 tokens; the new k has 2 × 3");
+    refuses(turned(cached(0, 6, None), &[2, 3, 3]), halves, "rows for 2 × 3 tokens; q has 2 × 9");
+    let short = without(cached(0, TOKENS, None), "cache_seqlens");
+    let short = with(short, u32s("cache_seqlens", &[BATCH], &[TOKENS as u32, 8]));
+    refuses(turned(short, &[16, 3]), halves, "sequence 1 has 9 rows of q and 8 positions");
+    let mut d_o = rows("q", 0.3, 4, 0..TOKENS);
+    d_o.name = "d_o";
+    refuses(turned(with(dense(0), d_o), &[16, 3]), halves, "rotary embeddings have no gradient");
+    let slopes = f32s("alibi_slopes", &[4], [0.5; 4].into_iter());
+    refuses(with(cached(6, 6, None), slopes), &["--alibi"], "leave --alibi out");
+    let rows_of = |q: usize, kv: usize| {
+        let packed = |name, rows: usize, heads: usize| {
+            f32s(name, &[rows, heads, DIM], (0..rows * heads * DIM).map(|n| (n as f32).sin()))
+        };
+        let sums = u32s("cu_seqlens_q", &[BATCH + 1], &[0, 2, 5]);
+        let without_q = without(cached(6, 6, None), "q");
+        let without_kv = without(without(without_q, "k"), "v");
+        [packed("q", q, 4), packed("k", kv, 2), packed("v", kv, 2), sums].into_iter().fold(without_kv, with)
+    };
+    refuses(rows_of(6, 5), &[], "cu_seqlens_q ends at 5, and q has 6 rows");
+    refuses(rows_of(5, 6), &[], "the new k and v have 6 rows, their sums end at 5");
+}
+
+/// As vLLM writes them: I32, with -1 where there is no page and where nothing is stored.
+#[test]
+fn minus_one_is_no_page_and_no_slot() {
+    let place = Workplace::new();
+    let signed = |name, shape: &[usize], values: &[i32]| {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Given { name, dtype: Dtype::I32, shape: shape.to_vec(), bytes }
+    };
+    let replaced = |mut tensors: Vec<Given>, given: Given| {
+        tensors.retain(|tensor| tensor.name != given.name);
+        tensors.push(given);
+        tensors
+    };
+    let expected = place.run(&place.write("dense", &file(&dense(6))), &["--causal"]);
+    let table = signed("page_table", &[BATCH, 4], &[5, 2, 7, -1, 0, 6, 3, -1]);
+    let tensors = replaced(cached(6, 6, Some(&PAGES)), table);
+    place.run(&place.write("cached", &file(&tensors)), &["--causal"]).agrees(&expected, 1e-5, "pages");
+
+    // Token 8 of both sequences is not stored: rows that are still NaN are not seen before it.
+    let slots = signed("slot_mapping", &[BATCH, 3], &[10, 11, -1, 26, 27, -1]);
+    let tensors = replaced(tensors, slots);
+    let found = place.run(&place.write("cached", &file(&tensors)), &["--causal"]);
+    for (found, expected) in found.o.chunks(3 * DIM).zip(expected.o.chunks(3 * DIM)) {
+        let (seen, last) = found.split_at(2 * DIM);
+        assert!(seen.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?}");
+        assert!(last.iter().all(|value| value.is_nan()), "{found:?}");
+    }
+    let used = signed("page_table", &[BATCH, 4], &[5, -1, 7, -1, 0, 6, 3, -1]);
+    let input = place.write("in", &file(&replaced(cached(6, 6, Some(&PAGES)), used)));
+    place.refuses(&["run", &input, &place.path("out")], "entry 1 of sequence 0 is page 4294967295");
+}
+
+#[test]
 fn bench_checks_what_it_times() {
     let place = Workplace::new();
     for cache in ["contiguous", "paged:3", "int8"] {
@@ -226,6 +311,10 @@ fn bench_checks_what_it_times() {
         // One row: standard attention reads no cache.
         assert!(done.status.success() && stdout.lines().count() == 1, "{cache}: {stdout}{stderr}");
         assert!(stdout.contains("flash_decode") && stdout.contains(r#""error":null"#), "{cache}: {stdout}");
+    }
+    for other in [["--pass", "backward"], ["--pass", "both"], ["--algorithm", "standard"]] {
+        let done = place.flash(&[&["bench", "--cache", "int8"], &other[..]].concat());
+        assert!(!done.status.success() && text(&done.stderr).contains("flash attention alone reads one"), "{other:?}");
     }
     let done = place.flash(&["bench", "--cache", "paged:0"]);
     assert!(!done.status.success() && text(&done.stderr).contains("at least 1"));

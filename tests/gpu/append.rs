@@ -7,7 +7,7 @@ use wgpu_flash_attention::{
     Element, ElementType, Error, InvalidProblem, KvCache, Operand, Plan, Rotary, TensorLayout,
 };
 
-use crate::support::{Guarded, Library, Random, Variant, from_bytes, library, to_bytes};
+use crate::support::{Guarded, Library, Random, Variant, from_bytes, library, to_bytes, words};
 
 /// What is in a cache before an append: it must still be there afterwards.
 const OLD: u8 = 0xa5;
@@ -372,6 +372,30 @@ fn shorter_calls_and_nothing() {
     }
 }
 
+/// K and V of a cache may lie side by side in one buffer, `[batch, 2, positions, heads, dim]`, but not at one place.
+#[test]
+fn one_buffer_for_both_caches() {
+    let shape = AttentionShape { head_dim_v: 40, ..shape(2, 40) };
+    let attention = library(Variant::Full);
+    let whole = KvCache::contiguous(&shape, CacheElement::F32);
+    let half = whole.k.stride_batch;
+    let k = TensorLayout { stride_batch: 2 * half, ..whole.k };
+    let beside = whole.with_layouts(k, TensorLayout { offset: half, ..k });
+    let given = Guarded::at(attention, 512, &vec![0; 1 << 20]);
+    let cache = Guarded::at(attention, 512, &vec![0; 2 << 20]);
+    let lengths = Guarded::at(attention, 512, &words(&[0, 5, 9]));
+    let encode = |cache_of: KvCache| {
+        let append = AppendProblem::new(shape, cache_of);
+        let append = pollster::block_on(attention.prepare_append(&append)).expect("it can be prepared");
+        let buffers = AppendBuffers::new(given.slice(), given.slice(), cache.slice(), cache.slice())
+            .with(Operand::CacheSeqlens, lengths.slice());
+        append.encode(&mut attention.device().create_command_encoder(&Default::default()), &buffers)
+    };
+    assert_eq!(encode(beside), Ok(()));
+    let aliased = Error::BufferAliased { output: Operand::KCache, other: Operand::VCache };
+    assert_eq!(encode(whole), Err(aliased));
+}
+
 #[test]
 fn from_slices() {
     let shape = shape(2, 40);
@@ -423,6 +447,8 @@ fn from_slices() {
     assert!(matches!(short, Err(Error::SliceTooShort { operand: Operand::PageTable, needed: 603, found: 602 })));
     let missing = pollster::block_on(attention.append(&append, &slices));
     assert!(matches!(missing, Err(Error::SliceTooShort { operand: Operand::CacheSeqlens, found: 0, .. })));
+    let words = missing.unwrap_err().to_string();
+    assert!(words.contains("no slice for cache_seqlens was given") && words.contains("with_cache_seqlens of Append"));
 
     let by_slots = append.clone().with_slot_mapping();
     let run_slots = |slots: &[u32]| {

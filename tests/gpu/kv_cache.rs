@@ -4,8 +4,8 @@
 use wgpu_flash_attention::reference;
 use wgpu_flash_attention::{
     Algorithm, AppendBuffers, AppendProblem, AttentionProblem, AttentionShape, CacheElement, CacheSlices, Call,
-    Capabilities, Element, EntryLayout, Error, ForwardBuffers, InvalidProblem, KeyMask, KvCache, Operand, Plan,
-    ScoreMod, TensorLayout, alibi_slopes,
+    Capabilities, Element, EntryLayout, Error, ForwardBuffers, InvalidProblem, KeyMask, KvCache, MaskWgsl, Operand,
+    Plan, ScoreMod, ScoreWgsl, TensorLayout, alibi_slopes,
 };
 
 use crate::support::{
@@ -213,6 +213,28 @@ fn every_mask_and_modifier() {
             let cache_element = if seed == 22 { CacheElement::F16 } else { CacheElement::Int8 };
             Cached::new(&base, cache_element, Paging::Scrambled(16), &LENGTHS, seed).check(library(Variant::Full));
         }
+    }
+}
+
+/// Functions in the caller's own WGSL are told a row's position: causal and ALiBi by hand.
+#[test]
+fn own_wgsl_counts_positions() {
+    let mask = "fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool { return kv_idx <= q_idx; }";
+    let score = "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 {
+        return score - 0.25 * abs(f32(q_idx) - f32(kv_idx));
+    }";
+    for (seed, seqlen_q) in [(91, 1), (92, 40)] {
+        let base = AttentionProblem::new(shape(seqlen_q, 40));
+        let built_in = base.clone().with_causal().with_score(ScoreMod::Alibi(vec![0.25; 4]));
+        let by_hand = base
+            .with_key_mask(KeyMask::Wgsl(MaskWgsl::new(mask).unwrap()))
+            .with_score(ScoreMod::Wgsl(ScoreWgsl::new(score).unwrap()));
+        // No sequence is shorter than its rows: such rows have no position.
+        let lengths = [40, 41, 77, 200];
+        let mut cached = Cached::new(&built_in, CacheElement::F32, Paging::Scrambled(16), &lengths, seed);
+        let cache = *cached.problem.cache().unwrap();
+        cached.problem = by_hand.with_cache(cache).with_seqlens_kv_at_call();
+        cached.check(library(Variant::Full));
     }
 }
 

@@ -1,7 +1,8 @@
 //! K and V in a cache.
 
 use wgpu_flash_attention::{
-    AppendBuffers, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, CacheElement, KvCache, Operand,
+    AppendBuffers, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, CacheElement, Element, KvCache,
+    Operand,
 };
 
 use crate::arguments::CacheChoice;
@@ -17,18 +18,28 @@ pub fn name(choice: CacheChoice) -> String {
     }
 }
 
-/// The problem over a cache of all its keys, with their number in a buffer.
-pub fn over(choice: CacheChoice, problem: &AttentionProblem) -> AttentionProblem {
-    let shape = &problem.shape;
-    let element = problem.element.into();
-    let cache = match choice {
-        CacheChoice::Contiguous => KvCache::contiguous(shape, element),
+/// A cache of all keys of a problem of this shape, in its element or int8.
+pub fn of(choice: CacheChoice, shape: &AttentionShape, element: Element) -> KvCache {
+    match choice {
+        CacheChoice::Contiguous => KvCache::contiguous(shape, element.into()),
         CacheChoice::Int8 => KvCache::contiguous(shape, CacheElement::Int8),
         CacheChoice::Paged(size) => {
-            KvCache::paged(shape, element, shape.batch.saturating_mul(shape.seqlen_kv.div_ceil(size)), size)
+            KvCache::paged(shape, element.into(), shape.batch.saturating_mul(shape.seqlen_kv.div_ceil(size)), size)
         }
-    };
-    problem.clone().with_cache(cache).with_seqlens_kv_at_call()
+    }
+}
+
+/// The problem over a cache of all its keys, with their number in a buffer.
+pub fn over(choice: CacheChoice, problem: &AttentionProblem) -> AttentionProblem {
+    problem.clone().with_cache(of(choice, &problem.shape, problem.element)).with_seqlens_kv_at_call()
+}
+
+/// A page for each entry, where neighbours in a sequence are far apart in the cache. Empty without pages.
+pub fn page_table(cache: &KvCache, batch: u32) -> Vec<u32> {
+    let Some(pages) = cache.pages else { return Vec::new() };
+    let step = if pages.num_pages.is_multiple_of(7919) { 1 } else { 7919 };
+    let page = |entry: u32| (u64::from(entry) * step + 5) % u64::from(pages.num_pages.max(1));
+    (0..batch * pages.max_pages).map(|entry| page(entry) as u32).collect()
 }
 
 /// Appends K and V of the dense problem to the empty cache of `over`, which then takes their place.
@@ -42,12 +53,8 @@ pub async fn fill(gpu: &Gpu, dense: &AttentionProblem, over: &AttentionProblem, 
     let of = |words: Vec<u32>| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     tensors.add(gpu, Operand::SeqlensKv, of(vec![shape.seqlen_kv; shape.batch as usize])).await?;
     tensors.add(gpu, Operand::CacheSeqlens, of(vec![0; shape.batch as usize])).await?;
-    if let Some(pages) = cache.pages {
-        // Neighbours in a sequence are far apart in the cache.
-        let step = if pages.num_pages.is_multiple_of(7919) { 1 } else { 7919 };
-        let page = |entry: u32| (u64::from(entry) * step + 5) % u64::from(pages.num_pages.max(1));
-        let table = (0..shape.batch * pages.max_pages).map(|entry| page(entry) as u32).collect();
-        tensors.add(gpu, Operand::PageTable, of(table)).await?;
+    if cache.pages.is_some() {
+        tensors.add(gpu, Operand::PageTable, of(page_table(&cache, shape.batch))).await?;
     }
     let bytes = |operand| prepared.plan().required_bytes(operand);
     let k_cache = resident::buffer(gpu, "K cache", bytes(Operand::KCache)).await?;

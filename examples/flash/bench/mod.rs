@@ -2,7 +2,7 @@
 //! the user's own WGSL are the exception: the oracle cannot run them, and the table says so.
 
 mod axes;
-mod cache;
+pub mod cache;
 mod ceilings;
 mod figures;
 mod gradients;
@@ -19,7 +19,7 @@ use wgpu_flash_attention::{
     PlanBuilder, PreparedBackward, PreparedForward, ProbabilitiesSlices, ScoreMod, Tiles,
 };
 
-use crate::arguments::{BenchOptions, CacheChoice, Pass, TileChoice};
+use crate::arguments::{BenchOptions, CacheChoice, Pass, Passes, TileChoice};
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
 use crate::own_wgsl::OwnWgsl;
@@ -33,6 +33,12 @@ use record::Record;
 use sample::Sample;
 
 pub async fn bench(options: &BenchOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
+    if options.cache.is_some() && (options.passes != Passes::Forward || !options.algorithm.contains(&Algorithm::Flash))
+    {
+        return Err(Failure::new(
+            "--cache: flash attention alone reads one, forward; leave --pass and --algorithm out",
+        ));
+    }
     let targets = options.out.as_deref().map(targets).transpose()?;
     let gpu = device::open(choice).await?;
     let own = options.wgsl.read(AuxType::F32)?;

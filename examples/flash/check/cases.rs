@@ -4,6 +4,9 @@ use wgpu_flash_attention::{
     AttentionLayout, AttentionProblem, AttentionShape, BlockMask, Element, EntryLayout, KeyMask, ScoreMod, alibi_slopes,
 };
 
+use super::caches::Cached;
+use crate::arguments::CacheChoice;
+
 /// One problem and the options it stands for.
 pub struct Case {
     pub group: &'static str,
@@ -12,6 +15,8 @@ pub struct Case {
     pub f32_only: bool,
     /// Whether its gradients are left out: they take longer loops than some drivers allow.
     pub forward_only: bool,
+    /// Where K and V are in a cache.
+    pub cached: Option<Cached>,
 }
 
 /// Every case, grouped. `quick` keeps what differs in kind. Software drivers are asked for long rows too: some end long loops
@@ -22,7 +27,7 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
     let mut add = |group, problem: AttentionProblem| {
         let f32_only = quick && ![31, 64].contains(&problem.shape.head_dim);
         let forward_only = problem.shape.seqlen_kv > 50_000;
-        cases.push(Case { group, problem, f32_only, forward_only });
+        cases.push(Case { group, problem, f32_only, forward_only, cached: None });
     };
     let shape = |batch, heads, q, kv, dim| AttentionShape::new(batch, heads, q, dim).with_seqlen_kv(kv);
     let new = AttentionProblem::new;
@@ -131,6 +136,20 @@ pub fn cases(quick: bool, is_software: bool) -> Vec<Case> {
         add("long rows", new(shape(1, 1, 64, 8_192, 64)));
         add("long rows", new(shape(1, 1, 256, 70_000, 16)));
         add("long rows", new(shape(1, 8, 512, 64, 64).with_num_heads_kv(1)));
+    }
+
+    let few = shape(3, 6, 1, 200, 64).with_num_heads_kv(2);
+    let many = AttentionShape { seqlen_q: 40, head_dim_v: 24, ..few };
+    for choice in [CacheChoice::Contiguous, CacheChoice::Paged(16), CacheChoice::Int8] {
+        for shape in [few, many, AttentionShape { head_dim: 59, ..few }].into_iter().take(if quick { 2 } else { 3 }) {
+            cases.push(Case {
+                group: "KV cache",
+                problem: new(shape).with_causal().with_sink(),
+                f32_only: false,
+                forward_only: true,
+                cached: Some(Cached { choice, lengths: vec![200, 0, 77] }),
+            });
+        }
     }
     cases
 }

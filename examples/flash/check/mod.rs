@@ -1,5 +1,6 @@
 //! Every kernel against the f64 oracle.
 
+mod caches;
 mod cases;
 mod gradients;
 mod report;
@@ -89,6 +90,12 @@ fn compare_all(gpu: &Gpu, jobs: &[(Element, &Case)], passes: Passes) -> Report {
 /// Computes one case with both algorithms and the oracle.
 async fn compare<T: ElementType>(gpu: &Gpu, case: &Case, passes: Passes, report: &mut Report) {
     let problem = case.problem.clone().with_element(T::ELEMENT);
+    if let Some(cached) = &case.cached {
+        if passes.each().contains(&Pass::Forward) {
+            caches::compare::<T>(gpu, case.group, &problem, cached, report).await;
+        }
+        return;
+    }
     let inputs = Inputs::<T>::new(&problem);
     for pass in passes.each().iter().filter(|&&pass| pass == Pass::Forward || !case.forward_only) {
         match pass {

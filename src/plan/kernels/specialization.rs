@@ -116,12 +116,16 @@ impl Chain {
 pub(crate) struct OwnWgsl {
     pub score: Option<Snippet>,
     pub mask: Option<Snippet>,
+    /// Whether rows count as positions among the keys: those over a cache do.
+    pub by_position: bool,
 }
 
 impl OwnWgsl {
     pub fn of(problem: &AttentionProblem) -> Self {
         let of = |role: Role| problem.snippets().find(|snippet| snippet.role == role).cloned();
-        Self { score: of(Role::Score), mask: of(Role::Mask) }
+        let (score, mask) = (of(Role::Score), of(Role::Mask));
+        let by_position = problem.cache().is_some() && (score.is_some() || mask.is_some());
+        Self { score, mask, by_position }
     }
 
     pub fn snippets(&self) -> impl Iterator<Item = &Snippet> {

@@ -89,8 +89,9 @@ impl Default for WgslOptions {
 /// which gives the gradient of the loss with respect to the score that came in. `grad` is the gradient with respect to the score
 /// that went out, `score` the one that came in. A `grad` of 0 gives 0 without a call.
 ///
-/// `head` is a query head. `q_idx` and `kv_idx` count rows and keys within the sequence. Functions, constants, structs and
-/// aliases beside these are welcome. `aux` is one array of data, f32 or u32; see
+/// `head` is a query head. `q_idx` and `kv_idx` count rows and keys within the sequence; over a
+/// [cache](crate::AttentionProblem::with_cache) `q_idx` is the row's position among the keys, the last row's that of the last
+/// key. Functions, constants, structs and aliases beside these are welcome. `aux` is one array of data, f32 or u32; see
 /// [`AttentionProblem::with_aux`](crate::AttentionProblem::with_aux). An index past its end reads its last entry.
 ///
 /// Loops may take [`WgslOptions::max_turns`] turns a call. A call that wants more gives NaN.

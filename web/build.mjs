@@ -1,6 +1,6 @@
 // `make web`: the npm package in pkg/, from the crate (cargo), its JavaScript (bindgen), binaryen's wasm-opt and tsc.
 import { execFileSync } from 'node:child_process';
-import { cpSync, mkdirSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
 
@@ -19,6 +19,10 @@ run(cargo, 'build', '--quiet', '--package', 'wgpu-flash-attention-bindgen');
 rmSync(`${web}pkg`, { recursive: true, force: true });
 mkdirSync(`${web}pkg`);
 run(`${target}/debug/wgpu-flash-attention-bindgen`, `${target}/wasm32-unknown-unknown/web/wgpu_flash_attention_web.wasm`, `${web}pkg`);
+
+// wgpu's browser is ts/view.ts.
+const glue = readFileSync(`${web}pkg/wasm.js`, 'utf8');
+writeFileSync(`${web}pkg/wasm.js`, `import { GPUOutOfMemoryError, GPUValidationError, world as self } from './view.js';\n${glue}`);
 
 // Exactly what rustc's wasm32 target has switched on, which wasm-opt must be told.
 const features = ['bulk-memory', 'multivalue', 'mutable-globals', 'nontrapping-float-to-int', 'reference-types', 'sign-ext'];

@@ -220,6 +220,7 @@ export async function misuseOfCreate() {
     const adapter = await navigator.gpu.requestAdapter();
     const lost = await requestDevice.call(adapter);
     lost.destroy();
+    await lost.lost;
     const alive = requestDevice.call(await navigator.gpu.requestAdapter());
     const never = new Promise(() => undefined);
     const all = [

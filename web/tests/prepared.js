@@ -1,5 +1,5 @@
 // Operations that are compiled ahead, and calls that go to the GPU together.
-import { InvalidOptionError, InvalidTensorError } from '../pkg/index.js';
+import { InvalidOptionError, InvalidProblemError, InvalidTensorError } from '../pkg/index.js';
 import { assert, assertEqual, assertSameBits, assertThrows, attention, inputs } from './support.js';
 
 const SHAPE = { numHeads: 2, seqlen: 100, headDim: 64 };
@@ -49,7 +49,7 @@ export async function preparedOperations() {
   await refused(() => prepared.encode({}, { q, k, v, o, lse }), InvalidOptionError, 'encoder is of type Object');
   await refused(() => prepared.run({ q, k: lse, v }), InvalidTensorError, 'k has 200 elements, but its shape needs 12800');
   await refused(() => prepared.run({ q, k, v, causal: true }), InvalidOptionError, "run has no 'causal'");
-  await refused(() => prepared.run({ q, k, v, dropout: { seed: -1 } }), Error, 'dropout.seed = -1');
+  await refused(() => prepared.run({ q, k, v, dropout: { seed: -1 } }), InvalidProblemError, 'dropout.seed = -1');
   // A refused call leaves the encoder in order.
   device.pushErrorScope('validation');
   fresh.finish();

@@ -178,7 +178,7 @@ export class FlashAttention {
     checkOptions('forward', options, FOR_CALLS);
     const { q, k, v, sink } = options;
     const { element, array } = tensorType({ q, k, v }, options.element);
-    const ofHeads: Record<string, TensorData> = sink === undefined ? {} : { sink };
+    const ofHeads: Record<string, TensorData> = sink === undefined ? {} : { sink: sink as TensorData };
     tensorType(ofHeads, 'f32');
     const outputs: Output[] = [{ name: 'o', array }, { name: 'lse', array: 'Float32Array' }];
     const { tensors, stats } = await this.#compute({ direction: 'forward' }, options, element, { q, k, v, ...ofHeads }, outputs);
@@ -203,7 +203,7 @@ export class FlashAttention {
     checkOptions('backward', options, FOR_CALLS);
     const { q, k, v, o, lse, dO, dLse, sink, gradientElement } = options;
     const { element, array } = tensorType({ q, k, v, o, dO }, options.element);
-    const inF32: Record<string, TensorData> = { lse, ...dLse === undefined ? {} : { dLse }, ...sink === undefined ? {} : { sink } };
+    const inF32: Record<string, TensorData> = { lse, ...dLse === undefined ? {} : { dLse }, ...sink === undefined ? {} : { sink: sink as TensorData } };
     tensorType(inF32, 'f32');
     const kind = gradientElement === 'f32' ? 'Float32Array' : array;
     const { dLse: d_lse, ...others } = inF32;
@@ -335,7 +335,7 @@ export interface FlashAttention {
 disposable(FlashAttention);
 
 /** The kind of array that a tensor comes in. */
-function arrayOf(data: TensorData): ArrayName | undefined {
+function arrayOf(data: TensorData | undefined): ArrayName | undefined {
   return data instanceof GpuTensor ? data.array : arrayName(data);
 }
 

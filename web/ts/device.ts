@@ -32,6 +32,8 @@ export class Device {
   readonly wasm: Attention;
   readonly #view: View;
   readonly #isOwned: boolean;
+  /** Dawn's instance stops to answer when it is collected as garbage. */
+  #instance: GPU | undefined;
   #lost: string | undefined;
   /** Rejections of the calls that are under way. */
   readonly #calls = new Set<(error: unknown) => void>();
@@ -39,12 +41,13 @@ export class Device {
   #users = 0;
   #jobs: Job[] = [];
 
-  private constructor(gpu: GPUDevice, info: Partial<GPUAdapterInfo>, wasm: Attention, view: View, isOwned: boolean) {
+  private constructor(gpu: GPUDevice, info: Partial<GPUAdapterInfo>, wasm: Attention, view: View, { device, gpu: instance }: DeviceOptions) {
     this.gpu = gpu;
     this.info = info;
     this.wasm = wasm;
     this.#view = view;
-    this.#isOwned = isOwned;
+    this.#isOwned = device === undefined;
+    this.#instance = instance;
     void gpu.lost.then(({ reason, message }) => this.#lose(message || (reason === 'destroyed' ? 'it was destroyed' : 'the browser does not say why')));
   }
 
@@ -57,7 +60,7 @@ export class Device {
       const view = new View(gpu, info, features);
       const wasm = await view.show(() => Attention.create());
       if (features.has('subgroups')) wasm.use_subgroups();
-      return new Device(gpu, info, wasm, view, isOwned);
+      return new Device(gpu, info, wasm, view, options);
     } catch (error) {
       if (isOwned) gpu.destroy();
       throw fromWasm(error);
@@ -75,6 +78,7 @@ export class Device {
 
   #lose(why: string): void {
     this.#lost ??= why;
+    this.#view.end();
     for (const reject of this.#calls) reject(this.#lostError());
     this.#calls.clear();
   }
@@ -104,6 +108,7 @@ export class Device {
     this.#lost = 'destroy() was called';
     this.#lose(this.#lost);
     if (this.#isOwned) this.gpu.destroy();
+    this.#instance = undefined;
     if (wasAlive) this.#freeWhenUnused();
   }
 
@@ -122,7 +127,8 @@ export class Device {
   /** Runs synchronous GPU calls; what the browser has against them arrives as a rejection of `error`. */
   caught<T>(task: string, calls: () => T): { result: T; error: Promise<void> } {
     this.check();
-    const filters = ['validation', 'out-of-memory', 'internal'] as const;
+    // Internal errors come from pipelines, which wgpu makes in scopes of its own.
+    const filters = ['validation', 'out-of-memory'] as const;
     for (const filter of filters) this.gpu.pushErrorScope(filter);
     // Only a lost device makes it reject, and of that `call` hears.
     const pop = (): Promise<(GPUError | null)[]> => Promise.all(filters.map(() => this.gpu.popErrorScope().catch(() => null)));

@@ -9,7 +9,7 @@ export { fromBf16, fromF16, toBf16, toF16 } from './half.js';
 export type { WasmSource } from './load.js';
 export { packMask } from './mask.js';
 export type {
-  AttentionProblem, Aux, BackwardOptions, Bias, BlockMask, Dropout, Element, Entries, EntryShape, ForwardOptions, Given, Mask, MaskData,
+  AttentionProblem, Aux, BackwardOptions, Bias, BlockMask, Dropout, Element, Entries, EntryShape, ForwardOptions, Mask, MaskData,
   OwnBlocks, ProbabilitiesOptions, RunOptions, Shape, Strides, TensorData,
 } from './options.js';
 export type {

@@ -1,16 +1,17 @@
 import { AttentionError, InvalidOptionError } from './errors.js';
 import { describe } from './checks.js';
+import { besideThis } from './location.js';
 import init from './wasm.js';
 
 /** Where the WebAssembly module comes from. */
 export type WasmSource = string | URL | BufferSource | Response | WebAssembly.Module;
 
-/** What is read if the caller names no source. In these very words, which bundlers look for. */
-let standard: () => WasmSource | Promise<WasmSource> = () => new URL('./wasm_bg.wasm', import.meta.url);
+/** What is read if the caller names no source. */
+let standard: () => WasmSource | Promise<WasmSource> = besideThis;
 let loaded: Promise<WebAssembly.Module> | undefined;
 let isReady = false;
 
-/** @internal For entries of this package that have the module elsewhere. */
+/** @internal For the entries of this package that have the module elsewhere. */
 export function useWasm(source: () => WasmSource | Promise<WasmSource>): void {
   standard = source;
 }

@@ -221,15 +221,8 @@ export interface RunOptions {
   gpuTime?: boolean | undefined;
 }
 
-/** Tensors of the problem's options, which `plan` does without and a call does not. */
-export interface Given {
-  bias?: Bias & { data: TensorData } | undefined;
-  mask?: Mask & { data: MaskData } | undefined;
-  sink?: Float32Array | GpuTensor | undefined;
-}
-
 /** Everything that one call takes. */
-export interface ForwardOptions<T extends TensorData = TensorData> extends Omit<AttentionProblem, keyof Given>, Given, RunOptions {
+export interface ForwardOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
   /** Queries. */
   q: T;
   /** Keys. */
@@ -239,7 +232,7 @@ export interface ForwardOptions<T extends TensorData = TensorData> extends Omit<
 }
 
 /** Everything that one backward call takes; the problem, seed and offset of dropout included, is that of the forward call. */
-export interface BackwardOptions<T extends TensorData = TensorData> extends Omit<AttentionProblem, keyof Given>, Given, RunOptions {
+export interface BackwardOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
   /** Queries. */
   q: T;
   /** Keys. */
@@ -261,8 +254,7 @@ export interface BackwardOptions<T extends TensorData = TensorData> extends Omit
 }
 
 /** What a call of `probabilities` takes; the problem is that of the forward call. */
-export interface ProbabilitiesOptions<T extends TensorData = TensorData>
-  extends Omit<AttentionProblem, 'bias' | 'mask'>, Omit<Given, 'sink'>, RunOptions {
+export interface ProbabilitiesOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
   /** Queries. */
   q: T;
   /** Keys. */

@@ -89,19 +89,16 @@ export class Runner {
     const dispatches = prepared.num_dispatches;
     const { flops } = operation;
     try {
-      const { result: { bound, results }, error } = device.caught('allocating tensors', () => this.#bind(operation, inputs, outputs, made));
-      const running = device.submit('running attention', (encoder) => {
+      const { tensors, results, milliseconds, gpuMilliseconds } = await device.submit('running attention', (encoder) => {
+        const { bound, results } = this.#bind(operation, inputs, outputs, made);
         const timed = this.encode(prepared, bound, [0, dispatches], encoder, options);
         const read = onGpu ? () => this.#done().then(() => results) : copyBack(device.gpu, encoder, results);
         return async () => {
           const began = performance.now();
           const [tensors, gpuMilliseconds] = await Promise.all([read(), timed()]);
-          return { tensors, milliseconds: performance.now() - began, gpuMilliseconds };
+          return { tensors, results, milliseconds: performance.now() - began, gpuMilliseconds };
         };
       });
-      running.catch(() => undefined);
-      await error;
-      const { tensors, milliseconds, gpuMilliseconds } = await running;
       this.#learn(operation, flops, milliseconds);
       options.signal?.throwIfAborted();
       progress(options, dispatches, dispatches);

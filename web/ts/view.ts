@@ -30,6 +30,7 @@ export class View {
   readonly #gpu: GPUDevice;
   readonly #info: Partial<GPUAdapterInfo>;
   readonly features: ReadonlySet<string>;
+  #isGone = false;
   #adopted: GPUBuffer | undefined;
   #encoder: GPUCommandEncoder | undefined;
 
@@ -69,6 +70,11 @@ export class View {
     }
   }
 
+  /** The device is lost: whoever still compiles gets nothing more of it, and nothing is said in the console. */
+  end(): void {
+    this.#isGone = true;
+  }
+
   // From here on what wgpu calls.
 
   get limits(): GPUSupportedLimits {
@@ -82,13 +88,14 @@ export class View {
   get queue(): object {
     const { queue } = this.#gpu;
     return {
-      writeBuffer: (...all: Parameters<GPUQueue['writeBuffer']>) => queue.writeBuffer(...all),
+      writeBuffer: (...all: Parameters<GPUQueue['writeBuffer']>) => this.#isGone || queue.writeBuffer(...all),
       submit: (buffers: GPUCommandBuffer[]) => queue.submit(buffers),
     };
   }
 
   createBuffer(descriptor: GPUBufferDescriptor): GPUBuffer {
-    return this.#adopted ?? this.#gpu.createBuffer(descriptor);
+    if (this.#adopted) return this.#adopted;
+    return this.#isGone ? nothing as unknown as GPUBuffer : this.#gpu.createBuffer(descriptor);
   }
 
   createCommandEncoder(descriptor: GPUCommandEncoderDescriptor): GPUCommandEncoder {
@@ -96,31 +103,31 @@ export class View {
   }
 
   createShaderModule(descriptor: GPUShaderModuleDescriptor): GPUShaderModule {
-    return this.#gpu.createShaderModule(descriptor);
+    return this.#isGone ? nothing as unknown as GPUShaderModule : this.#gpu.createShaderModule(descriptor);
   }
 
   createBindGroupLayout(descriptor: GPUBindGroupLayoutDescriptor): GPUBindGroupLayout {
-    return this.#gpu.createBindGroupLayout(descriptor);
+    return this.#isGone ? nothing as unknown as GPUBindGroupLayout : this.#gpu.createBindGroupLayout(descriptor);
   }
 
   createPipelineLayout(descriptor: GPUPipelineLayoutDescriptor): GPUPipelineLayout {
-    return this.#gpu.createPipelineLayout(descriptor);
+    return this.#isGone ? nothing as unknown as GPUPipelineLayout : this.#gpu.createPipelineLayout(descriptor);
   }
 
   createComputePipeline(descriptor: GPUComputePipelineDescriptor): GPUComputePipeline {
-    return this.#gpu.createComputePipeline(descriptor);
+    return this.#isGone ? nothing as unknown as GPUComputePipeline : this.#gpu.createComputePipeline(descriptor);
   }
 
   createBindGroup(descriptor: GPUBindGroupDescriptor): GPUBindGroup {
-    return this.#gpu.createBindGroup(descriptor);
+    return this.#isGone ? nothing as unknown as GPUBindGroup : this.#gpu.createBindGroup(descriptor);
   }
 
   pushErrorScope(filter: GPUErrorFilter): void {
-    if (!this.#encoder) this.#gpu.pushErrorScope(filter);
+    if (!this.#encoder && !this.#isGone) this.#gpu.pushErrorScope(filter);
   }
 
   async popErrorScope(): Promise<GPUValidationError | null> {
-    if (this.#encoder) return null;
+    if (this.#encoder || this.#isGone) return null;
     // A lost device rejects; of that its users hear otherwise.
     const error = await this.#gpu.popErrorScope().catch(() => null);
     if (error === null) return null;
@@ -132,6 +139,9 @@ export class View {
 export function isOutOfMemory(error: GPUError): boolean {
   return error.constructor.name === 'GPUOutOfMemoryError';
 }
+
+/** What a lost device makes. */
+const nothing = { destroy: () => undefined, getCompilationInfo: async () => ({ messages: [] }) };
 
 const gpu = {
   wgslLanguageFeatures: new Set<string>(),

@@ -369,7 +369,7 @@ async function gradients() {
     if (problem.element === 'f16') {
       const { dq } = await flash.backward({ ...all, gradientElement: 'f32' });
       assert(dq instanceof Float32Array && largestError(dq, decode(found.dq)) < 1e-2, 'gradients in f32');
-      await assertThrows(flash.backward({ ...all, gradientElement: 'f16' }), InvalidProblemError, 'gradientElement = f16');
+      await assertThrows(flash.backward({ ...all, gradientElement: 'f16' }), InvalidProblemError, "gradientElement = 'f16'");
     }
     await assertThrows(flash.backward({ ...all, dO: undefined }), InvalidTensorError, 'dO is undefined');
     await assertThrows(flash.backward({ ...all, dO: dO.subarray(1) }), InvalidTensorError, 'dO has');

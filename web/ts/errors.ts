@@ -73,9 +73,9 @@ const KINDS: Record<string, new (message: string) => AttentionError> = {
 /** The crate's names that are called otherwise here. Limits and the rest change from snake_case alone. */
 const CALLED: Record<string, string> = {
   seqlen_q: 'seqlen', seqlen_kv: 'seqlenKv', dropout_p: 'dropout.p', max_flops_per_dispatch: 'boundedWork', d_o: 'dO', d_lse: 'dLse',
-  dsink: 'dSink', dbias: 'dBias', key_mask: 'mask', seqlens_q: 'seqlensQ', seqlens_kv: 'seqlensKv', alibi_slopes: 'alibiSlopes',
+  dsink: 'dSink', dbias: 'dBias', key_mask: 'mask', seqlens_q: 'seqlensQ', seqlens_kv: 'seqlensKv',
 };
-const NAMES = /\b(seqlens?_kv|seqlens?_q|dropout_p|d_o|d_lse|dsink|dbias|key_mask|alibi_slopes|num_heads(?:_kv)?|head_dim(?:_v)?|softmax_scale|max_[a-z_]+)\b/g;
+const NAMES = /\b(seqlens?_kv|seqlens?_q|dropout_p|d_o|d_lse|dsink|dbias|key_mask|alibi_slopes|score_mod(?:_grad)?|mask_mod|num_heads(?:_kv)?|head_dim(?:_v)?|softmax_scale|max_[a-z_]+)\b/g;
 
 /** A message of the crate in the words of this package. */
 function inTheseNames(message: string): string {
@@ -84,6 +84,7 @@ function inTheseNames(message: string): string {
   return message
     .replace(NAMES, (name) => CALLED[name] ?? name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()))
     .replaceAll('(AttentionProblem::with_bounded_work)', '(boundedWork)')
+    .replaceAll('say how long it is by AttentionProblem::with_aux', 'pass aux')
     .replaceAll('BufferUsages::', 'GPUBufferUsage.')
     .replaceAll('wgpu refused', 'the browser refused');
 }

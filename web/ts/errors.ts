@@ -83,7 +83,8 @@ function inTheseNames(message: string): string {
   if (/^(score|mask)_mod, line/.test(message)) return message;
   return message
     .replace(NAMES, (name) => CALLED[name] ?? name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()))
-    .replaceAll('(AttentionProblem::with_bounded_work)', '(boundedWork)')
+    .replaceAll('AttentionProblem::with_bounded_work', 'boundedWork')
+    .replaceAll('WgslOptions::with_max_turns', 'maxTurns')
     .replaceAll('say how long it is by AttentionProblem::with_aux', 'pass aux')
     .replaceAll('BufferUsages::', 'GPUBufferUsage.')
     .replaceAll('wgpu refused', 'the browser refused');

@@ -24,6 +24,8 @@ export class Operation {
   isKept = true;
   /** Set when it is compiled. */
   prepared: Prepared | undefined;
+  /** How many dispatches a call takes, when it is compiled. */
+  dispatches = 0;
   #preparing: Promise<Prepared> | undefined;
   #isFree = false;
   /** The end of the last run of several submissions. */
@@ -56,6 +58,7 @@ export class Operation {
     this.prepared = await preparing.catch((error: unknown) => {
       throw this.#device.translate(error);
     });
+    this.dispatches = this.prepared.num_dispatches;
     return this.prepared;
   }
 

@@ -280,14 +280,17 @@ export function dropoutSeed({ seed = 0, offset = 0 }: Partial<Dropout> = {}): { 
   };
 }
 
-/** @internal The options of a problem. */
-export const PROBLEM = [
-  'shape', 'element', 'layout', 'causal', 'window', 'softmaxScale', 'softcap', 'scoreMod', 'scoreModGrad', 'maskMod', 'aux', 'maxTurns',
-  'alibi', 'alibiSlopes', 'bias', 'mask', 'blockMask', 'sink', 'seqlensQ', 'seqlensKv', 'dropout', 'algorithm', 'dBias', 'gradientElement',
-] as const satisfies readonly (keyof Asked)[];
+/** @internal The options of a problem. TypeScript refuses this list if one is missing. */
+export const PROBLEM = Object.keys({
+  shape: 0, element: 0, layout: 0, causal: 0, window: 0, softmaxScale: 0, softcap: 0, scoreMod: 0, scoreModGrad: 0, maskMod: 0, aux: 0,
+  maxTurns: 0, alibi: 0, alibiSlopes: 0, bias: 0, mask: 0, blockMask: 0, sink: 0, seqlensQ: 0, seqlensKv: 0, dropout: 0, algorithm: 0,
+  dBias: 0, gradientElement: 0,
+} satisfies Record<keyof Asked, 0>);
 
 /** @internal How a call behaves. */
-export const RUN = ['signal', 'onProgress', 'boundedWork', 'gpuTime', 'output'] as const;
+export const RUN = Object.keys({
+  signal: 0, onProgress: 0, boundedWork: 0, gpuTime: 0, output: 0,
+} satisfies Record<keyof RunOptions | 'output', 0>);
 
 /** @internal The options of all calls: one object may serve a forward call and its backward call. */
 export const FOR_CALLS = [...PROBLEM, ...RUN, 'q', 'k', 'v', 'o', 'lse', 'dO', 'dLse', 'heads', 'rows', 'stats'];

@@ -109,8 +109,8 @@ export class PreparedAttention {
     const bound = { ...inputs as Record<string, GpuTensor>, ...Object.fromEntries(outputs.map(({ name, tensor }) => [name, tensor!])) };
     // Calls that were made before run before.
     this.#device.flush();
-    const { prepared } = this.#operation;
-    this.#runner.encode(prepared!, bound, [0, prepared!.num_dispatches], encoder, { dropout: this.#dropout(dropout) });
+    const { prepared, dispatches } = this.#operation;
+    this.#runner.encode(prepared!, bound, [0, dispatches], encoder, { dropout: this.#dropout(dropout) });
   }
 
   /** Lets go of it; calls that are under way end well. */

@@ -78,7 +78,7 @@ export class Runner {
     const { operation, isUnbounded, options } = request;
     const prepared = operation.prepared ?? await operation.ready();
     options.signal?.throwIfAborted();
-    if (isUnbounded || prepared.num_dispatches === 1) return this.#runAtOnce(request, prepared);
+    if (isUnbounded || operation.dispatches <= 1) return this.#runAtOnce(request, prepared);
     return operation.inTurn(() => this.#runInParts(request, prepared));
   }
 
@@ -86,8 +86,7 @@ export class Runner {
   async #runAtOnce({ operation, inputs, outputs, onGpu, options }: Request, prepared: Prepared): Promise<Answer> {
     const device = this.#device;
     const made: GpuTensor[] = [];
-    const dispatches = prepared.num_dispatches;
-    const { flops } = operation;
+    const { flops, dispatches } = operation;
     try {
       const { tensors, results, milliseconds, gpuMilliseconds } = await device.submit('running attention', (encoder) => {
         const { bound, results } = this.#bind(operation, inputs, outputs, made);
@@ -113,8 +112,7 @@ export class Runner {
   async #runInParts({ operation, inputs, outputs, onGpu, options }: Request, prepared: Prepared): Promise<Answer> {
     const device = this.#device;
     const made: GpuTensor[] = [];
-    const total = prepared.num_dispatches;
-    const { flops } = operation;
+    const { flops, dispatches: total } = operation;
     let gpuMilliseconds: number | undefined;
     try {
       options.signal?.throwIfAborted();

@@ -59,15 +59,15 @@ export function growth(attention, { UnsupportedError }) {
       const label = isEnd ? `${name} ends here: N = ${2 ** power}` : name;
       nodes.push(element('text', { x: x(power) - 10, y: y(count) - 10, 'text-anchor': 'end', class: name }, label));
     }
-    svg.replaceChildren(...nodes);
     const last = (line) => line.length === 0 ? 'nothing that this GPU can hold' : `${bytes(line.at(-1)[1])} at N = ${2 ** line.at(-1)[0]}`;
     // Where it no longer grows, its rows are computed in parts.
     const inParts = standard.find(([, count], index) => index > 0 && count < 1.5 * standard[index - 1][1]);
     if (inParts) {
       nodes.push(element('circle', { cx: x(inParts[0] - 1), cy: y(inParts[1]), r: 5, class: 'point standard' }));
       nodes.push(element('text', { x: x(inParts[0] - 1), y: y(inParts[1]) - 12, 'text-anchor': 'end', class: 'standard' }, 'whole up to here'));
-      svg.replaceChildren(...nodes);
     }
+    svg.replaceChildren(...nodes);
+    svg.closest('figure').hidden = false;
     const parts = inParts ? `From N = ${2 ** inParts[0]} on, the whole score matrix does not fit this GPU any more, and is made in parts.` : '';
     const ending = standard.length > 0 && standard.at(-1)[0] < LAST ? `Beyond N = ${2 ** standard.at(-1)[0]} its score matrix is more than this GPU can bind.` : '';
     caption.textContent = `Memory beyond Q, K, V and O, on logarithmic axes: standard attention takes ${last(standard)}, flash ${last(flash)}. ${parts}${ending}`;

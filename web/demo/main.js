@@ -72,7 +72,9 @@ tiles();
 start().catch((error) => {
   status.textContent = 'There is nothing to run on: see above.';
   document.querySelector('#gpu-name').textContent = 'none';
-  for (const id of ['#heat-controls', '#heat-view']) document.querySelector(id).inert = true;
-  document.querySelector('#heat-cell').textContent = 'The map needs WebGPU.';
+  if (!document.querySelector('#heat').dataset.head) {
+    for (const id of ['#heat-controls', '#heat-view figure']) document.querySelector(id).hidden = true;
+    document.querySelector('#heat-cell').textContent = 'The map needs WebGPU.';
+  }
   complain(error);
 });

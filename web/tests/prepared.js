@@ -115,7 +115,7 @@ export async function callsGoTogether() {
   };
   const quickest = async (call) => {
     let best = Infinity;
-    for (let turn = 0; turn < 60; turn++) {
+    for (let turn = 0; turn < 20; turn++) {
       const began = performance.now();
       await call();
       best = Math.min(best, performance.now() - began);
@@ -134,8 +134,8 @@ export async function callsGoTogether() {
   for (let turn = 0; turn < 200; turn++) prepared.encode(recording, tensors);
   const ofEncode = (performance.now() - began) / 200;
   console.info(`a bare submission takes ${ofBare.toFixed(2)} ms, run ${(ofRun - ofBare).toFixed(2)} ms more, forward ${(ofForward - ofBare).toFixed(2)} ms more; encode alone ${ofEncode.toFixed(3)} ms`);
-  // A tenth of a second would be a round trip too many; a browser's clock and a busy machine blur what is shorter.
-  assert(ofForward - ofBare < 5, `forward takes ${ofForward - ofBare} ms more than a bare submission`);
+  // As long again would be a second round trip; a browser's clock and a busy machine blur what is shorter.
+  assert(ofForward < 2 * ofBare + 5, `forward takes ${ofForward} ms, a bare submission ${ofBare} ms`);
   const { stats } = await prepared.run({ ...tensors, gpuTime: true });
   assertEqual(stats.gpuMilliseconds !== undefined, device.features.has('timestamp-query'), 'GPU time where there is timestamp-query');
   assert(stats.gpuMilliseconds === undefined || stats.gpuMilliseconds >= 0 && stats.gpuMilliseconds < 10_000, `${stats.gpuMilliseconds} ms on the GPU`);

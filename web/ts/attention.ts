@@ -146,6 +146,7 @@ export class FlashAttention {
       const operation = this.#operations.acquire({ direction: 'forward' }, problem, problem.element ?? 'f32', maxFlops === false ? undefined : maxFlops);
       try {
         await operation.ready();
+        this.#device.check();
         signal?.throwIfAborted();
       } catch (error) {
         this.#operations.release(operation);

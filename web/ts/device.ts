@@ -39,6 +39,7 @@ export class Device {
   readonly #calls = new Set<(error: unknown) => void>();
   /** Calls that still use `wasm`, though their callers may have been answered. */
   #users = 0;
+  #isFree = false;
   #jobs: Job[] = [];
 
   private constructor(gpu: GPUDevice, info: Partial<GPUAdapterInfo>, wasm: Attention, view: View, { device, gpu: instance }: DeviceOptions) {
@@ -117,7 +118,6 @@ export class Device {
     if (this.#lost === 'destroy() was called' && this.#users === 0) setTimeout(() => this.#users === 0 && this.#free());
   }
 
-  #isFree = false;
   #free(): void {
     if (this.#isFree) return;
     this.#isFree = true;

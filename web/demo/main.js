@@ -1,11 +1,12 @@
-// The page: asks for a GPU, and hands it to the three parts.
-import { FlashAttention } from '../pkg/index.js';
+// The page: loads the package, asks for a GPU, and hands it to the parts.
 import { heatMap } from './heat.js';
+import { growth } from './growth.js';
 import { race } from './race.js';
 import { tiles } from './tiles.js';
 import { bytes } from './text.js';
 
 const problem = document.querySelector('#problem');
+const status = document.querySelector('#status');
 
 /** Tells the visitor what went wrong, and what may be done. */
 export function complain(error) {
@@ -29,8 +30,10 @@ export function complainNoMore() {
 function describe({ adapter, shaderF16, subgroups, limits }) {
   const { vendor, architecture, device, description, isFallbackAdapter } = adapter;
   const name = description || [vendor, architecture, device].filter(Boolean).join(' ') || 'not told by the browser';
+  const shown = `${name}${isFallbackAdapter ? ' (software: no GPU, expect slow times)' : ''}`;
+  document.querySelector('#gpu-name').textContent = shown;
   const rows = {
-    'Adapter': `${name}${isFallbackAdapter ? ' (software: no GPU, expect slow times)' : ''}`,
+    'Adapter': shown,
     'f16 in shaders': shaderF16 ? 'yes' : 'no; f16 is unpacked',
     'Subgroups': subgroups ? subgroups.min === subgroups.max ? `of ${subgroups.min}` : `of ${subgroups.min} to ${subgroups.max}` : 'no; rows are summed in workgroup memory',
     'Largest binding': bytes(limits.maxStorageBufferBindingSize),
@@ -46,16 +49,32 @@ function describe({ adapter, shaderF16, subgroups, limits }) {
   }));
 }
 
-tiles();
-try {
-  const attention = await FlashAttention.create();
+async function start() {
+  let api;
+  try {
+    api = await import('../pkg/index.js');
+  } catch (error) {
+    const advice = 'the package is not built, or it did not load: run `make web` in the repository, then `npm start` in web/, and load this page again';
+    throw Object.assign(new Error(`${advice} (${error.message})`), { name: 'PackageMissing' });
+  }
+  const attention = await api.FlashAttention.create();
   describe(await attention.info());
   void attention.device.lost.then(({ message }) => complain({ name: 'DeviceLostError', message: `the GPU device was lost (${message || 'the browser does not say why'})` }));
-  race(attention, { complain, complainNoMore });
-  await heatMap(attention);
+  const plot = growth(attention, api);
+  race(attention, api, { complain, complainNoMore, changed: plot });
+  status.textContent = 'Press Run.';
+  await heatMap(attention, api);
   // For whoever plays with it in the console.
   globalThis.attention = attention;
-} catch (error) {
-  document.querySelector('#gpu').replaceChildren();
-  complain(error);
 }
+
+tiles();
+start().catch((error) => {
+  status.textContent = 'There is nothing to run on: see above.';
+  document.querySelector('#gpu-name').textContent = 'none';
+  if (!document.querySelector('#heat').dataset.head) {
+    for (const id of ['#heat-controls', '#heat-view figure']) document.querySelector(id).hidden = true;
+    document.querySelector('#heat-cell').textContent = 'The map needs WebGPU.';
+  }
+  complain(error);
+});

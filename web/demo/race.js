@@ -1,9 +1,7 @@
 // Flash and standard attention on the same tensors, and a plain JavaScript check of a sample of rows.
-import { OutOfMemoryError, UnsupportedError, fromBf16, fromF16, toBf16, toF16 } from '../pkg/index.js';
 import { largestError, row as referenceRow } from './reference.js';
 import { bytes, duration, rate, scientific } from './text.js';
 
-const CODECS = { f32: [(values) => values, (values) => values], f16: [toF16, fromF16], bf16: [toBf16, fromBf16] };
 /** Rows that JavaScript computes too. */
 const SAMPLE = 24;
 /** Runs of one algorithm, or as many as fit the time. */
@@ -26,7 +24,7 @@ function cells(algorithm) {
   return document.querySelector(`#results [data-algorithm="${algorithm}"]`).querySelectorAll('td');
 }
 
-function show(cell, text, detail = '') {
+function fill(cell, text, detail = '') {
   const small = document.createElement('small');
   small.textContent = detail;
   cell.replaceChildren(text, ...detail ? [' ', small] : []);
@@ -43,31 +41,95 @@ function bars(column, values) {
   }
 }
 
-export function race(attention, { complain, complainNoMore }) {
+/** The problem in words. */
+function inWords({ shape: { seqlen, numHeads, headDim }, element, causal, dropout }) {
+  const heads = numHeads === 1 ? '1 head' : `${numHeads} heads`;
+  return `N = ${seqlen}, ${heads}, d = ${headDim}, ${element}${causal ? ', causal' : ''}${dropout ? `, dropout ${dropout.p}` : ''}`;
+}
+
+export function race(attention, api, { complain, complainNoMore, changed }) {
+  const { OutOfMemoryError, UnsupportedError, fromBf16, fromF16, toBf16, toF16 } = api;
+  const CODECS = { f32: [(values) => values, (values) => values], f16: [toF16, fromF16], bf16: [toBf16, fromBf16] };
   const form = document.querySelector('#controls');
-  const [run, stop, progress, status, verdict] = ['#run', '#stop', '#progress', '#status', '#verdict'].map((id) => document.querySelector(id));
+  const [run, stop, progress, status, verdict, winner, what, table, estimate, slider, length] =
+    ['#run', '#stop', '#progress', '#status', '#verdict', '#winner', '#what', '#results', '#estimate', '#slider', '#length']
+      .map((id) => document.querySelector(id));
   let controller;
+  /** Floating-point operations in a millisecond, of the last races. */
+  const rates = {};
 
   stop.addEventListener('click', () => controller?.abort());
   form.addEventListener('submit', async (event) => {
     event.preventDefault();
+    // The button keeps the focus, so it is not disabled.
+    if (run.getAttribute('aria-disabled') === 'true') return;
     controller = new AbortController();
     complainNoMore();
     verdict.textContent = '';
+    winner.hidden = true;
     for (const cell of document.querySelectorAll('#results td')) cell.replaceChildren();
-    [run.disabled, stop.disabled] = [true, false];
+    run.setAttribute('aria-disabled', 'true');
+    stop.disabled = false;
     try {
-      await compete(readForm());
+      const problem = readForm();
+      what.textContent = inWords(problem);
+      table.hidden = false;
+      await compete(problem);
       status.textContent = 'Done.';
     } catch (error) {
       status.textContent = error?.name === 'AbortError' ? 'Stopped.' : 'It could not be computed: see above.';
       if (error?.name !== 'AbortError') complain(error);
+      table.hidden = true;
     } finally {
       progress.value = 0;
-      [run.disabled, stop.disabled] = [false, true];
+      if (document.activeElement === stop) run.focus();
+      run.setAttribute('aria-disabled', 'false');
+      stop.disabled = true;
+      show();
     }
   });
-  run.disabled = false;
+  slider.addEventListener('input', () => {
+    form.elements.seqlen.value = String(2 ** Number(slider.value));
+    show();
+  });
+  form.addEventListener('input', ({ target }) => {
+    if (target !== slider) show();
+  });
+  for (const button of form.querySelectorAll('[data-seqlen]')) {
+    button.addEventListener('click', () => {
+      form.elements.seqlen.value = button.dataset.seqlen;
+      show();
+    });
+  }
+  run.setAttribute('aria-disabled', 'false');
+  show();
+
+  /** What the controls say, with an estimate; nothing is run. */
+  function show() {
+    const { seqlen } = form.elements;
+    length.value = seqlen.value;
+    slider.value = String(Math.round(Math.log2(Math.max(1, Number(seqlen.value)))));
+    slider.setAttribute('aria-valuetext', `${seqlen.value} tokens`);
+    if (!form.checkValidity()) return;
+    const problem = readForm();
+    void foresee(problem).then((text) => estimate.textContent = text).catch(() => undefined);
+    void changed(problem).catch(() => undefined);
+  }
+
+  async function foresee(problem) {
+    const parts = [];
+    for (const algorithm of ['flash', 'standard']) {
+      try {
+        const { flops, extraBytes } = await attention.plan({ ...problem, algorithm });
+        const time = rates[algorithm] ? `about ${duration(flops / rates[algorithm])}, ` : '';
+        parts.push(`${algorithm}: ${time}${bytes(extraBytes)} of memory`);
+      } catch (error) {
+        if (!(error instanceof UnsupportedError)) throw error;
+        parts.push(`${algorithm}: more than this GPU can hold`);
+      }
+    }
+    return `${parts.join('; ')}. ${rates.flash ? '' : 'How long it takes, the first run tells.'}`;
+  }
 
   function readForm() {
     const fields = new FormData(form);
@@ -102,20 +164,25 @@ export function race(attention, { complain, complainNoMore }) {
         for (let turn = 0; turn <= RUNS && (turn < 2 || performance.now() - began < RUNS_MS); turn++) {
           status.textContent = turn === 0 ? `${algorithm}, warming up …` : `${algorithm}, run ${turn} of at most ${RUNS} …`;
           const { o, lse, stats } = await attention.forward({
-            ...problem, q, k, v, algorithm, signal,
+            ...problem, q, k, v, algorithm, signal, gpuTime: true,
             onProgress: ({ completed, total }) => progress.value = completed / total,
           });
-          if (turn > 0) all.push(stats.milliseconds);
+          if (turn > 0) all.push(stats);
           else outputs[algorithm] = decode(await o.read());
           o.destroy();
           lse.destroy();
         }
         const { kernels, tiles, extraBytes, flops } = plans[algorithm];
         const [time, memory, , how] = cells(algorithm);
-        times[algorithm] = all.sort((a, b) => a - b)[all.length >> 1];
-        show(time, duration(times[algorithm]), rate(flops, times[algorithm]));
-        show(memory, bytes(extraBytes));
-        show(how, kernels.join(', '), tiles);
+        const { milliseconds, gpuMilliseconds } = all.sort((a, b) => a.milliseconds - b.milliseconds)[all.length >> 1];
+        times[algorithm] = milliseconds;
+        rates[algorithm] = flops / milliseconds;
+        // Browsers round the GPU's clock, some to a tenth of a millisecond.
+        const parts = gpuMilliseconds === undefined ? "this browser does not tell the GPU's own time"
+          : `${duration(gpuMilliseconds)} on the GPU, ${duration(Math.max(0, milliseconds - gpuMilliseconds))} there and back`;
+        fill(time, duration(milliseconds), `${rate(flops, milliseconds)}; ${parts}`);
+        fill(memory, bytes(extraBytes));
+        fill(how, kernels.join(', '), tiles);
       };
       await run('flash');
       try {
@@ -125,14 +192,31 @@ export function race(attention, { complain, complainNoMore }) {
         // Its score matrix may be more than the GPU has: then flash runs alone.
         if (!(error instanceof UnsupportedError || error instanceof OutOfMemoryError)) throw error;
         delete times.standard;
-        show(cells('standard')[0], 'impossible here:', error.message);
+        fill(cells('standard')[0], 'impossible here:', error.message);
       }
+      crown(times, plans);
       await check(problem, tensors.map(decode), outputs, times);
       bars(0, times);
       bars(1, Object.fromEntries(Object.entries(plans).map(([algorithm, { extraBytes }]) => [algorithm, extraBytes])));
     } finally {
       for (const tensor of resident) tensor.destroy();
     }
+  }
+
+  /** Names the winner. */
+  function crown({ flash, standard }, plans) {
+    winner.hidden = false;
+    if (standard === undefined) {
+      winner.textContent = 'flash wins: standard attention does not fit this GPU.';
+      return;
+    }
+    const share = plans.standard.extraBytes / plans.flash.extraBytes;
+    const memory = share > 1.5 ? `with 1/${Math.round(share)} of the memory` : 'with as much memory';
+    const ratio = standard / flash;
+    const digits = (value) => Number(value.toPrecision(3));
+    winner.textContent = ratio > 1.05 ? `flash is ${digits(ratio)} times faster, ${memory}.`
+      : ratio < 0.95 ? `standard attention is ${digits(1 / ratio)} times faster here; flash does ${memory}.`
+        : `As fast as each other; flash ${memory}.`;
   }
 
   /** A sample of rows in f64; flash may err twice as much as standard attention, and a little more. */
@@ -161,17 +245,19 @@ export function race(attention, { complain, complainNoMore }) {
     }
     times.javascript = computing / rows * numHeads * seqlen;
     const [time, , , how] = cells('javascript');
-    show(time, duration(times.javascript), `estimated from ${rows} rows`);
-    show(how, 'plain loops', 'one core');
-    for (const [algorithm, error] of Object.entries(errors)) show(cells(algorithm)[2], scientific(error), `in ${rows} rows`);
+    fill(time, duration(times.javascript), `estimated from ${rows} rows`);
+    fill(how, 'plain loops', 'one core');
+    for (const [algorithm, error] of Object.entries(errors)) fill(cells(algorithm)[2], scientific(error), `in ${rows} rows`);
     const found = `flash errs by ${scientific(errors.flash)}`;
     if (!('standard' in errors)) {
       verdict.textContent = `${found}; there is no standard attention to compare it with.`;
       return;
     }
-    const allowed = 2 * errors.standard + (problem.element === 'f32' ? 1e-6 * largest : 1e-5);
+    const [floor, least] = problem.element === 'f32' ? [1e-6 * largest, '10⁻⁶ of the largest number'] : [1e-5, '10⁻⁵'];
+    const allowed = 2 * errors.standard + floor;
+    const rule = `allowed are twice standard attention's ${scientific(errors.standard)} and ${least}, together ${scientific(allowed)}`;
     verdict.textContent = errors.flash <= allowed
-      ? `Right: ${found}; twice the error of standard attention in the same precision, ${scientific(allowed)}, is allowed.`
-      : `Wrong: ${found}, only ${scientific(allowed)} is allowed. Please report this with your GPU and browser.`;
+      ? `Right: ${found}; ${rule}.`
+      : `Wrong: ${found}; ${rule}. Please report this with your GPU and browser.`;
   }
 }

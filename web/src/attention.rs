@@ -13,19 +13,14 @@ pub struct Attention(pub(crate) FlashAttention);
 
 #[wasm_bindgen]
 impl Attention {
-    /// Asks the browser for a device. `label` is the device's, by which the caller knows the request.
-    pub async fn create(power_preference: String, label: String) -> Result<Attention, Failure> {
-        let power_preference = match power_preference.as_str() {
-            "high-performance" => wgpu::PowerPreference::HighPerformance,
-            "low-power" => wgpu::PowerPreference::LowPower,
-            _ => wgpu::PowerPreference::None,
-        };
+    /// On the device that the TypeScript side has ready: `web/ts/view.ts` answers what wgpu asks the browser for.
+    pub async fn create() -> Result<Attention, Failure> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
         let adapter = instance
-            .request_adapter(&wgpu::RequestAdapterOptions { power_preference, ..Default::default() })
+            .request_adapter(&wgpu::RequestAdapterOptions::default())
             .await
             .map_err(|_| Failure::new("NoWebGPU", "the browser offers no WebGPU adapter"))?;
-        let descriptor = wgpu::DeviceDescriptor { label: Some(&label), ..FlashAttention::device_descriptor(&adapter) };
+        let descriptor = FlashAttention::device_descriptor(&adapter);
         let (device, queue) =
             adapter.request_device(&descriptor).await.map_err(|error| Failure::from(Error::Gpu(error.to_string())))?;
         Ok(Self(FlashAttention::new(&adapter, &device, &queue)))
@@ -39,6 +34,22 @@ impl Attention {
     /// How a problem would run. Nothing is compiled or allocated.
     pub fn plan(&self, problem: &Problem) -> Result<Planned, Failure> {
         Ok(Planned(self.0.plan_forward(&problem.0).build()?))
+    }
+
+    pub fn plan_backward(&self, problem: &Problem) -> Result<Planned, Failure> {
+        Ok(Planned(self.0.plan_backward(&problem.0).build()?))
+    }
+
+    pub fn plan_probabilities(
+        &self,
+        problem: &Problem,
+        first_head: u32,
+        end_head: u32,
+        first_row: u32,
+        end_row: u32,
+    ) -> Result<Planned, Failure> {
+        let chosen = ProbabilitiesProblem::new(problem.0.clone(), first_head..end_head, first_row..end_row);
+        Ok(Planned(self.0.plan_probabilities(&chosen).build()?))
     }
 
     pub async fn prepare(&self, problem: &Problem) -> Result<Prepared, Failure> {
@@ -90,25 +101,8 @@ impl Prepared {
         self.plan().scratch_bytes() as f64
     }
 
-    /// Elements that a tensor's buffer must hold.
-    pub fn required_len(&self, tensor: &str) -> f64 {
-        required_len(self.plan(), tensor)
-    }
-
-    /// The type of a tensor's entries. Those of a mask are words.
-    pub fn element(&self, tensor: &str) -> Option<String> {
-        let operand = operand(tensor)?;
-        let element = self.plan().element(operand)?.name();
-        Some(if operand == Operand::KeyMask { "u32" } else { element }.into())
-    }
-
-    /// Whether the problem's layout places a tensor; the others are contiguous.
-    pub fn has_layout(&self, tensor: &str) -> bool {
-        operand(tensor).is_some_and(Operand::holds_elements)
-    }
-
-    /// Submits dispatches `start..end`.
-    pub fn submit(
+    /// Records dispatches `start..end` into the encoder that the TypeScript side has ready, which finishes and submits it.
+    pub fn encode(
         &self,
         attention: &Attention,
         tensors: &Tensors,
@@ -130,8 +124,16 @@ impl Prepared {
                 probabilities.encode_dispatches(&mut encoder, &tensors.probabilities()?, &call, start..end)?;
             }
         }
-        attention.0.queue().submit([encoder.finish()]);
         Ok(())
+    }
+
+    /// Lets go of the tensors that bind groups hold.
+    pub fn release_buffers(&self) {
+        match &self.0 {
+            Operation::Forward(forward) => forward.release_buffers(),
+            Operation::Backward(backward) => backward.release_buffers(),
+            Operation::Probabilities(probabilities) => probabilities.release_buffers(),
+        }
     }
 
     /// Lets go of the tensors, and frees the scratch memory now; the garbage collector would, but later.
@@ -189,12 +191,20 @@ impl Planned {
 
     /// Elements that a tensor's buffer must hold.
     pub fn required_len(&self, tensor: &str) -> f64 {
-        required_len(&self.0, tensor)
+        operand(tensor).map_or(0.0, |operand| self.0.required_len(operand) as f64)
     }
-}
 
-fn required_len(plan: &Plan, tensor: &str) -> f64 {
-    operand(tensor).map_or(0.0, |operand| plan.required_len(operand) as f64)
+    /// The type of a tensor's entries. Those of a mask are words.
+    pub fn element(&self, tensor: &str) -> Option<String> {
+        let operand = operand(tensor)?;
+        let element = self.0.element(operand)?.name();
+        Some(if operand == Operand::KeyMask { "u32" } else { element }.into())
+    }
+
+    /// Whether the problem's layout places a tensor; the others are contiguous.
+    pub fn has_layout(&self, tensor: &str) -> bool {
+        operand(tensor).is_some_and(Operand::holds_elements)
+    }
 }
 
 /// The operand that the TypeScript side calls by this name.

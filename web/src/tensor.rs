@@ -1,5 +1,6 @@
 use crate::attention::{Attention, operand};
 use crate::error::Failure;
+use std::ops::Range;
 use wasm_bindgen::prelude::*;
 use wgpu_flash_attention::{BackwardBuffers, Buffers, ForwardBuffers, Operand, ProbabilitiesBuffers, wgpu};
 
@@ -9,8 +10,8 @@ pub struct Tensor(pub(crate) wgpu::Buffer);
 
 #[wasm_bindgen]
 impl Tensor {
-    /// wgpu has no way to take a `GPUBuffer` over. It calls `createBuffer` on the device once here, and nothing else;
-    /// the caller sees to it that this call returns the buffer that is meant.
+    /// wgpu has no way to take a `GPUBuffer` over. It calls `createBuffer` on its view of the device once here, and nothing
+    /// else; the view answers with the buffer that is meant.
     pub fn adopt(attention: &Attention, bytes: f64) -> Self {
         Self(attention.0.device().create_buffer(&wgpu::BufferDescriptor {
             label: None,
@@ -24,7 +25,7 @@ impl Tensor {
 /// The tensors of one call.
 #[wasm_bindgen]
 #[derive(Default)]
-pub struct Tensors(Vec<(Operand, wgpu::Buffer)>);
+pub struct Tensors(Vec<(Operand, wgpu::Buffer, Range<u64>)>);
 
 #[wasm_bindgen]
 impl Tensors {
@@ -33,21 +34,25 @@ impl Tensors {
         Self::default()
     }
 
-    /// Adds the tensor of the crate's name `name`.
-    pub fn add(&mut self, name: &str, tensor: &Tensor) -> Result<(), Failure> {
+    /// Adds the tensor of the crate's name `name`, which lies in these bytes of its buffer.
+    pub fn add(&mut self, name: &str, tensor: &Tensor, first: f64, end: f64) -> Result<(), Failure> {
         let operand = operand(name).ok_or_else(|| Failure::new("Buffer", format!("there is no tensor {name}")))?;
-        self.0.push((operand, tensor.0.clone()));
+        self.0.push((operand, tensor.0.clone(), first as u64..end as u64));
         Ok(())
     }
 }
 
 impl Tensors {
     fn get<const N: usize>(&self, operands: [Operand; N]) -> Result<[wgpu::BufferSlice<'_>; N], Failure> {
-        let find = |operand: &Operand| self.0.iter().find(|(other, _)| other == operand);
-        if let Some(missing) = operands.iter().find(|operand| find(operand).is_none()) {
+        if let Some(missing) = operands.iter().find(|operand| self.find(**operand).is_none()) {
             return Err(Failure::new("Buffer", format!("{missing} is missing")));
         }
-        Ok(operands.map(|operand| find(&operand).map_or(self.0[0].1.slice(..), |(_, buffer)| buffer.slice(..))))
+        // Those that are missing were refused.
+        Ok(operands.map(|operand| slice(self.find(operand).unwrap_or(&self.0[0]))))
+    }
+
+    fn find(&self, operand: Operand) -> Option<&(Operand, wgpu::Buffer, Range<u64>)> {
+        self.0.iter().find(|(other, ..)| *other == operand)
     }
 
     pub(crate) fn forward(&self) -> Result<ForwardBuffers<'_>, Failure> {
@@ -67,6 +72,10 @@ impl Tensors {
 
     /// Those that only some problems have, too.
     fn with_all<'a, D>(&'a self, buffers: Buffers<'a, D>) -> Buffers<'a, D> {
-        self.0.iter().fold(buffers, |buffers, (operand, buffer)| buffers.with(*operand, buffer.slice(..)))
+        self.0.iter().fold(buffers, |buffers, tensor| buffers.with(tensor.0, slice(tensor)))
     }
+}
+
+fn slice((_, buffer, bytes): &(Operand, wgpu::Buffer, Range<u64>)) -> wgpu::BufferSlice<'_> {
+    buffer.slice(bytes.clone())
 }

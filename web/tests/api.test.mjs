@@ -9,11 +9,12 @@ const NAMES = [
   'the reference is right', 'answers in f32', 'answers in f16', 'answers in bf16', "the caller's strides",
   'answers without subgroups and shader-f16', "the browser's features are used", 'nothing to see, nothing to do, NaN',
   'the same bits, however the work is split', 'calls at the same time', 'dropout seeds', 'tensors on the GPU',
-  "the caller's device and buffers", 'requestDevice is put back', 'every misuse has its own error', 'abort',
-  'the page stays alive', 'a lost device', 'no WebGPU', '16-bit elements', 'gradients',
+  "the caller's device and buffers", 'nothing of the page is changed', 'every misuse has its own error', 'misuse before there is a device',
+  'abort means now',
+  'the page stays alive', 'a lost device', 'destroy at any moment', 'mount and unmount', 'prepared operations', 'calls go together', 'no WebGPU', '16-bit elements', 'gradients',
   'the reference of modifiers is right', 'biases', 'masks', 'softcap and ALiBi', 'sinks', 'lengths of sequences',
   'all modifiers at once', 'gradients of biases', 'probabilities', "scores by the caller's WGSL", "masks by the caller's WGSL",
-  "faults of the caller's WGSL", 'block masks', 'every misuse of modifiers has its own error', 'plans',
+  "faults of the caller's WGSL", 'block masks', 'plans',
 ];
 
 for (const [name, open] of Object.entries(browsers)) {

@@ -39,7 +39,7 @@ export async function blockMasks() {
   const good = { shape, ...inputs({ shape }) };
   const refused = async (blockMask, text) => assertThrows((await attention()).forward({ ...good, blockMask }), InvalidProblemError, text);
   await refused('local', 'blockMask is of type String');
-  await refused({ pattern: 'global' }, 'blockMask.pattern = global; it is local, longformer');
+  await refused({ pattern: 'global' }, "blockMask.pattern = 'global'; it is local, longformer");
   await refused({ pattern: 'local' }, 'blockMask.window = undefined; it must be a whole number');
   await refused({ pattern: 'strided', step: 0 }, 'strided mask: its step is 0');
   await refused({ pattern: 'documents', ids: [1, 2] }, 'blockMask.ids has 2 numbers; it must have seqlenKv = 90, or batch · seqlenKv = 180');

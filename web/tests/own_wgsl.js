@@ -33,9 +33,10 @@ const MASK = 'fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> boo
 export async function ownScores() {
   const shape = { batch: 2, numHeads: 4, numHeadsKv: 2, seqlen: 20, seqlenKv: 28, headDim: 8 };
   const aux = random(17, 81);
-  const problem = { shape, causal: true, scoreMod: CURVED, scoreModGrad: CURVED_GRAD, aux, twins: { scoreMod: curved(aux) } };
-  const { gradients, q, o, lse, ...rest } = await checkModified('a curve', problem);
-  await checkModified('a curve in f16, after softcap, in one text', { ...problem, element: 'f16', scoreMod: `${CURVED}\n${CURVED_GRAD}`, scoreModGrad: undefined });
+  const problem = { shape, causal: true, scoreMod: CURVED, scoreModGrad: CURVED_GRAD, aux };
+  const twinned = { ...problem, twins: { scoreMod: curved(aux) } };
+  const { gradients, q, o, lse, expected, ...rest } = await checkModified('a curve', twinned);
+  await checkModified('a curve in f16, after softcap, in one text', { ...twinned, element: 'f16', scoreMod: `${CURVED}\n${CURVED_GRAD}`, scoreModGrad: undefined });
   await checkModified('softcap and a bias beside it', {
     shape, softcap: 2, scoreMod: `${SCORE} { return 0.5 * score + f32(kv_idx % 3u); }`,
     scoreModGrad: 'fn score_mod_grad(grad: f32, score: f32, b: u32, h: u32, q: u32, k: u32) -> f32 { return 0.5 * grad; }',
@@ -112,10 +113,10 @@ export async function faultsOfOwnWgsl() {
   await refused({ scoreMod: 5 }, 'scoreMod is of type Number; pass a text in WGSL');
   await refused({ scoreModGrad: 'x' }, 'scoreModGrad is given without scoreMod');
   await refused({ ...body('return score;'), maxTurns: 1.5 }, 'maxTurns = 1.5; it must be a whole number');
-  await refused(body('return aux[0];'), 'aux: score_mod reads it');
+  await refused(body('return aux[0];'), 'aux: scoreMod reads it; pass aux');
   await refused({ aux: Float32Array.of(1) }, 'aux: it is given, and no function in WGSL reads it');
   await refused({ ...body('return aux[0];'), aux: new Float32Array(0) }, 'aux: it has 0 entries');
   await refused({ ...body('return aux[0];'), aux: [1, 2] }, 'aux is of type Array; pass a Float32Array, a Uint32Array');
   const { o, lse } = await flash.forward({ ...good, ...body('return 0.5 * score;') });
-  await assertThrows(flash.backward({ ...good, ...body('return 0.5 * score;'), o, lse, dO: o }), InvalidProblemError, 'score_mod_grad');
+  await assertThrows(flash.backward({ ...good, ...body('return 0.5 * score;'), o, lse, dO: o }), InvalidProblemError, 'scoreModGrad: gradients need it, and the text of scoreMod does not define it');
 }

@@ -1,6 +1,6 @@
 // The demo page, driven as a person would, in both browsers. Screenshots are kept in target/screenshots.
 import assert from 'node:assert/strict';
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { serve } from '../server.mjs';
@@ -8,6 +8,18 @@ import { browsers } from './browsers.mjs';
 
 const screenshots = fileURLToPath(new URL('../../target/screenshots', import.meta.url));
 mkdirSync(screenshots, { recursive: true });
+
+const axe = readFileSync(fileURLToPath(new URL('../node_modules/axe-core/axe.min.js', import.meta.url)), 'utf8');
+
+/** What axe-core finds that is serious or worse. */
+async function barriers(page) {
+  await page.evaluate(axe);
+  return page.evaluate(async () => {
+    const { violations } = await globalThis.axe.run(document, { resultTypes: ['violations'] });
+    return violations.filter(({ impact }) => impact === 'serious' || impact === 'critical')
+      .map(({ id, nodes }) => `${id}: ${nodes.map(({ target }) => target.join(' ')).join(', ')}`);
+  });
+}
 
 /** Waits in the page until a condition holds; `argument` is what it is told. */
 async function until(page, condition, argument, what) {
@@ -19,6 +31,7 @@ async function until(page, condition, argument, what) {
 }
 
 async function fill(page, name, value) {
+  await page.evaluate(() => document.querySelector('#more').open = true);
   await page.focus(`#controls [name="${name}"]`);
   await page.evaluate((name) => document.querySelector(`#controls [name="${name}"]`).select?.(), name);
   await page.keyboard.type(String(value));
@@ -32,13 +45,17 @@ async function press(page, selector) {
 /** Presses Run and waits for the end of the race. */
 async function runRace(page) {
   await press(page, '#run');
-  await until(page, () => document.querySelector('#stop').disabled && !document.querySelector('#run').disabled, null, 'the race is over');
+  await until(page, () => document.querySelector('#stop').disabled && document.querySelector('#run').getAttribute('aria-disabled') === 'false', null, 'the race is over');
   return page.evaluate(() => {
     const cells = (algorithm) => [...document.querySelectorAll(`[data-algorithm="${algorithm}"] td`)].map((cell) => cell.textContent);
     return {
       status: document.querySelector('#status').textContent,
       problem: document.querySelector('#problem').hidden ? '' : document.querySelector('#problem').textContent,
       verdict: document.querySelector('#verdict').textContent,
+      winner: document.querySelector('#winner').hidden ? '' : document.querySelector('#winner').textContent,
+      what: document.querySelector('#what').textContent,
+      estimate: document.querySelector('#estimate').textContent,
+      focus: document.activeElement.id,
       flash: cells('flash'),
       standard: cells('standard'),
       javascript: cells('javascript'),
@@ -67,6 +84,7 @@ for (const [name, open] of Object.entries(browsers)) {
     });
 
     test('it tells what it runs on', async () => {
+      await press(page, '#gpu-name');
       const text = await page.evaluate(() => document.querySelector('#gpu').innerText);
       assert.match(text, /Largest binding\s+\d+ [MG]iB/);
       assert.match(text, name === 'chromium' ? /swiftshader[^]*Subgroups\s+of 4/ : /f16 in shaders\s+yes/);
@@ -77,14 +95,29 @@ for (const [name, open] of Object.entries(browsers)) {
       const race = await runRace(page);
       assert.equal(race.problem, '');
       assert.equal(race.status, 'Done.');
-      assert.match(race.verdict, /^Right: flash errs by/);
-      assert.match(race.flash[0], /\d (ms|s) .*FLOP\/s/);
+      assert.match(race.verdict, /^Right: flash errs by .*; allowed are twice standard attention's .* and 10⁻⁶ of the largest number, together/);
+      assert.match(race.winner, /(flash|standard attention) is [\d.]+ times faster|As fast as each other/);
+      assert.match(race.winner, /1\/1025 of the memory/);
+      assert.equal(race.what, 'N = 1024, 4 heads, d = 64, f32, causal');
+      assert.equal(race.focus, 'run');
+      assert.match(race.flash[0], name === 'chromium' ? /\d (ms|s) .*FLOP\/s; .* on the GPU, .* there and back/ : /\d (ms|s) .*FLOP\/s; /);
       assert.equal(race.flash[1], '16 KiB');
       assert.match(race.flash[3], /flash_forward/);
       assert.equal(race.standard[1], '16 MiB');
       assert.match(race.standard[3], /standard_scores, standard_softmax, standard_output/);
       assert.match(race.javascript[0], /estimated from 24 rows/);
       assert.equal(race.bars, 5);
+    });
+
+    test('presets and the slider', async () => {
+      await press(page, '[data-seqlen="4096"]');
+      const shown = () => page.evaluate(() => [document.querySelector('#length').value, document.querySelector('[name="seqlen"]').value, document.querySelector('#slider').value]);
+      assert.deepEqual(await shown(), ['4096', '4096', '12']);
+      await until(page, () => /^flash: about .*, \S+ [KMG]iB of memory; standard: about .*, \S+ [KMG]iB of memory/.test(document.querySelector('#estimate').textContent), null, 'an estimate');
+      await page.focus('#slider');
+      await page.keyboard.press('ArrowLeft');
+      assert.deepEqual(await shown(), ['2048', '2048', '11']);
+      await until(page, () => document.querySelectorAll('#growth polyline').length === 2, null, 'the plot is drawn');
     });
 
     test('f16, dropout and odd sizes by keyboard', async () => {
@@ -110,6 +143,7 @@ for (const [name, open] of Object.entries(browsers)) {
       const race = await runRace(page);
       assert.match(race.problem, /^UnsupportedError: .* is too large for this device/);
       assert.match(race.status, /see above/);
+      assert.deepEqual(await barriers(page), []);
     });
 
     test('stop stops', async () => {
@@ -131,9 +165,10 @@ for (const [name, open] of Object.entries(browsers)) {
       await until(page, () => document.querySelector('#heat').dataset.head === '2', null, 'head 2 is drawn');
       await page.focus('#heat');
       await page.keyboard.press('ArrowDown');
-      assert.match(await page.evaluate(() => document.querySelector('#heat-cell').textContent), /^Token 42 takes \d.* % from token 21\.$/);
+      assert.match(await page.evaluate(() => document.querySelector('#heat-cell').textContent), /^Token 42, “io”, takes \d.* % from token 21, “presentation”\.$/);
+      assert.match(await page.evaluate(() => document.querySelector('#strongest').innerText), /^“\S+” \(token \d+\): \d.* %(\s+“\S+” \(token \d+\): \d.* %){4}$/);
       // Not all of one colour.
-      const colours = await page.evaluate(() => new Set(document.querySelector('#heat').getContext('2d').getImageData(0, 0, 640, 640).data).size);
+      const colours = await page.evaluate(() => new Set(document.querySelector('#heat').getContext('2d').getImageData(200, 200, 1280, 1280).data).size);
       assert(colours > 20, `${colours} values of colour`);
     });
 
@@ -145,19 +180,32 @@ for (const [name, open] of Object.entries(browsers)) {
       assert.notEqual(await caption(), before);
       await page.focus('#tile-controls [name="at"]');
       await page.keyboard.press('End');
-      assert.match(await caption(), /Step 14 of 14: Q tile 4 has seen every tile/);
+      assert.match(await caption(), /Step (\d+) of \1: tile 4 of Q has seen every tile/);
+      // α below 1: what was summed shrinks, then grows.
+      const shrinking = await page.evaluate(() => {
+        const at = document.querySelector('#tile-controls [name="at"]');
+        for (let step = 0; step <= Number(at.max); step++) {
+          at.value = String(step);
+          at.dispatchEvent(new Event('input'));
+          const [, l] = /What was summed before shrinks by α = 0\.\d+: l = ([\d.]+)/.exec(document.querySelector('#tiles-caption').textContent) ?? [];
+          if (l) return l;
+        }
+        return null;
+      });
+      assert.match(shrinking ?? '', /^\d/);
       await page.keyboard.press('Home');
     });
 
     test('nothing is wider than the window', async () => {
       const again = await runRace(page);
       assert.match(again.verdict, /^Right/);
-      for (const width of [400, 1280]) {
+      for (const width of [280, 400, 1280]) {
         for (const colorScheme of name === 'chromium' ? ['light', 'dark'] : ['light']) {
           await browser.show({ width, colorScheme });
           await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
           const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
           await page.screenshot({ path: `${screenshots}/${name}-${width}-${colorScheme}.png`, fullPage: true });
+          if (name === 'chromium') assert.deepEqual(await barriers(page), [], `${width} pixels, ${colorScheme}`);
           assert.equal(overflow, 0, `${width} pixels, ${colorScheme}`);
         }
       }
@@ -180,8 +228,29 @@ for (const [name, open] of Object.entries(browsers)) {
       else await page.evaluateOnNewDocument(hide);
       await page.goto(address);
       await until(page, () => document.querySelector('#problem').textContent.startsWith('NoWebGPUError: this browser has no WebGPU'), null, 'the page tells');
-      assert.equal(await page.evaluate(() => document.querySelector('#run').disabled), true);
+      assert.equal(await page.evaluate(() => document.querySelector('#run').getAttribute('aria-disabled')), 'true');
+      assert.deepEqual(await barriers(page), []);
+      await page.screenshot({ path: `${screenshots}/${name}-no-webgpu.png`, fullPage: true });
       assert.deepEqual(browser.complaints, []);
     });
+
+    if (name === 'chromium') {
+      test('a package that is not built is explained', async () => {
+        await page.route('**/pkg/**', (route) => route.abort());
+        await page.goto(address);
+        await until(page, () => /^PackageMissing: the package is not built, .* run `make web`/.test(document.querySelector('#problem').textContent), null, 'the page tells');
+        assert.deepEqual(await barriers(page), []);
+        await page.unroute('**/pkg/**');
+      });
+
+      test('without JavaScript the page says so', async () => {
+        const context = await page.context().browser().newContext({ javaScriptEnabled: false });
+        const silent = await context.newPage();
+        await silent.goto(address);
+        assert.match(await silent.locator('noscript').innerText(), /This page needs JavaScript/);
+        await silent.screenshot({ path: `${screenshots}/chromium-no-javascript.png` });
+        await context.close();
+      });
+    }
   });
 }

@@ -4,14 +4,16 @@ import assert from 'node:assert/strict';
 import { execFile, execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { softwareVulkan } from './browsers.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
-const variants = `${root}target/tmp/variants`;
-const broken = `${root}target/tmp/broken`;
+// Cargo reads a relative folder from the root, where it is called.
+const target = resolve(root, process.env.CARGO_TARGET_DIR ?? 'target');
+const variants = join(target, 'tmp/variants');
+const broken = join(target, 'tmp/broken');
 
 /** Resolves to a program's exit status and output. */
 function run(program, options, env = process.env) {

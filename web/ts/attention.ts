@@ -1,21 +1,23 @@
-import { Device } from './device.js';
-import { sizesOf, whole } from './checks.js';
-import { InvalidProblemError, InvalidTensorError } from './errors.js';
-import { load, type WasmSource } from './load.js';
+import { checkOptions, describe, oneOf, sizesOf, whole } from './checks.js';
+import { Device, checkDevice } from './device.js';
+import { InvalidOptionError, InvalidProblemError, InvalidTensorError, fromWasm } from './errors.js';
+import { checkSource, load, type WasmSource } from './load.js';
 import { Operations } from './operations.js';
 import { entriesOf } from './modifiers.js';
-import { dropoutSeed, isDense, toWasm } from './options.js';
+import { FOR_CALLS, PROBLEM, checkCall, isDense, toWasm } from './options.js';
 import type {
-  AttentionProblem, Aux, BackwardOptions, Element, ForwardOptions, ProbabilitiesOptions, Task, TensorData,
+  AttentionProblem, BackwardOptions, Element, ForwardOptions, ProbabilitiesOptions, Task, TensorData,
 } from './options.js';
+import { PreparedAttention } from './prepared.js';
 import type {
-  BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor, RunStats,
+  BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor,
 } from './results.js';
-import { GpuTensor, arrayName, bufferBytes, elementOf, elementSize, tensorType } from './tensor.js';
-import type { ArrayName, TensorArray, TensorElement } from './tensor.js';
+import { CALLED, Runner, type Answer, type Output } from './runner.js';
+import { checkSignal, untilAborted } from './stop.js';
+import { GpuTensor, arrayName, disposable, elementOf, elementSize, tensorType } from './tensor.js';
+import type { ArrayName, ElementOf, TensorElement } from './tensor.js';
 import { Throughput } from './throughput.js';
 import { BufferUsage } from './usage.js';
-import { Tensors, type Prepared } from './wasm.js';
 
 /** How `FlashAttention.create` gets its device. */
 export interface CreateOptions {
@@ -23,25 +25,22 @@ export interface CreateOptions {
   powerPreference?: 'high-performance' | 'low-power' | undefined;
   /** Your own device instead: its buffers can be passed through `wrap`, and it stays yours. */
   device?: GPUDevice | undefined;
+  /** What `navigator.gpu` is in browsers, where there is none: in Node.js, `create([])` of the npm package `webgpu`. */
+  gpu?: GPU | undefined;
   /** `false` does without subgroups where the browser has them. */
   subgroups?: boolean | undefined;
   /** `false` does without f16 arithmetic types where the browser has them; f16 tensors run all the same. */
   shaderF16?: boolean | undefined;
   /** Where `wasm_bg.wasm` is, if not beside this module: its address, its bytes, or the compiled module. */
   wasm?: WasmSource | undefined;
+  /** Ends the wait; a device that comes later is destroyed. */
+  signal?: AbortSignal | undefined;
 }
+
+const CREATE = ['powerPreference', 'device', 'gpu', 'subgroups', 'shaderF16', 'wasm', 'signal'];
 
 /** The typed array that comes back for one that went in. */
 type Returned<T> = T extends Float32Array ? Float32Array<ArrayBuffer> : T extends Uint16Array ? Uint16Array<ArrayBuffer> : T;
-
-interface Output {
-  /** The crate's name. */
-  name: string;
-  array: ArrayName;
-}
-
-/** What tensors are called here, where the crate's name differs. */
-const CALLED: Record<string, string> = { d_o: 'dO', d_lse: 'dLse', bias: 'bias.data', key_mask: 'mask.data', dsink: 'dSink', dbias: 'dBias' };
 
 /**
  * Exact attention on one GPU device.
@@ -56,23 +55,38 @@ export class FlashAttention {
   readonly #device: Device;
   readonly #operations: Operations;
   readonly #throughput = new Throughput();
-  /** Operations that have run: browsers may compile at the first run, which says nothing of speed. */
-  readonly #warm = new WeakSet<Prepared>();
+  readonly #runner: Runner;
 
   private constructor(device: Device) {
     this.#device = device;
     this.#operations = new Operations(device);
+    this.#runner = new Runner(device, this.#throughput);
   }
 
   /**
    * Loads the WebAssembly module and asks the browser for a GPU.
    *
+   * @throws {InvalidOptionError} if an option does not exist, or has a value that is none for it
    * @throws {NoWebGPUError} if the browser, the page or the machine has no WebGPU
+   * @throws {DeviceLostError} if the device that is given is lost
    */
   static async create(options: CreateOptions = {}): Promise<FlashAttention> {
-    const { powerPreference = 'high-performance', device, subgroups = true, shaderF16 = true, wasm } = options;
-    await load(wasm);
-    return new FlashAttention(await Device.request({ powerPreference, device, subgroups, shaderF16 }));
+    checkOptions('create', options, CREATE);
+    if ('createBuffer' in options) throw new InvalidOptionError('create is given a GPUDevice; pass it as { device }');
+    const { device, gpu, subgroups = true, shaderF16 = true, wasm, signal } = options;
+    const powerPreference = oneOf('powerPreference', options.powerPreference, ['high-performance', 'low-power'] as const) ?? 'high-performance';
+    oneOf('subgroups', subgroups, [true, false]);
+    oneOf('shaderF16', shaderF16, [true, false]);
+    checkDevice(options);
+    checkSource(wasm);
+    checkSignal(signal);
+    const creating = load(wasm).then(async () => {
+      signal?.throwIfAborted();
+      const made = new FlashAttention(await Device.request({ gpu, powerPreference, device, subgroups, shaderF16 }));
+      if (signal?.aborted) made.destroy();
+      return made;
+    });
+    return untilAborted(signal, creating);
   }
 
   /** The device it runs on, for your own WebGPU code beside it. */
@@ -82,9 +96,10 @@ export class FlashAttention {
 
   /** What it runs on. */
   async info(): Promise<Info> {
-    const { gpu } = this.#device;
-    const { vendor = '', architecture = '', device = '', description = '', ...rest } = gpu.adapterInfo ?? {};
-    const { subgroupMinSize: min = 0, subgroupMaxSize: max = 0, isFallbackAdapter = false } = gpu.adapterInfo ?? rest;
+    this.#device.check();
+    const { gpu, info } = this.#device;
+    const { vendor = '', architecture = '', device = '', description = '', isFallbackAdapter = false } = info;
+    const { subgroupMinSize: min = 0, subgroupMaxSize: max = 0 } = info;
     const { maxBufferSize, maxStorageBufferBindingSize, maxComputeWorkgroupStorageSize, maxComputeInvocationsPerWorkgroup } = gpu.limits;
     return {
       adapter: { vendor, architecture, device, description, isFallbackAdapter },
@@ -97,8 +112,10 @@ export class FlashAttention {
   /** How a problem would run. Nothing is run, compiled or allocated. */
   async plan(problem: AttentionProblem): Promise<Plan> {
     this.#device.check();
-    const wasm = toWasm(problem, problem.element ?? 'f32', undefined);
+    checkOptions('plan', problem, PROBLEM);
+    let wasm;
     try {
+      wasm = toWasm(problem, problem.element ?? 'f32', undefined);
       const plan = this.#device.wasm.plan(wasm);
       const { tile_q: tileQ, tile_kv: tileKv, tiles, extra_bytes: extraBytes } = plan;
       const length = (tensor: string): number => plan.required_len(tensor);
@@ -109,14 +126,42 @@ export class FlashAttention {
     } catch (error) {
       throw this.#device.translate(error);
     } finally {
-      wasm.free();
+      wasm?.free();
     }
+  }
+
+  /**
+   * Compiles the forward pass of a problem ahead. What is returned runs it, or records it into an encoder of yours, on tensors that
+   * come with each call. Without `element` they are f32.
+   *
+   * @throws as `forward`
+   */
+  async prepare(
+    problem: AttentionProblem, { signal, boundedWork }: { signal?: AbortSignal | undefined; boundedWork?: number | false | undefined } = {},
+  ): Promise<PreparedAttention> {
+    checkOptions('prepare', problem, PROBLEM);
+    checkCall({ signal, boundedWork });
+    return this.#device.call(signal, async () => {
+      const maxFlops = boundedWork ?? this.#throughput.bound();
+      const operation = this.#operations.acquire({ direction: 'forward' }, problem, problem.element ?? 'f32', maxFlops === false ? undefined : maxFlops);
+      try {
+        await operation.ready();
+        this.#device.check();
+        signal?.throwIfAborted();
+      } catch (error) {
+        this.#operations.release(operation);
+        throw error;
+      }
+      const release = (): void => this.#operations.release(operation);
+      return new PreparedAttention(this.#device, this.#runner, operation, problem, boundedWork === false, release);
+    });
   }
 
   /**
    * Computes attention. Typed arrays in, typed arrays out; with Q on the GPU, the results stay there. `output` says
    * otherwise.
    *
+   * @throws {InvalidOptionError} if an option does not exist, or has a value that is none for it
    * @throws {InvalidProblemError} if the problem contradicts itself
    * @throws {InvalidTensorError} if a tensor has another length or type than the problem says
    * @throws {UnsupportedError} if it passes a limit of this device
@@ -124,15 +169,17 @@ export class FlashAttention {
    * @throws {DeviceLostError} if the device was lost before or during the call
    */
   forward(options: ForwardOptions & { output: 'gpu' }): Promise<ForwardTensors>;
-  forward(options: ForwardOptions & { q: GpuTensor; output?: 'gpu' }): Promise<ForwardTensors>;
+  forward(options: ForwardOptions & { q: GpuTensor; output?: 'gpu' | undefined }): Promise<ForwardTensors>;
   forward(options: ForwardOptions & { q: GpuTensor; output: 'array' }): Promise<ForwardArrays>;
   forward<Q extends Exclude<TensorData, GpuTensor>>(
-    options: ForwardOptions & { q: Q; output?: 'array' },
+    options: ForwardOptions & { q: Q; output?: 'array' | undefined },
   ): Promise<ForwardArrays<Returned<Q>>>;
-  async forward(options: ForwardOptions & { output?: 'gpu' | 'array' }): Promise<ForwardArrays | ForwardTensors> {
+  forward(options: ForwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ForwardArrays | ForwardTensors>;
+  async forward(options: ForwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ForwardArrays | ForwardTensors> {
+    checkOptions('forward', options, FOR_CALLS);
     const { q, k, v, sink } = options;
     const { element, array } = tensorType({ q, k, v }, options.element);
-    const ofHeads: Record<string, TensorData> = sink === undefined ? {} : { sink };
+    const ofHeads: Record<string, TensorData> = sink === undefined ? {} : { sink: sink as TensorData };
     tensorType(ofHeads, 'f32');
     const outputs: Output[] = [{ name: 'o', array }, { name: 'lse', array: 'Float32Array' }];
     const { tensors, stats } = await this.#compute({ direction: 'forward' }, options, element, { q, k, v, ...ofHeads }, outputs);
@@ -146,16 +193,18 @@ export class FlashAttention {
    * @throws as `forward`
    */
   backward(options: BackwardOptions & { output: 'gpu' }): Promise<BackwardTensors>;
-  backward(options: BackwardOptions & { q: GpuTensor; output?: 'gpu' }): Promise<BackwardTensors>;
+  backward(options: BackwardOptions & { q: GpuTensor; output?: 'gpu' | undefined }): Promise<BackwardTensors>;
   backward(options: BackwardOptions & { q: GpuTensor; output: 'array' }): Promise<BackwardArrays>;
-  backward(options: BackwardOptions & { gradientElement: 'f32'; output?: 'array' }): Promise<BackwardArrays<Float32Array<ArrayBuffer>>>;
+  backward(options: BackwardOptions & { gradientElement: 'f32'; output?: 'array' | undefined }): Promise<BackwardArrays<Float32Array<ArrayBuffer>>>;
   backward<Q extends Exclude<TensorData, GpuTensor>>(
-    options: BackwardOptions & { q: Q; output?: 'array' },
+    options: BackwardOptions & { q: Q; output?: 'array' | undefined },
   ): Promise<BackwardArrays<Returned<Q>>>;
-  async backward(options: BackwardOptions & { output?: 'gpu' | 'array' }): Promise<BackwardArrays | BackwardTensors> {
+  backward(options: BackwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<BackwardArrays | BackwardTensors>;
+  async backward(options: BackwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<BackwardArrays | BackwardTensors> {
+    checkOptions('backward', options, FOR_CALLS);
     const { q, k, v, o, lse, dO, dLse, sink, gradientElement } = options;
     const { element, array } = tensorType({ q, k, v, o, dO }, options.element);
-    const inF32: Record<string, TensorData> = { lse, ...dLse === undefined ? {} : { dLse }, ...sink === undefined ? {} : { sink } };
+    const inF32: Record<string, TensorData> = { lse, ...dLse === undefined ? {} : { dLse }, ...sink === undefined ? {} : { sink: sink as TensorData } };
     tensorType(inF32, 'f32');
     const kind = gradientElement === 'f32' ? 'Float32Array' : array;
     const { dLse: d_lse, ...others } = inF32;
@@ -175,9 +224,11 @@ export class FlashAttention {
    * @throws as `forward`
    */
   probabilities(options: ProbabilitiesOptions & { output: 'gpu' }): Promise<ProbabilitiesTensor>;
-  probabilities(options: ProbabilitiesOptions & { q: GpuTensor; output?: 'gpu' }): Promise<ProbabilitiesTensor>;
-  probabilities(options: ProbabilitiesOptions & { output?: 'array' }): Promise<ProbabilitiesArray>;
-  async probabilities(options: ProbabilitiesOptions & { output?: 'gpu' | 'array' }): Promise<ProbabilitiesArray | ProbabilitiesTensor> {
+  probabilities(options: ProbabilitiesOptions & { q: GpuTensor; output?: 'gpu' | undefined }): Promise<ProbabilitiesTensor>;
+  probabilities(options: ProbabilitiesOptions & { output?: 'array' | undefined }): Promise<ProbabilitiesArray>;
+  probabilities(options: ProbabilitiesOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ProbabilitiesArray | ProbabilitiesTensor>;
+  async probabilities(options: ProbabilitiesOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ProbabilitiesArray | ProbabilitiesTensor> {
+    checkOptions('probabilities', options, FOR_CALLS);
     const { q, k, lse } = options;
     const { element } = tensorType({ q, k }, options.element);
     tensorType({ lse }, 'f32');
@@ -191,154 +242,101 @@ export class FlashAttention {
   /**
    * Copies a typed array to the GPU, where it stays until `destroy()`. A `Uint16Array` holds f16 bits, or bf16 bits with
    * `element: 'bf16'`; a `Uint32Array` holds the bits of a mask, as `packMask` makes them.
+   *
+   * @throws {InvalidTensorError} if it is no such array
+   * @throws {OutOfMemoryError} if the GPU has no memory left
+   * @throws {DeviceLostError} if the device was lost before or during the call
    */
-  async upload(data: Exclude<TensorData, GpuTensor> | Uint32Array, { element }: { element?: Element } = {}): Promise<GpuTensor> {
-    this.#device.check();
+  upload(data: Uint16Array, options: { element: 'bf16' }): Promise<GpuTensor<'bf16'>>;
+  upload<T extends Exclude<TensorData, GpuTensor> | Uint32Array>(data: T, options?: { element?: Element | undefined }): Promise<GpuTensor<ElementOf<T>>>;
+  async upload(data: Exclude<TensorData, GpuTensor> | Uint32Array, options: { element?: Element | undefined } = {}): Promise<GpuTensor> {
+    checkOptions('upload', options, ['element']);
     const array = arrayName(data);
-    if (array === undefined) throw new InvalidTensorError('upload takes a Float32Array, Uint16Array, Float16Array or Uint32Array');
-    return this.#upload(data, elementOf('the array', array, element), []);
+    if (array === undefined) {
+      throw new InvalidTensorError(`upload is given something ${describe(data)}; it takes a Float32Array, Uint16Array, Float16Array or Uint32Array`);
+    }
+    const element = elementOf('the array', array, options.element);
+    return this.#device.call(undefined, async () => {
+      const { result: tensor, error } = this.#device.caught('uploading a tensor', () => this.#runner.upload(data, element));
+      try {
+        await error;
+        this.#device.check();
+        return tensor;
+      } catch (error) {
+        tensor.destroy();
+        throw error;
+      }
+    });
   }
 
   /**
    * Your own buffer of this device as a tensor, without a copy. It needs `GPUBufferUsage.STORAGE` (and `COPY_SRC` for
-   * `read`), holds the elements from byte 0, and stays yours to destroy. That of a mask has `element: 'u32'`.
+   * `read`), holds the elements from the byte `offset`, a multiple of 4 (0 if left out), and stays yours to destroy. That of a mask has
+   * `element: 'u32'`.
+   *
+   * @throws {InvalidTensorError} if the buffer lacks a usage or is too small
    */
-  wrap(buffer: GPUBuffer, { element = 'f32', length = Math.floor(buffer.size / elementSize(element)) }: { element?: TensorElement; length?: number } = {}): GpuTensor {
+  wrap(buffer: GPUBuffer, options?: { element?: 'f32' | undefined; offset?: number | undefined; length?: number | undefined }): GpuTensor<'f32'>;
+  wrap<E extends TensorElement>(buffer: GPUBuffer, options: { element: E; offset?: number | undefined; length?: number | undefined }): GpuTensor<E>;
+  wrap(
+    buffer: GPUBuffer, options: { element?: TensorElement | undefined; offset?: number | undefined; length?: number | undefined } = {},
+  ): GpuTensor {
     this.#device.check();
+    checkOptions('wrap', options, ['element', 'offset', 'length']);
+    const element = oneOf('element', options.element, ['f32', 'f16', 'bf16', 'u32'] as const) ?? 'f32';
+    if (typeof (Object(buffer) as Partial<GPUBuffer>).mapAsync !== 'function' || typeof buffer.size !== 'number') {
+      throw new InvalidTensorError(`wrap is given something ${describe(buffer)}; it takes a GPUBuffer`);
+    }
     if (!(buffer.usage & BufferUsage.STORAGE)) throw new InvalidTensorError('the buffer was created without GPUBufferUsage.STORAGE');
     if (buffer.size % 4 !== 0) throw new InvalidTensorError(`the buffer has ${buffer.size} bytes; make it a multiple of 4`);
-    if (length * elementSize(element) > buffer.size) {
-      throw new InvalidTensorError(`${length} elements of ${element} do not fit a buffer of ${buffer.size} bytes`);
-    }
-    const array = element === 'f32' ? 'Float32Array' : element === 'u32' ? 'Uint32Array' : 'Uint16Array';
-    return new GpuTensor(this.#device, buffer, this.#device.adopt(buffer), length, element, array, false);
+    const offset = sizeIn('offset', options.offset ?? 0);
+    const length = sizeIn('length', options.length ?? Math.max(0, Math.floor((buffer.size - offset) / elementSize(element))));
+    return this.#runner.wrap(buffer, element, offset, length);
   }
 
-  /** Frees everything, and the device unless it was yours. Calls after it throw `DeviceLostError`. */
+  /**
+   * Frees everything, and the device unless it was yours. Calls that are under way, and those after it, throw `DeviceLostError`. It may
+   * be called at any time, and again.
+   */
   destroy(): void {
-    this.#operations.destroy();
     this.#device.destroy();
+    this.#operations.destroy();
   }
 
-  /** Uploads, runs and reads back, or leaves the outputs on the GPU. */
+  /** Checks a call, uploads, runs and reads back, or leaves the outputs on the GPU. */
   async #compute(
     task: Task,
-    options: (ForwardOptions | BackwardOptions | ProbabilitiesOptions) & { output?: 'gpu' | 'array' },
+    options: (ForwardOptions | BackwardOptions | ProbabilitiesOptions) & { output?: 'gpu' | 'array' | undefined },
     element: Element,
     given: Record<string, TensorData>,
     outputs: Output[],
-  ): Promise<{ tensors: (TensorArray | GpuTensor)[]; stats: RunStats }> {
-    this.#device.check();
-    options.signal?.throwIfAborted();
-    const { aux } = options;
-    const inputs = { ...given, ...entriesOf(options, element), ...aux === undefined ? {} : { aux } };
-    const { boundedWork = this.#throughput.bound() } = options;
-    const onGpu = (options.output ?? (options.q instanceof GpuTensor ? 'gpu' : 'array')) === 'gpu';
-    return this.#operations.use(task, options, element, boundedWork === false ? undefined : boundedWork, async (prepared, flops) => {
-      for (const [name, data] of Object.entries(given)) {
-        const isExact = isDense(options) || !prepared.has_layout(name);
-        checkLength(CALLED[name] ?? name, data, prepared.required_len(name), isExact);
-      }
-      const made: GpuTensor[] = [];
+  ): Promise<Answer> {
+    const { aux, signal, output } = options;
+    checkCall(options);
+    return this.#device.call(signal, async () => {
+      const { boundedWork = this.#throughput.bound() } = options;
+      const onGpu = (output ?? (options.q instanceof GpuTensor ? 'gpu' : 'array')) === 'gpu';
+      const operation = this.#operations.acquire(task, options, element, boundedWork === false ? undefined : boundedWork);
       try {
-        // One array that is passed twice (packed layouts) is uploaded once.
-        const uploaded = new Map<TensorData | Aux, GpuTensor>();
-        const tensors: Record<string, GpuTensor> = {};
-        for (const [name, data] of Object.entries(inputs)) {
-          const tensor = data instanceof GpuTensor ? data
-            : uploaded.get(data) ?? await this.#upload(data, elementIn(prepared, name), made);
-          uploaded.set(data, tensor);
-          tensors[name] = tensor;
-        }
-        const results: GpuTensor[] = [];
-        for (const { name, array } of outputs) {
-          const tensor = await this.#allocate(prepared.required_len(name), elementIn(prepared, name), array, made);
-          results.push(tensors[name] = tensor);
-        }
-        const stats = await this.#run(prepared, tensors, flops, options);
-        if (!onGpu) return { tensors: await Promise.all(results.map((tensor) => tensor.read())), stats };
-        made.splice(0, made.length, ...made.filter((tensor) => !results.includes(tensor)));
-        return { tensors: results, stats };
+        const inputs = { ...given, ...entriesOf(options, element), ...aux === undefined ? {} : { aux } };
+        const request = { operation, inputs, outputs, onGpu, isUnbounded: boundedWork === false, options };
+        this.#runner.check(request, (name) => isDense(options) || !operation.planned.has_layout(name));
+        return await this.#runner.run(request);
       } finally {
-        for (const tensor of made) tensor.destroy();
+        this.#operations.release(operation);
       }
     });
   }
-
-  async #run(
-    prepared: Prepared,
-    tensors: Record<string, GpuTensor>,
-    flops: number,
-    { signal, onProgress, boundedWork, dropout }: ForwardOptions | BackwardOptions | ProbabilitiesOptions,
-  ): Promise<RunStats> {
-    const device = this.#device;
-    const total = prepared.num_dispatches;
-    const { seed, offset } = dropoutSeed(dropout);
-    const bound = new Tensors();
-    try {
-      for (const [name, tensor] of Object.entries(tensors)) bound.add(name, tensor.use(device, CALLED[name] ?? name));
-      const began = performance.now();
-      // Dispatches in a submission: as many as keep the GPU busy and the page alive.
-      let batch = boundedWork === false ? total : 1;
-      for (let start = 0; start < total;) {
-        signal?.throwIfAborted();
-        const end = Math.min(total, start + batch);
-        const submitted = performance.now();
-        const { error } = device.caught('running attention', () => prepared.submit(device.wasm, bound, start, end, seed, offset));
-        // A lost device may reject here; `error` tells.
-        await device.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
-        await error;
-        const milliseconds = performance.now() - submitted;
-        if (this.#warm.has(prepared)) this.#throughput.learn(flops * (end - start) / total, milliseconds);
-        this.#warm.add(prepared);
-        if (milliseconds < 20) batch *= 2;
-        else if (milliseconds > 80) batch = Math.max(1, Math.floor(batch / 2));
-        start = end;
-        onProgress?.({ completed: start, total });
-      }
-      signal?.throwIfAborted();
-      return { milliseconds: performance.now() - began, flops, dispatches: total };
-    } finally {
-      bound.free();
-    }
-  }
-
-  async #upload(data: Exclude<TensorData, GpuTensor> | Uint32Array, element: TensorElement, made: GpuTensor[]): Promise<GpuTensor> {
-    const tensor = await this.#allocate(data.length, element, arrayName(data)!, made);
-    const { error } = this.#device.caught('uploading a tensor', () => {
-      const { queue } = this.#device.gpu;
-      // Writes are of whole words: an odd last element goes with zeros behind it.
-      const body = data.byteLength - data.byteLength % 4;
-      const source = data.buffer as ArrayBuffer;
-      if (body > 0) queue.writeBuffer(tensor.buffer, 0, source, data.byteOffset, body);
-      if (body < data.byteLength) {
-        const tail = new Uint8Array(4);
-        tail.set(new Uint8Array(source, data.byteOffset + body, data.byteLength - body));
-        queue.writeBuffer(tensor.buffer, body, tail);
-      }
-    });
-    await error;
-    return tensor;
-  }
-
-  async #allocate(length: number, element: TensorElement, array: ArrayName, made: GpuTensor[]): Promise<GpuTensor> {
-    const usage = BufferUsage.STORAGE | BufferUsage.COPY_SRC | BufferUsage.COPY_DST;
-    const size = bufferBytes(length, element);
-    const { result: buffer, error } = this.#device.caught(`allocating ${size} bytes`, () => this.#device.gpu.createBuffer({ size, usage }));
-    const tensor = new GpuTensor(this.#device, buffer, this.#device.adopt(buffer), length, element, array, true);
-    made.push(tensor);
-    await error;
-    return tensor;
-  }
 }
 
-/** The element that an operation stores a tensor in, by the crate's name. */
-function elementIn(prepared: Prepared, name: string): TensorElement {
-  return prepared.element(name) as TensorElement;
+/** It can be declared with `using`. */
+export interface FlashAttention {
+  [Symbol.dispose](): void;
 }
+disposable(FlashAttention);
 
 /** The kind of array that a tensor comes in. */
-function arrayOf(data: TensorData): ArrayName | undefined {
+function arrayOf(data: TensorData | undefined): ArrayName | undefined {
   return data instanceof GpuTensor ? data.array : arrayName(data);
 }
 
@@ -349,7 +347,8 @@ function chosen(name: string, range: unknown, count: number): [number, number] {
   return [whole(`${name}[0]`, range[0], count), whole(`${name}[1]`, range[1], count)];
 }
 
-function checkLength(name: string, { length }: TensorData, needed: number, isDense: boolean): void {
-  if (isDense ? length === needed : length >= needed) return;
-  throw new InvalidTensorError(`${name} has ${length} elements, but its shape needs ${isDense ? '' : 'at least '}${needed}`);
+/** An offset or a length in a buffer. */
+function sizeIn(name: string, value: unknown): number {
+  if (Number.isSafeInteger(value) && (value as number) >= 0) return value as number;
+  throw new InvalidOptionError(`${name} = ${String(value)}; it must be a whole number`);
 }

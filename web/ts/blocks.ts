@@ -1,7 +1,6 @@
-import { U32, numbers, sizesOf, whole } from './checks.js';
+import { U32, describe, numbers, shown, sizesOf, whole } from './checks.js';
 import { InvalidProblemError } from './errors.js';
 import type { AttentionProblem, BlockMask, OwnBlocks } from './options.js';
-import { describe } from './tensor.js';
 import type { Problem } from './wasm.js';
 
 /** @internal Gives the problem its block mask. */
@@ -33,7 +32,7 @@ function parametersOf(mask: BlockMask, problem: AttentionProblem): [number[], nu
       return [[Number(bits & 0xffff_ffffn), Number(bits >> 32n)], []];
     }
     case 'blocks': return ownBlocks(mask, problem);
-    default: throw new InvalidProblemError(`blockMask.pattern = ${String((mask as BlockMask).pattern)}; it is local, longformer, strided, ` +
+    default: throw new InvalidProblemError(`blockMask.pattern = ${shown((mask as BlockMask).pattern)}; it is local, longformer, strided, ` +
       'prefix, documents, butterfly, bigbird or blocks');
   }
 }

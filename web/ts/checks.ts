@@ -1,20 +1,69 @@
-import { InvalidProblemError } from './errors.js';
+import { InvalidOptionError, InvalidProblemError } from './errors.js';
 import type { AttentionProblem, Shape } from './options.js';
+
+/** @internal What kind of thing a value is, for messages. */
+export function describe(value: unknown): string {
+  if (value === undefined || value === null) return String(value);
+  const { constructor } = value as { constructor?: { name?: unknown } };
+  return `of type ${typeof constructor?.name === 'string' && constructor.name || typeof value}`;
+}
+
+/** @internal A value as one would write it, for messages. */
+export function shown(value: unknown): string {
+  if (typeof value === 'string') return `'${value.length > 60 ? `${value.slice(0, 60)} …` : value}'`;
+  if (typeof value === 'bigint') return `${value}n`;
+  if (Array.isArray(value) && value.length <= 8) return `[${value.map(shown).join(', ')}]`;
+  return typeof value === 'object' && value !== null || typeof value === 'function' ? `something ${describe(value)}` : String(value);
+}
 
 /** @internal */
 export function whole(name: string, value: unknown, max: number): number {
   if (typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= max) return value;
-  throw new InvalidProblemError(`${name} = ${String(value)}; it must be a whole number from 0 to ${max}`);
+  throw new InvalidProblemError(`${name} = ${shown(value)}; it must be a whole number from 0 to ${max}`);
 }
 
 /** @internal */
 export function number(name: string, value: unknown): number {
   if (typeof value === 'number') return value;
-  throw new InvalidProblemError(`${name} = ${String(value)}; it must be a number`);
+  throw new InvalidProblemError(`${name} = ${shown(value)}; it must be a number`);
 }
 
 /** @internal */
 export const U32 = 0xffff_ffff;
+
+/** @internal An object of options, without any that are not `known`. */
+export function checkOptions(what: string, given: unknown, known: readonly string[]): void {
+  if (typeof given !== 'object' || given === null || ArrayBuffer.isView(given) || Array.isArray(given)) {
+    const one = known[0] ?? '';
+    throw new InvalidOptionError(`${what} is ${describe(given)}; pass an object such as { ${one}: … }`);
+  }
+  for (const [name, value] of Object.entries(given)) {
+    if (value === undefined || known.includes(name)) continue;
+    const near = known.find((other) => isNear(name.toLowerCase().replaceAll('_', ''), other.toLowerCase()));
+    const all = known.length > 12 ? 'the README lists all' : `there are ${known.join(', ')}`;
+    throw new InvalidOptionError(`${what} has no '${name}'; ${near === undefined ? all : `did you mean ${near}?`}`);
+  }
+}
+
+/** Whether one word becomes the other by at most two insertions, deletions or changes. */
+function isNear(one: string, other: string): boolean {
+  let row = Array.from({ length: other.length + 1 }, (_, index) => index);
+  for (let i = 1; i <= one.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= other.length; j++) {
+      next.push(Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (one[i - 1] === other[j - 1] ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row.at(-1)! <= 2;
+}
+
+/** @internal One of some values, or undefined. */
+export function oneOf<T>(name: string, value: unknown, allowed: readonly T[]): T | undefined {
+  if (value === undefined || allowed.includes(value as T)) return value as T | undefined;
+  const words = allowed.map(shown);
+  throw new InvalidOptionError(`${name} = ${shown(value)}; it is ${words.slice(0, -1).join(', ')} or ${words.at(-1)}`);
+}
 
 /** @internal Numbers in an array or typed array, each checked by `check`. `lengths` says how many there may be. */
 export function numbers(
@@ -24,7 +73,7 @@ export function numbers(
   check: (name: string, value: unknown) => number,
 ): number[] {
   if (!Array.isArray(values) && (!ArrayBuffer.isView(values) || values instanceof DataView)) {
-    throw new InvalidProblemError(`${name} = ${String(values)}; it must be an array of numbers`);
+    throw new InvalidProblemError(`${name} = ${shown(values)}; it must be an array of numbers`);
   }
   const { length } = values as ArrayLike<unknown>;
   if (!Object.values(lengths).includes(length)) {
@@ -35,9 +84,9 @@ export function numbers(
 }
 
 /** @internal All sizes of a problem. */
-export function sizesOf({ shape }: AttentionProblem): Required<Shape> {
-  if (typeof shape !== 'object' || shape === null) {
-    throw new InvalidProblemError('shape is missing: pass { batch, numHeads, seqlen, headDim }');
+export function sizesOf({ shape }: AttentionProblem): Record<keyof Shape, number> {
+  if (typeof shape !== 'object' || shape === null || Array.isArray(shape)) {
+    throw new InvalidProblemError(`shape is ${shape === undefined ? 'missing' : describe(shape)}: pass { batch, numHeads, seqlen, headDim }`);
   }
   const { batch = 1, numHeads = 1, numHeadsKv = numHeads, seqlen, seqlenKv = seqlen, headDim, headDimV = headDim } = shape;
   const sizes = { batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV };

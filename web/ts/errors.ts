@@ -1,41 +1,64 @@
-/** Everything this package throws, except the reason of an aborted `AbortSignal`. */
+/** What kind of error it is, in one word that does not change. */
+export type AttentionErrorCode =
+  | 'not-loaded' | 'invalid-option' | 'invalid-problem' | 'invalid-tensor' | 'unsupported' | 'out-of-memory' | 'device-lost'
+  | 'no-webgpu' | 'gpu';
+
+/**
+ * Everything this package throws, except the reason of an aborted `AbortSignal`, and what `onProgress` throws. Of this class itself
+ * are errors that WebAssembly could not be loaded.
+ */
 export class AttentionError extends Error {
   override name = 'AttentionError';
+  /** The kind of error. It does not change when bundlers rename classes. */
+  readonly code: AttentionErrorCode = 'not-loaded';
+}
+
+/** An option that does not exist, or a value that is none for it. */
+export class InvalidOptionError extends AttentionError {
+  override name = 'InvalidOptionError';
+  override readonly code = 'invalid-option';
 }
 
 /** The problem contradicts itself or lies outside what the package computes: shape, mask, scale, dropout. */
 export class InvalidProblemError extends AttentionError {
   override name = 'InvalidProblemError';
+  override readonly code = 'invalid-problem';
 }
 
 /** A tensor does not fit the problem: its type, its length, its buffer, or it was destroyed. */
 export class InvalidTensorError extends AttentionError {
   override name = 'InvalidTensorError';
+  override readonly code = 'invalid-tensor';
 }
 
 /** The problem is sound, but this device cannot run it; the message names the limit. */
 export class UnsupportedError extends AttentionError {
   override name = 'UnsupportedError';
+  override readonly code = 'unsupported';
 }
 
 /** The GPU has no memory left. */
 export class OutOfMemoryError extends AttentionError {
   override name = 'OutOfMemoryError';
+  override readonly code = 'out-of-memory';
 }
 
 /** The device was lost: the driver was reset, the GPU unplugged, or `destroy()` called. Create a new one. */
 export class DeviceLostError extends AttentionError {
   override name = 'DeviceLostError';
+  override readonly code = 'device-lost';
 }
 
 /** There is no WebGPU here: an older browser, an insecure page, or no usable GPU. */
 export class NoWebGPUError extends AttentionError {
   override name = 'NoWebGPUError';
+  override readonly code = 'no-webgpu';
 }
 
 /** The browser refused something that this package should have refused first; please report it. */
 export class GpuError extends AttentionError {
   override name = 'GpuError';
+  override readonly code = 'gpu';
 }
 
 const KINDS: Record<string, new (message: string) => AttentionError> = {
@@ -47,8 +70,33 @@ const KINDS: Record<string, new (message: string) => AttentionError> = {
   NoWebGPU: NoWebGPUError,
 };
 
-/** @internal What WebAssembly threw, as the subclass that it names. */
-export function fromWasm(thrown: unknown): unknown {
-  if (!(typeof thrown === 'object' && thrown !== null && 'kind' in thrown && 'message' in thrown)) return thrown;
-  return new (KINDS[String(thrown.kind)] ?? GpuError)(String(thrown.message));
+/** The crate's names that are called otherwise here. Limits and the rest change from snake_case alone. */
+const CALLED: Record<string, string> = {
+  seqlen_q: 'seqlen', seqlen_kv: 'seqlenKv', dropout_p: 'dropout.p', max_flops_per_dispatch: 'boundedWork', d_o: 'dO', d_lse: 'dLse',
+  dsink: 'dSink', dbias: 'dBias', key_mask: 'mask', seqlens_q: 'seqlensQ', seqlens_kv: 'seqlensKv',
+};
+const NAMES = /\b(seqlens?_kv|seqlens?_q|dropout_p|d_o|d_lse|dsink|dbias|key_mask|alibi_slopes|score_mod(?:_grad)?|mask_mod|num_heads(?:_kv)?|head_dim(?:_v)?|softmax_scale|max_[a-z_]+)\b/g;
+
+/** A message of the crate in the words of this package. */
+function inTheseNames(message: string): string {
+  // The caller's own WGSL is quoted as it is.
+  if (/^(score|mask)_mod, line/.test(message)) return message;
+  return message
+    .replace(NAMES, (name) => CALLED[name] ?? name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()))
+    .replaceAll('AttentionProblem::with_bounded_work', 'boundedWork')
+    .replaceAll('WgslOptions::with_max_turns', 'maxTurns')
+    .replaceAll('say how long it is by AttentionProblem::with_aux', 'pass aux')
+    .replaceAll('BufferUsages::', 'GPUBufferUsage.')
+    .replaceAll('wgpu refused', 'the browser refused');
+}
+
+/** @internal What WebAssembly or anything else threw, as an error of this package. */
+export function fromWasm(thrown: unknown): AttentionError {
+  if (thrown instanceof AttentionError) return thrown;
+  if (typeof thrown === 'object' && thrown !== null && 'kind' in thrown && 'message' in thrown) {
+    const error = new (KINDS[String(thrown.kind)] ?? GpuError)(inTheseNames(String(thrown.message)));
+    if ('free' in thrown && typeof thrown.free === 'function') thrown.free();
+    return error;
+  }
+  return new GpuError(`something broke that should not: ${String(thrown)}`, { cause: thrown });
 }

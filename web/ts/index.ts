@@ -1,18 +1,21 @@
 export { FlashAttention } from './attention.js';
 export type { CreateOptions } from './attention.js';
 export {
-  AttentionError, DeviceLostError, GpuError, InvalidProblemError, InvalidTensorError, NoWebGPUError, OutOfMemoryError,
+  AttentionError, DeviceLostError, GpuError, InvalidOptionError, InvalidProblemError, InvalidTensorError, NoWebGPUError, OutOfMemoryError,
   UnsupportedError,
 } from './errors.js';
+export type { AttentionErrorCode } from './errors.js';
 export { fromBf16, fromF16, toBf16, toF16 } from './half.js';
 export type { WasmSource } from './load.js';
 export { packMask } from './mask.js';
 export type {
-  AttentionProblem, Aux, BackwardOptions, Bias, BlockMask, Dropout, Element, Entries, EntryShape, ForwardOptions, Given, Mask, MaskData,
+  AttentionProblem, Aux, BackwardOptions, Bias, BlockMask, Dropout, Element, Entries, EntryShape, ForwardOptions, Mask, MaskData,
   OwnBlocks, ProbabilitiesOptions, RunOptions, Shape, Strides, TensorData,
 } from './options.js';
 export type {
   BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor, RunStats,
 } from './results.js';
+export { PreparedAttention } from './prepared.js';
+export type { PreparedDropout, PreparedOutputs, PreparedTensors } from './prepared.js';
 export { GpuTensor } from './tensor.js';
-export type { Float16ArrayLike, TensorArray, TensorElement } from './tensor.js';
+export type { ArrayOf, ElementOf, Float16ArrayLike, TensorArray, TensorElement } from './tensor.js';

@@ -1,9 +1,9 @@
 import { maskBlocks } from './blocks.js';
-import { number, numbers, sizesOf, whole } from './checks.js';
+import { describe, number, numbers, shown, sizesOf, whole } from './checks.js';
 import { InvalidProblemError, InvalidTensorError } from './errors.js';
 import { packMask } from './mask.js';
 import type { AttentionProblem, Bias, Element, Mask, TensorData } from './options.js';
-import { GpuTensor, arrayName, describe, tagOf, tensorType } from './tensor.js';
+import { GpuTensor, arrayName, tagOf, tensorType } from './tensor.js';
 import type { Problem } from './wasm.js';
 import { maskByWgsl, modifyByWgsl } from './wgsl.js';
 
@@ -16,7 +16,7 @@ export function modify(wasm: Problem, problem: AttentionProblem, element: Elemen
   if (softcap !== undefined && number('softcap', softcap) !== 0) wasm.softcap(softcap);
   modifyByWgsl(wasm, problem);
   if (![undefined, true, false].includes(alibi)) {
-    throw new InvalidProblemError(`alibi = ${String(alibi)}; it is true or false, and alibiSlopes takes slopes`);
+    throw new InvalidProblemError(`alibi = ${shown(alibi)}; it is true or false, and alibiSlopes takes slopes`);
   }
   if (alibi && alibiSlopes !== undefined) {
     throw new InvalidProblemError('alibi and alibiSlopes are both given; alibi: true takes the usual slopes, so leave one out');
@@ -56,7 +56,7 @@ export function entriesOf(problem: AttentionProblem, element: Element): Record<s
 
 function finite(name: string, value: unknown): number {
   if (Number.isFinite(Math.fround(number(name, value)))) return value as number;
-  throw new InvalidProblemError(`${name} = ${String(value)}; it must be a finite f32`);
+  throw new InvalidProblemError(`${name} = ${shown(value)}; it must be a finite f32`);
 }
 
 /** Entries along each dimension of a bias or a mask. */
@@ -68,11 +68,11 @@ function counts(name: string, entries: Bias | Mask, problem: AttentionProblem): 
   const all = Object.entries({ batch, numHeads, seqlen, seqlenKv });
   const { shape = all.map(([, count]) => count) } = entries;
   if (!Array.isArray(shape) || shape.length !== 4) {
-    throw new InvalidProblemError(`${name}.shape = ${String(shape)}; it must be [batch or 1, numHeads or 1, seqlen or 1, seqlenKv or 1]`);
+    throw new InvalidProblemError(`${name}.shape = ${shown(shape)}; it must be [batch or 1, numHeads or 1, seqlen or 1, seqlenKv or 1]`);
   }
   return all.map(([dimension, count], index) => {
     if (shape[index] === 1 || shape[index] === count) return shape[index];
-    throw new InvalidProblemError(`${name}.shape[${index}] = ${String(shape[index])}; it must be ${dimension} = ${count}, or 1`);
+    throw new InvalidProblemError(`${name}.shape[${index}] = ${shown(shape[index])}; it must be ${dimension} = ${count}, or 1`);
   }) as Counts;
 }
 

@@ -1,21 +1,82 @@
 import type { Device } from './device.js';
+import { fromWasm } from './errors.js';
 import { toWasm, type Asked, type Element, type Task } from './options.js';
 import { compileAlone } from './wgsl.js';
-import type { Prepared, Problem } from './wasm.js';
+import type { Planned, Prepared, Problem } from './wasm.js';
 
 /** Operations that are kept for the next call with the same problem. */
 const KEPT = 16;
 /** Scratch memory above this is not kept between calls. */
 const KEPT_SCRATCH_BYTES = 2 ** 26;
 
-interface Operation {
-  /** The task, and its problem as WebAssembly has it, by which it is found again. */
-  task: string;
-  problem: Problem;
-  prepared: Promise<Prepared>;
-  flops: number;
-  /** The end of the last run: runs share the scratch memory, so they follow one another. */
-  tail: Promise<unknown>;
+/** @internal A planned operation, which is compiled when it is first used. */
+export class Operation {
+  readonly #device: Device;
+  readonly #asked: Asked;
+  readonly #task: Task;
+  readonly problem: Problem;
+  readonly planned: Planned;
+  readonly flops: number;
+  /** What is to be compiled, by which it is found again. */
+  readonly task: string;
+  /** Calls that use it, or hold it for later. */
+  users = 0;
+  isKept = true;
+  /** Set when it is compiled. */
+  prepared: Prepared | undefined;
+  /** How many dispatches a call takes, when it is compiled. */
+  dispatches = 0;
+  #preparing: Promise<Prepared> | undefined;
+  #isFree = false;
+  /** The end of the last run of several submissions. */
+  #tail: Promise<unknown> = Promise.resolve();
+
+  constructor(device: Device, task: Task, asked: Asked, problem: Problem) {
+    this.#device = device;
+    this.#task = task;
+    this.#asked = asked;
+    this.problem = problem;
+    this.task = JSON.stringify(task);
+    const { wasm } = device;
+    this.planned = task.direction === 'probabilities' ? wasm.plan_probabilities(problem, ...task.heads, ...task.rows)
+      : task.direction === 'forward' ? wasm.plan(problem) : wasm.plan_backward(problem);
+    this.flops = flopsOf(task, asked, problem);
+  }
+
+  /** Compiles it, once. */
+  ready(): Promise<Prepared> {
+    return this.#preparing ??= this.#prepare();
+  }
+
+  async #prepare(): Promise<Prepared> {
+    await compileAlone(this.#device, this.#asked);
+    const { wasm } = this.#device;
+    const task = this.#task;
+    const { problem } = this;
+    const preparing = task.direction === 'probabilities' ? wasm.prepare_probabilities(problem, ...task.heads, ...task.rows)
+      : task.direction === 'forward' ? wasm.prepare(problem) : wasm.prepare_backward(problem);
+    this.prepared = await preparing.catch((error: unknown) => {
+      throw this.#device.translate(error);
+    });
+    this.dispatches = this.prepared.num_dispatches;
+    return this.prepared;
+  }
+
+  /** Runs of several submissions share the scratch memory, so they follow one another. */
+  inTurn<T>(run: () => Promise<T>): Promise<T> {
+    const result = this.#tail.then(run);
+    this.#tail = result.catch(() => undefined);
+    return result;
+  }
+
+  freeIfUnused(): void {
+    if (this.#isFree || this.isKept || this.users > 0) return;
+    this.#isFree = true;
+    this.prepared?.destroy();
+    this.prepared?.free();
+    this.planned.free();
+    this.problem.free();
+  }
 }
 
 /** @internal Prepared operations, by problem. */
@@ -28,62 +89,40 @@ export class Operations {
     this.#device = device;
   }
 
-  /** Prepares the problem, or takes it from those prepared before, and runs `use` when no other run uses it. */
-  async use<T>(
-    task: Task,
-    problem: Asked,
-    element: Element,
-    maxFlops: number | undefined,
-    use: (prepared: Prepared, flops: number) => Promise<T>,
-  ): Promise<T> {
-    const operation = this.#get(task, problem, element, maxFlops);
-    const result = operation.tail.then(async () => use(await operation.prepared, operation.flops));
-    operation.tail = result.catch(() => undefined);
-    return result;
-  }
-
-  #get(task: Task, asked: Asked, element: Element, maxFlops: number | undefined): Operation {
+  /** Plans the problem, or takes it from those planned before. `release` gives it back. */
+  acquire(task: Task, asked: Asked, element: Element, maxFlops: number | undefined): Operation {
     const problem = toWasm(asked, element, maxFlops);
     const name = JSON.stringify(task);
-    const kept = this.#kept.find((other) => other.task === name && other.problem.is_same(problem));
-    if (kept) {
+    let operation = this.#kept.find((other) => other.task === name && other.problem.is_same(problem));
+    if (operation) {
       problem.free();
-      this.#kept = [...this.#kept.filter((other) => other !== kept), kept];
-      return kept;
+      this.#kept = this.#kept.filter((other) => other !== operation);
+    } else {
+      try {
+        operation = new Operation(this.#device, task, asked, problem);
+      } catch (error) {
+        problem.free();
+        throw fromWasm(error);
+      }
     }
-    const prepared = this.#prepare(task, asked, problem).catch((error: unknown) => {
-      throw this.#device.translate(error);
-    });
-    const operation: Operation = { task: name, problem, prepared, flops: flopsOf(task, asked, problem), tail: Promise.resolve() };
+    operation.users++;
     this.#kept.push(operation);
-    void prepared.then(
-      ({ scratch_bytes }) => {
-        if (scratch_bytes > KEPT_SCRATCH_BYTES) this.#forget(operation);
-      },
-      () => this.#forget(operation),
-    );
     if (this.#kept.length > KEPT) this.#forget(this.#kept[0]!);
     return operation;
   }
 
-  async #prepare(task: Task, asked: Asked, problem: Problem): Promise<Prepared> {
-    await compileAlone(this.#device, asked);
-    const device = this.#device.wasm;
-    if (task.direction === 'probabilities') return device.prepare_probabilities(problem, ...task.heads, ...task.rows);
-    return task.direction === 'forward' ? device.prepare(problem) : device.prepare_backward(problem);
+  release(operation: Operation): void {
+    operation.users--;
+    const { prepared } = operation;
+    if (!prepared || prepared.scratch_bytes > KEPT_SCRATCH_BYTES) this.#forget(operation);
+    else operation.freeIfUnused();
   }
 
-  /** Not to be found any more; freed when those who found it have ended. */
+  /** Not to be found any more; freed when nobody uses it. */
   #forget(operation: Operation): void {
-    if (!this.#kept.includes(operation)) return;
     this.#kept = this.#kept.filter((other) => other !== operation);
-    // The caller that is about to use it adds itself to `tail` first.
-    setTimeout(() => void operation.tail.then(async () => {
-      const prepared = await operation.prepared.catch(() => undefined);
-      prepared?.destroy();
-      prepared?.free();
-      operation.problem.free();
-    }));
+    operation.isKept = false;
+    operation.freeIfUnused();
   }
 
   destroy(): void {

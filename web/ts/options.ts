@@ -1,6 +1,7 @@
-import { U32, number, sizesOf, whole } from './checks.js';
-import { InvalidProblemError, fromWasm } from './errors.js';
+import { U32, checkOptions, describe, number, oneOf, shown, sizesOf, whole } from './checks.js';
+import { InvalidOptionError, InvalidProblemError, fromWasm } from './errors.js';
 import { modify } from './modifiers.js';
+import { checkSignal } from './stop.js';
 import type { Float16ArrayLike, GpuTensor } from './tensor.js';
 import { inOptions } from './wgsl.js';
 import { Problem } from './wasm.js';
@@ -11,25 +12,25 @@ export type Element = 'f32' | 'f16' | 'bf16';
 /** Lengths, heads and head dimensions: whole numbers. */
 export interface Shape {
   /** Independent sequences; 1 if left out. */
-  batch?: number;
+  batch?: number | undefined;
   /** Heads of Q and O; 1 if left out. */
-  numHeads?: number;
+  numHeads?: number | undefined;
   /** Heads of K and V, of which `numHeads` is a multiple (grouped-query attention); `numHeads` if left out. */
-  numHeadsKv?: number;
+  numHeadsKv?: number | undefined;
   /** Rows of Q, and of K and V unless `seqlenKv` is given. */
   seqlen: number;
   /** Rows of K and V; `seqlen` if left out. */
-  seqlenKv?: number;
+  seqlenKv?: number | undefined;
   /** Width of Q and K, 1 to 256. */
   headDim: number;
   /** Width of V and O, 1 to 256; `headDim` if left out. */
-  headDimV?: number;
+  headDimV?: number | undefined;
 }
 
 /** Where (batch, row, head, 0) of a tensor lies: `offset + batch · batch + row · row + head · head`, in elements. */
 export interface Strides {
   /** First element; 0 if left out. */
-  offset?: number;
+  offset?: number | undefined;
   /** Elements from one sequence to the next. */
   batch: number;
   /** Elements from one row (token) to the next. */
@@ -43,9 +44,9 @@ export interface Dropout {
   /** The chance that a probability is dropped, at least 0 and below 1. */
   p: number;
   /** The mask depends on seed, offset and position alone; 0 if left out. Up to 64 bits. */
-  seed?: number | bigint;
+  seed?: number | bigint | undefined;
   /** A second number that the mask depends on, up to 32 bits; 0 if left out. */
-  offset?: number;
+  offset?: number | undefined;
 }
 
 /**
@@ -99,7 +100,7 @@ export type BlockMask =
   /** Blocks of 64 × 64: a row of blocks sees its own column, and those whose numbers differ in one bit. */
   | { pattern: 'butterfly' }
   /** Blocks of 64 × 64: neighbours, the first and last row and column, and three more that the seed (0 if left out) draws. */
-  | { pattern: 'bigbird'; seed?: number | bigint }
+  | { pattern: 'bigbird'; seed?: number | bigint | undefined }
   /** Blocks of your own. */
   | OwnBlocks;
 
@@ -107,14 +108,14 @@ export type BlockMask =
 export interface OwnBlocks {
   pattern: 'blocks';
   /** Rows and keys of a block; `[128, 128]` if left out. */
-  blockSize?: readonly [rows: number, keys: number];
+  blockSize?: readonly [rows: number, keys: number] | undefined;
   /**
    * `[batch or 1, numHeads or 1, ⌈seqlen / rows⌉, ⌈seqlenKv / keys⌉]` kinds, contiguous: 0 is not visited, 1 shows what the other
    * masks show, 2 is as 1 but `mask` and `maskMod` hide nothing in it and are not asked.
    */
   kinds: readonly number[] | Uint8Array;
   /** Sequences and heads of `kinds`, each that of the problem or 1; `[1, 1]` if left out. */
-  shape?: readonly [batch: number, numHeads: number];
+  shape?: readonly [batch: number, numHeads: number] | undefined;
 }
 
 /** Data for `scoreMod` and `maskMod`. */
@@ -206,7 +207,7 @@ export type TensorData = Float32Array | Uint16Array | Float16ArrayLike | GpuTens
 
 /** How a call behaves, not what it computes. */
 export interface RunOptions {
-  /** Stops between two dispatches; the call then throws the signal's reason. */
+  /** Ends the call at once, whatever it does; it then throws the signal's reason. Dispatches that the GPU has already run to their end. */
   signal?: AbortSignal | undefined;
   /** Hears of long runs: dispatches done, and how many there are. */
   onProgress?: ((progress: { completed: number; total: number }) => void) | undefined;
@@ -216,17 +217,12 @@ export interface RunOptions {
    * runs everything at once.
    */
   boundedWork?: number | false | undefined;
-}
-
-/** Tensors of the problem's options, which `plan` does without and a call does not. */
-export interface Given {
-  bias?: Bias & { data: TensorData } | undefined;
-  mask?: Mask & { data: MaskData } | undefined;
-  sink?: Float32Array | GpuTensor | undefined;
+  /** `true` measures the time on the GPU alone, `stats.gpuMilliseconds`, where the device has `timestamp-query`. */
+  gpuTime?: boolean | undefined;
 }
 
 /** Everything that one call takes. */
-export interface ForwardOptions<T extends TensorData = TensorData> extends Omit<AttentionProblem, keyof Given>, Given, RunOptions {
+export interface ForwardOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
   /** Queries. */
   q: T;
   /** Keys. */
@@ -236,7 +232,7 @@ export interface ForwardOptions<T extends TensorData = TensorData> extends Omit<
 }
 
 /** Everything that one backward call takes; the problem, seed and offset of dropout included, is that of the forward call. */
-export interface BackwardOptions<T extends TensorData = TensorData> extends Omit<AttentionProblem, keyof Given>, Given, RunOptions {
+export interface BackwardOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
   /** Queries. */
   q: T;
   /** Keys. */
@@ -258,8 +254,7 @@ export interface BackwardOptions<T extends TensorData = TensorData> extends Omit
 }
 
 /** What a call of `probabilities` takes; the problem is that of the forward call. */
-export interface ProbabilitiesOptions<T extends TensorData = TensorData>
-  extends Omit<AttentionProblem, 'bias' | 'mask'>, Omit<Given, 'sink'>, RunOptions {
+export interface ProbabilitiesOptions<T extends TensorData = TensorData> extends AttentionProblem, RunOptions {
   /** Queries. */
   q: T;
   /** Keys. */
@@ -285,6 +280,35 @@ export function dropoutSeed({ seed = 0, offset = 0 }: Partial<Dropout> = {}): { 
   };
 }
 
+/** @internal The options of a problem. TypeScript refuses this list if one is missing. */
+export const PROBLEM = Object.keys({
+  shape: 0, element: 0, layout: 0, causal: 0, window: 0, softmaxScale: 0, softcap: 0, scoreMod: 0, scoreModGrad: 0, maskMod: 0, aux: 0,
+  maxTurns: 0, alibi: 0, alibiSlopes: 0, bias: 0, mask: 0, blockMask: 0, sink: 0, seqlensQ: 0, seqlensKv: 0, dropout: 0, algorithm: 0,
+  dBias: 0, gradientElement: 0,
+} satisfies Record<keyof Asked, 0>);
+
+/** @internal How a call behaves. */
+export const RUN = Object.keys({
+  signal: 0, onProgress: 0, boundedWork: 0, gpuTime: 0, output: 0,
+} satisfies Record<keyof RunOptions | 'output', 0>);
+
+/** @internal The options of all calls: one object may serve a forward call and its backward call. */
+export const FOR_CALLS = [...PROBLEM, ...RUN, 'q', 'k', 'v', 'o', 'lse', 'dO', 'dLse', 'heads', 'rows', 'stats'];
+
+/** @internal Refuses what says nothing of how a call shall behave; throws the reason of a signal that is aborted. */
+export function checkCall({ signal, onProgress, boundedWork, gpuTime, output }: RunOptions & { output?: unknown }): void {
+  oneOf('output', output, ['gpu', 'array']);
+  oneOf('gpuTime', gpuTime, [true, false]);
+  if (onProgress !== undefined && typeof onProgress !== 'function') {
+    throw new InvalidOptionError(`onProgress is ${describe(onProgress)}; pass a function`);
+  }
+  const isBound = typeof boundedWork === 'number' && boundedWork >= 1 && boundedWork <= Number.MAX_SAFE_INTEGER;
+  if (boundedWork !== undefined && boundedWork !== false && !isBound) {
+    throw new InvalidOptionError(`boundedWork = ${shown(boundedWork)}; it is a number of operations from 1, or false for no bound`);
+  }
+  checkSignal(signal);
+}
+
 /** @internal Whether the layout is one whose tensors have one length each, without gaps. */
 export function isDense(problem: AttentionProblem): boolean {
   return problem.layout === undefined || problem.layout === 'bshd' || problem.layout === 'bhsd';
@@ -293,15 +317,41 @@ export function isDense(problem: AttentionProblem): boolean {
 /** @internal A problem, and what of it only gradients have. */
 export type Asked = AttentionProblem & Pick<Partial<BackwardOptions>, 'gradientElement' | 'dBias'>;
 
+const TENSORS = ['q', 'k', 'v', 'o'] as const;
+
+/** Options that are objects, and what is in them. */
+function checkParts({ shape, dropout, bias, mask, layout, element }: Asked): void {
+  checkOptions('shape', shape, ['batch', 'numHeads', 'numHeadsKv', 'seqlen', 'seqlenKv', 'headDim', 'headDimV']);
+  oneOf('element', element, ['f32', 'f16', 'bf16']);
+  if (dropout !== undefined) {
+    checkOptions('dropout', dropout, ['p', 'seed', 'offset']);
+    dropoutSeed(dropout);
+  }
+  if (isPlain(bias)) checkOptions('bias', bias, ['data', 'shape', 'element']);
+  if (isPlain(mask)) checkOptions('mask', mask, ['data', 'shape']);
+  if (typeof layout !== 'object') return;
+  checkOptions('layout', layout, TENSORS);
+  for (const tensor of TENSORS) checkOptions(`layout.${tensor}`, layout[tensor], ['offset', 'batch', 'row', 'head']);
+}
+
+/** What else a bias or a mask may be is refused where it is read. */
+function isPlain(value: unknown): boolean {
+  return typeof value === 'object' && value !== null && Object.getPrototypeOf(value) === Object.prototype;
+}
+
 /** @internal The problem as WebAssembly has it; what its numbers cannot say is refused here. */
 export function toWasm(problem: Asked, element: Element, maxFlops: number | undefined): Problem {
   const { batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV } = sizesOf(problem);
+  checkParts(problem);
   const wasm = new Problem(batch, numHeads, numHeadsKv, seqlen, seqlenKv, headDim, headDimV);
   try {
     wasm.element(element);
     const { layout = 'bshd', causal, window, softmaxScale, dropout, algorithm } = problem;
+    if (typeof layout !== 'string' && typeof layout !== 'object') {
+      throw new InvalidProblemError(`layout = ${shown(layout)}; it is 'bshd', 'bhsd', 'packed-qkv' or strides`);
+    }
     if (typeof layout === 'object') {
-      for (const tensor of ['q', 'k', 'v', 'o'] as const) {
+      for (const tensor of TENSORS) {
         const { offset = 0, batch, row, head } = layout[tensor];
         const strides = Object.entries({ offset, batch, row, head });
         const [a, b, c, d] = strides.map(([name, value]) => whole(`layout.${tensor}.${name}`, value, Number.MAX_SAFE_INTEGER));
@@ -311,11 +361,11 @@ export function toWasm(problem: Asked, element: Element, maxFlops: number | unde
       wasm.layout(layout);
     }
     if (![undefined, true, false, 'bottom-right', 'top-left'].includes(causal)) {
-      throw new InvalidProblemError(`causal = ${String(causal)}; it is true, false, 'bottom-right' or 'top-left'`);
+      throw new InvalidProblemError(`causal = ${shown(causal)}; it is true, false, 'bottom-right' or 'top-left'`);
     }
     if (causal) wasm.causal(causal === 'top-left');
     if (window !== undefined) {
-      if (!Array.isArray(window) || window.length !== 2) throw new InvalidProblemError('window is a pair [left, right]');
+      if (!Array.isArray(window) || window.length !== 2) throw new InvalidProblemError(`window = ${shown(window)}; it is a pair [left, right], of whole numbers or null`);
       const [left, right] = window.map((value, side) =>
         value === null || value === Infinity ? undefined : whole(`window[${side}]`, value, U32));
       wasm.window(left, right);
@@ -325,15 +375,15 @@ export function toWasm(problem: Asked, element: Element, maxFlops: number | unde
     if (dropout !== undefined) wasm.dropout(number('dropout.p', dropout.p));
     if (algorithm === 'standard') wasm.standard();
     else if (algorithm !== undefined && algorithm !== 'flash') {
-      throw new InvalidProblemError(`algorithm = ${String(algorithm)}; it is 'flash' or 'standard'`);
+      throw new InvalidProblemError(`algorithm = ${shown(algorithm)}; it is 'flash' or 'standard'`);
     }
     if (layout === 'packed-qkv') wasm.dense_gradients();
     if (problem.gradientElement === 'f32') wasm.f32_gradients();
     else if (problem.gradientElement !== undefined) {
-      throw new InvalidProblemError(`gradientElement = ${String(problem.gradientElement)}; it is 'f32', or left out for the element of Q`);
+      throw new InvalidProblemError(`gradientElement = ${shown(problem.gradientElement)}; it is 'f32', or left out for the element of Q`);
     }
     if (problem.dBias !== undefined && typeof problem.dBias !== 'boolean') {
-      throw new InvalidProblemError(`dBias = ${String(problem.dBias)}; it is true or false`);
+      throw new InvalidProblemError(`dBias = ${shown(problem.dBias)}; it is true or false`);
     }
     if (problem.dBias && problem.bias === undefined) throw new InvalidProblemError('dBias is true, and there is no bias');
     if (problem.dBias) wasm.bias_gradient();

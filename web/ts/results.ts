@@ -1,9 +1,12 @@
+import type { Element } from './options.js';
 import type { GpuTensor, TensorArray } from './tensor.js';
 
 /** What a run did. */
 export interface RunStats {
   /** From the first submission until the GPU had finished, in milliseconds. */
   milliseconds: number;
+  /** Of these, what the kernels took on the GPU, where `gpuTime` asked for it and the device has `timestamp-query`. Browsers round it. */
+  gpuMilliseconds?: number | undefined;
   /** Floating-point operations: forward 2 · (headDim + headDimV) for each visible (row, key) pair. */
   flops: number;
   /** Into how many dispatches the work was split. */
@@ -20,11 +23,11 @@ export interface ForwardArrays<T = TensorArray> {
 }
 
 /** O and LSE, still on the GPU. */
-export interface ForwardTensors {
+export interface ForwardTensors<E extends Element = Element> {
   /** The output. */
-  o: GpuTensor;
+  o: GpuTensor<E>;
   /** The natural log-sum-exp of each row, f32. */
-  lse: GpuTensor;
+  lse: GpuTensor<'f32'>;
   stats: RunStats;
 }
 
@@ -47,17 +50,17 @@ export interface BackwardArrays<T = TensorArray> {
 }
 
 /** The gradients, still on the GPU. */
-export interface BackwardTensors {
+export interface BackwardTensors<E extends Element = Element> {
   /** The gradient of Q. */
-  dq: GpuTensor;
+  dq: GpuTensor<E>;
   /** The gradient of K, summed over the heads of Q that share it. */
-  dk: GpuTensor;
+  dk: GpuTensor<E>;
   /** The gradient of V, summed likewise. */
-  dv: GpuTensor;
+  dv: GpuTensor<E>;
   /** The gradient of the sinks, f32 `[numHeads]`, where there are sinks. */
-  dSink?: GpuTensor;
+  dSink?: GpuTensor<'f32'>;
   /** The gradient of the bias, in its shape and type, where it was asked for. */
-  dBias?: GpuTensor;
+  dBias?: GpuTensor<Element>;
   stats: RunStats;
 }
 
@@ -71,7 +74,7 @@ export interface ProbabilitiesArray {
 /** Probabilities, still on the GPU. */
 export interface ProbabilitiesTensor {
   /** f32 `[batch, chosen heads, chosen rows, seqlenKv]`. */
-  probabilities: GpuTensor;
+  probabilities: GpuTensor<'f32'>;
   stats: RunStats;
 }
 

@@ -1,8 +1,8 @@
-import { U32, whole } from './checks.js';
+import { U32, describe, whole } from './checks.js';
 import type { Device } from './device.js';
 import { InvalidProblemError } from './errors.js';
 import type { AttentionProblem } from './options.js';
-import { GpuTensor, describe, tagOf } from './tensor.js';
+import { GpuTensor, tagOf } from './tensor.js';
 import type { Problem } from './wasm.js';
 
 type Own = Pick<AttentionProblem, 'scoreMod' | 'scoreModGrad' | 'maskMod' | 'aux' | 'maxTurns'>;
@@ -61,7 +61,7 @@ export async function compileAlone(device: Device, problem: Own): Promise<void> 
     device.gpu.pushErrorScope('validation');
     const module = device.gpu.createShaderModule({ code });
     device.gpu.popErrorScope().catch(() => undefined);
-    const info = await module.getCompilationInfo().catch(() => device.rejected());
+    const info = await module.getCompilationInfo().catch(() => undefined);
     device.check();
     const error = info?.messages.find(({ type }) => type === 'error');
     if (error === undefined) continue;

@@ -1,0 +1,259 @@
+// Wrong uses. Each has the right class, code and words, and none takes longer than two seconds or stays without an answer.
+import {
+  AttentionError, DeviceLostError, FlashAttention, InvalidOptionError, InvalidProblemError, InvalidTensorError, UnsupportedError,
+  packMask,
+} from '../pkg/index.js';
+import { strides } from '../demo/reference.js';
+import { assert, assertEqual, attention, inputs } from './support.js';
+
+const SECONDS = 2;
+const CODES = new Map([
+  [AttentionError, 'not-loaded'], [InvalidOptionError, 'invalid-option'], [InvalidProblemError, 'invalid-problem'],
+  [InvalidTensorError, 'invalid-tensor'], [UnsupportedError, 'unsupported'], [DeviceLostError, 'device-lost'],
+]);
+const [OPTION, PROBLEM, TENSOR, UNSUPPORTED] = [InvalidOptionError, InvalidProblemError, InvalidTensorError, UnsupportedError];
+
+const shape = { numHeads: 2, seqlen: 100, headDim: 64 };
+const dense = strides(shape).q;
+
+/** Changes of a forward call that is right. */
+const CHANGES = [
+  // What does not exist.
+  [{ casual: true }, OPTION, "forward has no 'casual'; did you mean causal?"],
+  [{ softmax_scale: 1 }, OPTION, "forward has no 'softmax_scale'; did you mean softmaxScale?"],
+  [{ nonsense: 1 }, OPTION, "forward has no 'nonsense'; the README lists all"],
+  [{ shape: { ...shape, head_dim: 64 } }, OPTION, "shape has no 'head_dim'; did you mean headDim?"],
+  [{ dropout: { p: 0.1, sede: 1 } }, OPTION, "dropout has no 'sede'; did you mean seed?"],
+  [{ layout: { q: dense, k: dense, v: dense, out: dense } }, OPTION, "layout has no 'out'"],
+  [{ layout: { q: { ...dense, stride: 1 }, k: dense, v: dense, o: dense } }, OPTION, "layout.q has no 'stride'"],
+  // Tensors.
+  [{ q: new Float32Array(12799) }, TENSOR, 'q has 12799 elements, but its shape needs 12800'],
+  [{ k: new Float32Array(13000) }, TENSOR, 'k has 13000 elements'],
+  [{ v: undefined }, TENSOR, 'v is undefined; pass a Float32Array'],
+  [{ v: null }, TENSOR, 'v is null'],
+  [{ v: [1, 2, 3] }, TENSOR, 'v is of type Array'],
+  [{ v: 'text' }, TENSOR, 'v is of type String'],
+  [{ v: Promise.resolve(new Float32Array(12800)) }, TENSOR, 'v is a promise; await it first'],
+  [{ v: new Float64Array(12800) }, TENSOR, 'v is of type Float64Array'],
+  [{ v: new ArrayBuffer(51200) }, TENSOR, 'v is of type ArrayBuffer'],
+  [{ v: new DataView(new ArrayBuffer(51200)) }, TENSOR, 'v is of type DataView'],
+  [{ v: new Uint16Array(12800) }, TENSOR, 'v is a Uint16Array'],
+  [{ q: new Uint32Array(12800) }, TENSOR, 'q holds u32, but f32 is expected'],
+  [{ element: 'f16' }, TENSOR, "element is 'f16', but q is a Float32Array; convert it with toF16"],
+  [{ element: 'int8' }, TENSOR, "element is 'int8', but q is a Float32Array"],
+  [{ q: undefined, k: undefined, v: undefined }, TENSOR, 'q is undefined'],
+  // Shapes.
+  [{ shape: undefined }, PROBLEM, 'shape is missing'],
+  [{ shape: null }, PROBLEM, 'shape is null'],
+  [{ shape: [1, 2, 3, 4] }, PROBLEM, 'shape is of type Array'],
+  [{ shape: { ...shape, seqlen: 1.5 } }, PROBLEM, 'shape.seqlen = 1.5; it must be a whole number'],
+  [{ shape: { ...shape, seqlen: '100' } }, PROBLEM, "shape.seqlen = '100'; it must be a whole number"],
+  [{ shape: { ...shape, seqlen: 100n } }, PROBLEM, 'shape.seqlen = 100n'],
+  [{ shape: { ...shape, batch: -1 } }, PROBLEM, 'shape.batch = -1'],
+  [{ shape: { ...shape, batch: NaN } }, PROBLEM, 'shape.batch = NaN'],
+  [{ shape: { ...shape, seqlen: undefined } }, PROBLEM, 'shape.seqlen = undefined'],
+  [{ shape: { ...shape, headDim: 257 } }, PROBLEM, 'headDim = 257; kernels exist for 1 to 256'],
+  [{ shape: { ...shape, headDim: 0 } }, PROBLEM, 'headDim = 0'],
+  [{ shape: { ...shape, numHeadsKv: 3 } }, PROBLEM, 'numHeads = 2 is not a multiple of numHeadsKv = 3'],
+  [{ shape: { seqlen: 2 ** 24, headDim: 256 } }, UNSUPPORTED, 'is too large for this device'],
+  // Everything else of a problem.
+  [{ softmaxScale: NaN }, PROBLEM, 'softmaxScale = NaN; it must be a finite f32'],
+  [{ softmaxScale: '1' }, PROBLEM, "softmaxScale = '1'; it must be a number"],
+  [{ dropout: { p: 1 } }, PROBLEM, 'dropout.p = 1; it must be at least 0 and below 1'],
+  [{ dropout: {} }, PROBLEM, 'dropout.p = undefined; it must be a number'],
+  [{ dropout: 0.1 }, OPTION, 'dropout is of type Number; pass an object such as { p: … }'],
+  [{ dropout: null }, OPTION, 'dropout is null'],
+  [{ dropout: { p: 0.1, seed: -1 } }, PROBLEM, 'dropout.seed = -1'],
+  [{ dropout: { p: 0.1, seed: 1.5 } }, PROBLEM, 'dropout.seed = 1.5'],
+  [{ dropout: { p: 0.1, offset: 2 ** 32 } }, PROBLEM, 'dropout.offset = 4294967296'],
+  [{ window: [-1, 0] }, PROBLEM, 'window[0] = -1'],
+  [{ window: 5 }, PROBLEM, 'window = 5; it is a pair'],
+  [{ window: [1] }, PROBLEM, 'window = [1]; it is a pair'],
+  [{ causal: 'bottom' }, PROBLEM, "causal = 'bottom'"],
+  [{ causal: 1 }, PROBLEM, 'causal = 1'],
+  [{ layout: 'sbhd' }, PROBLEM, "layout = 'sbhd'"],
+  [{ layout: 5 }, PROBLEM, 'layout = 5'],
+  [{ layout: null }, OPTION, 'layout is null'],
+  [{ layout: { q: dense } }, OPTION, 'layout.k is undefined'],
+  [{ layout: { q: dense, k: dense, v: dense, o: { ...dense, row: 1 } } }, PROBLEM, 'places two of its elements at one address'],
+  [{ algorithm: 'fast' }, PROBLEM, "algorithm = 'fast'"],
+  // How a call behaves.
+  [{ boundedWork: 0 }, OPTION, 'boundedWork = 0; it is a number of operations from 1'],
+  [{ boundedWork: '1e6' }, OPTION, "boundedWork = '1e6'"],
+  [{ boundedWork: Infinity }, OPTION, 'boundedWork = Infinity'],
+  [{ output: 'cpu' }, OPTION, "output = 'cpu'; it is 'gpu' or 'array'"],
+  [{ gpuTime: 1 }, OPTION, 'gpuTime = 1; it is true or false'],
+  [{ onProgress: true }, OPTION, 'onProgress is of type Boolean; pass a function'],
+  [{ signal: true }, OPTION, 'signal is of type Boolean; pass an AbortSignal'],
+  [{ signal: new AbortController() }, OPTION, 'pass an AbortSignal (an AbortController has it as its `signal`)'],
+];
+
+const modified = { batch: 2, numHeads: 2, seqlen: 40, seqlenKv: 4, headDim: 4 };
+const data = new Float32Array(160);
+const OF_MODIFIERS = [
+  [{ softcap: -1 }, PROBLEM, 'softcap: -1 is given; it must be above 0 and finite'],
+  [{ softcap: NaN }, PROBLEM, 'softcap: NaN'],
+  [{ softcap: '5' }, PROBLEM, "softcap = '5'; it must be a number"],
+  [{ alibi: 1 }, PROBLEM, 'alibi = 1; it is true or false'],
+  [{ alibi: true, alibiSlopes: [1, 2] }, PROBLEM, 'alibi and alibiSlopes are both given'],
+  [{ alibi: true, shape: { ...modified, numHeads: 2 ** 31 } }, PROBLEM, 'alibi = true and numHeads = 2147483648'],
+  [{ alibiSlopes: [1, 2, 3] }, PROBLEM, 'alibiSlopes has 3 numbers; it must have numHeads = 2, or batch · numHeads = 4'],
+  [{ alibiSlopes: [1, 1e40] }, PROBLEM, 'alibiSlopes[1] = 1e+40; it must be a finite f32'],
+  [{ alibiSlopes: 0.5 }, PROBLEM, 'alibiSlopes = 0.5; it must be an array of numbers'],
+  [{ bias: data }, PROBLEM, 'bias is of type Float32Array; pass { data, shape }'],
+  [{ bias: { data, size: 1 } }, OPTION, "bias has no 'size'"],
+  [{ bias: { data, shape: [1, 3, 40, 4] } }, PROBLEM, 'bias.shape[1] = 3; it must be numHeads = 2, or 1'],
+  [{ bias: { data, shape: [40, 4] } }, PROBLEM, 'bias.shape = [40, 4]; it must be [batch or 1'],
+  [{ bias: { data } }, TENSOR, 'bias.data has 160 elements, but its shape [2, 2, 40, 4] needs 640'],
+  [{ bias: { shape: [1, 1, 40, 4] } }, TENSOR, 'bias.data is undefined'],
+  [{ bias: { data: [...data], shape: [1, 1, 40, 4] } }, TENSOR, 'bias.data is of type Array'],
+  [{ bias: { data: new Uint16Array(160), shape: [1, 1, 40, 4] } }, PROBLEM, 'bias: it is in F16; it must be in F32'],
+  [{ bias: { data, element: 'f16', shape: [1, 1, 40, 4] } }, TENSOR, "element is 'f16', but bias.data is a Float32Array"],
+  [{ mask: {} }, TENSOR, 'mask.data is undefined; pass a Uint8Array'],
+  [{ mask: true }, PROBLEM, 'mask is of type Boolean; pass { data, shape }'],
+  [{ mask: { data, shape: [1, 1, 40, 4] } }, TENSOR, 'mask.data is of type Float32Array'],
+  [{ mask: { data: new Uint8Array(159), shape: [1, 1, 40, 4] } }, TENSOR, 'mask.data has 159 elements, but its shape [1, 1, 40, 4] needs 160'],
+  [{ mask: { data: new Uint32Array(160), shape: [1, 1, 40, 4] } }, TENSOR, 'mask.data has 160 elements, but its shape [1, 1, 40, 1] needs 40'],
+  [{ sink: new Float32Array(3) }, TENSOR, 'sink has 3 elements, but its shape needs 2'],
+  [{ sink: true }, TENSOR, 'sink is of type Boolean'],
+  [{ sink: new Uint16Array(2) }, TENSOR, 'sink is a Uint16Array'],
+  [{ seqlensKv: [4] }, PROBLEM, 'seqlensKv has 1 numbers; it must have batch = 2'],
+  [{ seqlensKv: [4, 5] }, PROBLEM, 'seqlensKv[1] = 5; it must be a whole number from 0 to 4'],
+  [{ seqlensQ: [1.5, 4] }, PROBLEM, 'seqlensQ[0] = 1.5; it must be a whole number'],
+  [{ seqlensQ: 4 }, PROBLEM, 'seqlensQ = 4; it must be an array of numbers'],
+  [{ blockMask: { pattern: 'ring' } }, PROBLEM, "blockMask.pattern = 'ring'; it is local, longformer"],
+  [{ blockMask: 5 }, PROBLEM, 'blockMask is of type Number'],
+  [{ maskMod: 5 }, PROBLEM, 'maskMod is of type Number; pass a text in WGSL'],
+  [{ scoreModGrad: 'fn' }, PROBLEM, 'scoreModGrad is given without scoreMod'],
+  [{ aux: [1, 2] }, PROBLEM, 'aux is of type Array'],
+];
+
+/** Waits for the error of a wrong use, two seconds at most. */
+async function refused(name, call, type, text) {
+  const began = performance.now();
+  let timer;
+  const late = new Promise((resolve) => timer = setTimeout(resolve, SECONDS * 1000, 'nothing came'));
+  const thrown = await Promise.race([(async () => call())().then(() => 'it worked', (error) => error), late]);
+  clearTimeout(timer);
+  const what = `${name} gives ${thrown?.name ?? ''} ${thrown?.code ?? ''} ${thrown?.message ?? thrown}`;
+  assert(thrown instanceof type && thrown instanceof AttentionError && thrown.name === type.name, `${what}, expected ${type.name}`);
+  assertEqual(thrown.code, CODES.get(type), what);
+  assert(thrown.message.includes(text), `${what}, expected ${text}`);
+  assert(performance.now() - began < SECONDS * 1000, `${what} after ${performance.now() - began} ms`);
+}
+
+function nameOf(change) {
+  return Object.entries(change).map(([key, value]) => `${key}: ${typeof value === 'object' && value ? Object.keys(value).slice(0, 4) : String(value)}`).join(', ');
+}
+
+export async function misuse() {
+  const flash = await attention();
+  const good = { shape, ...inputs({ shape }) };
+  for (const [change, type, text] of CHANGES) await refused(nameOf(change), () => flash.forward({ ...good, ...change }), type, text);
+  const withModifiers = { shape: modified, ...inputs({ shape: modified }) };
+  for (const [change, type, text] of OF_MODIFIERS) await refused(nameOf(change), () => flash.forward({ ...withModifiers, ...change }), type, text);
+
+  const words = await flash.upload(data);
+  const own = flash.device.createBuffer({ size: 64, usage: GPUBufferUsage.STORAGE });
+  const uniform = flash.device.createBuffer({ size: 64, usage: GPUBufferUsage.UNIFORM });
+  const dead = flash.device.createBuffer({ size: good.q.byteLength, usage: GPUBufferUsage.STORAGE });
+  const wrapped = flash.wrap(dead);
+  dead.destroy();
+  const destroyed = await flash.upload(good.q);
+  destroyed.destroy();
+  const { o, lse } = await flash.forward(good);
+  const backward = { ...good, o, lse, dO: good.q };
+  const others = [
+    ['mask on the GPU', () => flash.forward({ ...withModifiers, mask: { data: words, shape: [1, 1, 40, 4] } }), TENSOR, 'mask.data is a GpuTensor of f32'],
+    ['a destroyed tensor', () => flash.forward({ ...good, q: destroyed }), TENSOR, 'q was destroyed'],
+    ['reading it', () => destroyed.read(), TENSOR, 'this tensor was destroyed'],
+    ['a destroyed buffer', () => flash.forward({ ...good, k: wrapped }), TENSOR, 'a buffer was destroyed before it was used'],
+    ['no options', () => flash.forward(), OPTION, 'forward is undefined; pass an object'],
+    ['null', () => flash.forward(null), OPTION, 'forward is null'],
+    ['an array', () => flash.forward(good.q), OPTION, 'forward is of type Float32Array'],
+    ['backward without O', () => flash.backward(good), TENSOR, 'o is undefined'],
+    ['a gradient of another type', () => flash.backward({ ...backward, dO: new Uint16Array(12800) }), TENSOR, 'dO is a Uint16Array'],
+    ['a gradient that is too short', () => flash.backward({ ...backward, dO: good.q.slice(1) }), TENSOR, 'dO has 12799 elements'],
+    ['a gradient of LSE that is too short', () => flash.backward({ ...backward, dLse: lse.slice(1) }), TENSOR, 'dLse has 199 elements'],
+    ['gradients in bytes', () => flash.backward({ ...backward, gradientElement: 'u8' }), PROBLEM, "gradientElement = 'u8'"],
+    ['dBias without bias', () => flash.backward({ ...backward, dBias: true }), PROBLEM, 'dBias is true, and there is no bias'],
+    ['dBias: 1', () => flash.backward({ ...backward, dBias: 1 }), PROBLEM, 'dBias = 1; it is true or false'],
+    ['too many heads', () => flash.probabilities({ ...good, lse, heads: [1, 3] }), PROBLEM, 'heads[1] = 3; it must be a whole number from 0 to 2'],
+    ['no rows', () => flash.probabilities({ ...good, lse, rows: [3, 3] }), PROBLEM, 'rows 3..3 are chosen'],
+    ['one row', () => flash.probabilities({ ...good, lse, rows: 3 }), PROBLEM, 'rows is a pair [first, end]'],
+    ['no LSE', () => flash.probabilities(good), TENSOR, 'lse is undefined'],
+    ['a plan of nothing', () => flash.plan(), OPTION, 'plan is undefined'],
+    ['a plan of tensors', () => flash.plan(good), OPTION, "plan has no 'q'"],
+    ['preparing nothing', () => flash.prepare({}), PROBLEM, 'shape is missing'],
+    ['uploading an array of numbers', () => flash.upload([1, 2, 3]), TENSOR, 'upload is given something of type Array'],
+    ['uploading f16 as bytes', () => flash.upload(new Uint16Array(4), { element: 'u8' }), TENSOR, "element is 'u8', but the array is a Uint16Array"],
+    ['uploading as bf16, misspelt', () => flash.upload(new Uint16Array(4), { elemnt: 'bf16' }), OPTION, "upload has no 'elemnt'; did you mean element?"],
+    ['wrapping nothing', () => flash.wrap(undefined), TENSOR, 'wrap is given something undefined; it takes a GPUBuffer'],
+    ['wrapping an array', () => flash.wrap(good.q), TENSOR, 'it takes a GPUBuffer'],
+    ['wrapping a uniform', () => flash.wrap(uniform), TENSOR, 'the buffer was created without GPUBufferUsage.STORAGE'],
+    ['wrapping too much', () => flash.wrap(own, { length: 17 }), TENSOR, '17 elements of f32 do not fit a buffer of 64 bytes'],
+    ['wrapping with an offset', () => flash.wrap(own, { offset: 32, length: 9 }), TENSOR, '9 elements of f32 from byte 32 do not fit a buffer of 64 bytes'],
+    ['wrapping between words', () => flash.wrap(own, { element: 'f16', offset: 2 }), TENSOR, 'offset = 2; it must be a multiple of 4 bytes'],
+    ['wrapping before the start', () => flash.wrap(own, { offset: -4 }), OPTION, 'offset = -4; it must be a whole number'],
+    ['wrapping half an element', () => flash.wrap(own, { length: 1.5 }), OPTION, 'length = 1.5; it must be a whole number'],
+    ['wrapping bytes', () => flash.wrap(own, { element: 'u8' }), OPTION, "element = 'u8'; it is 'f32', 'f16', 'bf16' or 'u32'"],
+    ['reading what cannot be copied', () => flash.wrap(own).read(), TENSOR, 'created without GPUBufferUsage.COPY_SRC'],
+    ['a mask of half a row', () => packMask([1, 0, 1], 2), TENSOR, 'a mask of 3 entries has no rows of 2 keys'],
+  ];
+  for (const [name, call, type, text] of others) await refused(name, call, type, text);
+  for (const buffer of [own, uniform]) buffer.destroy();
+  words.destroy();
+  // All of them leave it in order.
+  await flash.forward(good);
+}
+
+/** Wrong uses of `create`, and of what outlives its device. None leaves a device behind, and none stands in a later one's way. */
+export async function misuseOfCreate() {
+  const made = [];
+  const { requestDevice } = GPUAdapter.prototype;
+  GPUAdapter.prototype.requestDevice = async function (descriptor) {
+    const device = await requestDevice.call(this, descriptor);
+    made.push(device);
+    return device;
+  };
+  try {
+    const adapter = await navigator.gpu.requestAdapter();
+    const lost = await requestDevice.call(adapter);
+    lost.destroy();
+    await lost.lost;
+    const alive = requestDevice.call(await navigator.gpu.requestAdapter());
+    const never = new Promise(() => undefined);
+    const all = [
+      ['null', null, OPTION, 'create is null'],
+      ['a device itself', await alive, OPTION, 'create is given a GPUDevice; pass it as { device }'],
+      ['an unknown option', { powerPrefrence: 'low-power' }, OPTION, "create has no 'powerPrefrence'; did you mean powerPreference?"],
+      ['an unknown preference', { powerPreference: 'fast' }, OPTION, "powerPreference = 'fast'; it is 'high-performance' or 'low-power'"],
+      ['subgroups: 1', { subgroups: 1 }, OPTION, 'subgroups = 1; it is true or false'],
+      ['an object for a device', { device: {} }, OPTION, 'device is of type Object; pass a GPUDevice'],
+      ['a promise of a device', { device: alive }, OPTION, 'device is of type Promise; pass a GPUDevice; await it first'],
+      ['a promise that never settles', { device: never }, OPTION, 'await it first'],
+      ['an adapter for a device', { device: adapter }, OPTION, 'device is of type GPUAdapter'],
+      ['null for a device', { device: null }, OPTION, 'device is null'],
+      ['a lost device', { device: lost }, DeviceLostError, 'the device that was given is lost'],
+      ['an object for a GPU', { gpu: {} }, OPTION, 'gpu is of type Object; pass what navigator.gpu is'],
+      ['a device and a GPU', { device: await alive, gpu: navigator.gpu }, OPTION, 'device and gpu are both given'],
+      ['a number for the module', { wasm: 5 }, OPTION, 'wasm is of type Number; pass an address'],
+      ['a promise of the module', { wasm: fetch('/web/pkg/wasm_bg.wasm') }, OPTION, 'wasm is of type Promise'],
+      ['a controller for a signal', { signal: new AbortController() }, OPTION, 'pass an AbortSignal'],
+    ];
+    for (const [name, options, type, text] of all) await refused(name, () => FlashAttention.create(options), type, text);
+    (await alive).destroy();
+    assertEqual(made.length, 0, 'devices that wrong uses made');
+    const flash = await FlashAttention.create();
+    flash.destroy();
+    const gone = { shape, ...inputs({ shape }) };
+    for (const [name, call] of [
+      ['forward', () => flash.forward(gone)], ['backward', () => flash.backward({ ...gone, o: gone.q, lse: new Float32Array(200), dO: gone.q })],
+      ['plan', () => flash.plan({ shape })], ['prepare', () => flash.prepare({ shape })], ['upload', () => flash.upload(gone.q)],
+      ['info', () => flash.info()], ['wrap', () => flash.wrap({})],
+    ]) await refused(`${name} after destroy()`, call, DeviceLostError, 'destroy() was called');
+    await Promise.all(made.map((device) => device.lost));
+  } finally {
+    GPUAdapter.prototype.requestDevice = requestDevice;
+  }
+}

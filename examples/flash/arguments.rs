@@ -42,6 +42,8 @@ pub enum Command {
     Bench(BenchOptions),
     /// Measures which tiles are the fastest on this adapter, for a file that --tuning takes.
     Tune(TuneOptions),
+    /// Draws problems at random, over every feature, and compares with the f64 oracle. Exit status 1 if one is off.
+    Fuzz(FuzzOptions),
 }
 
 #[derive(Args)]
@@ -217,6 +219,31 @@ pub struct TuneOptions {
     /// Writes the fastest tiles into this file.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct FuzzOptions {
+    /// How long to draw; 1 if --problems is not given. Ctrl-C ends it too.
+    #[arg(long, value_name = "M", value_parser = parse_minutes)]
+    pub minutes: Option<f64>,
+    /// How many problems to draw at most.
+    #[arg(long, value_name = "N")]
+    pub problems: Option<u64>,
+    /// The seed of the draws, from the clock if not given. Problem n of a seed is the same on every machine.
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Draws only these features beside shapes and types, by the names of their numbers in a case.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub features: Vec<String>,
+    /// Runs this case alone: the line that a miss is reported with.
+    #[arg(long, value_name = "LINE", conflicts_with_all = ["minutes", "problems", "seed", "features"])]
+    pub case: Option<String>,
+    /// Runs the cases that once were wrong.
+    #[arg(long, conflicts_with_all = ["minutes", "problems", "seed", "features"])]
+    pub kept: bool,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]
@@ -485,6 +512,13 @@ pub fn parse_one_tiles(text: &str) -> Result<Tiles, String> {
             Ok(Tiles::cooperative(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?, side))
         }
         _ => Err(reason()),
+    }
+}
+
+fn parse_minutes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes.is_finite() && minutes > 0.0 => Ok(minutes),
+        _ => Err("give a finite number of minutes above 0".to_owned()),
     }
 }
 

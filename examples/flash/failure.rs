@@ -52,7 +52,7 @@ pub fn usage(error: &clap::Error) -> String {
     use clap::error::ErrorKind;
 
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "a command is missing: info, demo, run, check, bench or tune; see `flash --help`".to_owned();
+        return "a command is missing: info, demo, run, check, bench, tune or fuzz; see `flash --help`".to_owned();
     }
     let text = error.to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();

@@ -10,6 +10,7 @@ mod demo;
 mod device;
 mod elements;
 mod failure;
+mod fuzz;
 mod gpu;
 mod info;
 mod own_wgsl;
@@ -65,6 +66,7 @@ async fn dispatch(arguments: &Arguments, out: &mut dyn Write) -> Result<bool> {
         Command::Check(options) => check::check(options, choice, out).await,
         Command::Bench(options) => bench::bench(options, choice, out).await,
         Command::Tune(options) => tune::tune(options, choice, out).await,
+        Command::Fuzz(options) => fuzz::fuzz(options, choice, out).await,
     }
 }
 

@@ -223,7 +223,7 @@ async fn compare_forward<T: ElementType>(
 }
 
 /// How the kernels of a plan compute.
-fn arithmetic(plan: Option<&Plan>) -> Arithmetic {
+pub fn arithmetic(plan: Option<&Plan>) -> Arithmetic {
     let Some(plan) = plan else { return Arithmetic::F32 };
     let on_matrices = plan.passes().iter().any(|pass| pass.kernel.name().contains("cooperative"));
     let arithmetic = match (plan.rounds_p(), on_matrices) {

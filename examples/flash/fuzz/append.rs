@@ -118,7 +118,7 @@ impl Values {
             let value = |random: &mut Random| match case.values % 8 {
                 5 if random.one_in(200) => f64::NAN,
                 6 => 0.0,
-                3 => random.normal() * 2f64.powi(random.below(60) as i32 - 40),
+                3 => random.normal() * 2f64.powi(random.below(48) as i32 - 40),
                 _ => random.normal(),
             };
             (0..plan.required_len(operand)).map(|_| element.round(value(random))).collect()

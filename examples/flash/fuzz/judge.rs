@@ -24,6 +24,24 @@ impl Expected {
         Self { operand, element, values, errors, own, arithmetic: Arithmetic::F32 }
     }
 
+    /// Matrices of `own` rows and columns in places for more.
+    pub fn spread(self, own: [u32; 2], places: [u32; 2]) -> Self {
+        let [(rows, columns), (all_rows, all_columns)] = [own, places].map(|[rows, columns]| (rows, columns));
+        let matrices = self.values.len() / (rows * columns).max(1) as usize;
+        let mut whole = Self { values: Vec::new(), errors: Vec::new(), own: Vec::new(), ..self };
+        for matrix in 0..matrices {
+            for (row, column) in (0..all_rows).flat_map(|row| (0..all_columns).map(move |column| (row, column))) {
+                let is_own = row < rows && column < columns;
+                let from = (matrix as u32 * rows + row) * columns + column;
+                let from = if is_own { from as usize } else { 0 };
+                whole.values.push(self.values[from]);
+                whole.errors.push(self.errors[from]);
+                whole.own.push(is_own);
+            }
+        }
+        whole
+    }
+
     /// LSE of a call that solves `solved` and keeps the rows of `prepared` apart.
     pub fn lse(
         values: &[f64],

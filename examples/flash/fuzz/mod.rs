@@ -12,6 +12,7 @@ mod random;
 mod solve;
 mod values;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,7 +36,10 @@ const MOST_THREADS: usize = 16;
 /// Runs that may be spent to make a case simpler.
 const MOST_STEPS: usize = 300;
 
-/// More misses than this are not looked at.
+/// Misses of a batch that are made simpler: often all have one cause.
+const SIMPLIFIED: usize = 3;
+
+/// So many misses are enough.
 const MOST_MISSES: usize = 20;
 
 /// What has been seen.
@@ -51,6 +55,12 @@ struct Tally {
 struct Miss {
     case: Case,
     reason: String,
+    is_told: bool,
+}
+
+thread_local! {
+    /// What the last panic of this thread said.
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
 pub async fn fuzz(options: &FuzzOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
@@ -62,6 +72,7 @@ pub async fn fuzz(options: &FuzzOptions, choice: device::Choice<'_>, out: &mut d
     if !options.json {
         writeln!(out, "{}", gpu.describe())?;
     }
+    std::panic::set_hook(Box::new(|panic| PANIC.set(panic.to_string().replace('\n', " "))));
     let fuzzer = Fuzzer { gpu: &gpu, tally: Mutex::default(), ended: Arc::default() };
     let start = Instant::now();
     let given = given(options)?;
@@ -75,7 +86,11 @@ pub async fn fuzz(options: &FuzzOptions, choice: device::Choice<'_>, out: &mut d
         let end = Duration::try_from_secs_f64(time * 60.0).ok().and_then(|time| start.checked_add(time));
         fuzzer.draw(&limits, seed, options, end, out)?;
     } else {
-        fuzzer.solve_all(&Libraries::new(&gpu.attention), &given);
+        let libraries = Libraries::new(&gpu.attention);
+        fuzzer.solve_all(&libraries, &given);
+        for miss in fuzzer.lock().misses.iter().filter(|_| !options.json) {
+            writeln!(out, "flash fuzz --case '{}'\n  {}", miss.case, miss.reason)?;
+        }
     }
     let tally = fuzzer.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     tally.print(options, seed, start.elapsed(), out)?;
@@ -141,21 +156,31 @@ impl Fuzzer<'_> {
                 }
             });
             next.store(last, Ordering::Relaxed);
-            let mut misses = std::mem::take(&mut self.lock().misses);
-            let is_new = |miss: &Miss| !options.json && miss.case.seed != 0;
-            for miss in misses.iter_mut().filter(|miss| is_new(miss)) {
-                writeln!(out, "MISS {}\n  {}", miss.case, miss.reason)?;
-                out.flush()?;
-                self.shrink(&libraries, miss);
-                writeln!(out, "  flash fuzz --case '{}'\n  {}", miss.case, miss.reason)?;
-                out.flush()?;
-            }
-            let mut tally = self.lock();
-            tally.misses.extend(misses);
-            if tally.misses.len() >= MOST_MISSES {
-                self.ended.store(true, Ordering::Relaxed);
-            }
+            self.report(&libraries, options, out)?;
         }
+        Ok(())
+    }
+
+    /// Tells of new misses, the first of them as simple as they can be.
+    fn report(&self, libraries: &Libraries, options: &FuzzOptions, out: &mut dyn Write) -> Result<()> {
+        let mut new: Vec<Miss> = std::mem::take(&mut self.lock().misses);
+        let (told, of_batch): (Vec<Miss>, Vec<Miss>) = new.drain(..).partition(|miss| miss.is_told);
+        for (number, mut miss) in of_batch.into_iter().enumerate() {
+            if !options.json {
+                writeln!(out, "flash fuzz --case '{}'\n  {}", miss.case, miss.reason)?;
+            }
+            if number < SIMPLIFIED {
+                out.flush()?;
+                self.shrink(libraries, &mut miss);
+                if !options.json {
+                    writeln!(out, "  at its simplest: flash fuzz --case '{}'\n  {}", miss.case, miss.reason)?;
+                }
+            }
+            miss.is_told = true;
+            self.lock().misses.push(miss);
+        }
+        out.flush()?;
+        self.lock().misses.extend(told);
         Ok(())
     }
 
@@ -181,7 +206,7 @@ impl Fuzzer<'_> {
         match outcome {
             Outcome::Good(share) => tally.largest_share = tally.largest_share.max(share),
             Outcome::Refused(reason) => *tally.refused.entry(reason).or_default() += 1,
-            Outcome::Bad(reason) => tally.misses.push(Miss { case: *case, reason }),
+            Outcome::Bad(reason) => tally.misses.push(Miss { case: *case, reason, is_told: false }),
         }
         if tally.misses.len() >= MOST_MISSES {
             self.ended.store(true, Ordering::Relaxed);
@@ -194,11 +219,7 @@ impl Fuzzer<'_> {
         match (outcome, self.gpu.fault()) {
             (Ok(outcome @ Outcome::Bad(_)), _) | (Ok(outcome), Ok(())) => outcome,
             (Ok(_), Err(failure)) => Outcome::Bad(failure.line().to_owned()),
-            (Err(panic), _) => {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                Outcome::Bad(format!("panic: {}", text.unwrap_or_default()))
-            }
+            (Err(_), _) => Outcome::Bad(PANIC.take()),
         }
     }
 
@@ -239,9 +260,6 @@ impl Tally {
         }
         for (reason, count) in &self.refused {
             writeln!(out, "refused {count} times: {reason}")?;
-        }
-        for Miss { case, reason } in &self.misses {
-            writeln!(out, "flash fuzz --case '{case}': {reason}")?;
         }
         let (problems, misses) = (self.problems, self.misses.len());
         let refused: u64 = self.refused.values().sum();

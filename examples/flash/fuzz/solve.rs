@@ -181,11 +181,16 @@ impl Attempt<'_> {
             &self.way(),
         );
         let found = found.map_err(Outcome::Bad)?;
-        self.judge(found, |values, _| {
+        self.judge(found, |values, n| {
+            let of_call = self.question.calls[n].solved.shape;
+            // A shorter call has fewer of them.
+            let own_rows = rows.start.min(of_call.seqlen_q)..rows.end.min(of_call.seqlen_q);
             let of = [&values.q[..], &values.k];
-            let expected = reference::probabilities(values.case(), of[0], of[1], heads.clone(), rows.clone());
-            let errors = reference::probabilities_errors(values.case(), of[0], of[1], heads.clone(), rows.clone());
-            vec![Expected::whole(Operand::Probabilities, Element::F32, expected, errors)]
+            let expected = reference::probabilities(values.case(), of[0], of[1], heads.clone(), own_rows.clone());
+            let errors = reference::probabilities_errors(values.case(), of[0], of[1], heads.clone(), own_rows.clone());
+            let counts = [own_rows.len() as u32, of_call.seqlen_kv];
+            let whole = Expected::whole(Operand::Probabilities, Element::F32, expected, errors);
+            vec![whole.spread(counts, [rows.len() as u32, shape.seqlen_kv])]
         })
     }
 

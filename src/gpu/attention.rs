@@ -2,7 +2,7 @@
 
 use super::bindings::Uniforms;
 use super::device;
-use super::pipeline::Pipelines;
+use super::pipeline::{Compiler, Pipelines};
 use crate::error::Error;
 use crate::plan::{Capabilities, Direction, Plan, PlanBuilder, Tuning};
 use crate::problem::{AppendProblem, AttentionProblem, MergeProblem, ProbabilitiesProblem};
@@ -22,6 +22,18 @@ pub struct FlashAttention {
     pub(super) uniforms: Arc<Uniforms>,
     tuning: Arc<Tuning>,
     pub(super) checked_shaders: bool,
+    pipeline_cache: Option<wgpu::PipelineCache>,
+    pub(super) label: Option<Arc<str>>,
+}
+
+/// What an attention has made so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Pipelines that are kept, for all operations.
+    pub pipelines: usize,
+    /// Compilations so far. It grows only where an operation is prepared that needs a new kernel.
+    pub compilations: u64,
 }
 
 impl FlashAttention {
@@ -39,6 +51,8 @@ impl FlashAttention {
             uniforms: Arc::default(),
             tuning: Arc::default(),
             checked_shaders: false,
+            pipeline_cache: None,
+            label: None,
         }
     }
 
@@ -115,6 +129,31 @@ impl FlashAttention {
             self.pipelines = Arc::default();
         }
         self
+    }
+
+    /// Compiles through this cache, which the caller made on the same device (with `Features::PIPELINE_CACHE`) from the data that
+    /// an earlier run of the program got from it. The driver then compiles nothing that it finds there. Translating WGSL stays.
+    pub fn with_pipeline_cache(mut self, pipeline_cache: wgpu::PipelineCache) -> Self {
+        self.pipeline_cache = Some(pipeline_cache);
+        self
+    }
+
+    /// Names what is recorded, for debuggers and profilers: compute passes get this label, with direction, shape and element, and
+    /// a debug group for each kernel. Without a label there are no groups, and encoding is a little faster. Operations have the
+    /// label with which they were prepared.
+    pub fn with_label(mut self, label: &str) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// What was made so far, by all clones that share pipelines.
+    pub fn statistics(&self) -> Statistics {
+        Statistics { pipelines: self.pipelines.count(), compilations: self.pipelines.compilations() }
+    }
+
+    pub(super) fn compiler(&self) -> Compiler<'_> {
+        let (device, cache) = (&self.device, self.pipeline_cache.as_ref());
+        Compiler { device, checked_shaders: self.checked_shaders, cache }
     }
 
     /// Takes tiles that were measured on this adapter (by `flash tune`), not those of the table.

@@ -38,8 +38,8 @@ impl FlashAttention {
     /// refused here.
     ///
     /// # Errors
-    /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::Shader`] and
-    /// [`Error::Gpu`] from the device.
+    /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::Shader`] and [`Error::Gpu`] from the device.
     pub async fn prepare_forward(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
         self.prepare_forward_plan(self.plan_forward(problem).build()?).await
     }
@@ -135,6 +135,22 @@ impl<D> Prepared<D> {
     ) -> Result<(), Error> {
         let dispatches = self.operation.dispatches(&buffers.slices, call)?;
         self.operation.record(encoder, &buffers.slices, &dispatches)
+    }
+
+    /// As [`encode_call`](Prepared::encode_call), into a compute pass that the caller has begun: with timestamps of the caller's
+    /// own (`timestamp_writes`), or beside other work. Pipeline and bind group 0 of the pass are others afterwards. A refused call
+    /// leaves the pass as it was.
+    ///
+    /// # Errors
+    /// Those of `encode_call`.
+    pub fn encode_in_pass(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        buffers: &Buffers<D>,
+        call: &Call,
+    ) -> Result<(), Error> {
+        let dispatches = self.operation.dispatches(&buffers.slices, call)?;
+        self.operation.record_in_pass(pass, &buffers.slices, &dispatches)
     }
 
     /// As [`encode_call`](Prepared::encode_call), but with only some of its dispatches. So a long operation can go in several

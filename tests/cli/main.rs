@@ -4,6 +4,7 @@ mod answers;
 mod blocks;
 mod cached;
 mod entries;
+mod fuzz;
 mod own_wgsl;
 mod packed;
 #[cfg(unix)]

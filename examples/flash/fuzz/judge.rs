@@ -67,7 +67,9 @@ impl Expected {
         let mut largest = 0f64;
         for (index, value) in bytes.chunks_exact(size).enumerate() {
             if !self.own.get(index).is_some_and(|own| *own) {
-                if value.iter().any(|byte| *byte != POISON) {
+                // The gradient of a bias is written in whole words.
+                let is_padding = operand == Operand::DBias && index == self.own.len() && index % 2 == 1;
+                if !is_padding && value.iter().any(|byte| *byte != POISON) {
                     return Err(format!("element {index} of {operand}, which is none of its own, was written"));
                 }
                 continue;

@@ -36,6 +36,9 @@ const MOST_THREADS: usize = 16;
 /// Runs that may be spent to make a case simpler.
 const MOST_STEPS: usize = 300;
 
+/// Time that may be spent on it: a software driver compiles for long.
+const MOST_TIME: Duration = Duration::from_secs(40);
+
 /// Misses of a batch that are made simpler: often all have one cause.
 const SIMPLIFIED: usize = 3;
 
@@ -226,8 +229,10 @@ impl Fuzzer<'_> {
     /// Makes a miss as simple as it can be.
     fn shrink(&self, libraries: &Libraries, miss: &mut Miss) {
         let mut reason = miss.reason.clone();
-        miss.case = miss.case.shrunk(MOST_STEPS, |case| match self.attempt(libraries, case) {
-            Outcome::Bad(of_simpler) => {
+        let end = Instant::now() + MOST_TIME;
+        let attempt = |case: &Case| (Instant::now() < end).then(|| self.attempt(libraries, case));
+        miss.case = miss.case.shrunk(MOST_STEPS, |case| match attempt(case) {
+            Some(Outcome::Bad(of_simpler)) => {
                 reason = of_simpler;
                 true
             }

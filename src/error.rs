@@ -204,8 +204,8 @@ pub enum Error {
     #[error("wgpu refused the operation: {0}")]
     Gpu(String),
 
-    /// The device has no memory left.
-    #[error("out of GPU memory while {0}; free buffers, or make the problem smaller")]
+    /// The device has no memory left, or the host for what the slice form returns.
+    #[error("out of memory while {0}; free buffers, or make the problem smaller")]
     OutOfMemory(&'static str),
 
     /// The device was lost: driver reset, unplugged, or destroyed.

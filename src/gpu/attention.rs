@@ -2,7 +2,9 @@
 
 use super::bindings::Uniforms;
 use super::device;
+use super::memory;
 use super::pipeline::{Compiler, Pipelines};
+use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Capabilities, Direction, Plan, PlanBuilder, Tuning};
 use crate::problem::{AppendProblem, AttentionProblem, MergeProblem, ProbabilitiesProblem};
@@ -200,6 +202,21 @@ impl FlashAttention {
     /// The queue that the slice form submits to.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
+    }
+
+    /// The error, or that the device was lost, of which wgpu says nothing: what is made on a lost device is not there.
+    pub(super) fn or_lost(&self, error: Error) -> Error {
+        if !matches!(error, Error::Gpu(_) | Error::BufferDestroyed { .. }) {
+            return error;
+        }
+        let scope = ErrorScope::open(&self.device, "looking for the device");
+        let usage = wgpu::BufferUsages::STORAGE;
+        let descriptor = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
+        let probe = self.device.create_buffer(&descriptor);
+        match scope.close_now().is_ok() && !memory::is_there(self.backend, &probe) {
+            true => Error::DeviceLost("no buffer can be created".into()),
+            false => error,
+        }
     }
 
     /// The plan, if it was made for this device and direction.

@@ -70,6 +70,11 @@ impl Operation {
         Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups, listed, label })
     }
 
+    /// See [`FlashAttention::or_lost`].
+    pub(super) fn or_lost(&self, error: Error) -> Error {
+        self.attention.or_lost(error)
+    }
+
     /// How many dispatches a call makes, wherever its buffers start.
     pub(super) fn num_dispatches(&self, call: &Call) -> Result<usize, Error> {
         let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);

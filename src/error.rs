@@ -327,8 +327,8 @@ pub enum InvalidProblem {
         /// What was given, and what is allowed.
         reason: String,
     },
-    /// A softmax_scale that is not finite.
-    #[error("softmax_scale = {}; it must be a finite f32", shown(*.0))]
+    /// A softmax_scale that is not finite, or not finite in f32 once multiplied by log2(e), as kernels have it.
+    #[error("softmax_scale = {}; it must be finite, and at most 2.3e38 in size: kernels multiply it by log2(e) in f32", shown(*.0))]
     SoftmaxScale(f64),
     /// An append to a cache that cannot be.
     #[error("{name}: {reason}")]

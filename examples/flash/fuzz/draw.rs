@@ -6,11 +6,13 @@ use wgpu_flash_attention::MAX_HEAD_DIM;
 use super::case::Case;
 use super::random::Random;
 
-/// Cases that share their kinds.
-pub const BATCH: u64 = 512;
-
-/// Kinds in a batch.
+/// Cases that share their kinds, and how many kinds these are.
+const BATCH: u64 = 512;
 const KINDS: u64 = 6;
+
+/// The same on a software driver, whose cases are fewer and whose kinds are no fewer.
+const BATCH_ON_SOFTWARE: u64 = 64;
+const KINDS_ON_SOFTWARE: u64 = 2;
 
 /// What is drawn at all.
 #[derive(Clone, Debug, Default)]
@@ -19,16 +21,21 @@ pub struct Limits {
     pub features: Vec<String>,
     /// Whether the device has cooperative matrices that are worth their compilation.
     pub matrices: bool,
-    /// Cases are smaller, and kinds fewer: a software driver compiles for long.
+    /// Cases are smaller on a software driver.
     pub software: bool,
 }
 
 impl Limits {
+    /// Cases that share their kinds.
+    pub fn batch(&self) -> u64 {
+        if self.software { BATCH_ON_SOFTWARE } else { BATCH }
+    }
+
     /// Case number `index` of a seed.
     pub fn case(&self, seed: u64, index: u64) -> Case {
         let mut random = Random::new(seed, index);
-        let kinds = if self.software { KINDS / 2 } else { KINDS };
-        let kind = index / BATCH * KINDS + random.below(kinds);
+        let kinds = if self.software { KINDS_ON_SOFTWARE } else { KINDS };
+        let kind = index / self.batch() * kinds + random.below(kinds);
         let mut case = self.kind(&mut Random::new(!seed, kind));
         self.fill(&mut case, &mut random);
         if !self.features.is_empty() {

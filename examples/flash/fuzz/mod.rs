@@ -27,7 +27,7 @@ use crate::arguments::FuzzOptions;
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
 use case::Case;
-use draw::{BATCH, Limits};
+use draw::Limits;
 use solve::{Libraries, Outcome, solve};
 
 /// Each thread holds a problem and its oracle.
@@ -146,7 +146,7 @@ impl Fuzzer<'_> {
         let is_over = || self.ended.load(Ordering::Relaxed) || end.is_some_and(|end| Instant::now() >= end);
         while !is_over() && next.load(Ordering::Relaxed) < most {
             let first = next.load(Ordering::Relaxed);
-            let last = (first + BATCH).min(most);
+            let last = (first + limits.batch()).min(most);
             // Its pipelines are dropped with it.
             let libraries = Libraries::new(&self.gpu.attention);
             self.on_threads(|| {
@@ -269,9 +269,10 @@ impl Tally {
         let (problems, misses) = (self.problems, self.misses.len());
         let refused: u64 = self.refused.values().sum();
         let rate = problems as f64 / seconds;
+        let drawn = if options.case.is_some() || options.kept { String::new() } else { format!("seed {seed}: ") };
         writeln!(
             out,
-            "seed {seed}: {problems} problems in {seconds:.0} s, {rate:.0} a second; {refused} refused; the largest error \
+            "{drawn}{problems} problems in {seconds:.0} s, {rate:.0} a second; {refused} refused; the largest error \
              took {:.2} of its bound; {misses} misses",
             self.largest_share
         )?;

@@ -522,7 +522,8 @@ pub fn parse_one_tiles(text: &str) -> Result<Tiles, String> {
 
 fn parse_name(text: &str) -> Result<(String, String), String> {
     let both = text.split_once('=').filter(|(own, other)| !own.is_empty() && !other.is_empty());
-    both.map(|(own, other)| (own.to_owned(), other.to_owned())).ok_or_else(|| "give a name and the file's, as q=query".into())
+    both.map(|(own, other)| (own.to_owned(), other.to_owned()))
+        .ok_or_else(|| "give a name and the file's, as q=query".into())
 }
 
 fn parse_minutes(text: &str) -> Result<f64, String> {

@@ -55,9 +55,9 @@ pub fn rewritten(file: File, options: &RunOptions) -> Result<File> {
         return Ok(file);
     }
     let failed = |error: safetensors::SafeTensorError| Failure::new(format_args!("{}: {error}", file.path().display()));
-    let views = tensors.iter().map(|tensor| {
-        Ok((tensor.name.as_str(), TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?))
-    });
+    let views = tensors
+        .iter()
+        .map(|tensor| Ok((tensor.name.as_str(), TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.bytes)?)));
     let views: Vec<_> = views.collect::<std::result::Result<_, _>>().map_err(failed)?;
     File::of(file.path(), safetensors::serialize(views, None).map_err(failed)?)
 }
@@ -83,7 +83,9 @@ fn converted<'a>(file: &File, tensor: Tensor<'a>, element: Element) -> Result<Te
     };
     let values: Vec<f64> = match from {
         Some(from) => elements::decode(from, &tensor.bytes).collect(),
-        None => tensor.bytes.chunks_exact(8).filter_map(|bytes| Some(f64::from_le_bytes(bytes.try_into().ok()?))).collect(),
+        None => {
+            tensor.bytes.chunks_exact(8).filter_map(|bytes| Some(f64::from_le_bytes(bytes.try_into().ok()?))).collect()
+        }
     };
     let is_lost = |value: &&f64| value.is_finite() && !element.round(**value).is_finite();
     if let Some(value) = values.iter().find(is_lost) {

@@ -85,9 +85,8 @@ impl File {
 
     /// These bytes, as if they had been read there.
     pub fn of(path: &Path, bytes: Vec<u8>) -> Result<Self> {
-        let (len, header) = SafeTensors::read_metadata(&bytes).map_err(|error| {
-            Failure::new(format_args!("{}: not a sound safetensors file: {error}", path.display()))
-        })?;
+        let (len, header) = SafeTensors::read_metadata(&bytes)
+            .map_err(|error| Failure::new(format_args!("{}: not a sound safetensors file: {error}", path.display())))?;
         // The header's length comes first.
         Ok(Self { path: path.to_owned(), bytes, header, data: size_of::<u64>() + len })
     }

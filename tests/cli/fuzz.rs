@@ -50,7 +50,7 @@ fn a_signal_ends_it_in_good_order() {
     use std::process::Stdio;
 
     let place = Workplace::new();
-    let mut command = place.command(&["fuzz", "--json", "--minutes", "5"]);
+    let mut command = place.command(&["fuzz", "--json", "--minutes", "5", "--features", "causal"]);
     crate::workplace::heed(&mut command, libc::SIGINT);
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     std::thread::sleep(std::time::Duration::from_secs(3));

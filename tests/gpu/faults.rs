@@ -166,7 +166,7 @@ fn thousands_of_prepares_are_flat() {
     let prepare = |number: u32| {
         let problem = problem().with_score(ScoreMod::Softcap(number as f32 + 1.0));
         pollster::block_on(attention.prepare_forward(&problem)).expect("it can be prepared");
-        if number % 64 == 0 {
+        if number.is_multiple_of(64) {
             attention.queue().submit([]);
             attention.device().poll(wgpu::PollType::wait_indefinitely()).expect("the GPU finishes");
         }

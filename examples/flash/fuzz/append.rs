@@ -39,8 +39,7 @@ pub fn solve(library: &FlashAttention, case: &Case) -> Outcome {
         Ok(prepared) => prepared,
         Err(error) => return refused(error),
     };
-    let calls: Vec<Values> =
-        (0..1 + case.more_calls).map(|n| Values::new(case, &append, &plan, &lengths, n)).collect();
+    let calls: Vec<Values> = (0..1 + case.more_calls).map(|n| Values::new(case, &append, &plan, &lengths, n)).collect();
     let given: Vec<Given> = calls.iter().map(|values| values.given(append.element)).collect();
     let way = Way {
         guard: 16 * (1 + case.seed % 40),

@@ -196,7 +196,8 @@ impl Case {
     pub fn of_features(&mut self, features: &[String]) {
         for name in Self::NAMES.iter().filter(|name| !SHAPE.contains(name)) {
             if !features.iter().any(|feature| feature == name) {
-                let simplest = Self::default().values().find(|(other, ..)| other == name).map_or(0, |(_, _, value)| value);
+                let simplest =
+                    Self::default().values().find(|(other, ..)| other == name).map_or(0, |(_, _, value)| value);
                 self.number(name).into_iter().for_each(|number| *number = simplest);
             }
         }

@@ -108,9 +108,12 @@ pub fn mask_mod(number: u64) -> Result<(MaskWgsl, MaskFn), String> {
     Ok((MaskWgsl::new(text).map_err(|fault| fault.to_string())?, function))
 }
 
-/// The closures that the oracle takes.
+/// A score modifier with its data.
+pub type ScoreClosure = Arc<dyn Fn(f64, [u32; 4]) -> Score + Send + Sync>;
+
+/// What the oracle takes.
 #[derive(Clone, Default)]
 pub struct Closures {
-    pub score_mod: Option<Arc<dyn Fn(f64, [u32; 4]) -> Score + Send + Sync>>,
+    pub score_mod: Option<ScoreClosure>,
     pub mask_mod: Option<MaskFn>,
 }

@@ -68,6 +68,7 @@ thread_local! {
 
 pub async fn fuzz(options: &FuzzOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
     let limits = limits(options, choice.matrices)?;
+    let given = given(options)?;
     let gpu = device::open(choice).await?;
     let software = gpu.attention.capabilities().device_class == DeviceClass::Cpu;
     let matrices = limits.matrices && !software && gpu.attention.capabilities().matrix_side.is_some();
@@ -78,7 +79,6 @@ pub async fn fuzz(options: &FuzzOptions, choice: device::Choice<'_>, out: &mut d
     std::panic::set_hook(Box::new(|panic| PANIC.set(panic.to_string().replace('\n', " "))));
     let fuzzer = Fuzzer { gpu: &gpu, tally: Mutex::default(), ended: Arc::default() };
     let start = Instant::now();
-    let given = given(options)?;
     let seed = options.seed.unwrap_or_else(|| {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         since.map_or(0, |since| since.as_millis() as u64)

@@ -88,7 +88,7 @@ impl Case {
             case.bias_gradient = 0;
         }
         // Its gradient is 0 for what it hides, and to the oracle 0 times a NaN.
-        if case.score_mod % 2 == 0 && case.score_mod > 0 && case.values % 8 == 5 {
+        if case.score_mod.is_multiple_of(2) && case.score_mod > 0 && case.values % 8 == 5 {
             case.values = 0;
         }
         // Lists of tiles and the gradient of a bias are for the lengths that were prepared.
@@ -287,7 +287,8 @@ impl Case {
         let at_call = |lengths: u64| lengths == 2 && !known;
         let sums_at_call = self.packed > 2 && !known;
         if self.seqlens_q + self.seqlens_kv > 0 {
-            if !(sums_at_call && is_packed_kv) && !(at_call(self.seqlens_q) && at_call(self.seqlens_kv)) {
+            let all_at_call = at_call(self.seqlens_q) && at_call(self.seqlens_kv) || sums_at_call && is_packed_kv;
+            if !all_at_call {
                 problem = problem.with_lengths(lengths.of_q.clone(), lengths.of_kv.clone());
             }
             if at_call(self.seqlens_q) || sums_at_call {
@@ -395,12 +396,7 @@ pub fn sums(lengths: &[u32]) -> Vec<u32> {
 }
 
 /// Pages in an order that is no order. Entries that no position needs may hold anything.
-fn page_table(
-    cache: &KvCache,
-    shape: &AttentionShape,
-    lengths: &Lengths,
-    seed: u64,
-) -> Option<(Operand, Vec<u32>)> {
+fn page_table(cache: &KvCache, shape: &AttentionShape, lengths: &Lengths, seed: u64) -> Option<(Operand, Vec<u32>)> {
     let pages = cache.pages?;
     let mut random = Random::new(seed, 41);
     let mut order: Vec<u32> = (0..pages.num_pages).collect();

@@ -215,11 +215,7 @@ impl Attempt<'_> {
     }
 
     /// The largest share of a bound in all calls.
-    fn judge(
-        &self,
-        found: Vec<Tensors>,
-        expected: impl Fn(&Values, usize) -> Vec<Expected>,
-    ) -> Result<f64, Outcome> {
+    fn judge(&self, found: Vec<Tensors>, expected: impl Fn(&Values, usize) -> Vec<Expected>) -> Result<f64, Outcome> {
         let mut largest = 0f64;
         for (number, (found, values)) in found.iter().zip(self.values).enumerate() {
             for expected in expected(values, number) {

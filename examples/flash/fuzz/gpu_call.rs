@@ -124,7 +124,9 @@ fn buffers(device: &wgpu::Device, plan: &Plan, given: &Given, way: &Way) -> Hash
             None => continue,
         };
         // Views of one buffer may reach further than one tensor. No slice is empty.
-        let bytes = plan.required_bytes(operand).max(contents.len() as u64).next_multiple_of(4).max(16);
+        let views: &[Operand] = if way.one_buffer && operand == Q { &[Q, Operand::K, Operand::V] } else { &[operand] };
+        let needed = views.iter().map(|view| plan.required_bytes(*view)).max().unwrap_or(0);
+        let bytes = needed.max(contents.len() as u64).next_multiple_of(4).max(16);
         // Those start where a binding may start.
         let is_alone = matches!(operand, Aux | SeqlensQ | SeqlensKv | CuSeqlensQ | CuSeqlensKv);
         let first = if is_alone { 512 } else { way.guard };

@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: demo test lint cross web web-test driver clean
+.PHONY: demo test lint cross validation publishable web web-test driver clean
 
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
@@ -32,6 +32,20 @@ cross:
 		rustup target add $(TARGETS); oldest=$(CARGO); \
 	fi; \
 	for target in $(TARGETS); do $$oldest check --lib --target $$target --target-dir target/oldest || exit 1; done
+
+# The GPU tests under Vulkan's validation layers (Debian: vulkan-validationlayers), with their checks of synchronisation. What
+# the layers say must be nothing. (Without WGPU_DEBUG=0 older layers object to the debug text in shaders.)
+validation: driver
+	mkdir -p target && rm -f target/validation.txt
+	WGPU_DEBUG=0 VK_INSTANCE_LAYERS=VK_LAYER_KHRONOS_validation \
+		VK_LAYER_SETTINGS_PATH="$(CURDIR)/tests/vk_layer_settings.txt" $(CARGO) test --test gpu
+	test -f target/validation.txt || { echo "the validation layers were not there" >&2; exit 1; }
+	@if [ -s target/validation.txt ]; then head -50 target/validation.txt >&2; exit 1; fi
+
+# The package compiles by itself; licences and advisories of dependencies (`cargo install cargo-deny`).
+publishable:
+	$(CARGO) publish --dry-run --allow-dirty
+	$(CARGO) deny check
 
 # The npm package, in web/pkg. Needs Node.js 20.19 or later.
 web: web/node_modules/.package-lock.json

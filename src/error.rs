@@ -204,8 +204,8 @@ pub enum Error {
     #[error("wgpu refused the operation: {0}")]
     Gpu(String),
 
-    /// The device has no memory left.
-    #[error("out of GPU memory while {0}; free buffers, or make the problem smaller")]
+    /// The device has no memory left, or the host for what the slice form returns.
+    #[error("out of memory while {0}; free buffers, or make the problem smaller")]
     OutOfMemory(&'static str),
 
     /// The device was lost: driver reset, unplugged, or destroyed.
@@ -335,8 +335,8 @@ pub enum InvalidProblem {
         /// What was given, and what is allowed.
         reason: String,
     },
-    /// A softmax_scale that is not finite.
-    #[error("softmax_scale = {}; it must be a finite f32", shown(*.0))]
+    /// A softmax_scale that is not finite, or not finite in f32 once multiplied by log2(e), as kernels have it.
+    #[error("softmax_scale = {}; it must be finite, and at most 2.3e38 in size: kernels multiply it by log2(e) in f32", shown(*.0))]
     SoftmaxScale(f64),
     /// An append to a cache that cannot be.
     #[error("{name}: {reason}")]

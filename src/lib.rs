@@ -41,7 +41,7 @@ pub use gpu::{
     Append, AppendBuffers, AppendOutput, AppendSlices, Backward, BackwardBuffers, BackwardOutput, BackwardSlices,
     Buffers, CacheSlices, FlashAttention, Forward, ForwardBuffers, ForwardOutput, ForwardSlices, Merge, MergeBuffers,
     Prepared, PreparedAppend, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities, Probabilities,
-    ProbabilitiesBuffers, ProbabilitiesSlices,
+    ProbabilitiesBuffers, ProbabilitiesSlices, Statistics,
 };
 pub use operand::Operand;
 pub use plan::{

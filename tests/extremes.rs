@@ -397,6 +397,7 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
         capabilities.max_workgroups_per_dimension = workgroups;
         capabilities.max_storage_buffers = shader_limits.0;
         capabilities.max_loop_turns = shader_limits.1;
+        capabilities.max_uniform = if shader_limits.0 == 0 { 0 } else { 65_536 };
         capabilities.max_binding = max_binding;
         capabilities.max_buffer = max_buffer;
         capabilities.binding_alignment = binding_alignment;

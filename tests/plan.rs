@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use wgpu_flash_attention::unstable::{Kernel, Origins};
+use wgpu_flash_attention::unstable::{Kernel, Origins, Params};
 use wgpu_flash_attention::{
     Algorithm, AppendProblem, AttentionProblem, AttentionShape, BlockMask, CacheElement, Call, Capabilities,
     DeviceClass, Element, EntryLayout, Error, KeyMask, KvCache, MaskWgsl, MergeProblem, Plan, ProbabilitiesProblem,
@@ -260,6 +260,22 @@ fn impossible_choices_are_told_from_a_small_device() {
 }
 
 /// Tuned tiles are those of the forward kernels.
+/// A device without dynamic uniforms, or with smaller ones, is refused by name, whatever is planned.
+#[test]
+fn small_uniforms_are_refused_by_name() {
+    let problem = AttentionProblem::new(AttentionShape::new(1, 2, 64, 32));
+    let mut small = Capabilities::webgpu_defaults();
+    for bytes in [0, 16, size_of::<Params>() as u64 - 1] {
+        small.max_uniform = bytes;
+        for plan in [Plan::forward(&problem, &small).build(), Plan::backward(&problem, &small).build()] {
+            let refused = plan.map(|_| ());
+            assert!(matches!(refused, Err(Error::Unsupported { feature: "uniforms this large", .. })), "{refused:?}");
+        }
+    }
+    small.max_uniform = size_of::<Params>() as u64;
+    assert!(Plan::forward(&problem, &small).build().is_ok());
+}
+
 #[test]
 fn tuning_leaves_gradients_alone() {
     let problem = AttentionProblem::new(AttentionShape::new(1, 4, 512, 64));

@@ -42,15 +42,18 @@ pub enum Command {
     Bench(BenchOptions),
     /// Measures which tiles are the fastest on this adapter, for a file that --tuning takes.
     Tune(TuneOptions),
+    /// Draws problems at random, over every feature, and compares with the f64 oracle. Exit status 1 if one is off.
+    Fuzz(FuzzOptions),
 }
 
 #[derive(Args)]
 pub struct RunOptions {
-    /// A safetensors file with 4-D tensors q, k and v. K and V may have fewer heads than Q, V another width. With d_o (like
+    /// A safetensors file with 4-D tensors q, k and v, or - for standard input. K and V may have fewer heads than Q, V another width. With d_o (like
     /// o), and perhaps d_lse (f32, batch × heads × seqlen_q), gradients are computed too. It may hold a bias (f32, or the type
     /// of q), which is added to the scores after softcap and ALiBi, and a mask (BOOL or U8; not 0 = the row may see the key):
     /// batch × heads × seqlen_q × seqlen_kv, each of them or 1. A sink (f32, one for each head of q) joins the softmax's
-    /// sum. seqlens_q and seqlens_kv (integers, one for each sequence) say how long each sequence is in padded tensors. With
+    /// sum. A tensor qkv, batch × 3 × heads × seqlen × dim (bshd: batch × seqlen × 3 × heads × dim), may
+    /// stand for q, k and v. seqlens_q and seqlens_kv (integers, one for each sequence) say how long each sequence is in padded tensors. With
     /// cu_seqlens_q and cu_seqlens_kv (integers, batch + 1, sums from 0 to all rows) sequences are packed: q, k, v and d_o are
     /// 3-D, all rows × heads × dim whatever --layout says, and d_lse is heads × all rows. seqused_q and seqused_kv (integers, one
     /// for each sequence) say how many of its rows a sequence uses; a bias and a mask have the largest lengths.
@@ -68,7 +71,7 @@ pub struct RunOptions {
     /// tokens × rotary_dim / 2) belong to --rotary. Nothing has a gradient over a cache or with --rotary.
     #[arg(value_name = "IN.safetensors")]
     pub input: PathBuf,
-    /// Gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q, of packed sequences heads × all rows), and with d_o
+    /// The file, or - for standard output, that gets o (like q, in V's width) and lse (f32, batch × heads × seqlen_q, of packed sequences heads × all rows), and with d_o
     /// also dq, dk and dv (like q, k and v), dsink, and dbias (like bias). Replaced only once it is complete.
     #[arg(value_name = "OUT.safetensors")]
     pub output: PathBuf,
@@ -100,11 +103,15 @@ pub struct RunOptions {
     #[arg(long, value_name = "P", value_parser = parse_dropout, allow_hyphen_values = true)]
     pub dropout: Option<f64>,
     /// The seed of the dropout mask.
-    #[arg(long, value_name = "S", default_value_t = 0, allow_negative_numbers = true)]
-    pub seed: u64,
-    /// Computes in this element type instead of the file's. o is written in it.
+    #[arg(long, value_name = "S", requires = "dropout", allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+    /// Computes in this element type instead of the file's. o is written in it. q, k, v and d_o may then be in several types, F64
+    /// among them. Numbers that it cannot hold are refused.
     #[arg(long, value_name = "f32|f16|bf16", value_parser = elements())]
     pub element: Option<Element>,
+    /// Other names in the file, such as q=query,k=key,v=value.
+    #[arg(long, value_name = "NAME=OTHER,…", value_delimiter = ',', value_parser = parse_name)]
+    pub names: Vec<(String, String)>,
     /// Writes dq, dk and dv in f32, the type they are summed in.
     #[arg(long)]
     pub f32_gradients: bool,
@@ -219,6 +226,31 @@ pub struct TuneOptions {
     /// Writes the fastest tiles into this file.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct FuzzOptions {
+    /// How long to draw; 1 if --problems is not given. Ctrl-C ends it too.
+    #[arg(long, value_name = "M", value_parser = parse_minutes)]
+    pub minutes: Option<f64>,
+    /// How many problems to draw at most.
+    #[arg(long, value_name = "N")]
+    pub problems: Option<u64>,
+    /// The seed of the draws, from the clock if not given. Problem n of a seed is the same on every machine.
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Draws only these features beside shapes and types, by the names of their numbers in a case.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub features: Vec<String>,
+    /// Runs this case alone: the line that a miss is reported with.
+    #[arg(long, value_name = "LINE", conflicts_with_all = ["minutes", "problems", "seed", "features"])]
+    pub case: Option<String>,
+    /// Runs the cases that once were wrong.
+    #[arg(long, conflicts_with_all = ["minutes", "problems", "seed", "features"])]
+    pub kept: bool,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]
@@ -487,6 +519,19 @@ pub fn parse_one_tiles(text: &str) -> Result<Tiles, String> {
             Ok(Tiles::cooperative(number(tile_q)?, number(tile_kv)?, number(rows)?, number(lanes)?, side))
         }
         _ => Err(reason()),
+    }
+}
+
+fn parse_name(text: &str) -> Result<(String, String), String> {
+    let both = text.split_once('=').filter(|(own, other)| !own.is_empty() && !other.is_empty());
+    both.map(|(own, other)| (own.to_owned(), other.to_owned()))
+        .ok_or_else(|| "give a name and the file's, as q=query".into())
+}
+
+fn parse_minutes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes.is_finite() && minutes > 0.0 => Ok(minutes),
+        _ => Err("give a finite number of minutes above 0".to_owned()),
     }
 }
 

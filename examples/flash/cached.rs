@@ -594,8 +594,7 @@ fn new_tokens<'a>(
 
 /// A cache: its type, `[pages, page_size, heads, entries]`, and its bytes.
 fn cached<'a>(file: &'a File, name: &str) -> Result<(CacheElement, [u32; 4], &'a [u8])> {
-    let tensors = file.parse()?;
-    let view = tensors.tensor(name).map_err(|_| file.failure(format_args!("has no tensor '{name}'")))?;
+    let view = file.view(name).ok_or_else(|| file.failure(format_args!("has no tensor '{name}'")))?;
     let element = match view.dtype() {
         Dtype::F32 => CacheElement::F32,
         Dtype::F16 => CacheElement::F16,
@@ -625,8 +624,7 @@ fn integers_or(
     rank: usize,
     other: impl Fn(i128) -> Option<u32>,
 ) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
-    let tensors = file.parse()?;
-    let Ok(view) = tensors.tensor(name) else { return Ok(None) };
+    let Some(view) = file.view(name) else { return Ok(None) };
     let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
     if dims.len() != rank {
         return Err(file.failure(format_args!("'{name}' has the shape {dims:?}; {rank} dimensions are needed")));

@@ -52,11 +52,15 @@ pub fn usage(error: &clap::Error) -> String {
     use clap::error::ErrorKind;
 
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "a command is missing: info, demo, run, check, bench or tune; see `flash --help`".to_owned();
+        return "a command is missing: info, demo, run, check, bench, tune or fuzz; see `flash --help`".to_owned();
     }
     let text = error.to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = paragraph.split_whitespace().collect();
     let line = words.join(" ");
-    format!("{}; see `flash --help`", line.strip_prefix("error: ").unwrap_or(&line))
+    // clap's own usage line names the command.
+    let usage = text.split("Usage: flash ").nth(1).and_then(|usage| usage.split_whitespace().next());
+    let known = ["info", "demo", "run", "check", "bench", "tune", "fuzz"];
+    let command = usage.filter(|word| known.contains(word)).map_or(String::new(), |command| format!(" {command}"));
+    format!("{}; see `flash{command} --help`", line.strip_prefix("error: ").unwrap_or(&line))
 }

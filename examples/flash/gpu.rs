@@ -80,15 +80,18 @@ pub fn select<'a>(adapters: &'a [wgpu::Adapter], selector: Option<&str>) -> Resu
     }
 }
 
-/// The position of the adapter that `selector` names.
+/// The position of the adapter that `selector` names. A number is a position.
 pub fn position(adapters: &[wgpu::Adapter], selector: &str) -> Result<usize> {
-    let by_index = selector.parse::<usize>().ok().filter(|index| *index < adapters.len());
-    let wanted = selector.to_lowercase();
-    let by_name = || adapters.iter().position(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
-    by_index.or_else(by_name).ok_or_else(|| {
+    let wanted = selector.trim().to_lowercase();
+    let found = match wanted.parse::<usize>() {
+        Ok(index) => Some(index).filter(|index| *index < adapters.len()),
+        Err(_) if wanted.is_empty() => None,
+        Err(_) => adapters.iter().position(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted)),
+    };
+    found.ok_or_else(|| {
         let known: Vec<String> =
             adapters.iter().enumerate().map(|(i, adapter)| format!("{i}: {}", adapter.get_info().name)).collect();
-        Failure::new(format_args!("no adapter is called '{selector}'; there is {}", known.join(", ")))
+        Failure::new(format_args!("there is no adapter '{selector}', only {}", known.join(", ")))
     })
 }
 

@@ -10,11 +10,13 @@ mod demo;
 mod device;
 mod elements;
 mod failure;
+mod fuzz;
 mod gpu;
 mod info;
 mod own_wgsl;
 mod random;
 mod resident;
+mod rewritten;
 mod run;
 mod target;
 mod tensors;
@@ -62,10 +64,13 @@ async fn dispatch(arguments: &Arguments, out: &mut dyn Write) -> Result<bool> {
     match &arguments.command {
         Command::Info => info::info(choice, out).await,
         Command::Demo => demo::demo(choice, out).await,
+        // The result goes through the pipe, and words beside it.
+        Command::Run(options) if target::is_pipe(&options.output) => run::run(options, choice, &mut io::stderr()).await,
         Command::Run(options) => run::run(options, choice, out).await,
         Command::Check(options) => check::check(options, choice, out).await,
         Command::Bench(options) => bench::bench(options, choice, out).await,
         Command::Tune(options) => tune::tune(options, choice, out).await,
+        Command::Fuzz(options) => fuzz::fuzz(options, choice, out).await,
     }
 }
 

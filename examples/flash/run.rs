@@ -15,6 +15,7 @@ use crate::elements;
 use crate::failure::{Failure, Result};
 use crate::own_wgsl::OwnWgsl;
 use crate::resident::{self, Resident, ResidentGradients};
+use crate::rewritten::rewritten;
 use crate::target::Target;
 use crate::tensors::{self, Bias, File, Inputs, Outputs};
 use crate::timing::{self, Effort};
@@ -54,7 +55,7 @@ struct Answer {
 }
 
 pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn Write) -> Result<bool> {
-    let file = File::read(&options.input)?;
+    let file = rewritten(File::read(&options.input)?, options)?;
     unused::refuse(&file, options.rotary.is_some())?;
     if file.has("k_cache") {
         return cached::run(options, &file, choice, out).await;
@@ -63,15 +64,7 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     add_blocks(options, &file, &mut inputs)?;
     let target = Target::new(&options.output)?;
 
-    let element = options.element.unwrap_or(inputs.element);
-    let converted = [Some(inputs.q), Some(inputs.k), Some(inputs.v), inputs.d_o].map(|bytes| {
-        let bytes = bytes.filter(|_| element != inputs.element)?;
-        Some(elements::encode(element, elements::decode(inputs.element, bytes)))
-    });
-    if let [Some(q), Some(k), Some(v), d_o] = &converted {
-        inputs = Inputs { element, q, k, v, d_o: d_o.as_deref(), ..inputs };
-    }
-
+    let element = inputs.element;
     let rotated = rotated(options, &file, &inputs, choice).await?;
     if let Some([q, k]) = &rotated {
         inputs = Inputs { q, k, ..inputs };
@@ -251,7 +244,7 @@ pub fn problem(options: &RunOptions, inputs: &Inputs, own: &OwnWgsl) -> Attentio
         problem = problem.with_softmax_scale(scale);
     }
     if let Some(dropout_p) = options.dropout {
-        problem = problem.with_dropout(dropout_p, options.seed);
+        problem = problem.with_dropout(dropout_p, options.seed.unwrap_or(0));
     }
     if options.f32_gradients {
         problem = problem.with_f32_gradients();

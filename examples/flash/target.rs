@@ -19,6 +19,9 @@ impl Target {
     /// Fails where a file of this name could not be put.
     pub fn new(path: &Path) -> Result<Self> {
         let target = Self { path: path.to_owned() };
+        if is_pipe(path) {
+            return Ok(target);
+        }
         let place = target.place()?;
         if place.exists() {
             // A rename would replace a read-only file as well.
@@ -30,6 +33,10 @@ impl Target {
 
     /// Puts the whole file in place at once. Of two runs that write one file, the last to end wins.
     pub fn write(self, bytes: &[u8]) -> Result<()> {
+        if is_pipe(&self.path) {
+            let mut out = io::stdout().lock();
+            return Ok(out.write_all(bytes).and_then(|()| out.flush())?);
+        }
         // Links may have changed while the answer was computed.
         let place = self.place()?;
         let mut temporary = self.temporary(&place)?;
@@ -62,6 +69,11 @@ impl Target {
     }
 }
 
+/// Whether results go to standard output.
+pub fn is_pipe(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
@@ -82,7 +94,7 @@ fn followed(path: &Path) -> std::result::Result<PathBuf, String> {
         }
         if is_stream(&place) {
             let reason = "it is a stream, and results are written as whole files, which are put in place at the end; name a \
-                          regular file, and read that afterwards";
+                          regular file, or - for standard output";
             return Err(reason.to_owned());
         }
         match std::fs::symlink_metadata(&place) {

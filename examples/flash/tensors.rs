@@ -1,8 +1,9 @@
 //! Attention inputs and outputs as safetensors files.
 
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, AuxType, Element, Operand};
 
 use crate::arguments::Layout;
@@ -12,6 +13,9 @@ use crate::failure::{Failure, Result};
 pub struct File {
     path: PathBuf,
     bytes: Vec<u8>,
+    /// Its header, which may be long, and where its data begins.
+    header: Metadata,
+    data: usize,
 }
 
 /// One tensor of a file.
@@ -68,15 +72,42 @@ pub struct Mask {
 }
 
 impl File {
+    /// A file, or what comes through a pipe where it is called `-`.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path)
-            .map_err(|error| Failure::new(format_args!("cannot read {}: {error}", path.display())))?;
-        Ok(Self { path: path.to_owned(), bytes })
+        let mut bytes = Vec::new();
+        let read = match path == Path::new("-") {
+            true => io::stdin().lock().read_to_end(&mut bytes).map(|_| bytes),
+            false => std::fs::read(path),
+        };
+        let bytes = read.map_err(|error| Failure::new(format_args!("cannot read {}: {error}", path.display())))?;
+        Self::of(path, bytes)
     }
 
-    pub fn parse(&self) -> Result<SafeTensors<'_>> {
-        SafeTensors::deserialize(&self.bytes)
-            .map_err(|error| self.failure(format_args!("not a sound safetensors file: {error}")))
+    /// These bytes, as if they had been read there.
+    pub fn of(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        let (len, header) = SafeTensors::read_metadata(&bytes)
+            .map_err(|error| Failure::new(format_args!("{}: not a sound safetensors file: {error}", path.display())))?;
+        // The header's length comes first.
+        Ok(Self { path: path.to_owned(), bytes, header, data: size_of::<u64>() + len })
+    }
+
+    /// As it was named.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A tensor in any type, if it is there.
+    pub fn view(&self, name: &str) -> Option<TensorView<'_>> {
+        let info = self.header.info(name)?;
+        let data = &self.bytes[self.data..][info.data_offsets.0..info.data_offsets.1];
+        TensorView::new(info.dtype, info.shape.clone(), data).ok()
+    }
+
+    /// The names of all tensors, in the order of the alphabet.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = self.header.offset_keys();
+        names.sort_unstable();
+        names
     }
 
     pub fn failure(&self, message: impl std::fmt::Display) -> Failure {
@@ -85,10 +116,9 @@ impl File {
 
     /// The tensor of this name, in a type that attention can be computed in.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>> {
-        let tensors = self.parse()?;
-        let view = tensors.tensor(name).map_err(|_| {
-            let mut names = tensors.names();
-            names.sort_unstable();
+        let view = self.view(name).ok_or_else(|| {
+            let names = self.names();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
             self.failure(format_args!("has no tensor '{name}'; it holds {}", shortened(&names)))
         })?;
         let element = match view.dtype() {
@@ -212,8 +242,7 @@ impl File {
     }
 
     pub fn mask(&self, shape: &AttentionShape) -> Result<Option<Mask>> {
-        let tensors = self.parse()?;
-        let Ok(view) = tensors.tensor("mask") else { return Ok(None) };
+        let Some(view) = self.view("mask") else { return Ok(None) };
         if !matches!(view.dtype(), Dtype::BOOL | Dtype::U8) {
             return Err(self.failure(format_args!("'mask' is stored as {:?}; BOOL and U8 can be used", view.dtype())));
         }
@@ -279,7 +308,7 @@ impl File {
             }
         }
         let sums = |name: &str| -> Result<Vec<u32>> {
-            let dims = self.parse()?.tensor(name).map(|view| view.shape().to_vec()).unwrap_or_default();
+            let dims = self.view(name).map(|view| view.shape().to_vec()).unwrap_or_default();
             let len = u32::try_from(dims.iter().product::<usize>()).unwrap_or(u32::MAX);
             let sums = self.integers(name, &[&[len.max(1)]], "[batch + 1]")?;
             Ok(sums.map(|(_, sums)| sums).unwrap_or_default())
@@ -309,7 +338,7 @@ impl File {
     }
 
     pub fn has(&self, name: &str) -> bool {
-        self.parse().is_ok_and(|tensors| tensors.names().contains(&name))
+        self.header.info(name).is_some()
     }
 
     /// Slopes of ALiBi, if there are some.
@@ -335,8 +364,7 @@ impl File {
 
     /// Which blocks of these rows and keys are computed, if the file says so.
     pub fn block_mask(&self, shape: &AttentionShape, sides: [u32; 2]) -> Result<Option<BlockTensor<'_>>> {
-        let tensors = self.parse()?;
-        let Ok(view) = tensors.tensor("block_mask") else { return Ok(None) };
+        let Some(view) = self.view("block_mask") else { return Ok(None) };
         if !matches!(view.dtype(), Dtype::BOOL | Dtype::U8) {
             let dtype = view.dtype();
             return Err(self.failure(format_args!("'block_mask' is stored as {dtype:?}; BOOL and U8 can be used")));
@@ -357,8 +385,7 @@ impl File {
 
     /// Numbers of any shape, f32, u32 or i32, none of the last negative.
     pub fn aux(&self) -> Result<Option<(AuxType, &[u8])>> {
-        let tensors = self.parse()?;
-        let Ok(view) = tensors.tensor("aux") else { return Ok(None) };
+        let Some(view) = self.view("aux") else { return Ok(None) };
         let is_negative = |word: &[u8]| word[3] > 127;
         match view.dtype() {
             Dtype::F32 => Ok(Some((AuxType::F32, view.data()))),
@@ -383,8 +410,7 @@ impl File {
         wanted: &str,
         other: impl Fn(i128) -> Option<u32>,
     ) -> Result<Option<(Vec<u32>, Vec<u32>)>> {
-        let tensors = self.parse()?;
-        let Ok(view) = tensors.tensor(name) else { return Ok(None) };
+        let Some(view) = self.view(name) else { return Ok(None) };
         let dims: Vec<u32> = view.shape().iter().map(|dim| u32::try_from(*dim).unwrap_or(u32::MAX)).collect();
         let Some(fitting) = shapes.iter().find(|shape| ***shape == dims) else {
             let most = shapes.last().copied().unwrap_or_default();
@@ -433,7 +459,7 @@ impl File {
 
     /// The tensor of this name, if there is one.
     pub fn optional(&self, name: &str) -> Result<Option<Tensor<'_>>> {
-        match self.parse()?.names().contains(&name) {
+        match self.has(name) {
             true => self.tensor(name).map(Some),
             false => Ok(None),
         }

@@ -126,14 +126,14 @@ impl FlashAttention {
         if let Some((operand, reason)) = append.fault_of_tables(&tables) {
             return Err(Error::InvalidTable { operand, reason });
         }
-        let outputs = self.run(plan, &inputs).await?;
-        let mut q = outputs.get(Operand::QRotated);
-        q.extend(outputs.get::<T>(Operand::Q));
+        let mut outputs = self.run(plan, &inputs).await?;
+        let mut q = outputs.take(Operand::QRotated)?;
+        q.extend(outputs.take::<T>(Operand::Q)?);
         Ok(AppendOutput {
-            k_cache: outputs.get(Operand::KCache),
-            v_cache: outputs.get(Operand::VCache),
+            k_cache: outputs.take(Operand::KCache)?,
+            v_cache: outputs.take(Operand::VCache)?,
             q,
-            cache_seqlens: outputs.get(Operand::NewCacheSeqlens),
+            cache_seqlens: outputs.take(Operand::NewCacheSeqlens)?,
         })
     }
 }

@@ -2,7 +2,9 @@
 
 use super::bindings::Uniforms;
 use super::device;
-use super::pipeline::Pipelines;
+use super::memory;
+use super::pipeline::{Compiler, Pipelines};
+use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Capabilities, Direction, Plan, PlanBuilder, Tuning};
 use crate::problem::{AppendProblem, AttentionProblem, MergeProblem, ProbabilitiesProblem};
@@ -22,6 +24,18 @@ pub struct FlashAttention {
     pub(super) uniforms: Arc<Uniforms>,
     tuning: Arc<Tuning>,
     pub(super) checked_shaders: bool,
+    pipeline_cache: Option<wgpu::PipelineCache>,
+    pub(super) label: Option<Arc<str>>,
+}
+
+/// What an attention has made so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Statistics {
+    /// Pipelines that are kept, for all operations.
+    pub pipelines: usize,
+    /// Compilations so far. It grows only where an operation is prepared that needs a new kernel.
+    pub compilations: u64,
 }
 
 impl FlashAttention {
@@ -39,6 +53,8 @@ impl FlashAttention {
             uniforms: Arc::default(),
             tuning: Arc::default(),
             checked_shaders: false,
+            pipeline_cache: None,
+            label: None,
         }
     }
 
@@ -117,6 +133,31 @@ impl FlashAttention {
         self
     }
 
+    /// Compiles through this cache, which the caller made on the same device (with `Features::PIPELINE_CACHE`) from the data that
+    /// an earlier run of the program got from it. The driver then compiles nothing that it finds there. Translating WGSL stays.
+    pub fn with_pipeline_cache(mut self, pipeline_cache: wgpu::PipelineCache) -> Self {
+        self.pipeline_cache = Some(pipeline_cache);
+        self
+    }
+
+    /// Names what is recorded, for debuggers and profilers: compute passes get this label, with direction, shape and element, and
+    /// a debug group for each kernel. Without a label there are no groups, and encoding is a little faster. Operations have the
+    /// label with which they were prepared.
+    pub fn with_label(mut self, label: &str) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// What was made so far, by all clones that share pipelines.
+    pub fn statistics(&self) -> Statistics {
+        Statistics { pipelines: self.pipelines.count(), compilations: self.pipelines.compilations() }
+    }
+
+    pub(super) fn compiler(&self) -> Compiler<'_> {
+        let (device, cache) = (&self.device, self.pipeline_cache.as_ref());
+        Compiler { device, checked_shaders: self.checked_shaders, cache }
+    }
+
     /// Takes tiles that were measured on this adapter (by `flash tune`), not those of the table.
     pub fn with_tuning(mut self, tuning: Tuning) -> Self {
         self.tuning = Arc::new(tuning);
@@ -161,6 +202,21 @@ impl FlashAttention {
     /// The queue that the slice form submits to.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
+    }
+
+    /// The error, or that the device was lost, of which wgpu says nothing: what is made on a lost device is not there.
+    pub(super) fn or_lost(&self, error: Error) -> Error {
+        if !matches!(error, Error::Gpu(_) | Error::BufferDestroyed { .. }) {
+            return error;
+        }
+        let scope = ErrorScope::open(&self.device, "looking for the device");
+        let usage = wgpu::BufferUsages::STORAGE;
+        let descriptor = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
+        let probe = self.device.create_buffer(&descriptor);
+        match scope.close_now().is_ok() && !memory::is_there(self.backend, &probe) {
+            true => Error::DeviceLost("no buffer can be created".into()),
+            false => error,
+        }
     }
 
     /// The plan, if it was made for this device and direction.

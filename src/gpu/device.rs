@@ -78,6 +78,10 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, device: &wgpu::Device) -> Ca
         max_invocations: limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x),
         max_workgroups_per_dimension: limits.max_compute_workgroups_per_dimension,
         max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        max_uniform: match limits.max_dynamic_uniform_buffers_per_pipeline_layout {
+            0 => 0,
+            _ => limits.max_uniform_buffer_binding_size,
+        },
         max_loop_turns: max_loop_turns(&info.driver, &info.driver_info),
         max_binding: limits.max_storage_buffer_binding_size,
         max_buffer: limits.max_buffer_size,

@@ -361,7 +361,7 @@ impl FlashAttention {
         inputs.push(Input::new(&plan, Operand::Q, slices.q)?);
         inputs.push(Input::new(&plan, Operand::K, slices.k)?);
         inputs.push(Input::new(&plan, Operand::Lse, slices.lse)?);
-        Ok(self.run(plan, &inputs).await?.get(Operand::Probabilities))
+        self.run(plan, &inputs).await?.take(Operand::Probabilities)
     }
 
     /// Uploads what the forward pass took and gave, and the gradient of O; reads the gradients of Q, K and V back, and those of a
@@ -411,27 +411,31 @@ impl FlashAttention {
         }
         inputs.extend(slices.entries.inputs(&plan)?);
         let bias_element = plan.element(Operand::DBias);
-        let outputs = self.run(plan, &inputs).await?;
+        let mut outputs = self.run(plan, &inputs).await?;
         Ok(BackwardOutput {
-            dq: outputs.get(Operand::Dq),
-            dk: outputs.get(Operand::Dk),
-            dv: outputs.get(Operand::Dv),
-            dsink: outputs.get(Operand::DSink),
+            dq: outputs.take(Operand::Dq)?,
+            dk: outputs.take(Operand::Dk)?,
+            dv: outputs.take(Operand::Dv)?,
+            dsink: outputs.take(Operand::DSink)?,
             dbias: match bias_element {
-                Some(Element::F16) => in_f32::<half::f16>(outputs.get(Operand::DBias)),
-                Some(Element::Bf16) => in_f32::<half::bf16>(outputs.get(Operand::DBias)),
-                Some(Element::F32) | None => outputs.get(Operand::DBias),
+                Some(Element::F16) => in_f32::<half::f16>(outputs.take(Operand::DBias)?),
+                Some(Element::Bf16) => in_f32::<half::bf16>(outputs.take(Operand::DBias)?),
+                Some(Element::F32) | None => outputs.take(Operand::DBias)?,
             },
         })
     }
 
     async fn o_and_lse<T: ElementType>(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<ForwardOutput<T>, Error> {
-        let outputs = self.run(plan, inputs).await?;
-        Ok(ForwardOutput { o: outputs.get(Operand::O), lse: outputs.get(Operand::Lse) })
+        let mut outputs = self.run(plan, inputs).await?;
+        Ok(ForwardOutput { o: outputs.take(Operand::O)?, lse: outputs.take(Operand::Lse)? })
     }
 
     /// Compiles, uploads, runs and reads back what the plan writes.
     pub(super) async fn run(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<Outputs, Error> {
+        self.run_on_device(plan, inputs).await.map_err(|error| self.or_lost(error))
+    }
+
+    async fn run_on_device(&self, plan: Plan, inputs: &[Input<'_>]) -> Result<Outputs, Error> {
         if let Some(name) = plan.lengths_at_call().next() {
             let reason = "slices have none; give them with the problem, by with_lengths or with_cu_seqlens".into();
             return Err(InvalidProblem::Lengths { name: name.name(), reason }.into());
@@ -445,7 +449,7 @@ impl FlashAttention {
         let mut outputs = Outputs(Vec::new());
         for (operand, readback) in written.into_iter().zip(result?) {
             let len = operation.plan.required_len(operand);
-            outputs.0.push((operand, len, readback.bytes(&self.device).await?));
+            outputs.0.push((operand, len, readback.mapped(&self.device).await?));
         }
         Ok(outputs)
     }
@@ -533,17 +537,25 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The tensors that an operation wrote, each with its elements and bytes.
-pub(super) struct Outputs(Vec<(Operand, u64, Vec<u8>)>);
+/// The tensors that an operation wrote, each with its elements, in a buffer that is mapped.
+pub(super) struct Outputs(Vec<(Operand, u64, wgpu::Buffer)>);
 
 impl Outputs {
-    /// The elements of a tensor; none of one that was not written.
-    pub fn get<T: bytemuck::Pod>(&self, operand: Operand) -> Vec<T> {
-        let Some((_, len, bytes)) = self.0.iter().find(|(written, ..)| *written == operand) else { return Vec::new() };
-        let mut elements = vec![T::zeroed(); *len as usize];
+    /// The elements of a tensor, whose buffer is freed; none of one that was not written.
+    pub fn take<T: bytemuck::Pod>(&mut self, operand: Operand) -> Result<Vec<T>, Error> {
+        let mut elements = Vec::new();
+        let Some(position) = self.0.iter().position(|(written, ..)| *written == operand) else { return Ok(elements) };
+        let (_, len, buffer) = self.0.swap_remove(position);
+        let is_gone = |_| Error::DeviceLost("a result buffer is no longer mapped".into());
+        let range = buffer.slice(..).get_mapped_range().map_err(is_gone)?;
+        let no_memory = |_| Error::OutOfMemory("copying results to the host");
+        elements.try_reserve_exact(len as usize).map_err(no_memory)?;
+        elements.resize(len as usize, T::zeroed());
         let target: &mut [u8] = bytemuck::cast_slice_mut(&mut elements);
-        target.copy_from_slice(&bytes[..target.len()]);
-        elements
+        target.copy_from_slice(&range[..target.len()]);
+        drop(range);
+        buffer.destroy();
+        Ok(elements)
     }
 }
 
@@ -581,15 +593,14 @@ impl Readback {
         Self { buffer, mapped }
     }
 
-    async fn bytes(self, device: &wgpu::Device) -> Result<Vec<u8>, Error> {
+    async fn mapped(self, device: &wgpu::Device) -> Result<wgpu::Buffer, Error> {
         let driven = drive(device);
         let is_mapped = self.mapped.await;
         driven.await;
         if !is_mapped {
             return Err(Error::DeviceLost("a result buffer could not be mapped".into()));
         }
-        let range = self.buffer.slice(..).get_mapped_range().map_err(|error| Error::Gpu(error.to_string()))?;
-        Ok(range.to_vec())
+        Ok(self.buffer)
     }
 }
 

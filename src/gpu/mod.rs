@@ -14,7 +14,7 @@ mod prepared;
 mod scope;
 
 pub use append::{AppendOutput, AppendSlices};
-pub use attention::FlashAttention;
+pub use attention::{FlashAttention, Statistics};
 pub use buffers::{
     Append, AppendBuffers, Backward, BackwardBuffers, Buffers, Forward, ForwardBuffers, Merge, MergeBuffers,
     Probabilities, ProbabilitiesBuffers,

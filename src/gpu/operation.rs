@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::plan::{Call, Dispatch, Operand, Origins, Params, Plan, Tensor, Usage, Window};
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A plan with its pipelines, scratch memory and bind groups.
 #[derive(Clone, Debug)]
@@ -22,6 +22,18 @@ pub(super) struct Operation {
     /// Bound in place of tensors without elements, which wgpu refuses to bind.
     nothing: wgpu::Buffer,
     bind_groups: Arc<BindGroups>,
+    listed: Arc<Mutex<Option<Listed>>>,
+    /// Of compute passes, if the caller wants to see them.
+    label: Option<Arc<str>>,
+}
+
+/// The dispatches of the last call that was recorded in parts: whoever records one after the other asks for the same list
+/// again and again.
+#[derive(Debug)]
+struct Listed {
+    call: Call,
+    origins: Origins,
+    dispatches: Arc<[Dispatch]>,
 }
 
 impl Operation {
@@ -29,8 +41,7 @@ impl Operation {
     pub(super) async fn new(attention: &FlashAttention, plan: Plan) -> Result<Self, Error> {
         let mut pipelines = Vec::with_capacity(plan.passes().len());
         for pass in plan.passes() {
-            let pipeline = attention.pipelines.get(&attention.device, attention.checked_shaders, &pass.specialization);
-            pipelines.push(pipeline.await?);
+            pipelines.push(attention.pipelines.get(attention.compiler(), &pass.specialization).await?);
         }
         let scope = ErrorScope::open(&attention.device, "allocating scratch memory");
         let buffer = |operand: Option<Operand>, size| {
@@ -50,13 +61,39 @@ impl Operation {
         }
         let nothing = buffer(None, 16);
         scope.close().await?;
-        let bind_groups = Arc::default();
-        Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups })
+        if !memory::is_there(attention.backend, &nothing) {
+            // No error is raised on a lost device, and nothing can be made.
+            return Err(Error::DeviceLost("no buffer can be created".into()));
+        }
+        let label = attention.label.as_deref().map(|label| format!("{label}: {}", plan.title()).into());
+        let (bind_groups, listed) = (Arc::default(), Arc::default());
+        Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups, listed, label })
     }
 
-    /// How many dispatches a call makes.
+    /// See [`FlashAttention::or_lost`].
+    pub(super) fn or_lost(&self, error: Error) -> Error {
+        self.attention.or_lost(error)
+    }
+
+    /// How many dispatches a call makes, wherever its buffers start.
     pub(super) fn num_dispatches(&self, call: &Call) -> Result<usize, Error> {
-        Ok(self.plan.dispatches(call, &Origins::default())?.len())
+        let listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        match listed.as_ref().filter(|listed| listed.call == *call) {
+            Some(listed) => Ok(listed.dispatches.len()),
+            None => Ok(self.plan.dispatches(call, &Origins::default())?.len()),
+        }
+    }
+
+    /// The dispatches of a call on buffers that start there.
+    fn listed(&self, call: &Call, origins: Origins) -> Result<Arc<[Dispatch]>, Error> {
+        let is_same = |listed: &&Listed| listed.call == *call && listed.origins == origins;
+        let lock = || self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listed) = lock().as_ref().filter(is_same) {
+            return Ok(listed.dispatches.clone());
+        }
+        let dispatches: Arc<[Dispatch]> = self.plan.dispatches(call, &origins)?.into();
+        *lock() = Some(Listed { call: *call, origins, dispatches: dispatches.clone() });
+        Ok(dispatches)
     }
 
     /// Records some of the dispatches of a call.
@@ -67,7 +104,7 @@ impl Operation {
         call: &Call,
         range: Range<usize>,
     ) -> Result<(), Error> {
-        let dispatches = self.dispatches(slices, call)?;
+        let dispatches = self.listed(call, self.origins(slices)?)?;
         let (start, end, count) = (range.start, range.end, dispatches.len());
         let dispatches = dispatches.get(range).ok_or(Error::NoSuchDispatch { start, end, count })?;
         self.record(encoder, slices, dispatches)
@@ -75,6 +112,11 @@ impl Operation {
 
     /// Checks the buffers; the dispatches of a call on them.
     pub(super) fn dispatches(&self, slices: &Slices, call: &Call) -> Result<Vec<Dispatch>, Error> {
+        self.plan.dispatches(call, &self.origins(slices)?)
+    }
+
+    /// Checks the buffers; where they start.
+    fn origins(&self, slices: &Slices) -> Result<Origins, Error> {
         let tensors = self.plan.tensors();
         for (operand, _) in Operand::ALL.iter().zip(slices).filter(|(_, slice)| slice.is_some()) {
             if !tensors.iter().any(|tensor| tensor.operand == *operand) {
@@ -94,7 +136,7 @@ impl Operation {
                 }
             }
         }
-        self.plan.dispatches(call, &origins)
+        Ok(origins)
     }
 
     /// Whether the slice fits a tensor that has elements.
@@ -142,15 +184,47 @@ impl Operation {
         let bound = self.bind_all(slices, dispatches)?;
         // If the caller left a pass open in the encoder, this raises an error; the encoder is broken already.
         let scope = ErrorScope::of_validation(&self.attention.device);
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("attention"), timestamp_writes: None });
-        for (dispatch, (group, offset)) in dispatches.iter().zip(&bound) {
+        let label = Some(self.label.as_deref().unwrap_or("attention"));
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None });
+        self.dispatch_all(&mut pass, dispatches, &bound);
+        drop(pass);
+        scope.close_now()
+    }
+
+    /// As `record`, in a pass that the caller began.
+    pub(super) fn record_in_pass(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        slices: &Slices,
+        dispatches: &[Dispatch],
+    ) -> Result<(), Error> {
+        let bound = self.bind_all(slices, dispatches)?;
+        let scope = ErrorScope::of_validation(&self.attention.device);
+        self.dispatch_all(pass, dispatches, &bound);
+        scope.close_now()
+    }
+
+    fn dispatch_all(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        dispatches: &[Dispatch],
+        bound: &[(wgpu::BindGroup, u32)],
+    ) {
+        let mut current = None;
+        for (dispatch, (group, offset)) in dispatches.iter().zip(bound) {
+            if self.label.is_some() && current != Some(dispatch.pass) {
+                if current.replace(dispatch.pass).is_some() {
+                    pass.pop_debug_group();
+                }
+                pass.push_debug_group(self.plan.passes()[dispatch.pass].kernel.name());
+            }
             pass.set_pipeline(&self.pipelines[dispatch.pass].pipeline);
             pass.set_bind_group(0, group, &[*offset]);
             pass.dispatch_workgroups(dispatch.grid[0], dispatch.grid[1], 1);
         }
-        drop(pass);
-        scope.close_now()
+        if current.is_some() {
+            pass.pop_debug_group();
+        }
     }
 
     /// The bind group of each dispatch, and where its uniform begins.

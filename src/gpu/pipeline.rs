@@ -4,7 +4,19 @@ use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Specialization, Usage};
 use crate::shader::{Dialect, ShaderSource};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// What a compilation needs beside the text.
+#[derive(Clone, Copy)]
+pub(super) struct Compiler<'a> {
+    pub device: &'a wgpu::Device,
+    /// The same for all pipelines that are kept together.
+    pub checked_shaders: bool,
+    pub cache: Option<&'a wgpu::PipelineCache>,
+}
 
 #[derive(Debug)]
 pub(super) struct Pipeline {
@@ -14,44 +26,98 @@ pub(super) struct Pipeline {
 
 /// Few enough to be compared one by one, and only when an operation is prepared.
 #[derive(Debug, Default)]
-pub(super) struct Pipelines(Mutex<Vec<(Specialization, Arc<Pipeline>)>>);
+pub(super) struct Pipelines {
+    states: Mutex<Vec<(Specialization, State)>>,
+    compilations: AtomicU64,
+}
+
+/// Each is compiled once, however many ask for it at the same time.
+#[derive(Debug)]
+enum State {
+    /// Somebody compiles it, and wakes those who wait.
+    Claimed(Vec<Waker>),
+    Made(Arc<Pipeline>),
+}
+
+/// The right and the duty to compile a pipeline. Dropped without one, it goes to the next who asks: the compilation failed, or
+/// its future was dropped.
+struct Claim<'a> {
+    pipelines: &'a Pipelines,
+    specialization: &'a Specialization,
+    made: Option<Arc<Pipeline>>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        let mut pipelines = self.pipelines.lock();
+        let position = pipelines.iter().position(|(other, _)| other == self.specialization);
+        let claimed = position.map(|position| pipelines.swap_remove(position).1);
+        if let Some(made) = self.made.take() {
+            pipelines.push((self.specialization.clone(), State::Made(made)));
+        }
+        drop(pipelines);
+        if let Some(State::Claimed(wakers)) = claimed {
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+}
 
 impl Pipelines {
-    /// The pipeline of a specialization, compiled if need be; `checked_shaders` is the same at every call.
+    /// The pipeline of a specialization, compiled if need be.
     pub(super) async fn get(
         &self,
-        device: &wgpu::Device,
-        checked_shaders: bool,
+        compiler: Compiler<'_>,
         specialization: &Specialization,
     ) -> Result<Arc<Pipeline>, Error> {
-        let made = find(&self.lock(), specialization);
-        if let Some(pipeline) = made {
-            return Ok(pipeline);
-        }
-        let pipeline = Arc::new(compile(device, checked_shaders, specialization).await?);
-        // Another call may have compiled it meanwhile; looking and adding are one step, so that it is there once.
+        let mut claim = match poll_fn(|context| self.find_or_claim(specialization, context)).await {
+            Ok(pipeline) => return Ok(pipeline),
+            Err(claim) => claim,
+        };
+        self.compilations.fetch_add(1, Ordering::Relaxed);
+        let pipeline = Arc::new(compile(compiler, specialization).await?);
+        claim.made = Some(pipeline.clone());
+        Ok(pipeline)
+    }
+
+    /// The pipeline, or the right to compile it. Pending while somebody else does.
+    fn find_or_claim<'a>(
+        &'a self,
+        specialization: &'a Specialization,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Arc<Pipeline>, Claim<'a>>> {
         let mut pipelines = self.lock();
-        Ok(find(&pipelines, specialization).unwrap_or_else(|| {
-            pipelines.push((specialization.clone(), pipeline.clone()));
-            pipeline
-        }))
+        match pipelines.iter_mut().find(|(other, _)| other == specialization) {
+            Some((_, State::Made(pipeline))) => Poll::Ready(Ok(pipeline.clone())),
+            Some((_, State::Claimed(wakers))) => {
+                if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+                    wakers.push(context.waker().clone());
+                }
+                Poll::Pending
+            }
+            None => {
+                pipelines.push((specialization.clone(), State::Claimed(Vec::new())));
+                Poll::Ready(Err(Claim { pipelines: self, specialization, made: None }))
+            }
+        }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Specialization, Arc<Pipeline>)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<(Specialization, State)>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pipelines that are kept.
+    pub(super) fn count(&self) -> usize {
+        self.lock().iter().filter(|(_, state)| matches!(state, State::Made(_))).count()
+    }
+
+    /// Compilations so far, those that failed too.
+    pub(super) fn compilations(&self) -> u64 {
+        self.compilations.load(Ordering::Relaxed)
     }
 }
 
-fn find(pipelines: &[(Specialization, Arc<Pipeline>)], specialization: &Specialization) -> Option<Arc<Pipeline>> {
-    let found = pipelines.iter().find(|(other, _)| other == specialization);
-    found.map(|(_, pipeline)| pipeline.clone())
-}
-
-async fn compile(
-    device: &wgpu::Device,
-    checked_shaders: bool,
-    specialization: &Specialization,
-) -> Result<Pipeline, Error> {
+async fn compile(compiler: Compiler<'_>, specialization: &Specialization) -> Result<Pipeline, Error> {
+    let Compiler { device, checked_shaders, cache } = compiler;
     let kernel = specialization.kernel;
     let dialect = if cfg!(target_arch = "wasm32") { Dialect::Tint } else { Dialect::Naga };
     let source = ShaderSource::new(specialization, dialect)?;
@@ -87,7 +153,7 @@ async fn compile(
             zero_initialize_workgroup_memory: is_checked,
             ..Default::default()
         },
-        cache: None,
+        cache,
     });
     scope.close().await?;
     Ok(Pipeline { pipeline, layout })

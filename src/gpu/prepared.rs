@@ -38,8 +38,8 @@ impl FlashAttention {
     /// refused here.
     ///
     /// # Errors
-    /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::Shader`] and
-    /// [`Error::Gpu`] from the device.
+    /// Those of [`PlanBuilder::build`](crate::PlanBuilder::build); [`Error::OutOfMemory`], [`Error::DeviceLost`],
+    /// [`Error::Shader`] and [`Error::Gpu`] from the device.
     pub async fn prepare_forward(&self, problem: &AttentionProblem) -> Result<PreparedForward, Error> {
         self.prepare_forward_plan(self.plan_forward(problem).build()?).await
     }
@@ -97,7 +97,7 @@ impl FlashAttention {
     }
 
     async fn prepare<D>(&self, plan: Plan, direction: Direction) -> Result<Prepared<D>, Error> {
-        let operation = Operation::new(self, self.own(plan, direction)?).await?;
+        let operation = Operation::new(self, self.own(plan, direction)?).await.map_err(|error| self.or_lost(error))?;
         Ok(Prepared { operation, direction: PhantomData })
     }
 }
@@ -113,9 +113,9 @@ impl<D> Prepared<D> {
     /// # Errors
     /// [`Error::BufferTooSmall`], [`Error::BufferUsage`], [`Error::BufferAlignment`] or [`Error::BufferAliased`] for
     /// buffers that don't fit; [`Error::BufferUnexpected`] for a tensor that the operation does not have;
-    /// [`Error::BufferDestroyed`] for buffers without memory; [`Error::OutOfMemory`] if the uniforms cannot be allocated;
+    /// [`Error::BufferDestroyed`] for buffers without memory, or [`Error::DeviceLost`]; [`Error::OutOfMemory`] if the uniforms cannot be allocated;
     /// [`Error::Gpu`] for buffers of another device. A refused call leaves the encoder as it was. If the encoder itself is
-    /// of another device, wgpu reports this only when it is finished.
+    /// of another device, wgpu reports this only when it is finished. Of a device that was lost a moment ago it says nothing.
     ///
     /// Buffers and encoder must be of the `wgpu::Instance` of this operation's device. wgpu numbers the resources of each
     /// instance by itself and takes one of another instance for its own of the same number, or panics; nothing here can tell.
@@ -133,8 +133,27 @@ impl<D> Prepared<D> {
         buffers: &Buffers<D>,
         call: &Call,
     ) -> Result<(), Error> {
-        let dispatches = self.operation.dispatches(&buffers.slices, call)?;
-        self.operation.record(encoder, &buffers.slices, &dispatches)
+        let dispatches = self.operation.dispatches(&buffers.slices, call);
+        let recorded = dispatches.and_then(|dispatches| self.operation.record(encoder, &buffers.slices, &dispatches));
+        recorded.map_err(|error| self.operation.or_lost(error))
+    }
+
+    /// As [`encode_call`](Prepared::encode_call), into a compute pass that the caller has begun: with timestamps of the caller's
+    /// own (`timestamp_writes`), or beside other work. Pipeline and bind group 0 of the pass are others afterwards. A refused call
+    /// leaves the pass as it was.
+    ///
+    /// # Errors
+    /// Those of `encode_call`.
+    pub fn encode_in_pass(
+        &self,
+        pass: &mut wgpu::ComputePass<'_>,
+        buffers: &Buffers<D>,
+        call: &Call,
+    ) -> Result<(), Error> {
+        let dispatches = self.operation.dispatches(&buffers.slices, call);
+        let recorded =
+            dispatches.and_then(|dispatches| self.operation.record_in_pass(pass, &buffers.slices, &dispatches));
+        recorded.map_err(|error| self.operation.or_lost(error))
     }
 
     /// As [`encode_call`](Prepared::encode_call), but with only some of its dispatches. So a long operation can go in several
@@ -149,7 +168,8 @@ impl<D> Prepared<D> {
         call: &Call,
         range: Range<usize>,
     ) -> Result<(), Error> {
-        self.operation.encode(encoder, &buffers.slices, call, range)
+        let recorded = self.operation.encode(encoder, &buffers.slices, call, range);
+        recorded.map_err(|error| self.operation.or_lost(error))
     }
 
     /// How many dispatches a call makes: one for each pass of the plan, or more if limits or

@@ -75,7 +75,8 @@ impl Plan {
         let [num_pages, page_size] = cache.map_or([0, 0], |cache| cache.counts(&self.problem.shape));
         Params {
             page_size: page_size.max(1),
-            num_pages,
+            // Without positions no slot has a place.
+            num_pages: if page_size == 0 { 0 } else { num_pages },
             max_pages: pages.map_or(0, |pages| pages.max_pages),
             rotary_positions: rotary.and_then(|rotary| rotary.positions).unwrap_or(0),
             token_rows: self

@@ -7,6 +7,7 @@ use super::check::check;
 use super::choice::{Step, choose, first_step, more_steps, specialize, steps};
 use super::direction::Direction;
 use super::kernels::Kernel;
+use super::params::Params;
 use super::part::Cut;
 use super::passes::{Pass, Plan, Source, Stage};
 use super::splits;
@@ -156,8 +157,19 @@ impl Plan {
         self.stages.push(Stage { passes: first..self.passes.len(), cut: Cut::of(&owned, &self.problem) });
     }
 
-    /// Whether the device lets every pass bind its tensors.
+    /// Whether the device lets every pass bind its tensors and its uniform.
     fn check_bindings(&self) -> Result<(), Error> {
+        let (needed, found) = (size_of::<Params>() as u64, self.capabilities.max_uniform);
+        if found < needed && !self.passes.is_empty() {
+            return Err(Error::Unsupported {
+                feature: "uniforms this large",
+                reason: format!(
+                    "kernels bind a uniform of {needed} bytes at a dynamic offset, the device allows {found} \
+                     (max_uniform_buffer_binding_size; 0 if max_dynamic_uniform_buffers_per_pipeline_layout is 0); WebGPU \
+                     promises 65536: ask for a device with FlashAttention::device_descriptor"
+                ),
+            });
+        }
         let allowed = self.capabilities.max_storage_buffers;
         for Pass { kernel, specialization } in &self.passes {
             let needed = specialization.operands().filter(|(_, usage)| *usage != Usage::Uniform).count();

@@ -45,6 +45,8 @@ pub struct Capabilities {
     pub max_workgroups_per_dimension: u32,
     /// Storage buffers that one kernel binds.
     pub max_storage_buffers: u32,
+    /// Bytes of a uniform that is bound at a dynamic offset; 0 if none can be.
+    pub max_uniform: u64,
     /// The number of turns of all loops together after which the driver ends a shader and reports nothing. `None` if it
     /// does not. Mesa's software driver ended shaders after 65,535 turns until some version between 22.3 and 25.0.
     pub max_loop_turns: Option<u32>,
@@ -74,6 +76,7 @@ impl Capabilities {
             max_invocations: 256,
             max_workgroups_per_dimension: 65_535,
             max_storage_buffers: 8,
+            max_uniform: 65_536,
             max_loop_turns: None,
             max_binding: 128 << 20,
             max_buffer: 256 << 20,
@@ -92,6 +95,7 @@ impl Capabilities {
         self.max_invocations = self.max_invocations.min(limits.max_invocations);
         self.max_workgroups_per_dimension = self.max_workgroups_per_dimension.min(limits.max_workgroups_per_dimension);
         self.max_storage_buffers = self.max_storage_buffers.min(limits.max_storage_buffers);
+        self.max_uniform = self.max_uniform.min(limits.max_uniform);
         // `None` is no limit, and the least of options.
         self.max_loop_turns = [self.max_loop_turns, limits.max_loop_turns].into_iter().flatten().min();
         self.max_binding = self.max_binding.min(limits.max_binding);

@@ -14,6 +14,7 @@ mod params;
 mod part;
 mod parts;
 mod passes;
+mod shown;
 mod splits;
 mod tables;
 mod tensor;

@@ -136,7 +136,8 @@ fn place_of(
     let [pages, page_size] = problem.cache.counts(&problem.shape);
     let (page, row) = if problem.has_slot_mapping() {
         let slot = case.slot_mapping[number as usize];
-        if slot == u32::MAX {
+        // A cache without positions has no slots.
+        if slot == u32::MAX || page_size == 0 {
             return None;
         }
         (slot / page_size, slot % page_size)

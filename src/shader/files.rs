@@ -97,8 +97,8 @@ fn wgsl_files(specialization: &Specialization) -> impl Iterator<Item = File> {
         false => wgsl!("slots/score_mod_grad/none.wgsl"),
     });
     let aux = own.snippets().find_map(|snippet| snippet.aux).map(|aux| match aux {
-        AuxType::F32 => wgsl!("slots/aux/f32.wgsl"),
-        AuxType::U32 => wgsl!("slots/aux/u32.wgsl"),
+        AuxType::F32 => wgsl!("slots/aux_data/f32.wgsl"),
+        AuxType::U32 => wgsl!("slots/aux_data/u32.wgsl"),
     });
     common.into_iter().chain(gradient).chain(aux)
 }

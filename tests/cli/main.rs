@@ -4,6 +4,8 @@ mod answers;
 mod blocks;
 mod cached;
 mod entries;
+mod forms;
+mod fuzz;
 mod own_wgsl;
 mod packed;
 #[cfg(unix)]

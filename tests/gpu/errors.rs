@@ -347,4 +347,6 @@ fn a_lost_device_is_an_error_and_no_panic() {
     lost.device().destroy();
     let error = forward().unwrap_err();
     assert!(matches!(error, Error::DeviceLost(_)), "{error}");
+    let error = pollster::block_on(lost.prepare_forward(&problem())).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::DeviceLost(_)), "{error}");
 }

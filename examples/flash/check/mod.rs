@@ -5,7 +5,7 @@ mod cases;
 mod gradients;
 mod report;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -69,6 +69,7 @@ fn compare_all(gpu: &Gpu, jobs: &[(Element, &Case)], passes: Passes) -> Report {
                 other => elements::unknown(other),
             }
             progress.inc(1);
+            tell(progress.position(), jobs.len() as u64);
             done.push((position, report));
         }
     };
@@ -85,6 +86,14 @@ fn compare_all(gpu: &Gpu, jobs: &[(Element, &Case)], passes: Passes) -> Report {
         report.absorb(of_job);
     }
     report
+}
+
+/// Tells a log, which shows no bar, how far the work is: ten times.
+fn tell(done: u64, all: u64) {
+    let tenths = |done: u64| done * 10 / all.max(1);
+    if !std::io::stderr().is_terminal() && tenths(done) > tenths(done - 1) {
+        let _ = writeln!(std::io::stderr(), "flash check: {done} of {all} cases are done");
+    }
 }
 
 /// Computes one case with both algorithms and the oracle.
@@ -230,7 +239,7 @@ async fn compare_forward<T: ElementType>(
 }
 
 /// How the kernels of a plan compute.
-fn arithmetic(plan: Option<&Plan>) -> Arithmetic {
+pub fn arithmetic(plan: Option<&Plan>) -> Arithmetic {
     let Some(plan) = plan else { return Arithmetic::F32 };
     let on_matrices = plan.passes().iter().any(|pass| pass.kernel.name().contains("cooperative"));
     let arithmetic = match (plan.rounds_p(), on_matrices) {

@@ -66,6 +66,13 @@ impl Library {
         self
     }
 
+    /// Names what is recorded.
+    pub fn labelled(&self, label: &str) -> Self {
+        let mut labelled = self.clone();
+        labelled.attention = labelled.attention.with_label(label);
+        labelled
+    }
+
     /// Splits the keys of flash problems.
     pub fn splits(mut self, num_splits: u32) -> Self {
         self.num_splits = Some(num_splits);

@@ -1,0 +1,180 @@
+//! What goes wrong around the library: dropped futures, panics of the caller's, lost devices, many threads. The next call works.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::{Arc, Barrier};
+use std::task::{Context, Poll, Wake, Waker};
+
+use wgpu_flash_attention::{
+    AttentionProblem, AttentionShape, BackwardSlices, Error, FlashAttention, ForwardOutput, ScoreMod,
+};
+
+use crate::support::adapter;
+
+const LEN: usize = 2 * 4 * 20 * 16;
+
+fn problem() -> AttentionProblem {
+    AttentionProblem::new(AttentionShape::new(2, 4, 20, 16)).with_causal()
+}
+
+fn new_attention() -> FlashAttention {
+    pollster::block_on(FlashAttention::from_adapter(adapter())).expect("the adapter has a device")
+}
+
+fn values() -> Vec<f32> {
+    (0..LEN).map(|n| (n as f32 * 0.37).sin()).collect()
+}
+
+fn solve(attention: &FlashAttention) -> Result<ForwardOutput<f32>, Error> {
+    let values = values();
+    pollster::block_on(attention.forward(&problem(), &values, &values, &values))
+}
+
+/// Wakes the thread that it was made on.
+struct Unpark(std::thread::Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Polls a future so many times, and drops it. Whether it was ready before.
+fn polled<T>(future: impl Future<Output = T>, polls: usize) -> bool {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    for _ in 0..polls {
+        if future.as_mut().poll(&mut Context::from_waker(&waker)).is_ready() {
+            return true;
+        }
+        std::thread::park_timeout(std::time::Duration::from_millis(5));
+    }
+    false
+}
+
+/// A future may be dropped wherever it waits.
+#[test]
+fn dropped_futures_leave_nothing_behind() {
+    let attention = new_attention();
+    let values = values();
+    let expected = solve(&attention).expect("it runs");
+    let slices = BackwardSlices::new(&values, &values, &values, &values, &values[..2 * 4 * 20], &values);
+    for polls in 0..6 {
+        polled(attention.forward(&problem(), &values, &values, &values), polls);
+        polled(attention.backward(&problem(), &slices), polls);
+        // Kernels that no other call has compiled.
+        let other = problem().with_score(ScoreMod::Softcap(polls as f32 + 1.0));
+        polled(attention.prepare_forward(&other), polls);
+        polled(attention.prepare_backward(&other), polls);
+        assert_eq!(solve(&attention), Ok(expected.clone()), "after {polls} polls");
+    }
+}
+
+/// Two hundred threads on one attention, each with calls of its own.
+#[test]
+fn many_threads_share_one_attention() {
+    let attention = new_attention();
+    let expected = solve(&attention).expect("it runs");
+    let barrier = Barrier::new(200);
+    std::thread::scope(|scope| {
+        for _ in 0..200 {
+            scope.spawn(|| {
+                barrier.wait();
+                assert_eq!(solve(&attention), Ok(expected.clone()));
+            });
+        }
+    });
+}
+
+/// A thread that panics while it holds operations and encoders of this attention disturbs no other.
+#[test]
+fn a_panic_of_the_caller_disturbs_nothing() {
+    let attention = new_attention();
+    let expected = solve(&attention).expect("it runs");
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let prepared = pollster::block_on(attention.prepare_forward(&problem())).expect("it can be prepared");
+        let _encoder = attention.device().create_command_encoder(&Default::default());
+        assert!(prepared.plan().passes().is_empty(), "as intended");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(solve(&attention), Ok(expected));
+}
+
+/// A waker that panics, in the middle of a call. The next call works.
+#[test]
+fn a_panicking_waker_disturbs_nothing() {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("as intended");
+        }
+    }
+    let attention = new_attention();
+    let expected = solve(&attention).expect("it runs");
+    let values = values();
+    let waker = Waker::from(Arc::new(Panics));
+    let problem = problem();
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let mut call = pin!(attention.forward(&problem, &values, &values, &values));
+        let poll = call.as_mut().poll(&mut Context::from_waker(&waker));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        matches!(poll, Poll::Ready(Ok(_)))
+    }));
+    drop(outcome);
+    assert_eq!(solve(&attention), Ok(expected));
+}
+
+/// The device is destroyed while calls are on their way: each ends, by an answer or an error of its own.
+#[test]
+fn a_device_destroyed_in_the_middle() {
+    let attention = new_attention();
+    let expected = solve(&attention).expect("it runs");
+    let barrier = Barrier::new(9);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                barrier.wait();
+                for _ in 0..20 {
+                    match solve(&attention) {
+                        Ok(answer) => assert_eq!(answer, expected),
+                        Err(Error::DeviceLost(_)) => return,
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        barrier.wait();
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        attention.device().destroy();
+    });
+    assert!(matches!(solve(&attention), Err(Error::DeviceLost(_))));
+    // Another device is none the worse.
+    assert_eq!(solve(&new_attention()), Ok(expected));
+}
+
+/// Thousands of operations, prepared and dropped: the process does not grow.
+#[cfg(target_os = "linux")]
+#[test]
+fn thousands_of_prepares_are_flat() {
+    let resident = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+        statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number of pages") * 4096
+    };
+    let attention = new_attention();
+    // Each with a table and scratch memory of its own.
+    let prepare = |number: u32| {
+        let problem = problem().with_score(ScoreMod::Softcap(number as f32 + 1.0));
+        pollster::block_on(attention.prepare_forward(&problem)).expect("it can be prepared");
+        if number.is_multiple_of(64) {
+            attention.queue().submit([]);
+            attention.device().poll(wgpu::PollType::wait_indefinitely()).expect("the GPU finishes");
+        }
+    };
+    (0..500).for_each(prepare);
+    let before = resident();
+    (500..4500).for_each(prepare);
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 32 << 20, "4,000 operations left {grown} bytes");
+    assert_eq!(attention.statistics().compilations, attention.statistics().pipelines as u64);
+}

@@ -158,7 +158,9 @@ impl Operation {
         }
         if tensor.usage == Usage::Write {
             for other in self.plan.tensors().iter().filter(|other| other.operand != operand) {
-                let Some(shared) = slices[other.operand as usize].filter(|o| o.buffer() == slice.buffer()) else { continue };
+                let Some(shared) = slices[other.operand as usize].filter(|o| o.buffer() == slice.buffer()) else {
+                    continue;
+                };
                 // K and V of a cache may lie in one buffer, but not at one place.
                 let is_same = shared.offset() == slice.offset() && other.layout == tensor.layout;
                 let may_share = !is_same && self.plan.may_share(operand, other.operand);

@@ -135,14 +135,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
     lists_of_lengths(&mut lists, specialization.lengths_at_call);
     lists_of_sequences(&mut lists, specialization);
-    // The row that functions in the caller's own WGSL are told.
-    lists.names(
-        "WGSL_ROW",
-        vec![match specialization.wgsl.by_position {
-            true => "u32(max(position_of(cell.batch, min(cell.i, params.seqlen_q - 1u)), 0))",
-            false => "min(cell.i, params.seqlen_q - 1u)",
-        }],
-    );
+    list_of_wgsl(&mut lists, specialization);
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         _ => vec!["k", "v"],
@@ -152,6 +145,15 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     // Loops over the first tile, over those that all rows see whole, and over the others.
     lists.names("FIRST_WHOLE_AND_PARTIAL", vec!["first", "whole", "partial"]);
     lists
+}
+
+/// The row that functions in the caller's own WGSL are told: over a cache it is a position.
+fn list_of_wgsl(lists: &mut Lists, specialization: &Specialization) {
+    let row = match specialization.wgsl.by_position {
+        true => "u32(max(position_of(cell.batch, min(cell.i, params.seqlen_q - 1u)), 0))",
+        false => "min(cell.i, params.seqlen_q - 1u)",
+    };
+    lists.names("WGSL_ROW", vec![row]);
 }
 
 /// How K and V are loaded, and Q beside them.

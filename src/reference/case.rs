@@ -46,7 +46,14 @@ impl<'a> Case<'a> {
 
     /// What `score_mod` makes of a score.
     pub(super) fn score_mod(&self, score: f64, (batch, head, row, key): Cell) -> Score {
-        self.score_mod.expect("the case has the problem's score_mod")(score, [batch, head, row, key])
+        self.score_mod.expect("the case has the problem's score_mod")(score, self.in_whole([batch, head, row, key]))
+    }
+
+    /// Where a cell stands in the problem that this one is a part of.
+    fn in_whole(&self, [batch, head, row, key]: [u32; 4]) -> [u32; 4] {
+        self.problem.shard.map_or([batch, head, row, key], |shard| {
+            [batch + shard.first_batch, head + shard.first_head, row + shard.first_row, key + shard.first_key]
+        })
     }
 
     /// The logit that joins the sum of a row: −∞ where there is none, or no such row.
@@ -79,7 +86,7 @@ impl<'a> Case<'a> {
             }
             KeyMask::Wgsl(_) => {
                 let mask_mod = self.mask_mod.expect("the case has the problem's mask_mod");
-                mask_mod([cell.0, cell.1, cell.2, cell.3])
+                mask_mod(self.in_whole([cell.0, cell.1, cell.2, cell.3]))
             }
         })
     }

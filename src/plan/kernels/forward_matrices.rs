@@ -17,6 +17,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
         common!("philox"),
         OneOf(Slot::Element),
         OneOf(Slot::Access),
+        OneOf(Slot::F32Store),
         OneOf(Slot::KeyPlace),
         common!("q_tile"),
         common!("arithmetic"),

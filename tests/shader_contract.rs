@@ -140,7 +140,8 @@ fn variants_of_parts() -> Vec<Specialization> {
     };
     for device in devices().into_iter().filter(few) {
         for (&element, head_dim) in Element::ALL.iter().flat_map(|element| [(element, 64), (element, 59)]) {
-            for (seqlen_q, algorithm) in [(1, Algorithm::Flash), (1000, Algorithm::Flash), (1000, Algorithm::Standard)] {
+            for (seqlen_q, algorithm) in [(1, Algorithm::Flash), (1000, Algorithm::Flash), (1000, Algorithm::Standard)]
+            {
                 let shape = AttentionShape::new(2, 4, seqlen_q, head_dim).with_num_heads_kv(2).with_seqlen_kv(2000);
                 let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);
                 let shard = Shard::of_lengths(9000, 9000).with_first_row(800).with_first_key(40);

@@ -83,7 +83,10 @@ impl Shard {
         }
         let drops = problem.dropout.is_some();
         (drops && !self.first_key.is_multiple_of(4)).then(|| {
-            format!("first_key = {} with dropout; it must be a multiple of 4, for which one draw serves", self.first_key)
+            format!(
+                "first_key = {} with dropout; it must be a multiple of 4, for which one draw serves",
+                self.first_key
+            )
         })
     }
 }

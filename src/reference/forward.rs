@@ -1,8 +1,8 @@
 use super::case::Case;
 use super::cores;
 use super::modifiers::modified;
-use crate::problem::{Shard, philox4x32_10};
 use crate::problem::{AttentionProblem, TensorLayout};
+use crate::problem::{Shard, philox4x32_10};
 
 /// What the forward pass computes, in f64.
 #[derive(Clone, Debug, PartialEq)]

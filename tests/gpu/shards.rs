@@ -41,7 +41,8 @@ fn the_oracle_takes_positions_of_the_whole() {
             let seen = |key: &u32| whole.visible_keys(row + 40).contains(&(key + 28));
             let expected: Vec<u32> = (0..50).filter(seen).collect();
             assert_eq!(part.visible_keys(row).collect::<Vec<_>>(), expected, "{part:?}");
-            for (batch, head, key) in (0..2).flat_map(|b| (0..4).flat_map(move |h| (0..50).map(move |key| (b, h, key)))) {
+            for (batch, head, key) in (0..2).flat_map(|b| (0..4).flat_map(move |h| (0..50).map(move |key| (b, h, key))))
+            {
                 let of_part = reference::keeps(&part, batch, head, row, key);
                 assert_eq!(of_part, reference::keeps(&whole, batch + 3, head + 2, row + 40, key + 28));
                 kept += u32::from(of_part);
@@ -107,9 +108,8 @@ fn own_wgsl_has_positions_of_the_whole() {
     let mut given = gradient_inputs(&problem, 4);
     given.inputs.aux = aux;
     given.inputs.score_mod = Some(std::sync::Arc::new(score_mod));
-    given.inputs.mask_mod = Some(std::sync::Arc::new(|[batch, head, row, key]: [u32; 4]| {
-        (batch + head + row + key) % 3 != 0
-    }));
+    given.inputs.mask_mod =
+        Some(std::sync::Arc::new(|[batch, head, row, key]: [u32; 4]| (batch + head + row + key) % 3 != 0));
     check(library(Variant::Full), &problem, &given.inputs);
     check_gradients(library(Variant::Full), &problem, &given);
 }
@@ -131,8 +131,14 @@ fn a_call_places_its_part() {
 
     let prepared = library.prepare(&problem).unwrap();
     let refusal = |call| prepared.num_dispatches(&call).unwrap_err().to_string();
-    assert_eq!(refusal(Call::new().with_place(98, 0)), "invalid problem: shard: rows 98..131 are outside the whole, which has rows 0..130");
-    assert_eq!(refusal(Call::new().with_place(0, 71)), "invalid problem: shard: keys 71..121 are outside the whole, which has keys 0..120");
+    assert_eq!(
+        refusal(Call::new().with_place(98, 0)),
+        "invalid problem: shard: rows 98..131 are outside the whole, which has rows 0..130"
+    );
+    assert_eq!(
+        refusal(Call::new().with_place(0, 71)),
+        "invalid problem: shard: keys 71..121 are outside the whole, which has keys 0..120"
+    );
     assert!(refusal(Call::new().with_place(0, 2)).contains("multiple of 4"));
     let whole = library.prepare(&AttentionProblem::new(problem.shape)).unwrap();
     assert!(whole.num_dispatches(&Call::new().with_place(0, 0)).unwrap_err().to_string().contains("with_shard"));

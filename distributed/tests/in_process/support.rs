@@ -26,7 +26,8 @@ pub struct Inputs {
 
 impl Inputs {
     pub fn new(problem: &AttentionProblem, seed: u64) -> Self {
-        let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = problem.shape;
+        let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } =
+            problem.shape;
         let mut state = seed;
         let mut draw = |len: u32| -> Vec<f64> {
             let mut value = || {
@@ -153,7 +154,8 @@ fn rank(
     let element = problem.element;
     let mut ring = RingAttention::new(transport, device, scheme, problem)?;
     let (rows, keys) = (ring.rows().to_vec(), ring.keys().to_vec());
-    let bytes = |whole: &[f64], length, width, spans: &[Span]| to_bytes(element, &cut(whole, batch, length, width, spans));
+    let bytes =
+        |whole: &[f64], length, width, spans: &[Span]| to_bytes(element, &cut(whole, batch, length, width, spans));
     ring.set(Operand::Q, &bytes(&given.q, seqlen_q, num_heads * head_dim, &rows))?;
     ring.set(Operand::K, &bytes(&given.k, seqlen_kv, num_heads_kv * head_dim, &keys))?;
     ring.set(Operand::V, &bytes(&given.v, seqlen_kv, num_heads_kv * head_dim_v, &keys))?;
@@ -196,17 +198,28 @@ fn alone<T: ElementType>(problem: &AttentionProblem, given: &Inputs, backward: b
 /// Root of the mean square of the error.
 pub fn rms(found: &[f64], expected: &[f64]) -> f64 {
     let finite = found.iter().zip(expected).filter(|(_, expected)| expected.is_finite());
-    let (count, sum) = finite.fold((0, 0.0), |(count, sum), (found, expected)| (count + 1, sum + (found - expected).powi(2)));
+    let (count, sum) =
+        finite.fold((0, 0.0), |(count, sum), (found, expected)| (count + 1, sum + (found - expected).powi(2)));
     (sum / f64::from(count.max(1))).sqrt()
 }
 
 /// Each number within its own bound of the oracle.
-pub fn within(name: &str, element: Element, found: &[f64], expected: &[f64], errors: &[ErrorTerms], problem: &AttentionProblem) {
+pub fn within(
+    name: &str,
+    element: Element,
+    found: &[f64],
+    expected: &[f64],
+    errors: &[ErrorTerms],
+    problem: &AttentionProblem,
+) {
     let arithmetic = if problem.element == Element::F32 { Arithmetic::F32 } else { Arithmetic::MATRICES }.merging();
     assert_eq!(found.len(), expected.len());
     for (index, ((found, expected), errors)) in found.iter().zip(expected).zip(errors).enumerate() {
         let error = reference::error_before_storing(element, *found, *expected);
         let bound = errors.bound(&arithmetic);
-        assert!(error == 0.0 || error <= bound, "{name}[{index}] is {found:e}, not {expected:e} ± {bound:e}\n{problem:?}");
+        assert!(
+            error == 0.0 || error <= bound,
+            "{name}[{index}] is {found:e}, not {expected:e} ± {bound:e}\n{problem:?}"
+        );
     }
 }

@@ -1,1 +1,26 @@
-fn main() {}
+//! Attention of one problem on several GPUs, from the command line: `flash-ring bench`, `check` and `run`, on the GPUs of this
+//! machine (`--in-process`) or as processes that `mpirun` starts.
+
+mod arguments;
+mod bench;
+mod inputs;
+mod launch;
+mod svg;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Bench(options) => bench::bench(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flash-ring: {error}");
+            ExitCode::from(2)
+        }
+    }
+}

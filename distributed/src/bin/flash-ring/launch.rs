@@ -1,0 +1,62 @@
+//! Ranks: threads of this process, or the process that it is itself under `mpirun`.
+
+use crate::arguments::RankOptions;
+use std::time::Duration;
+use wgpu_flash_attention::FlashAttention;
+use wgpu_flash_attention::wgpu::Adapter;
+use wgpu_flash_attention_distributed::{Error, Transport, adapters, devices, run_in_process};
+
+/// What a rank does, over any transport.
+pub trait Work: Sync {
+    /// What rank 0 returns; other ranks return `None`.
+    type Answer: Send;
+
+    fn rank<T: Transport>(&self, transport: T, device: FlashAttention) -> Result<Option<Self::Answer>, Error>;
+}
+
+/// Runs all ranks of this process; what rank 0 returns, if it is here.
+pub fn launch<W: Work>(options: &RankOptions, work: &W) -> Result<Option<W::Answer>, Error> {
+    let timeout = Duration::from_secs(options.timeout);
+    let Some(ranks) = options.in_process else { return over_mpi(options, timeout, work) };
+    if ranks == 0 {
+        return Err(Error::Unsupported { what: "--in-process 0", reason: "there must be a rank".into() });
+    }
+    let devices = devices(&chosen(options)?, ranks)?;
+    let mut results = run_in_process(devices, timeout, |transport, device| work.rank(transport, device));
+    for (rank, result) in results.iter().enumerate() {
+        if let Err(error) = result {
+            eprintln!("flash-ring: rank {rank}: {error}");
+        }
+    }
+    // A rank that was told by another says less than that one.
+    let is_first = |result: &Result<_, Error>| result.as_ref().is_err_and(|error| !matches!(error, Error::Rank { .. }));
+    let first = results.iter().position(is_first).or(results.iter().position(Result::is_err));
+    results.swap_remove(first.unwrap_or(0))
+}
+
+fn chosen(options: &RankOptions) -> Result<Vec<Adapter>, Error> {
+    let all = adapters()?;
+    let number = |index: &usize| {
+        let reason = format!("there are adapters 0 to {}", all.len() - 1);
+        all.get(*index).cloned().ok_or(Error::Unsupported { what: "--adapters", reason })
+    };
+    if options.adapters.is_empty() { Ok(all) } else { options.adapters.iter().map(number).collect() }
+}
+
+#[cfg(feature = "mpi")]
+fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Result<Option<W::Answer>, Error> {
+    use wgpu_flash_attention_distributed::OverMpi;
+    let transport = OverMpi::new(timeout)?;
+    let adapters = chosen(options)?;
+    let adapter = adapters[transport.rank_of_host() % adapters.len()].clone();
+    let device = devices(&[adapter], 1)?.remove(0);
+    let rank = transport.rank();
+    let result = work.rank(transport, device);
+    result.inspect_err(|error| eprintln!("flash-ring: rank {rank}: {error}"))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn over_mpi<W: Work>(_: &RankOptions, _: Duration, _: &W) -> Result<Option<W::Answer>, Error> {
+    let reason = "this program was built without MPI: say --in-process RANKS, or build it with --features mpi".into();
+    Err(Error::Unsupported { what: "ranks", reason })
+}

@@ -61,7 +61,9 @@ mod tests {
     #[test]
     fn every_row_has_one_rank() {
         for scheme in [Scheme::Ring, Scheme::Zigzag] {
-            for (seqlen, ranks, most) in [(0, 3, 9), (1, 4, 100), (97, 1, 1000), (97, 3, 16), (1000, 4, 1000), (64, 8, 4)] {
+            for (seqlen, ranks, most) in
+                [(0, 3, 9), (1, 4, 100), (97, 1, 1000), (97, 3, 16), (1000, 4, 1000), (64, 8, 4)]
+            {
                 let of_ranks: Vec<_> = (0..ranks).map(|rank| spans(scheme, seqlen, ranks, rank, most)).collect();
                 let mut owners = vec![0; seqlen as usize];
                 for span in of_ranks.iter().flatten() {

@@ -50,8 +50,7 @@ struct Queries {
     steps: u32,
 }
 
-const FEATURES: wgpu::Features =
-    wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
+const FEATURES: wgpu::Features = wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
 
 impl Queries {
     fn new(attention: &FlashAttention, steps: u32) -> Result<Option<Self>, Error> {

@@ -2,7 +2,9 @@
 
 use crate::error::Error;
 use crate::partition::Span;
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, ScoreMod, Shard};
+use wgpu_flash_attention::{
+    AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, ScoreMod, Shard,
+};
 
 /// The most bytes of a buffer: 2 GiB, which all drivers allow.
 const LARGEST_BUFFER: u64 = 2 << 30;
@@ -120,5 +122,8 @@ fn refuse(whole: &AttentionProblem) -> Result<(), Error> {
         (whole.shard.is_some(), "a problem that is a part of another"),
     ];
     let Some((_, what)) = refused.into_iter().find(|(is_there, _)| *is_there) else { return Ok(()) };
-    Err(Error::Unsupported { what, reason: "a ring of ranks has it not yet; UlyssesAttention takes whole sequences".into() })
+    Err(Error::Unsupported {
+        what,
+        reason: "a ring of ranks has it not yet; UlyssesAttention takes whole sequences".into(),
+    })
 }

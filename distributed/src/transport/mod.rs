@@ -17,7 +17,7 @@ pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// A rank's way to the others. All ranks make the same calls in the same order. A call that cannot end fails, at the latest
 /// after the transport's timeout, and names the rank at fault.
-pub trait Transport: Send {
+pub trait Transport {
     /// The number of this rank, from 0.
     fn rank(&self) -> usize;
 

@@ -86,7 +86,7 @@ impl OverMpi {
         let source = self.world.process_at_rank(from as i32);
         let lens = pieces(received.len());
         let mut coming: [Option<(Pending, usize)>; 2] = [None, None];
-        let mut post = |inbox: Option<&'static mut [u8]>, len: Option<&usize>| {
+        let post = |inbox: Option<&'static mut [u8]>, len: Option<&usize>| {
             let (inbox, len) = inbox.zip(len)?;
             let address = inbox.as_mut_ptr();
             let request = source.immediate_receive_into_with_tag(StaticScope, &mut inbox[..*len], DATA);

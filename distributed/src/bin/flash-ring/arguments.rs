@@ -15,6 +15,22 @@ pub struct Arguments {
 pub enum Command {
     /// Time per call, and what each rank did when
     Bench(BenchOptions),
+    /// The answer of ranks beside that of one device and of the oracle
+    Check(CheckOptions),
+}
+
+#[derive(Args)]
+pub struct CheckOptions {
+    #[command(flatten)]
+    pub ranks: RankOptions,
+    #[command(flatten)]
+    pub problem: ProblemOptions,
+    /// Also the gradients
+    #[arg(long)]
+    pub backward: bool,
+    /// One JSON record, instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod check;
 mod inputs;
 mod launch;
 mod svg;
@@ -15,6 +16,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.command {
         Command::Bench(options) => bench::bench(options),
+        Command::Check(options) => check::check(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

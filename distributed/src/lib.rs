@@ -8,6 +8,7 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+mod decode;
 mod error;
 mod gpu;
 mod hello;
@@ -16,7 +17,9 @@ mod ring;
 mod staging;
 mod timeline;
 mod transport;
+mod ulysses;
 
+pub use decode::DecodeAttention;
 pub use error::Error;
 pub use gpu::{adapters, devices};
 pub use partition::{Scheme, Span, spans};
@@ -25,5 +28,14 @@ pub use timeline::{Activity, Event, Timeline};
 #[cfg(feature = "mpi")]
 pub use transport::OverMpi;
 pub use transport::{Bytes, InProcess, Transport, WriteOnly, in_process, run_in_process};
+pub use ulysses::UlyssesAttention;
 /// The library of one device.
 pub use wgpu_flash_attention;
+
+/// Tells the other ranks of an error, unless one of them told it.
+fn tell(transport: &mut impl Transport, error: Error) -> Error {
+    if !matches!(error, Error::Rank { .. }) {
+        transport.fail(&error.to_string());
+    }
+    error
+}

@@ -9,6 +9,7 @@ use crate::gpu::{read, storage, upload};
 use crate::hello::greet;
 use crate::partition::{Scheme, Span, spans};
 use crate::staging::Staging;
+use crate::tell;
 use crate::timeline::Timeline;
 use crate::transport::Transport;
 use backward::Gradients;
@@ -205,14 +206,6 @@ impl<T: Transport> RingAttention<T> {
 
 fn not_here(operand: Operand) -> Error {
     Error::Unsupported { what: "this tensor", reason: format!("{operand} is none of this rank's, or not yet computed") }
-}
-
-/// Tells the other ranks of an error, unless one of them told it.
-fn tell(transport: &mut impl Transport, error: Error) -> Error {
-    if !matches!(error, Error::Rank { .. }) {
-        transport.fail(&error.to_string());
-    }
-    error
 }
 
 /// Whether partial results need a rounding at the end.

@@ -2,4 +2,5 @@
 
 mod faults;
 mod ring;
+mod schemes;
 mod support;

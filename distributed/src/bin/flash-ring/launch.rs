@@ -47,6 +47,7 @@ fn chosen(options: &RankOptions) -> Result<Vec<Adapter>, Error> {
 fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Result<Option<W::Answer>, Error> {
     use wgpu_flash_attention_distributed::OverMpi;
     let transport = OverMpi::new(timeout)?;
+    say_when_ended(transport.rank());
     let adapters = chosen(options)?;
     let adapter = adapters[transport.rank_of_host() % adapters.len()].clone();
     let device = devices(&[adapter], 1)?.remove(0);
@@ -54,6 +55,21 @@ fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Resu
     let result = work.rank(transport, device);
     result.inspect_err(|error| eprintln!("flash-ring: rank {rank}: {error}"))
 }
+
+/// When a rank dies without a word, `mpirun` ends the others.
+#[cfg(all(feature = "mpi", unix))]
+fn say_when_ended(rank: usize) {
+    let Ok(mut signals) = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]) else { return };
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            eprintln!("flash-ring: rank {rank}: ended by mpirun, which says below which rank died");
+            std::process::exit(2);
+        }
+    });
+}
+
+#[cfg(all(feature = "mpi", not(unix)))]
+fn say_when_ended(_: usize) {}
 
 #[cfg(not(feature = "mpi"))]
 fn over_mpi<W: Work>(_: &RankOptions, _: Duration, _: &W) -> Result<Option<W::Answer>, Error> {

@@ -17,6 +17,33 @@ pub enum Command {
     Bench(BenchOptions),
     /// The answer of ranks beside that of one device and of the oracle
     Check(CheckOptions),
+    /// Attention of a safetensors file: each rank reads its rows of q, k and v
+    Run(RunOptions),
+}
+
+#[derive(Args)]
+pub struct RunOptions {
+    #[command(flatten)]
+    pub ranks: RankOptions,
+    /// A safetensors file with q, k and v, `[batch, seqlen, heads, head_dim]`
+    pub input: PathBuf,
+    /// The file to write, with o and lse; of all ranks, or of each rank with --parts
+    pub output: PathBuf,
+    /// Each rank writes its own rows, to OUTPUT.rank0, OUTPUT.rank1, …
+    #[arg(long)]
+    pub parts: bool,
+    /// How the problem is cut
+    #[arg(long, value_enum, default_value = "zigzag")]
+    pub scheme: SchemeName,
+    /// Rows see keys up to their own
+    #[arg(long)]
+    pub causal: bool,
+    /// Rows see so many keys before their own
+    #[arg(long)]
+    pub window_left: Option<u32>,
+    /// Rows see so many keys after their own
+    #[arg(long)]
+    pub window_right: Option<u32>,
 }
 
 #[derive(Args)]

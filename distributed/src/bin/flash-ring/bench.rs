@@ -2,7 +2,7 @@
 
 use crate::arguments::BenchOptions;
 use crate::inputs::Numbers;
-use crate::launch::{Work, launch};
+use crate::launch::{Failure, Work, launch};
 use crate::svg;
 use serde_json::{Value, json};
 use std::time::Instant;
@@ -12,7 +12,7 @@ use wgpu_flash_attention_distributed::{Activity, Error, Event, RingAttention, Sp
 /// Bytes in which a rank tells rank 0 of a call.
 const RECORD: usize = 1 << 16;
 
-pub fn bench(options: &BenchOptions) -> Result<(), Error> {
+pub fn bench(options: &BenchOptions) -> Result<(), Failure> {
     let Some(answer) = launch(&options.ranks, options)? else { return Ok(()) };
     if let Some(path) = &options.svg {
         let figure = svg::timeline(&answer);

@@ -2,7 +2,7 @@
 
 use crate::arguments::CheckOptions;
 use crate::inputs::Numbers;
-use crate::launch::{Work, launch};
+use crate::launch::{Failure, Work, launch};
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use std::ops::Range;
@@ -20,7 +20,7 @@ const SOME_ROWS: u32 = 16;
 /// What is compared, and how many times the error of one device that of ranks may be.
 const TENSORS: [&str; 4] = ["O", "dQ", "dK", "dV"];
 
-pub fn check(options: &CheckOptions) -> Result<(), Error> {
+pub fn check(options: &CheckOptions) -> Result<(), Failure> {
     let Some(answer) = launch(&options.ranks, options)? else { return Ok(()) };
     if options.json {
         println!("{answer}");
@@ -34,7 +34,7 @@ pub fn check(options: &CheckOptions) -> Result<(), Error> {
     }
     let is_well = answer["is_well"].as_bool().unwrap_or(false);
     let reason = "ranks err more than one device may be expected to".into();
-    if is_well { Ok(()) } else { Err(Error::Unsupported { what: "this answer", reason }) }
+    if is_well { Ok(()) } else { Err(Error::Unsupported { what: "this answer", reason }.into()) }
 }
 
 /// Q, K, V and dO of the whole, in their type's bytes.

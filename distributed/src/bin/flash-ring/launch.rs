@@ -6,6 +6,24 @@ use wgpu_flash_attention::FlashAttention;
 use wgpu_flash_attention::wgpu::Adapter;
 use wgpu_flash_attention_distributed::{Error, Transport, adapters, devices, run_in_process};
 
+/// Why the program ends.
+pub enum Failure {
+    /// Its ranks have said so.
+    Said,
+    /// Anything else.
+    Other(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Other(error)
+    }
+}
+
+fn say(rank: usize, error: &Error) {
+    eprintln!("flash-ring: rank {rank}: {error}");
+}
+
 /// What a rank does, over any transport.
 pub trait Work: Sync {
     /// What rank 0 returns; other ranks return `None`.
@@ -15,23 +33,18 @@ pub trait Work: Sync {
 }
 
 /// Runs all ranks of this process; what rank 0 returns, if it is here.
-pub fn launch<W: Work>(options: &RankOptions, work: &W) -> Result<Option<W::Answer>, Error> {
+pub fn launch<W: Work>(options: &RankOptions, work: &W) -> Result<Option<W::Answer>, Failure> {
     let timeout = Duration::from_secs(options.timeout);
     let Some(ranks) = options.in_process else { return over_mpi(options, timeout, work) };
     if ranks == 0 {
-        return Err(Error::Unsupported { what: "--in-process 0", reason: "there must be a rank".into() });
+        return Err(Error::Unsupported { what: "--in-process 0", reason: "there must be a rank".into() }.into());
     }
     let devices = devices(&chosen(options)?, ranks)?;
     let mut results = run_in_process(devices, timeout, |transport, device| work.rank(transport, device));
     for (rank, result) in results.iter().enumerate() {
-        if let Err(error) = result {
-            eprintln!("flash-ring: rank {rank}: {error}");
-        }
+        let _ = result.as_ref().inspect_err(|error| say(rank, error));
     }
-    // A rank that was told by another says less than that one.
-    let is_first = |result: &Result<_, Error>| result.as_ref().is_err_and(|error| !matches!(error, Error::Rank { .. }));
-    let first = results.iter().position(is_first).or(results.iter().position(Result::is_err));
-    results.swap_remove(first.unwrap_or(0))
+    if results.iter().any(Result::is_err) { Err(Failure::Said) } else { Ok(results.swap_remove(0)?) }
 }
 
 fn chosen(options: &RankOptions) -> Result<Vec<Adapter>, Error> {
@@ -44,7 +57,7 @@ fn chosen(options: &RankOptions) -> Result<Vec<Adapter>, Error> {
 }
 
 #[cfg(feature = "mpi")]
-fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Result<Option<W::Answer>, Error> {
+fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Result<Option<W::Answer>, Failure> {
     use wgpu_flash_attention_distributed::OverMpi;
     let transport = OverMpi::new(timeout)?;
     say_when_ended(transport.rank());
@@ -53,7 +66,10 @@ fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Resu
     let device = devices(&[adapter], 1)?.remove(0);
     let rank = transport.rank();
     let result = work.rank(transport, device);
-    result.inspect_err(|error| eprintln!("flash-ring: rank {rank}: {error}"))
+    result.map_err(|error| {
+        say(rank, &error);
+        Failure::Said
+    })
 }
 
 /// When a rank dies without a word, `mpirun` ends the others.
@@ -72,7 +88,7 @@ fn say_when_ended(rank: usize) {
 fn say_when_ended(_: usize) {}
 
 #[cfg(not(feature = "mpi"))]
-fn over_mpi<W: Work>(_: &RankOptions, _: Duration, _: &W) -> Result<Option<W::Answer>, Error> {
+fn over_mpi<W: Work>(_: &RankOptions, _: Duration, _: &W) -> Result<Option<W::Answer>, Failure> {
     let reason = "this program was built without MPI: say --in-process RANKS, or build it with --features mpi".into();
-    Err(Error::Unsupported { what: "ranks", reason })
+    Err(Error::Unsupported { what: "ranks", reason }.into())
 }

@@ -6,10 +6,13 @@ mod bench;
 mod check;
 mod inputs;
 mod launch;
+mod run;
+mod safetensors;
 mod svg;
 
 use arguments::{Arguments, Command};
 use clap::Parser;
+use launch::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -17,11 +20,14 @@ fn main() -> ExitCode {
     let result = match &arguments.command {
         Command::Bench(options) => bench::bench(options),
         Command::Check(options) => check::check(options),
+        Command::Run(options) => run::run(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("flash-ring: {error}");
+        Err(failure) => {
+            if let Failure::Other(error) = failure {
+                eprintln!("flash-ring: {error}");
+            }
             ExitCode::from(2)
         }
     }

@@ -317,8 +317,8 @@ fn folds_are_merges() {
             parts.iter().flat_map(|part| of(part).iter().map(|value| *value as f32)).collect()
         };
         let merge = MergeProblem::of(&part, 3);
-        let whole = library_of_merges.merge::<f32, f32>(&merge, &flat(|p| &p.0), &flat(|p| &p.1));
-        let expected = pollster::block_on(whole).unwrap();
+        let (all_o, all_lse) = (flat(|p| &p.0), flat(|p| &p.1));
+        let expected = pollster::block_on(library_of_merges.merge::<f32, f32>(&merge, &all_o, &all_lse)).unwrap();
         let (o, lse) = fold(&library, &part, &parts);
         let close = |found: &f64, wanted: &f32| {
             let wanted = f64::from(*wanted);

@@ -280,7 +280,7 @@ fn part_of(
 }
 
 /// Folds parts of a problem into a running result, one after another.
-fn fold(library: &Library, part: &AttentionProblem, parts: &[(Vec<f64>, Vec<f64>)]) -> (Vec<f64>, Vec<f64>) {
+fn fold(library: &Library, part: &AttentionProblem, parts: &[PartOf]) -> PartOf {
     let prepared = pollster::block_on(library.prepare_merge(&MergeProblem::of(part, 1).into_running())).unwrap();
     let upload = |values: &[f64]| Guarded::new(library, &to_bytes(Element::F32, values));
     // Nothing yet, whatever O is.
@@ -295,6 +295,9 @@ fn fold(library: &Library, part: &AttentionProblem, parts: &[(Vec<f64>, Vec<f64>
     library.queue().submit([encoder.finish()]);
     (from_bytes(Element::F32, &o.read(library)), from_bytes(Element::F32, &lse.read(library)))
 }
+
+/// O and LSE of a part.
+type PartOf = (Vec<f64>, Vec<f64>);
 
 /// Folded one by one or two at a time, in a device that binds little: what the merge of all gives.
 #[test]
@@ -313,7 +316,7 @@ fn folds_are_merges() {
         // A row that the first part does not see, one that no part sees, one that is not a number.
         (parts[0].1[1], parts[1].1[5]) = (f64::NEG_INFINITY, f64::NAN);
         parts.iter_mut().for_each(|part| part.1[2] = f64::NEG_INFINITY);
-        let flat = |of: fn(&(Vec<f64>, Vec<f64>)) -> &Vec<f64>| -> Vec<f32> {
+        let flat = |of: fn(&PartOf) -> &Vec<f64>| -> Vec<f32> {
             parts.iter().flat_map(|part| of(part).iter().map(|value| *value as f32)).collect()
         };
         let merge = MergeProblem::of(&part, 3);

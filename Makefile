@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: demo test lint cross validation publishable web web-test driver clean
+.PHONY: demo test lint cross validation publishable web web-test distributed-test driver clean
 
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
@@ -56,6 +56,12 @@ web: web/node_modules/.package-lock.json
 web-test: web
 	web/tests/install.sh
 	cd web && CARGO="$(CARGO)" npm run --silent test
+
+# Ranks as threads and as processes, on the adapters at hand or on the software driver. Installs OpenMPI from Debian.
+distributed-test: driver
+	distributed/tests/install.sh
+	$(CARGO) test --package wgpu-flash-attention-distributed --features mpi
+	distributed/tests/mpi.sh target/debug/flash-ring
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --ignore-scripts

@@ -352,6 +352,28 @@ pub enum InvalidProblem {
         /// What was given, and what is allowed.
         reason: String,
     },
+    /// A place in a larger problem that cannot be.
+    #[error("shard: {reason}")]
+    Shard {
+        /// What was given, and what is allowed.
+        reason: String,
+    },
+    /// O in a type that it cannot have.
+    #[error("O of {element:?} inputs is asked for in {found:?}: {reason}")]
+    OutputElement {
+        /// The type of the inputs.
+        element: Element,
+        /// The type that was asked for.
+        found: Element,
+        /// Why it cannot be.
+        reason: &'static str,
+    },
+    /// Gradients that are added to others, and are not in f32.
+    #[error("gradients in {0:?} are added to others; such sums are in F32: with_added_gradients")]
+    AddedGradients(Element),
+    /// A running result that is not in f32.
+    #[error("a running result in {0:?}; it must be in F32, or each merge would round it")]
+    RunningElement(Element),
     /// Partial results that are neither in the type of O nor in f32.
     #[error("the parts are stored in {found:?}; they must be in f32 or in the type of O, {element:?}")]
     PartsElement {

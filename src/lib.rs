@@ -51,8 +51,8 @@ pub use plan::{
 pub use problem::{
     Algorithm, Alignment, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockKind,
     BlockMask, CacheElement, CacheType, Dropout, Element, ElementType, EntryLayout, KeyMask, KvCache, Mask, MaskWgsl,
-    MergeProblem, Pages, ProbabilitiesProblem, Rotary, RotaryPairs, ScoreMod, ScoreWgsl, TensorLayout, WgslFault,
-    WgslOptions, alibi_slopes, pack_bits,
+    MergeProblem, Pages, ProbabilitiesProblem, Rotary, RotaryPairs, ScoreMod, ScoreWgsl, Shard, TensorLayout,
+    WgslFault, WgslOptions, alibi_slopes, pack_bits,
 };
 /// The crates whose types are part of this crate's interface.
 pub use {half, wgpu};

@@ -399,6 +399,7 @@ fn no_loop_takes_more_turns_than_the_driver_allows() {
                         Plan::append(&append.clone().with_rotated_q(), &capabilities).build(),
                         Plan::append(&append.clone().with_rotated_q_in_place(), &capabilities).build(),
                         over_pages(&problem, &capabilities),
+                        Plan::merge(&MergeProblem::of(&problem, 5).into_running(), &capabilities).build(),
                         Plan::forward(&problem.clone().with_seqlens_kv_at_call(), &capabilities).build(),
                     ] {
                         let Ok(plan) = plan else {

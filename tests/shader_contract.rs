@@ -9,7 +9,7 @@ use wgpu_flash_attention::unstable::{
 use wgpu_flash_attention::{
     Algorithm, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockMask, CacheElement,
     Capabilities, DeviceClass, Element, EntryLayout, KeyMask, KvCache, MaskWgsl, MergeProblem, Operand, Plan,
-    ProbabilitiesProblem, Rotary, ScoreMod, ScoreWgsl, TensorLayout, WgslOptions, alibi_slopes,
+    ProbabilitiesProblem, Rotary, ScoreMod, ScoreWgsl, Shard, TensorLayout, WgslOptions, alibi_slopes,
 };
 
 /// Devices that lead the planner to different tiles, elements and reductions.
@@ -104,6 +104,7 @@ fn variants() -> Vec<Specialization> {
         variants.extend(plan.passes().iter().map(|pass| pass.specialization.clone()).take(1));
     }
     variants.extend(variants_of_appends());
+    variants.extend(variants_of_parts().into_iter().filter(|variant| variant.kernel == Kernel::Fold));
     // So is that of a bias, where one is asked for.
     variants.extend(variants_of_dbias(|problem| problem));
     let mut variants: Vec<_> = variants.into_iter().collect();
@@ -133,6 +134,39 @@ fn variants_of_appends() -> Vec<Specialization> {
         }
     }
     variants
+}
+
+/// Variants of parts of a larger problem, of some devices: O in f32, gradients that are added up, positions, folds.
+fn variants_of_parts() -> Vec<Specialization> {
+    let mut variants = HashSet::new();
+    let few = |device: &Capabilities| {
+        device.subgroups == device.shader_f16 && device.max_workgroup_storage != 32_768 && device.subgroup_min_size != 8
+    };
+    for device in devices().into_iter().filter(few) {
+        for (&element, head_dim) in Element::ALL.iter().flat_map(|element| [(element, 64), (element, 59)]) {
+            for (seqlen_q, algorithm) in [(1, Algorithm::Flash), (1000, Algorithm::Flash), (1000, Algorithm::Standard)]
+            {
+                let shape = AttentionShape::new(2, 4, seqlen_q, head_dim).with_num_heads_kv(2).with_seqlen_kv(2000);
+                let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);
+                let shard = Shard::of_lengths(9000, 9000).with_first_row(800).with_first_key(40);
+                let plain = problem.with_causal().with_shard(shard);
+                let own = with_mask_mod(plain.clone().with_score(score_mod(GRADIENT))).with_aux(9);
+                for problem in [plain.clone(), plain.clone().with_dropout(0.1, 7), own] {
+                    let plans = [
+                        Plan::forward(&problem.clone().with_f32_output(), &device).build(),
+                        Plan::backward(&problem.with_added_gradients(), &device).build(),
+                        Plan::merge(&MergeProblem::of(&plain, 2).into_running(), &device).build(),
+                    ];
+                    for plan in plans {
+                        let passes = plan.expect("every device has parts").passes().to_vec();
+                        variants.extend(passes.into_iter().map(|pass| pass.specialization));
+                    }
+                }
+            }
+        }
+    }
+    let is_new = |v: &Specialization| v.f32_output || v.adds_gradients || v.has_place || v.kernel == Kernel::Fold;
+    variants.into_iter().filter(is_new).collect()
 }
 
 /// Variants over caches, of some devices.
@@ -404,9 +438,19 @@ fn every_variant_with_modifiers_does_so_too() {
                 | Kernel::RotateQ
                 | Kernel::RotateQInPlace
                 | Kernel::AppendSeqlens
+                | Kernel::Fold
         );
         let is_planned = variants.iter().any(|variant| variant.kernel == *kernel);
         assert_eq!(is_planned, !is_plain, "{kernel:?}");
+    }
+    check_all(&variants);
+}
+
+#[test]
+fn every_variant_of_parts_does_so_too() {
+    let variants = variants_of_parts();
+    for kernel in [Kernel::FlashDecode, Kernel::FlashForwardCooperative, Kernel::FlashBackwardDkdvCooperative] {
+        assert!(variants.iter().any(|variant| variant.kernel == kernel), "{kernel:?}");
     }
     check_all(&variants);
 }
@@ -575,6 +619,7 @@ fn write_variants_for_other_compilers() {
     // naga has written HLSL of these; Tint is the stricter reader of WGSL. A third of them: many differ in little.
     let mut modified = variants_with_modifiers();
     modified.extend(variants_over_caches());
+    modified.extend(variants_of_parts());
     modified.retain(|variant| variant.tiles.matrix_side.is_none());
     modified.sort_by_key(|variant| format!("{variant:?}"));
     let modified: Vec<_> = modified.into_iter().step_by(3).collect();
@@ -668,6 +713,7 @@ fn shader_files_are_plain() {
         .iter()
         .chain(&variants_with_modifiers())
         .chain(&variants_over_caches())
+        .chain(&variants_of_parts())
         .flat_map(|variant| {
             let source = ShaderSource::new(variant, Dialect::Naga).unwrap();
             let lines = source.text().lines().count() as u32;

@@ -139,6 +139,12 @@ struct Params {
   rotary_cos_offset: u32,
   rotary_sin_offset: u32,
   new_cache_seqlens_offset: u32,
+  // Where this problem stands in a larger one: what sequence, query head, row and key 0 are there. num_heads and
+  // mask_offset are those of the larger problem too.
+  first_batch: u32,
+  first_head: u32,
+  first_row: u32,
+  first_key: u32,
 }
 
 @group(0) @binding(BINDING_params) var<uniform> params: Params;

@@ -28,10 +28,12 @@ fn philox4x32_10(key: vec2<u32>, counter: vec4<u32>) -> vec4<u32> {
 }
 
 // Which of the probabilities of row i and the keys key, key + 1, key + 2, key + 3 (key is a multiple of 4) are kept.
-// Head and row are those of the whole problem.
+// Head and row are those of the whole problem; the counter has those of a larger one, if this is a part of one.
 fn kept(batch: u32, head: u32, i: u32, key: u32) -> vec4<bool> {
   let seed = vec2<u32>(params.philox_seed_low, params.philox_seed_high);
-  let counter = vec4<u32>(key / 4u, i, batch * params.num_heads + head, params.philox_offset);
+  // unroll QUAD in WHOLE_QUAD, ROW in WHOLE_ROW, HEAD in WHOLE_HEAD {
+    let counter = vec4<u32>(QUAD, ROW, HEAD, params.philox_offset);
+  // }
   return philox4x32_10(seed, counter) >= vec4<u32>(params.dropout_threshold);
 }
 

@@ -16,8 +16,8 @@ fn unless_spent(value: f32) -> f32 {
 }
 
 // The key of a cell's score, and the row, inside the tensors: what lies outside is hidden.
-fn wgsl_key(cell: Cell, score: u32) -> u32 { return min(cell.key + score, params.seqlen_kv - 1u); }
+// unroll KEY in WGSL_KEY, ROW in WGSL_ROW {
+  fn wgsl_key(cell: Cell, score: u32) -> u32 { return KEY; }
 
-// unroll ROW in WGSL_ROW {
   fn wgsl_row(cell: Cell) -> u32 { return ROW; }
 // }

@@ -58,12 +58,16 @@ impl Plan {
         if merge.parts_element != merge.element && merge.parts_element != Element::F32 {
             return Err(InvalidProblem::PartsElement { element: merge.element, found: merge.parts_element }.into());
         }
+        if merge.is_running && (merge.element, merge.parts_element) != (Element::F32, Element::F32) {
+            return Err(InvalidProblem::RunningElement(merge.element).into());
+        }
         let problem = merge.rows();
         let mut tensors_of_merge = parts_to_merge(merge).to_vec();
         tensors_of_merge.extend(tensors(&problem, Direction::Merge));
         let mut plan = Self::without_passes(&problem, capabilities, Direction::Merge, tensors_of_merge)?;
         plan.num_splits = merge.num_splits;
-        let mut pass = plan.pass(Kernel::Combine, Tiles::NONE);
+        let kernel = if merge.is_running { Kernel::Fold } else { Kernel::Combine };
+        let mut pass = plan.pass(kernel, Tiles::NONE);
         pass.specialization.parts_in_f32 = merge.parts_element == Element::F32;
         plan.add_stage(vec![pass]);
         Ok(plan)

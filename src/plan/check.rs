@@ -5,7 +5,7 @@ use super::kernels::Chain;
 use super::tensor::{Extent, Tensor};
 use crate::error::{Error, InvalidProblem};
 use crate::operand::Usage;
-use crate::problem::{Algorithm, AttentionProblem, Element, Role, TensorLayout};
+use crate::problem::{Algorithm, AttentionProblem, Element, KeyMask, Role, TensorLayout};
 
 /// The largest head_dim and head_dim_v that a kernel exists for.
 pub const MAX_HEAD_DIM: u32 = 256;
@@ -47,6 +47,7 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction, tensors: &
         return Err(InvalidProblem::SoftmaxScale(scale).into());
     }
     check_modifiers(problem)?;
+    check_shard(problem)?;
     check_cache(problem, direction)?;
     check_wgsl(problem, direction)?;
     if let Some((name, reason)) = problem.lengths().and_then(|lengths| lengths.fault(&problem.shape)) {
@@ -59,6 +60,10 @@ pub(super) fn check(problem: &AttentionProblem, direction: Direction, tensors: &
     if found != problem.element && found != Element::F32 {
         return Err(InvalidProblem::GradientElement { element: problem.element, found }.into());
     }
+    if problem.adds_gradients && found != Element::F32 {
+        return Err(InvalidProblem::AddedGradients(found).into());
+    }
+    check_output(problem, direction)?;
     for tensor in tensors.iter().filter(|tensor| tensor.operand.holds_elements()) {
         if tensor.bytes().is_none() {
             return Err(InvalidProblem::LayoutOverflows(tensor.operand).into());
@@ -88,6 +93,39 @@ fn check_cache(problem: &AttentionProblem, direction: Direction) -> Result<(), I
         (_, _, None) => "only the forward pass reads one".into(),
     };
     Err(InvalidProblem::Cache { reason })
+}
+
+/// Whether the problem can be a part of a larger one.
+fn check_shard(problem: &AttentionProblem) -> Result<(), InvalidProblem> {
+    let Some(shard) = &problem.shard else { return Ok(()) };
+    let has_blocks = problem.key_masks().iter().any(|mask| matches!(mask, KeyMask::Blocks(_)));
+    let refused = [
+        (problem.has_lengths(), "sequences with lengths of their own"),
+        (problem.cache().is_some(), "K and V in a cache"),
+        (has_blocks, "a block mask"),
+    ];
+    if let Some((_, what)) = refused.iter().find(|(is_there, _)| *is_there) {
+        return Err(InvalidProblem::Shard { reason: format!("{what} cannot be a part of a larger problem yet") });
+    }
+    let whole = [shard.seqlen_q, shard.seqlen_kv, shard.first_batch, shard.num_heads.unwrap_or(0)];
+    let names = ["seqlen_q of the whole", "seqlen_kv of the whole", "first_batch", "num_heads of the whole"];
+    if let Some((found, name)) = whole.into_iter().zip(names).find(|(found, _)| *found > MAX_LENGTH) {
+        return Err(InvalidProblem::Length { name, found, max: MAX_LENGTH });
+    }
+    let lengths = [problem.shape.seqlen_q, problem.shape.seqlen_kv];
+    shard.fault(problem, lengths).map_or(Ok(()), |reason| Err(InvalidProblem::Shard { reason }))
+}
+
+/// Whether O can have its type.
+fn check_output(problem: &AttentionProblem, direction: Direction) -> Result<(), InvalidProblem> {
+    let (element, found) = (problem.element, problem.output_element());
+    let reason = match direction {
+        _ if found == element => return Ok(()),
+        Direction::Backward => "the backward pass reads O in the type of the inputs",
+        _ if found != Element::F32 => "it is stored in the inputs' type or in F32",
+        _ => return Ok(()),
+    };
+    Err(InvalidProblem::OutputElement { element, found, reason })
 }
 
 fn check_modifiers(problem: &AttentionProblem) -> Result<(), InvalidProblem> {

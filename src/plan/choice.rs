@@ -196,7 +196,11 @@ pub(super) fn specialize(
         parts_in_f32: true,
         append: None,
         cached: CachedText::of(problem),
-        f32_gradients: problem.element != Element::F32 && problem.gradient_element() == Element::F32,
+        f32_gradients: problem.gradient_element() == Element::F32
+            && (problem.element != Element::F32 || problem.adds_gradients),
+        adds_gradients: problem.adds_gradients,
+        f32_output: problem.element != Element::F32 && problem.output_element() == Element::F32,
+        has_place: problem.shard.is_some(),
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
         has_long_sums: is_long_sum(problem, kernel.spec().owns),
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,

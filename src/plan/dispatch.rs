@@ -6,6 +6,7 @@ use super::passes::Plan;
 use super::tensor::{Follows, Tensor};
 use crate::error::{Error, InvalidProblem};
 use crate::operand::Operand;
+use crate::problem::Shard;
 use std::f64::consts::LOG2_E;
 
 /// What may change from one call to the next without a new preparation. `None` keeps the value of the problem.
@@ -21,12 +22,23 @@ pub struct Call {
     pub seqlen_q: Option<u32>,
     /// Fewer keys than the problem has. Strides stay those of the problem.
     pub seqlen_kv: Option<u32>,
+    /// Another first row in the larger problem that this one is a [part](crate::Shard) of.
+    pub first_row: Option<u32>,
+    /// Another first key in it.
+    pub first_key: Option<u32>,
 }
 
 impl Call {
     /// A call that changes nothing.
     pub const fn new() -> Self {
-        Self { philox_seed: None, philox_offset: None, seqlen_q: None, seqlen_kv: None }
+        Self {
+            philox_seed: None,
+            philox_offset: None,
+            seqlen_q: None,
+            seqlen_kv: None,
+            first_row: None,
+            first_key: None,
+        }
     }
 
     /// Draws dropout with another seed.
@@ -50,6 +62,12 @@ impl Call {
     /// Takes fewer keys than the problem has.
     pub const fn with_seqlen_kv(mut self, seqlen_kv: u32) -> Self {
         self.seqlen_kv = Some(seqlen_kv);
+        self
+    }
+
+    /// Takes rows and keys that begin elsewhere in the larger problem. The problem must be a [part](crate::Shard) of one.
+    pub const fn with_place(mut self, first_row: u32, first_key: u32) -> Self {
+        (self.first_row, self.first_key) = (Some(first_row), Some(first_key));
         self
     }
 }
@@ -113,7 +131,8 @@ impl Plan {
     /// The dispatches of one call, in order; none where there is nothing to write.
     ///
     /// # Errors
-    /// [`Error::LengthExceedsPrepared`]; [`Error::InvalidProblem`] if a tensor ends past 2⁶⁴ bytes.
+    /// [`Error::LengthExceedsPrepared`]; [`Error::InvalidProblem`] if a tensor ends past 2⁶⁴ bytes, or for a place outside the
+    /// larger problem.
     pub fn dispatches(&self, call: &Call, origins: &Origins) -> Result<Vec<Dispatch>, Error> {
         let shape = &self.problem.shape;
         let seqlen_q = call.seqlen_q.unwrap_or(shape.seqlen_q);
@@ -125,6 +144,7 @@ impl Plan {
                 return Err(Error::LengthExceedsPrepared { name, found, prepared });
             }
         }
+        let shard = self.shard_of(call, [seqlen_q, seqlen_kv])?;
         let is_other = [seqlen_q, seqlen_kv] != [shape.seqlen_q, shape.seqlen_kv];
         if is_other && self.passes.iter().any(|pass| pass.specialization.has_lists) {
             return Err(Error::Unsupported {
@@ -149,7 +169,7 @@ impl Plan {
                 for index in stage.passes.clone() {
                     // Without keys there are no scores to compute.
                     if self.workgroups(index, &part, lengths) > 0 {
-                        dispatches.push(self.dispatch(index, call, lengths, part, origins));
+                        dispatches.push(self.dispatch(index, call, shard, lengths, part, origins));
                     }
                 }
             }
@@ -157,13 +177,34 @@ impl Plan {
         Ok(dispatches)
     }
 
+    /// Where the rows and keys of a call stand in a larger problem.
+    fn shard_of(&self, call: &Call, lengths: [u32; 2]) -> Result<Option<Shard>, Error> {
+        let refuse = |reason| Err(InvalidProblem::Shard { reason }.into());
+        let Some(mut shard) = self.problem.shard else {
+            let is_placed = call.first_row.or(call.first_key).is_some();
+            let reason = "the call has a place in a larger problem; say by with_shard what that is";
+            return if is_placed { refuse(reason.into()) } else { Ok(None) };
+        };
+        shard.first_row = call.first_row.unwrap_or(shard.first_row);
+        shard.first_key = call.first_key.unwrap_or(shard.first_key);
+        shard.fault(&self.problem, lengths).map_or(Ok(Some(shard)), refuse)
+    }
+
     /// One pass over a part.
-    fn dispatch(&self, index: usize, call: &Call, lengths: Lengths, part: Part, origins: &Origins) -> Dispatch {
+    fn dispatch(
+        &self,
+        index: usize,
+        call: &Call,
+        shard: Option<Shard>,
+        lengths: Lengths,
+        part: Part,
+        origins: &Origins,
+    ) -> Dispatch {
         let is_given = |tensor: &&Tensor| !tensor.optional || origins.get(tensor.operand).is_some();
         let given = self.tensors.iter().filter(is_given).copied();
         let tensors: Vec<Tensor> = given.chain(self.scratch_tensors(&part, lengths)).collect();
         let grid = self.grid(index, &part, lengths);
-        let mut params = Params { grid_width: grid[0], ..self.params(call, lengths, &part) };
+        let mut params = Params { grid_width: grid[0], ..self.params(call, shard, lengths, &part) };
         let mut offsets = [0; Operand::ALL.len()];
         let mut windows = Vec::new();
         for (operand, _) in self.passes[index].specialization.operands().skip(1) {
@@ -217,8 +258,9 @@ impl Plan {
     }
 
     /// The uniform of a dispatch, without its grid and its tensors.
-    fn params(&self, call: &Call, lengths: Lengths, part: &Part) -> Params {
+    fn params(&self, call: &Call, shard: Option<Shard>, lengths: Lengths, part: &Part) -> Params {
         let problem = &self.problem;
+        let whole = shard.unwrap_or(Shard::of_lengths(lengths.seqlen_q, lengths.seqlen_kv));
         let dropout = problem.dropout;
         let seed = call.philox_seed.or(dropout.map(|dropout| dropout.philox_seed)).unwrap_or(0);
         let window = |limit: Option<u32>| limit.unwrap_or(UNLIMITED).min(UNLIMITED) as i32;
@@ -226,7 +268,7 @@ impl Plan {
             seqlen_q: lengths.seqlen_q,
             seqlen_kv: lengths.seqlen_kv,
             heads_per_kv: problem.shape.heads_per_kv(),
-            num_heads: problem.shape.num_heads,
+            num_heads: whole.num_heads.unwrap_or(problem.shape.num_heads),
             batch_first: part.batch_first,
             batch_count: part.batch_count,
             head_first: part.head_first,
@@ -235,7 +277,8 @@ impl Plan {
             row_count: part.row_count,
             key_first: part.key_first,
             key_count: part.key_count,
-            mask_offset: problem.mask.offset(lengths.seqlen_q, lengths.seqlen_kv) as i32,
+            mask_offset: (problem.mask.offset(whole.seqlen_q, whole.seqlen_kv) + i64::from(whole.first_row)
+                - i64::from(whole.first_key)) as i32,
             window_left: window(problem.mask.window_left),
             window_right: window(problem.mask.window_right),
             softmax_scale_log2: (problem.softmax_scale() * LOG2_E) as f32,
@@ -245,6 +288,10 @@ impl Plan {
             philox_seed_high: (seed >> 32) as u32,
             philox_offset: call.philox_offset.or(dropout.map(|dropout| dropout.philox_offset)).unwrap_or(0),
             negative_infinity: f32::NEG_INFINITY,
+            first_batch: whole.first_batch,
+            first_head: whole.first_head,
+            first_row: whole.first_row,
+            first_key: whole.first_key,
             num_splits: self.splits_of(lengths),
             ..self.params_of_cache()
         }

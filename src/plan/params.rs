@@ -136,6 +136,10 @@ uniform! {
         rotary_cos_offset: u32,
         rotary_sin_offset: u32,
         new_cache_seqlens_offset: u32,
+        first_batch: u32,
+        first_head: u32,
+        first_row: u32,
+        first_key: u32,
     }
 }
 

@@ -188,7 +188,7 @@ pub(super) fn tensors(problem: &AttentionProblem, direction: Direction) -> Vec<T
     };
     let k = of_kv(Operand::K, layout.k, shape.head_dim);
     let v = of_kv(Operand::V, layout.v, shape.head_dim_v);
-    let o = of_q(problem, Operand::O, layout.o, shape.head_dim_v, element);
+    let o = of_q(problem, Operand::O, layout.o, shape.head_dim_v, problem.output_element());
     let lse = of_each_row(problem, Operand::Lse);
     let pages = problem.cache().and_then(|cache| cache.pages);
     let page_table = pages.map(|pages| table(problem, Operand::PageTable, [shape.batch, 1, pages.max_pages]));

@@ -30,6 +30,7 @@ impl Plan {
         let (tile_q, tile_kv) = (u128::from(tiles.tile_q), u128::from(tiles.tile_kv));
         let size = u128::from(self.problem.element.size());
         let gradient_size = u128::from(self.problem.gradient_element().size());
+        let output_size = u128::from(self.problem.output_element().size());
         let visits = visits(&self.problem, tiles);
         let splits = u128::from(self.num_splits);
         // Decoding: the rows of a tile, and the heads that share its K and V.
@@ -37,7 +38,7 @@ impl Plan {
         Traffic {
             splits,
             q: rows * head_dim * size,
-            o: rows * head_dim_v * size,
+            o: rows * head_dim_v * output_size,
             lse: rows * 4,
             dq: rows * head_dim * gradient_size,
             dk: keys * head_dim * gradient_size,

@@ -13,7 +13,7 @@ pub(super) fn visits(problem: &AttentionProblem, tiles: Tiles) -> u128 {
     let (rows, keys) = (i128::from(shape.seqlen_q), i128::from(shape.seqlen_kv));
     let (step, divisor) = (i128::from(tiles.tile_q), i128::from(tiles.tile_kv));
     let count = i128::from(shape.seqlen_q.div_ceil(tiles.tile_q));
-    let offset = i128::from(problem.mask.offset(shape.seqlen_q, shape.seqlen_kv));
+    let offset = i128::from(problem.mask_offset(shape.seqlen_q, shape.seqlen_kv));
     let up = |key: i128| (key + divisor - 1) / divisor;
     let ends = problem.mask.window_right.map_or(count * up(keys), |right| {
         let start = offset + i128::from(right) + 1;

@@ -8,6 +8,7 @@ use super::lengths::{Known, Lengths, Packed};
 use super::mask::{Alignment, Mask};
 use super::score::ScoreMod;
 use super::shape::AttentionShape;
+use super::shard::Shard;
 use super::wgsl::Snippet;
 
 /// How the answer is computed. Both algorithms have the same meaning, including masks and dropout.
@@ -68,6 +69,12 @@ pub struct AttentionProblem {
     pub gradient_layout: Option<AttentionLayout>,
     /// Backward: the type that dQ, dK and dV are stored in, or `None` for that of Q, K and V.
     pub gradient_element: Option<Element>,
+    /// Forward: the type that O is stored in, or `None` for that of Q, K and V.
+    pub output_element: Option<Element>,
+    /// Backward: whether dQ, dK and dV are added to what their buffers hold.
+    pub adds_gradients: bool,
+    /// Where rows and keys stand in a larger problem, or `None` if this is the whole.
+    pub shard: Option<Shard>,
     /// Score modifiers, in this order.
     scores: Vec<ScoreMod>,
     /// What hides keys from rows, beside `mask`.
@@ -96,6 +103,9 @@ impl AttentionProblem {
             max_flops_per_dispatch: None,
             gradient_layout: None,
             gradient_element: None,
+            output_element: None,
+            adds_gradients: false,
+            shard: None,
             scores: Vec::new(),
             key_masks: Vec::new(),
             aux_len: None,
@@ -407,6 +417,29 @@ impl AttentionProblem {
         self
     }
 
+    /// Backward: adds dQ, dK and dV, in f32, to what their buffers hold, as gradients of several calls are summed. Each
+    /// number is added to once, so the order of calls is the order of the sum.
+    pub fn with_added_gradients(mut self) -> Self {
+        self.gradient_element = Some(Element::F32);
+        self.adds_gradients = true;
+        self
+    }
+
+    /// Forward: stores O in f32 for every type of Q, K and V, as a part that a merge takes without a loss. It is summed in
+    /// f32 in any case. The backward pass reads an O in the problem's type.
+    pub fn with_f32_output(mut self) -> Self {
+        self.output_element = Some(Element::F32);
+        self
+    }
+
+    /// Says where rows and keys stand in a larger problem. [`Call`](crate::Call) may change the first row and the first key.
+    ///
+    /// Sequences with lengths of their own, caches and block masks are refused.
+    pub fn with_shard(mut self, shard: Shard) -> Self {
+        self.shard = Some(shard);
+        self
+    }
+
     /// Where dQ, dK, dV and dO (`o`) lie.
     pub fn gradient_layout(&self) -> AttentionLayout {
         self.gradient_layout.unwrap_or(self.layout)
@@ -415,6 +448,20 @@ impl AttentionProblem {
     /// The type that dQ, dK and dV are stored in.
     pub fn gradient_element(&self) -> Element {
         self.gradient_element.unwrap_or(self.element)
+    }
+
+    /// The type that O is stored in.
+    pub fn output_element(&self) -> Element {
+        self.output_element.unwrap_or(self.element)
+    }
+
+    /// The key that row 0 of a sequence with these lengths is aligned with: that of [`Mask::offset`], or of the row's place in a
+    /// larger problem.
+    pub fn mask_offset(&self, seqlen_q: u32, seqlen_kv: u32) -> i64 {
+        self.shard.map_or(self.mask.offset(seqlen_q, seqlen_kv), |shard| {
+            let whole = self.mask.offset(shard.seqlen_q, shard.seqlen_kv);
+            whole + i64::from(shard.first_row) - i64::from(shard.first_key)
+        })
     }
 
     /// The score modifiers, in their order. Most problems have none.
@@ -557,13 +604,15 @@ impl AttentionProblem {
     /// As [`visible_keys`](Self::visible_keys), of a sequence with lengths of its own.
     pub fn visible_keys_of(&self, batch: u32, i: u32) -> std::ops::Range<u32> {
         let (seqlen_q, seqlen_kv) = self.lengths_of(batch);
-        if i < seqlen_q { self.mask.visible_keys(i, seqlen_q, seqlen_kv) } else { 0..0 }
+        let offset = self.mask_offset(seqlen_q, seqlen_kv);
+        if i < seqlen_q { self.mask.visible_keys_from(offset, i, seqlen_kv) } else { 0..0 }
     }
 
     /// The keys row `i` sees but for the [key masks](Self::key_masks) and lengths of its sequence's own, as a half-open range
     /// that may be empty.
     pub fn visible_keys(&self, i: u32) -> std::ops::Range<u32> {
-        self.mask.visible_keys(i, self.shape.seqlen_q, self.shape.seqlen_kv)
+        let AttentionShape { seqlen_q, seqlen_kv, .. } = self.shape;
+        self.mask.visible_keys_from(self.mask_offset(seqlen_q, seqlen_kv), i, seqlen_kv)
     }
 
     /// How many (row, key) pairs the mask shows, over all batches and heads.
@@ -571,7 +620,7 @@ impl AttentionProblem {
         let shape = &self.shape;
         let of_batch = |batch: u32| {
             let (seqlen_q, seqlen_kv) = self.lengths_of(batch);
-            self.mask.visible_pairs(seqlen_q, seqlen_kv)
+            self.mask.visible_pairs_from(self.mask_offset(seqlen_q, seqlen_kv), seqlen_q, seqlen_kv)
         };
         let per_head = match self.lengths.as_ref().and_then(Lengths::known) {
             // Problems that planning refuses may have any number of sequences.

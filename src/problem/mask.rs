@@ -33,8 +33,13 @@ impl Mask {
 
     /// The keys row `i` sees, as a half-open range that may be empty.
     pub fn visible_keys(&self, i: u32, seqlen_q: u32, seqlen_kv: u32) -> Range<u32> {
+        self.visible_keys_from(self.offset(seqlen_q, seqlen_kv), i, seqlen_kv)
+    }
+
+    /// As `visible_keys`, where row 0 is aligned with key `offset`.
+    pub(crate) fn visible_keys_from(&self, offset: i64, i: u32, seqlen_kv: u32) -> Range<u32> {
         let seqlen_kv = i64::from(seqlen_kv);
-        let diagonal = i64::from(i) + self.offset(seqlen_q, seqlen_kv as u32);
+        let diagonal = i64::from(i) + offset;
         let first = self.window_left.map_or(0, |left| (diagonal - i64::from(left)).clamp(0, seqlen_kv));
         let end = self.window_right.map_or(seqlen_kv, |right| (diagonal + i64::from(right) + 1).clamp(0, seqlen_kv));
         first as u32..end.max(first) as u32
@@ -42,7 +47,12 @@ impl Mask {
 
     /// How many (row, key) pairs of one head it shows, in constant time.
     pub fn visible_pairs(&self, seqlen_q: u32, seqlen_kv: u32) -> u64 {
-        let offset = i128::from(self.offset(seqlen_q, seqlen_kv));
+        self.visible_pairs_from(self.offset(seqlen_q, seqlen_kv), seqlen_q, seqlen_kv)
+    }
+
+    /// As `visible_pairs`, where row 0 is aligned with key `offset`.
+    pub(crate) fn visible_pairs_from(&self, offset: i64, seqlen_q: u32, seqlen_kv: u32) -> u64 {
+        let offset = i128::from(offset);
         let (rows, keys) = (i128::from(seqlen_q), i128::from(seqlen_kv));
         // Σ clamp(start + i, 0, keys) over the rows i: a stretch of zeros, a slope, a stretch of `keys`.
         let ramp = |start: i128| {

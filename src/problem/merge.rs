@@ -32,10 +32,13 @@ pub struct MergeProblem {
     pub stride_split: u64,
     /// Entries of LSE from one part to the next. Each part is contiguous `[batch, num_heads, seqlen_q]`.
     pub lse_stride_split: u64,
+    /// Whether O and LSE hold a result already, which counts as a part.
+    pub is_running: bool,
 }
 
 impl MergeProblem {
-    /// Merges `num_splits` results of `part`, which lie one behind another, into one of the same type and layout.
+    /// Merges `num_splits` results of `part`, which lie one behind another, into one of the type of its inputs and the same
+    /// layout.
     /// [`MergeProblem::with_strides`] sets other distances, for example to align each part to 16 bytes.
     pub fn of(part: &AttentionProblem, num_splits: u32) -> Self {
         let shape = part.shape;
@@ -45,10 +48,11 @@ impl MergeProblem {
             shape,
             num_splits,
             element: part.element,
-            parts_element: part.element,
+            parts_element: part.output_element(),
             layout,
             stride_split: len.unwrap_or(u64::MAX),
             lse_stride_split: shape.lse_len(),
+            is_running: false,
         }
     }
 
@@ -62,6 +66,21 @@ impl MergeProblem {
     /// Takes parts in f32, for every type of O.
     pub fn with_parts_in_f32(mut self) -> Self {
         self.parts_element = Element::F32;
+        self
+    }
+
+    /// Folds the parts into the result that O and LSE hold, in place, all in f32. A running result without any keys has
+    /// LSE = −∞, whatever its O.
+    ///
+    /// ```
+    /// use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, MergeProblem};
+    ///
+    /// let part = AttentionProblem::new(AttentionShape::new(1, 8, 128, 64)).with_element(Element::F16).with_f32_output();
+    /// let fold = MergeProblem::of(&part, 1).into_running();
+    /// assert_eq!((fold.element, fold.parts_element), (Element::F32, Element::F32));
+    /// ```
+    pub fn into_running(mut self) -> Self {
+        (self.element, self.parts_element, self.is_running) = (Element::F32, Element::F32, true);
         self
     }
 

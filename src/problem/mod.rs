@@ -17,6 +17,7 @@ mod philox;
 mod probabilities;
 mod score;
 mod shape;
+mod shard;
 mod shown;
 mod wgsl;
 
@@ -38,6 +39,7 @@ pub use philox::philox4x32_10;
 pub use probabilities::ProbabilitiesProblem;
 pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;
+pub use shard::Shard;
 pub(crate) use shown::shown;
 pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions, fault_in_browsers};
 pub(crate) use wgsl::{Role, Snippet};

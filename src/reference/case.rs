@@ -49,11 +49,14 @@ impl<'a> Case<'a> {
         self.score_mod.expect("the case has the problem's score_mod")(score, self.cell_of_wgsl(cell))
     }
 
-    /// What functions in WGSL are told. Over a cache, a row counts as its position: the last row is at the last key.
+    /// What functions in WGSL are told: where a cell stands in the problem that this one is a part of. Over a cache, a row counts
+    /// as its position: the last row is at the last key.
     fn cell_of_wgsl(&self, (batch, head, row, key): Cell) -> [u32; 4] {
         let (seqlen_q, seqlen_kv) = self.problem.lengths_of(batch);
         let row = if self.problem.cache().is_some() { (row + seqlen_kv).saturating_sub(seqlen_q) } else { row };
-        [batch, head, row, key]
+        self.problem.shard.map_or([batch, head, row, key], |shard| {
+            [batch + shard.first_batch, head + shard.first_head, row + shard.first_row, key + shard.first_key]
+        })
     }
 
     /// The logit that joins the sum of a row: −∞ where there is none, or no such row.

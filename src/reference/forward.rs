@@ -1,8 +1,8 @@
 use super::case::Case;
 use super::cores;
 use super::modifiers::modified;
-use crate::problem::philox4x32_10;
 use crate::problem::{AttentionProblem, TensorLayout};
+use crate::problem::{Shard, philox4x32_10};
 
 /// What the forward pass computes, in f64.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,8 +133,12 @@ fn row_with(
 pub fn keeps(problem: &AttentionProblem, batch: u32, head: u32, row: u32, key: u32) -> bool {
     let Some(dropout) = problem.dropout else { return true };
     let philox_key = [dropout.philox_seed as u32, (dropout.philox_seed >> 32) as u32];
+    let whole = problem.shard.unwrap_or(Shard::of_lengths(0, 0));
+    let (batch, head) = (batch + whole.first_batch, head + whole.first_head);
+    let (row, key) = (row + whole.first_row, key + whole.first_key);
     // 32 bits wide, as in the shaders: past them the number wraps.
-    let batch_and_head = batch.wrapping_mul(problem.shape.num_heads).wrapping_add(head);
+    let num_heads = whole.num_heads.unwrap_or(problem.shape.num_heads);
+    let batch_and_head = batch.wrapping_mul(num_heads).wrapping_add(head);
     let counter = [key / 4, row, batch_and_head, dropout.philox_offset];
     philox4x32_10(philox_key, counter)[(key % 4) as usize] >= dropout.threshold()
 }

@@ -103,7 +103,7 @@ fn with_alibi(s: f64, problem: &AttentionProblem, slopes: &[f32], (batch, head, 
     let is_shared = slopes.len() == shape.num_heads as usize;
     let first = if is_shared { 0 } else { (batch * shape.num_heads) as usize };
     let (seqlen_q, seqlen_kv) = problem.lengths_of(batch);
-    let offset = problem.mask.offset(seqlen_q, seqlen_kv);
+    let offset = problem.mask_offset(seqlen_q, seqlen_kv);
     let distance = (i64::from(row) + offset - i64::from(key)).abs() as f64;
     let subtracted = f64::from(slopes[first + head as usize]) * distance;
     let value = s - subtracted;

@@ -197,7 +197,9 @@ impl Slot {
             },
             Slot::BiasHalf => bias_half(specialization.bias_element),
             Slot::F32Store => match access {
-                _ if !specialization.f32_gradients => return None,
+                _ if !specialization.f32_gradients && !specialization.f32_output => return None,
+                Access::Quad if specialization.adds_gradients => wgsl!("slots/f32_store/quad_added.wgsl"),
+                Access::Single if specialization.adds_gradients => wgsl!("slots/f32_store/single_added.wgsl"),
                 Access::Quad => wgsl!("slots/f32_store/quad.wgsl"),
                 Access::Single => wgsl!("slots/f32_store/single.wgsl"),
             },

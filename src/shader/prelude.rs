@@ -84,7 +84,9 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let tensors = |usage: Usage, in_f32: bool| {
         let is_part = |operand| operand == Operand::OParts && usage == Usage::Read && !specialization.parts_in_f32;
         let in_element = |operand: Operand| operand.holds_elements() || is_part(operand);
-        let stored_in_f32 = |operand: Operand| specialization.f32_gradients && operand.is_gradient();
+        let stored_in_f32 = |operand: Operand| {
+            specialization.f32_gradients && operand.is_gradient() || specialization.f32_output && operand == Operand::O
+        };
         let operands = kernel.operands.iter();
         operands
             .filter(|&&(operand, used)| used == usage && in_element(operand) && stored_in_f32(operand) == in_f32)
@@ -135,7 +137,7 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     lists.names("PLAIN_SCORES", if is_modified { vec![] } else { vec!["plain"] });
     lists_of_lengths(&mut lists, specialization.lengths_at_call);
     lists_of_sequences(&mut lists, specialization);
-    list_of_wgsl(&mut lists, specialization);
+    lists_of_places(&mut lists, specialization);
     let walked = match kernel.owns {
         Owns::Keys => vec!["q", "d_o"],
         _ => vec!["k", "v"],
@@ -145,15 +147,6 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     // Loops over the first tile, over those that all rows see whole, and over the others.
     lists.names("FIRST_WHOLE_AND_PARTIAL", vec!["first", "whole", "partial"]);
     lists
-}
-
-/// The row that functions in the caller's own WGSL are told: over a cache it is a position.
-fn list_of_wgsl(lists: &mut Lists, specialization: &Specialization) {
-    let row = match specialization.wgsl.by_position {
-        true => "u32(max(position_of(cell.batch, min(cell.i, params.seqlen_q - 1u)), 0))",
-        false => "min(cell.i, params.seqlen_q - 1u)",
-    };
-    lists.names("WGSL_ROW", vec![row]);
 }
 
 /// How K and V are loaded, and Q beside them.
@@ -194,6 +187,33 @@ fn lists_of_lengths(lists: &mut Lists, given: LengthsAtCall) {
     lists.names("SEQLENS_kv", listed(given.seqlens_kv, "seqlens_kv"));
     lists.names("SUMS_q", listed(given.cu_seqlens_q, "cu_seqlens_q"));
     lists.names("SUMS_kv", listed(given.cu_seqlens_kv, "cu_seqlens_kv"));
+}
+
+/// Where a row, four keys and a head stand in the whole problem: as they do in this one, or in a larger one. Then the same for
+/// the caller's own functions.
+fn lists_of_places(lists: &mut Lists, specialization: &Specialization) {
+    let has_place = specialization.has_place;
+    let mut either = |list, here, in_larger| lists.names(list, vec![if has_place { in_larger } else { here }]);
+    either("WHOLE_ROW", "i", "params.first_row + i");
+    either("WHOLE_QUAD", "key / 4u", "params.first_key / 4u + key / 4u");
+    either(
+        "WHOLE_HEAD",
+        "batch * params.num_heads + head",
+        "(params.first_batch + batch) * params.num_heads + params.first_head + head",
+    );
+    either("WGSL_BATCH", "cell.batch", "params.first_batch + cell.batch");
+    either("WGSL_HEAD", "cell.head", "params.first_head + cell.head");
+    // Over a cache a row is told as its position.
+    let row = match specialization.wgsl.by_position {
+        true => "u32(max(position_of(cell.batch, min(cell.i, params.seqlen_q - 1u)), 0))",
+        false => "min(cell.i, params.seqlen_q - 1u)",
+    };
+    either("WGSL_ROW", row, "params.first_row + min(cell.i, params.seqlen_q - 1u)");
+    either(
+        "WGSL_KEY",
+        "min(cell.key + score, params.seqlen_kv - 1u)",
+        "params.first_key + min(cell.key + score, params.seqlen_kv - 1u)",
+    );
 }
 
 /// What says how many rows and keys there are, and the number of a sequence in the tensors: those of the call, or of a sequence

@@ -33,6 +33,7 @@ mod probabilities;
 mod property;
 mod refused_calls;
 mod scores;
+mod shards;
 mod sinks;
 mod splits;
 mod suite;

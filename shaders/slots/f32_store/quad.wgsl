@@ -1,4 +1,4 @@
-// Gradients in f32 of tensors in another type, rows of whole quads.
+// Tensors in f32 of a problem in another type, rows of whole quads.
 
 // unroll TENSOR in F32_OUTPUTS {
   @group(0) @binding(BINDING_TENSOR) var<storage, read_write> TENSOR: array<vec4<f32>>;

@@ -1,4 +1,4 @@
-// Gradients in f32 of tensors in another type, rows of any length.
+// Tensors in f32 of a problem in another type, rows of any length.
 
 // unroll TENSOR in F32_OUTPUTS {
   @group(0) @binding(BINDING_TENSOR) var<storage, read_write> TENSOR: array<f32>;

@@ -9,6 +9,8 @@ fn sees_mask_mod(cell: Cell) -> vec4<bool> {
 // A call that wanted more turns hides the key.
 fn one_mask_mod(cell: Cell, of_cell: u32) -> bool {
   start_wgsl(MASK_TURNS);
-  let is_seen = wgsl_mask_mask_mod(cell.batch, cell.head, wgsl_row(cell), wgsl_key(cell, of_cell));
+  // unroll BATCH in WGSL_BATCH, HEAD in WGSL_HEAD {
+    let is_seen = wgsl_mask_mask_mod(BATCH, HEAD, wgsl_row(cell), wgsl_key(cell, of_cell));
+  // }
   return is_seen && !wgsl_is_spent;
 }

@@ -13,6 +13,8 @@ fn score_score_mod(score: vec4<f32>, cell: Cell) -> vec4<f32> {
 
 fn one_score_mod(score: f32, cell: Cell, of_cell: u32) -> f32 {
   start_wgsl(SCORE_TURNS);
-  let modified = wgsl_score_score_mod(score, cell.batch, cell.head, wgsl_row(cell), wgsl_key(cell, of_cell));
+  // unroll BATCH in WGSL_BATCH, HEAD in WGSL_HEAD {
+    let modified = wgsl_score_score_mod(score, BATCH, HEAD, wgsl_row(cell), wgsl_key(cell, of_cell));
+  // }
   return unless_spent(modified);
 }

@@ -13,8 +13,8 @@ fn score_score_mod_gradient(gradient: vec4<f32>, score: vec4<f32>, cell: Cell) -
 fn one_score_mod_grad(gradient: f32, score: f32, cell: Cell, of_cell: u32) -> f32 {
   if gradient == 0.0 { return 0.0; }
   start_wgsl(SCORE_TURNS);
-  let of_score = wgsl_score_score_mod_grad(
-    gradient, score, cell.batch, cell.head, wgsl_row(cell), wgsl_key(cell, of_cell),
-  );
+  // unroll BATCH in WGSL_BATCH, HEAD in WGSL_HEAD {
+    let of_score = wgsl_score_score_mod_grad(gradient, score, BATCH, HEAD, wgsl_row(cell), wgsl_key(cell, of_cell));
+  // }
   return unless_spent(of_score);
 }

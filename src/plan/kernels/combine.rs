@@ -15,6 +15,7 @@ pub(super) const COMBINE: KernelSpec = KernelSpec {
     text: &[
         OneOf(Slot::Element),
         OneOf(Slot::Access),
+        OneOf(Slot::F32Store),
         common!("q_tile"),
         common!("arithmetic"),
         OneOf(Slot::Parts),

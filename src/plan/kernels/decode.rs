@@ -19,6 +19,7 @@ pub(super) const DECODE: KernelSpec = KernelSpec {
         common!("philox"),
         OneOf(Slot::Element),
         OneOf(Slot::Access),
+        OneOf(Slot::F32Store),
         OneOf(Slot::CachedHalf),
         OneOf(Slot::CachedElement),
         OneOf(Slot::KeyPlace),

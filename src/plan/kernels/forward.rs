@@ -18,6 +18,7 @@ pub(super) const FORWARD: KernelSpec = KernelSpec {
         common!("philox"),
         OneOf(Slot::Element),
         OneOf(Slot::Access),
+        OneOf(Slot::F32Store),
         OneOf(Slot::CachedHalf),
         OneOf(Slot::CachedElement),
         OneOf(Slot::KeyPlace),

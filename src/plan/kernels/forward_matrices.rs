@@ -17,6 +17,7 @@ macro_rules! text {
             common!("philox"),
             OneOf(Slot::Element),
             OneOf(Slot::Access),
+            OneOf(Slot::F32Store),
             OneOf(Slot::KeyPlace),
             $(common!($tile),)+
             common!("arithmetic"),

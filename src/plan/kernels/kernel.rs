@@ -22,6 +22,8 @@ pub enum Kernel {
     FlashDecodeSplit,
     /// `combine.wgsl`
     Combine,
+    /// `fold.wgsl`
+    Fold,
     /// `standard_scores.wgsl`
     StandardScores,
     /// `standard_softmax.wgsl`
@@ -84,6 +86,7 @@ impl Kernel {
         Kernel::FlashDecode,
         Kernel::FlashDecodeSplit,
         Kernel::Combine,
+        Kernel::Fold,
         Kernel::StandardScores,
         Kernel::StandardSoftmax,
         Kernel::StandardOutput,

@@ -6,6 +6,7 @@ mod backward_matrices;
 mod combine;
 mod dbias;
 mod decode;
+mod fold;
 mod forward;
 mod forward_matrices;
 mod kernel;
@@ -47,6 +48,7 @@ impl Kernel {
             Kernel::FlashDecode => &decode::DECODE,
             Kernel::FlashDecodeSplit => &decode::SPLIT,
             Kernel::Combine => &combine::COMBINE,
+            Kernel::Fold => &fold::FOLD,
             Kernel::StandardScores => &standard::SCORES,
             Kernel::StandardSoftmax => &standard::SOFTMAX,
             Kernel::StandardOutput => &standard::OUTPUT,
@@ -130,6 +132,9 @@ impl Specialization {
         }
         self.has_sink &= kernel.ends_rows;
         self.f32_gradients &= kernel.operands.iter().any(|(operand, _)| operand.is_gradient());
+        self.adds_gradients &= self.f32_gradients;
+        self.f32_output &= kernel.operands.contains(&(O, Usage::Write));
+        self.has_place &= self.has_dropout || self.has_own_wgsl();
         if kernel.row_sums.is_none() {
             self.row_reduce = RowReduce::Alone;
         }

@@ -286,8 +286,14 @@ pub struct Specialization {
     pub(crate) cached: CachedText,
     /// What it appends to a cache.
     pub(crate) append: Option<AppendText>,
-    /// Whether gradients are stored in f32 though the element is another.
+    /// Whether gradients are stored in f32 though the element is another, or added to others.
     pub f32_gradients: bool,
+    /// Whether they are added to what is there.
+    pub adds_gradients: bool,
+    /// Whether O is stored in f32 though the element is another.
+    pub f32_output: bool,
+    /// Whether positions of rows and keys are those of a larger problem. Masks need not know.
+    pub has_place: bool,
     /// Whether partial results are in f32, for every element. Only their merge uses this.
     pub parts_in_f32: bool,
     /// Whether tiles that need a mask have a separate loop, so that the loop over other tiles needs none. Software drivers

@@ -120,6 +120,7 @@ pub(super) const OUTPUT: KernelSpec = KernelSpec {
     text: &[
         OneOf(Slot::Element),
         OneOf(Slot::Access),
+        OneOf(Slot::F32Store),
         common!("q_tile"),
         common!("arithmetic"),
         common!("standard_keys"),

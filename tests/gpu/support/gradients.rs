@@ -167,7 +167,14 @@ impl GradientTensors {
             entries: upload_entries(library, problem, inputs),
             dsink: problem.has_sink().then(|| Guarded::poisoned(library, u64::from(problem.shape.num_heads) * 4)),
             dbias: dbias_of(problem).map(|(len, element)| Guarded::poisoned(library, len * element.size())),
-            outputs: OUTPUTS.map(|operand| Guarded::poisoned(library, gaps(problem, operand).len() as u64 * size)),
+            outputs: OUTPUTS.map(|operand| {
+                let gaps = gaps(problem, operand);
+                match problem.adds_gradients {
+                    // The sum starts at 0.
+                    true => upload_f32(&gaps.iter().map(|gap| if *gap { f64::NAN } else { 0.0 }).collect::<Vec<_>>()),
+                    false => Guarded::poisoned(library, gaps.len() as u64 * size),
+                }
+            }),
         }
     }
 

@@ -166,7 +166,7 @@ impl Tensors {
         Self {
             q: upload(&inputs.q),
             k_and_v: (!inputs.one_buffer).then(|| (upload(&inputs.k), upload(&inputs.v))),
-            o: Guarded::poisoned(library, o_len * problem.element.size()),
+            o: Guarded::poisoned(library, o_len * problem.output_element().size()),
             lse: Guarded::poisoned(library, problem.lse_len() * 4),
             entries: upload_entries(library, problem, inputs),
         }
@@ -181,7 +181,7 @@ impl Tensors {
     /// Reads the outputs of a submitted call back, and checks that all that is not theirs still holds the poison.
     pub fn finish(&self, library: &Library, problem: &AttentionProblem, call: &Call) -> Output {
         let solved = problem_of(problem, call);
-        let size = problem.element.size() as usize;
+        let size = problem.output_element().size() as usize;
         let mut o = self.o.read(library);
         // A shorter call leaves the rows behind its own alone.
         let own = gaps(&solved);
@@ -206,7 +206,7 @@ impl Tensors {
             assert!(!gap || kept, "LSE of a row that no sequence has was written\n{problem:?}");
         }
         let arithmetic = library.prepare(problem).map_or(Arithmetic::F32, |prepared| arithmetic_of(prepared.plan()));
-        Output { element: problem.element, o, lse, arithmetic }
+        Output { element: problem.output_element(), o, lse, arithmetic }
     }
 }
 

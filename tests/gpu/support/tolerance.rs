@@ -100,7 +100,7 @@ impl<'a> Answer<'a> {
         }
         let arithmetic = &output.arithmetic;
         [
-            Share::largest(problem.element, &o, (&expected.o, &errors.o), &gaps(problem), arithmetic),
+            Share::largest(problem.output_element(), &o, (&expected.o, &errors.o), &gaps(problem), arithmetic),
             Share::largest(Element::F32, &lse, (&expected.lse, &errors.lse), &lse_gaps(problem), arithmetic),
         ]
     }

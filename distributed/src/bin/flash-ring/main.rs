@@ -1,0 +1,34 @@
+//! Attention of one problem on several GPUs, from the command line: `flash-ring bench`, `check` and `run`, on the GPUs of this
+//! machine (`--in-process`) or as processes that `mpirun` starts.
+
+mod arguments;
+mod bench;
+mod check;
+mod inputs;
+mod launch;
+mod run;
+mod safetensors;
+mod svg;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+use launch::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match &arguments.command {
+        Command::Bench(options) => bench::bench(options),
+        Command::Check(options) => check::check(options),
+        Command::Run(options) => run::run(options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Failure::Other(error) = failure {
+                eprintln!("flash-ring: {error}");
+            }
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Devices for ranks, and what is done with their buffers.
+
+use crate::error::Error;
+use std::sync::mpsc;
+use std::time::Duration;
+use wgpu_flash_attention::{FlashAttention, wgpu};
+
+/// Uploads go in pieces of this size, so that staging memory stays small.
+const PIECE: usize = 32 << 20;
+
+/// The adapters that ranks use if nobody says which: all GPUs, or the software driver where there is none.
+///
+/// # Errors
+/// [`Error::Gpu`] without any.
+pub fn adapters() -> Result<Vec<wgpu::Adapter>, Error> {
+    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let mut all = pollster::block_on(instance.enumerate_adapters(backends));
+    all.retain(|adapter| adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS));
+    let is_gpu = |adapter: &wgpu::Adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu;
+    if all.iter().any(is_gpu) {
+        all.retain(is_gpu);
+    }
+    if all.is_empty() { Err(Error::Gpu("no adapter computes here".into())) } else { Ok(all) }
+}
+
+/// A device for each of `ranks` ranks, one after another on each of the adapters. Ranks that share an adapter share its device.
+///
+/// # Errors
+/// Those of [`FlashAttention::from_adapter`].
+pub fn devices(adapters: &[wgpu::Adapter], ranks: usize) -> Result<Vec<FlashAttention>, Error> {
+    let used = adapters.iter().take(ranks);
+    let opened = used.map(|adapter| pollster::block_on(FlashAttention::from_adapter(adapter)));
+    let opened = opened.collect::<Result<Vec<_>, _>>()?;
+    Ok((0..ranks).map(|rank| opened[rank % opened.len()].clone()).collect())
+}
+
+/// A buffer for tensors of kernels.
+pub(crate) fn storage(attention: &FlashAttention, label: &'static str, bytes: u64) -> Result<wgpu::Buffer, Error> {
+    let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    buffer(attention, label, bytes, usage)
+}
+
+/// A buffer, of 16 bytes at least.
+pub(crate) fn buffer(
+    attention: &FlashAttention,
+    label: &'static str,
+    bytes: u64,
+    usage: wgpu::BufferUsages,
+) -> Result<wgpu::Buffer, Error> {
+    let scope = attention.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let of_validation = attention.device().push_error_scope(wgpu::ErrorFilter::Validation);
+    let size = bytes.max(16).next_multiple_of(4);
+    let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+    let made = attention.device().create_buffer(&descriptor);
+    let invalid = pollster::block_on(of_validation.pop());
+    match pollster::block_on(scope.pop()).or(invalid) {
+        Some(error) => Err(Error::Gpu(format!("{label} of {size} bytes: {error}"))),
+        None => Ok(made),
+    }
+}
+
+/// Writes bytes to a buffer, from `offset` on.
+pub(crate) fn upload(attention: &FlashAttention, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+    for (piece, bytes) in (0..).zip(bytes.chunks(PIECE)) {
+        let at = offset + piece * PIECE as u64;
+        match bytes.len() % 4 {
+            0 => attention.queue().write_buffer(buffer, at, bytes),
+            // Whole words; tensors of two-byte elements may end in the middle of one.
+            rest => {
+                let mut padded = bytes.to_vec();
+                padded.resize(bytes.len() + 4 - rest, 0);
+                attention.queue().write_buffer(buffer, at, &padded);
+            }
+        }
+        if bytes.len() == PIECE {
+            attention.queue().submit([]);
+        }
+    }
+}
+
+/// Waits for a submission, or for all.
+pub(crate) fn wait(attention: &FlashAttention, submission: Option<wgpu::SubmissionIndex>) -> Result<(), Error> {
+    let poll = wgpu::PollType::Wait { submission_index: submission, timeout: None };
+    attention.device().poll(poll).map(|_| ()).map_err(|error| Error::Gpu(format!("waiting for the device: {error}")))
+}
+
+/// Maps buffers, whose last use is in this submission or before it.
+pub(crate) fn map(
+    attention: &FlashAttention,
+    buffers: &[(&wgpu::Buffer, wgpu::MapMode)],
+    submission: Option<wgpu::SubmissionIndex>,
+) -> Result<(), Error> {
+    let (sender, mapped) = mpsc::channel();
+    for (buffer, mode) in buffers {
+        let sender = sender.clone();
+        // Nobody waits any more if this cannot be sent.
+        buffer.map_async(*mode, .., move |result| drop(sender.send(result)));
+    }
+    wait(attention, submission)?;
+    for _ in buffers {
+        // Where ranks share a device, the thread of another one may be about to say so.
+        let result = mapped.recv_timeout(Duration::from_secs(10));
+        let result = result.map_err(|_| Error::Gpu("a buffer was not mapped: the device is lost".into()))?;
+        result.map_err(|error| Error::Gpu(format!("mapping staging memory: {error}")))?;
+    }
+    Ok(())
+}
+
+/// The first bytes of a buffer.
+pub(crate) fn read(attention: &FlashAttention, from: &wgpu::Buffer) -> Result<Vec<u8>, Error> {
+    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+    let staging = buffer(attention, "readback", from.size(), usage)?;
+    let mut encoder = attention.device().create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(from, 0, &staging, 0, from.size());
+    let copied = attention.queue().submit([encoder.finish()]);
+    map(attention, &[(&staging, wgpu::MapMode::Read)], Some(copied))?;
+    let view = staging.get_mapped_range(..).map_err(|error| Error::Gpu(error.to_string()))?;
+    Ok(view.to_vec())
+}

@@ -1,0 +1,214 @@
+//! Attention in which K and V pass from rank to rank: each rank keeps its rows, and sees every block of keys once.
+
+mod backward;
+mod forward;
+mod part;
+
+use crate::error::Error;
+use crate::gpu::{read, storage, upload};
+use crate::hello::greet;
+use crate::partition::{Scheme, Span, spans};
+use crate::staging::Staging;
+use crate::tell;
+use crate::timeline::Timeline;
+use crate::transport::Transport;
+use backward::Gradients;
+use forward::Forward;
+use part::{Parts, largest_span};
+use wgpu_flash_attention::{AttentionProblem, Element, FlashAttention, Operand, wgpu};
+
+/// K and V of a rank's keys: a buffer of each for every span.
+struct Block {
+    k: Vec<wgpu::Buffer>,
+    v: Vec<wgpu::Buffer>,
+}
+
+impl Block {
+    fn new(attention: &FlashAttention, parts: &Parts) -> Result<Self, Error> {
+        let make = |label, bytes| -> Result<Vec<_>, Error> {
+            (0..parts.num_key_spans()).map(|_| storage(attention, label, bytes)).collect()
+        };
+        Ok(Self { k: make("K", parts.bytes(Operand::K))?, v: make("V", parts.bytes(Operand::V))? })
+    }
+
+    fn buffers(&self) -> Vec<&wgpu::Buffer> {
+        self.k.iter().chain(&self.v).collect()
+    }
+}
+
+/// One rank of attention in a ring, by [`Scheme::Ring`] or [`Scheme::Zigzag`]. Tensors of a rank are those of its spans, one
+/// behind the other: Q, O and dO are `[spans][batch, rows of the span, num_heads, head_dim]`, K and V the same of keys, LSE
+/// `[spans][batch, num_heads, rows of the span]` in f32.
+///
+/// All ranks make the same calls in the same order. Causal masks, windows, softcap, ALiBi and dropout are those of the whole
+/// problem.
+pub struct RingAttention<T: Transport> {
+    transport: T,
+    attention: FlashAttention,
+    parts: Parts,
+    q: Vec<wgpu::Buffer>,
+    own: Block,
+    /// Of other ranks, in turn; the second only where there are more than two.
+    passing: Vec<Block>,
+    staging: Staging,
+    forward: Forward,
+    gradients: Option<Gradients>,
+}
+
+impl<T: Transport> RingAttention<T> {
+    /// Prepares a rank's part of a problem. `problem` is the whole, in the `bshd` layout, and the same on all ranks.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if a rank has another problem; [`Error::Unsupported`] for problems with lengths of sequences, caches,
+    /// key masks, sinks, a bias or own WGSL; those of the library.
+    pub fn new(
+        mut transport: T,
+        attention: &FlashAttention,
+        scheme: Scheme,
+        problem: &AttentionProblem,
+    ) -> Result<Self, Error> {
+        let made = Self::parts(&mut transport, scheme, problem).and_then(|parts| {
+            let buffers = |label, operand| -> Result<Vec<_>, Error> {
+                parts.rows.iter().map(|_| storage(attention, label, parts.bytes(operand))).collect()
+            };
+            let q = buffers("Q", Operand::Q)?;
+            let own = Block::new(attention, &parts)?;
+            let passing = (1..transport.ranks().min(3)).map(|_| Block::new(attention, &parts));
+            let passing = passing.collect::<Result<Vec<_>, _>>()?;
+            let sizes: Vec<u64> = own.buffers().iter().map(|buffer| buffer.size()).collect();
+            let sizes = if passing.is_empty() { Vec::new() } else { sizes };
+            let staging = Staging::new(attention, &sizes)?;
+            let forward = Forward::new(attention, &parts)?;
+            Ok((parts, q, own, passing, staging, forward))
+        });
+        match made {
+            Ok((parts, q, own, passing, staging, forward)) => {
+                let attention = attention.clone();
+                Ok(Self { transport, attention, parts, q, own, passing, staging, forward, gradients: None })
+            }
+            Err(error) => Err(tell(&mut transport, error)),
+        }
+    }
+
+    fn parts(transport: &mut T, scheme: Scheme, problem: &AttentionProblem) -> Result<Parts, Error> {
+        greet(transport, scheme.name(), problem)?;
+        let most = largest_span(problem)?;
+        let shape = &problem.shape;
+        let of = |seqlen, rank| spans(scheme, seqlen, transport.ranks(), rank, most);
+        let rows = of(shape.seqlen_q, transport.rank());
+        let keys = (0..transport.ranks()).map(|rank| of(shape.seqlen_kv, rank)).collect();
+        Parts::new(problem, rows, keys)
+    }
+
+    /// The rows of the whole problem that this rank has, span after span.
+    pub fn rows(&self) -> &[Span] {
+        &self.parts.rows
+    }
+
+    /// The keys of the whole problem that this rank has at the start.
+    pub fn keys(&self) -> &[Span] {
+        &self.parts.keys[self.transport.rank()]
+    }
+
+    /// The transport.
+    pub fn transport(&mut self) -> &mut T {
+        &mut self.transport
+    }
+
+    /// Buffers that a rank holds, in bytes.
+    pub fn device_bytes(&self) -> u64 {
+        let blocks = self.passing.iter().chain([&self.own]);
+        let blocks: u64 = blocks.flat_map(Block::buffers).map(wgpu::Buffer::size).sum();
+        let q: u64 = self.q.iter().map(wgpu::Buffer::size).sum();
+        blocks + q + self.forward.bytes() + self.gradients.as_ref().map_or(0, Gradients::bytes)
+    }
+
+    /// Sets a tensor of this rank: [`Operand::Q`], [`Operand::K`], [`Operand::V`], and for the gradients [`Operand::DO`].
+    ///
+    /// # Errors
+    /// [`Error::Length`] for another number of bytes than the rank's part has; [`Error::Unsupported`] for other tensors.
+    pub fn set(&mut self, operand: Operand, bytes: &[u8]) -> Result<(), Error> {
+        if operand == Operand::DO && self.gradients.is_none() {
+            self.gradients = Some(Gradients::new(&self.attention, &self.parts)?);
+        }
+        let rank = self.transport.rank();
+        let d_o = self.gradients.as_ref().map_or(&[][..], |gradients| gradients.d_o());
+        let (buffers, spans) = match operand {
+            Operand::Q => (&self.q[..], &self.parts.rows),
+            Operand::K => (&self.own.k[..], &self.parts.keys[rank]),
+            Operand::V => (&self.own.v[..], &self.parts.keys[rank]),
+            Operand::DO => (d_o, &self.parts.rows),
+            _ => return Err(not_here(operand)),
+        };
+        let expected: usize = spans.iter().map(|span| self.parts.bytes_of(operand, *span)).sum();
+        if bytes.len() != expected {
+            return Err(Error::Length { name: operand.name(), found: bytes.len(), expected });
+        }
+        let mut rest = bytes;
+        for (buffer, span) in buffers.iter().zip(spans) {
+            // A buffer has room for the longest span in each sequence.
+            let stride = self.parts.stride(operand);
+            let (own, behind) = rest.split_at(self.parts.bytes_of(operand, *span));
+            rest = behind;
+            let sequence = (own.len() / self.parts.groups(operand).max(1)).max(1);
+            for (number, bytes) in (0..).zip(own.chunks(sequence)) {
+                upload(&self.attention, buffer, number * stride, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// A tensor of this rank: [`Operand::O`] and [`Operand::Lse`] after a forward call, [`Operand::Dq`], [`Operand::Dk`] and
+    /// [`Operand::Dv`] after a backward call, these in f32.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for other tensors; [`Error::Gpu`].
+    pub fn get(&self, operand: Operand) -> Result<Vec<u8>, Error> {
+        let of_gradients = self.gradients.as_ref().and_then(|gradients| gradients.buffers(operand));
+        let buffers = self.forward.results(operand).or(of_gradients).ok_or_else(|| not_here(operand))?;
+        let is_of_keys = matches!(operand, Operand::Dk | Operand::Dv);
+        let spans = if is_of_keys { self.keys() } else { self.rows() };
+        let mut bytes = Vec::new();
+        for (buffer, span) in buffers.iter().zip(spans) {
+            let all = read(&self.attention, buffer)?;
+            let (stride, groups) = (self.parts.stride(operand) as usize, self.parts.groups(operand));
+            let own = self.parts.bytes_of(operand, *span) / groups.max(1);
+            (0..groups).for_each(|group| bytes.extend_from_slice(&all[group * stride..][..own]));
+        }
+        Ok(bytes)
+    }
+
+    /// O and LSE of this rank's rows over all keys.
+    ///
+    /// # Errors
+    /// Why this rank ended, or which other did and why.
+    pub fn forward(&mut self) -> Result<Timeline, Error> {
+        let result = self.run_forward();
+        result.map_err(|error| tell(&mut self.transport, error))
+    }
+
+    /// After a forward call: dQ of this rank's rows, dK and dV of its keys, in f32. Q, K, V and dO must be set.
+    ///
+    /// # Errors
+    /// As `forward`.
+    pub fn backward(&mut self) -> Result<Timeline, Error> {
+        let result = self.run_backward();
+        result.map_err(|error| tell(&mut self.transport, error))
+    }
+
+    /// The block of keys that this rank has at a step, and whose it is.
+    fn block_at(&self, step: usize) -> (&Block, usize) {
+        let (rank, ranks) = (self.transport.rank(), self.transport.ranks());
+        let block = if step == 0 { &self.own } else { &self.passing[(step - 1) % self.passing.len()] };
+        (block, (rank + ranks - step) % ranks)
+    }
+}
+
+fn not_here(operand: Operand) -> Error {
+    Error::Unsupported { what: "this tensor", reason: format!("{operand} is none of this rank's, or not yet computed") }
+}
+
+/// Whether partial results need a rounding at the end.
+fn rounds(problem: &AttentionProblem) -> bool {
+    problem.element != Element::F32
+}

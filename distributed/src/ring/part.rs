@@ -1,0 +1,129 @@
+//! The parts of a problem that calls on one device solve.
+
+use crate::error::Error;
+use crate::partition::Span;
+use wgpu_flash_attention::{
+    AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, ScoreMod, Shard,
+};
+
+/// The most bytes of a buffer: 2 GiB, which all drivers allow.
+const LARGEST_BUFFER: u64 = 2 << 30;
+
+/// The most rows, or keys, of a span, so that all of its tensors fit a buffer.
+pub(super) fn largest_span(problem: &AttentionProblem) -> Result<u32, Error> {
+    let AttentionShape { batch, num_heads, head_dim, head_dim_v, .. } = problem.shape;
+    // Partial results and gradients are f32.
+    let row = 4 * u64::from(batch) * u64::from(num_heads) * u64::from(head_dim.max(head_dim_v));
+    let most = LARGEST_BUFFER / row.max(1);
+    if most < 4 {
+        let reason = format!("a row of {row} bytes; make batch or num_heads smaller");
+        return Err(Error::Unsupported { what: "rows this large", reason });
+    }
+    Ok(most.min(1 << 29) as u32)
+}
+
+/// A rank's rows, all ranks' keys, and the problem of the longest of each.
+pub(super) struct Parts {
+    pub rows: Vec<Span>,
+    /// Of each rank.
+    pub keys: Vec<Vec<Span>>,
+    /// The whole problem's part with the longest spans.
+    pub longest: AttentionProblem,
+}
+
+impl Parts {
+    pub fn new(whole: &AttentionProblem, rows: Vec<Span>, keys: Vec<Vec<Span>>) -> Result<Self, Error> {
+        refuse(whole)?;
+        let most = |spans: &mut dyn Iterator<Item = &Span>| spans.map(|span| span.len).max().unwrap_or(0);
+        let shape = AttentionShape {
+            // All ranks have buffers of one size: those of keys pass around.
+            seqlen_q: most(&mut rows.iter()),
+            seqlen_kv: most(&mut keys.iter().flatten()),
+            ..whole.shape
+        };
+        let mut longest = whole.clone();
+        longest.shape = shape;
+        longest.layout = AttentionLayout::bshd(&shape);
+        let shard = Shard::of_lengths(whole.shape.seqlen_q, whole.shape.seqlen_kv);
+        Ok(Self { rows, keys, longest: longest.with_shard(shard) })
+    }
+
+    pub fn num_key_spans(&self) -> usize {
+        self.keys[0].len()
+    }
+
+    /// The call for a span of rows and one of keys.
+    pub fn call(&self, rows: Span, keys: Span) -> Call {
+        Call::new().with_seqlen_q(rows.len).with_seqlen_kv(keys.len).with_place(rows.first, keys.first)
+    }
+
+    /// Whether some of these rows see some of these keys.
+    pub fn sees(&self, rows: Span, keys: Span) -> bool {
+        let shape = AttentionShape { batch: 1, num_heads: 1, num_heads_kv: 1, ..self.longest.shape };
+        let mut part = AttentionProblem::new(AttentionShape { seqlen_q: rows.len, seqlen_kv: keys.len, ..shape });
+        part.mask = self.longest.mask;
+        let shard = self.longest.shard.map(|whole| whole.with_first_row(rows.first).with_first_key(keys.first));
+        part.shard = shard;
+        part.visible_pairs() > 0
+    }
+
+    /// Bytes of one row, or key, of a sequence; of LSE, of a head.
+    fn row_bytes(&self, operand: Operand) -> u64 {
+        let AttentionShape { num_heads, num_heads_kv, head_dim, head_dim_v, .. } = self.longest.shape;
+        let (heads, dim) = match operand {
+            Operand::Q | Operand::Dq => (num_heads, head_dim),
+            Operand::K | Operand::Dk => (num_heads_kv, head_dim),
+            Operand::V | Operand::Dv => (num_heads_kv, head_dim_v),
+            Operand::Lse => (1, 1),
+            _ => (num_heads, head_dim_v),
+        };
+        let in_f32 = matches!(operand, Operand::Lse | Operand::OParts | Operand::Dq | Operand::Dk | Operand::Dv);
+        let size = if in_f32 { Element::F32.size() } else { self.longest.element.size() };
+        u64::from(heads) * u64::from(dim) * size
+    }
+
+    /// In how many pieces a span's tensor lies in its buffer: one for each sequence, of LSE for each head.
+    pub fn groups(&self, operand: Operand) -> usize {
+        let AttentionShape { batch, num_heads, .. } = self.longest.shape;
+        let heads = if operand == Operand::Lse { num_heads } else { 1 };
+        batch as usize * heads as usize
+    }
+
+    /// Bytes from one of these to the next.
+    pub fn stride(&self, operand: Operand) -> u64 {
+        let of_keys = matches!(operand, Operand::K | Operand::V | Operand::Dk | Operand::Dv);
+        let shape = &self.longest.shape;
+        let rows = if of_keys { shape.seqlen_kv } else { shape.seqlen_q };
+        u64::from(rows) * self.row_bytes(operand)
+    }
+
+    /// Bytes of a tensor's buffer.
+    pub fn bytes(&self, operand: Operand) -> u64 {
+        self.groups(operand) as u64 * self.stride(operand)
+    }
+
+    /// Bytes of a span's tensor.
+    pub fn bytes_of(&self, operand: Operand, span: Span) -> usize {
+        self.groups(operand) * (u64::from(span.len) * self.row_bytes(operand)) as usize
+    }
+}
+
+/// Refuses problems whose parts need more than positions.
+fn refuse(whole: &AttentionProblem) -> Result<(), Error> {
+    let modified = whole.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Bias { .. } | ScoreMod::Wgsl(_)));
+    let is_dense = whole.layout == AttentionLayout::bshd(&whole.shape) && whole.gradient_layout.is_none();
+    let refused = [
+        (whole.has_lengths(), "sequences with lengths of their own"),
+        (whole.cache().is_some(), "K and V in a cache"),
+        (!whole.key_masks().is_empty(), "masks beside causal and window"),
+        (whole.has_sink(), "a sink"),
+        (modified, "a bias or own WGSL"),
+        (!is_dense, "layouts other than bshd"),
+        (whole.shard.is_some(), "a problem that is a part of another"),
+    ];
+    let Some((_, what)) = refused.into_iter().find(|(is_there, _)| *is_there) else { return Ok(()) };
+    Err(Error::Unsupported {
+        what,
+        reason: "a ring of ranks has it not yet; UlyssesAttention takes whole sequences".into(),
+    })
+}

@@ -1,0 +1,99 @@
+//! The ring and the zigzag.
+
+use crate::support::{Inputs, Results, on_one_device, on_ranks, rms, within};
+use wgpu_flash_attention::reference;
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, ScoreMod, alibi_slopes};
+use wgpu_flash_attention_distributed::Scheme;
+
+/// Four heads over two, an odd length.
+fn problem(seqlen: u32) -> AttentionProblem {
+    AttentionProblem::new(AttentionShape::new(1, 4, seqlen, 16).with_num_heads_kv(2))
+}
+
+/// Within the bounds of each number; and of all numbers together, the error of one device at most so many times.
+fn check(scheme: Scheme, ranks: usize, problem: &AttentionProblem, seed: u64, backward: bool) -> Results {
+    let given = Inputs::new(problem, seed);
+    let found = on_ranks(scheme, ranks, problem, &given, backward);
+    let one = on_one_device(problem, &given, backward);
+    let (q, k, v) = (&given.q, &given.k, &given.v);
+    let expected = reference::forward(problem, q, k, v);
+    let errors = reference::forward_errors(problem, q, k, v);
+    within("O", problem.element, &found.o, &expected.o, &errors.o, problem);
+    within("LSE", Element::F32, &found.lse, &expected.lse, &errors.lse, problem);
+    let most = if problem.element == Element::F32 { 2.0 } else { 1.2 };
+    let (ranks, alone) = (rms(&found.o, &expected.o), rms(&one.o, &expected.o));
+    assert!(ranks <= most * alone, "O: ranks err by {ranks:e}, one device by {alone:e}\n{problem:?}");
+    if let (Some(of_ranks), Some(of_one)) = (&found.gradients, &one.gradients) {
+        // Each for the O that its forward pass gave: rounding moves D.
+        let for_o = |o: &[f64]| reference::backward_for(problem, [q, k, v, o], &given.d_o, None);
+        let (of_found, of_other) = (for_o(&found.o), for_o(&one.o));
+        let expected = [[&of_found.dq, &of_other.dq], [&of_found.dk, &of_other.dk], [&of_found.dv, &of_other.dv]];
+        for (tensor, ([found, other], name)) in expected.into_iter().zip(["dQ", "dK", "dV"]).enumerate() {
+            let (ranks, alone) = (rms(&of_ranks[tensor], found), rms(&of_one[tensor], other));
+            assert!(ranks <= 3.0 * alone, "{name}: ranks err by {ranks:e}, one device by {alone:e}\n{problem:?}");
+        }
+    }
+    found
+}
+
+#[test]
+fn ranks_give_what_one_device_gives() {
+    for ranks in 1..=4 {
+        for &element in Element::ALL {
+            let problem = problem(101).with_element(element);
+            check(Scheme::Ring, ranks, &problem, 1, false);
+            check(Scheme::Zigzag, ranks, &problem.with_causal(), 2, false);
+        }
+    }
+}
+
+#[test]
+fn positions_are_those_of_the_whole() {
+    let modified = problem(101).with_score(ScoreMod::Softcap(20.0)).with_score(ScoreMod::Alibi(alibi_slopes(4)));
+    for (scheme, problem) in [
+        (Scheme::Ring, problem(101).with_window(Some(30), Some(7))),
+        (Scheme::Ring, problem(101).with_causal().with_dropout(0.3, 5)),
+        (Scheme::Zigzag, problem(101).with_causal().with_dropout(0.3, 0xfeed_0000_0001)),
+        (Scheme::Zigzag, modified.with_causal().with_window(Some(40), None)),
+        (Scheme::Zigzag, AttentionProblem::new(AttentionShape::new(2, 2, 30, 13).with_seqlen_kv(77)).with_causal()),
+        (Scheme::Ring, AttentionProblem::new(AttentionShape::new(2, 2, 77, 16).with_seqlen_kv(30)).with_causal()),
+    ] {
+        check(scheme, 3, &problem, 3, false);
+    }
+}
+
+/// Fewer rows than ranks, and none; rows that see nothing.
+#[test]
+fn ranks_may_have_nothing() {
+    for (seqlen_q, seqlen_kv) in [(1, 1), (5, 3), (6, 0), (9, 2)] {
+        let shape = AttentionShape::new(1, 2, seqlen_q, 16).with_seqlen_kv(seqlen_kv);
+        for scheme in [Scheme::Ring, Scheme::Zigzag] {
+            check(scheme, 4, &AttentionProblem::new(shape).with_causal(), 4, false);
+        }
+    }
+    let none = AttentionProblem::new(AttentionShape::new(1, 2, 0, 16).with_seqlen_kv(9));
+    let found = on_ranks(Scheme::Ring, 2, &none, &Inputs::new(&none, 1), true);
+    assert!(found.o.is_empty() && found.gradients.is_some_and(|gradients| gradients[1].iter().all(|dk| *dk == 0.0)));
+}
+
+#[test]
+fn gradients_are_those_of_one_device() {
+    for ranks in 1..=4 {
+        check(Scheme::Ring, ranks, &problem(101), 5, true);
+        check(Scheme::Zigzag, ranks, &problem(101).with_causal().with_dropout(0.2, 9), 6, true);
+    }
+    for element in [Element::F16, Element::Bf16] {
+        check(Scheme::Zigzag, 2, &problem(101).with_element(element).with_causal(), 7, true);
+        check(Scheme::Ring, 3, &problem(101).with_element(element).with_window(Some(20), Some(9)), 8, true);
+    }
+}
+
+#[test]
+fn repeats_are_bit_identical() {
+    let problem = problem(101).with_causal().with_dropout(0.2, 9);
+    let given = Inputs::new(&problem, 9);
+    let first = on_ranks(Scheme::Zigzag, 3, &problem, &given, true);
+    for _ in 0..20 {
+        assert!(on_ranks(Scheme::Zigzag, 3, &problem, &given, true) == first);
+    }
+}

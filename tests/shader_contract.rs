@@ -272,7 +272,7 @@ fn variants_with_modifiers() -> Vec<Specialization> {
                     |seqlen_q| AttentionShape::new(2, 4, seqlen_q, head_dim).with_num_heads_kv(2).with_seqlen_kv(2000);
                 let mut shapes = vec![shape(1), shape(1000)];
                 if device.matrix_side.is_some() {
-                    shapes.extend([shape(20), shape(20).with_seqlen_kv(40)]);
+                    shapes.push(shape(20));
                 }
                 shapes.extend((algorithm == Algorithm::Flash).then_some(shape(200).with_seqlen_kv(40_000)));
                 for shape in shapes {
@@ -282,7 +282,9 @@ fn variants_with_modifiers() -> Vec<Specialization> {
                         let forward =
                             Plan::forward(&problem, &device).build().expect("every device runs every problem");
                         let backward = Plan::backward(&problem, &device).build().expect("backward too");
-                        let passes = forward.passes().iter().chain(backward.passes());
+                        let whole = Plan::forward(&problem, &device).with_splits(1).build();
+                        let whole = whole.iter().filter(|_| shape.seqlen_q == 20).flat_map(Plan::passes);
+                        let passes = forward.passes().iter().chain(backward.passes()).chain(whole);
                         let specializations = passes.map(|pass| pass.specialization.clone());
                         variants.extend(specializations.filter(|v| {
                             v.has_sink || v.has_lengths || !(v.score_mods.is_empty() && v.key_masks.is_empty())

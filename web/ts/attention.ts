@@ -143,7 +143,8 @@ export class FlashAttention {
     checkCall({ signal, boundedWork });
     return this.#device.call(signal, async () => {
       const maxFlops = boundedWork ?? this.#throughput.bound();
-      const operation = this.#operations.acquire({ direction: 'forward' }, problem, problem.element ?? 'f32', maxFlops === false ? undefined : maxFlops);
+      const { element = 'f32' } = problem;
+      const operation = this.#operations.acquire({ direction: 'forward' }, problem, element, maxFlops === false ? undefined : maxFlops);
       try {
         await operation.ready();
         this.#device.check();

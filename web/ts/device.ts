@@ -49,7 +49,9 @@ export class Device {
     this.#view = view;
     this.#isOwned = device === undefined;
     this.#instance = instance;
-    void gpu.lost.then(({ reason, message }) => this.#lose(message || (reason === 'destroyed' ? 'it was destroyed' : 'the browser does not say why')));
+    void gpu.lost.then(({ reason, message }) => {
+      this.#lose(message || (reason === 'destroyed' ? 'it was destroyed' : 'the browser does not say why'));
+    });
   }
 
   static async request(options: DeviceOptions): Promise<Device> {

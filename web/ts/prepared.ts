@@ -131,7 +131,9 @@ export class PreparedAttention {
     return dropout;
   }
 
-  #request(tensors: PreparedTensors & Partial<PreparedOutputs>, options: Omit<RunOptions, 'boundedWork'> & { dropout?: PreparedDropout | undefined }): Request {
+  #request(
+    tensors: PreparedTensors & Partial<PreparedOutputs>, options: Omit<RunOptions, 'boundedWork'> & { dropout?: PreparedDropout | undefined },
+  ): Request {
     const { planned } = this.#operation;
     const fit = (called: string, tensor: unknown): GpuTensor => {
       if (!(tensor instanceof GpuTensor)) throw new InvalidTensorError(`${called} is ${describe(tensor)}; pass a GpuTensor`);
@@ -149,7 +151,10 @@ export class PreparedAttention {
       const tensor = tensors[output.name as 'o' | 'lse'];
       return tensor === undefined ? output : { ...output, tensor: fit(output.name, tensor) };
     });
-    const request = { operation: this.#operation, inputs, outputs, onGpu: true, isUnbounded: this.#isUnbounded, options: { ...options, dropout: this.#dropout(options.dropout) } };
+    const request = {
+      operation: this.#operation, inputs, outputs, onGpu: true, isUnbounded: this.#isUnbounded,
+      options: { ...options, dropout: this.#dropout(options.dropout) },
+    };
     this.#runner.check(request, (name) => isDense(this.#problem) || !planned.has_layout(name));
     return request;
   }

@@ -80,8 +80,33 @@ async function withModifiers(flash) {
   const { mask, ...without } = tensors;
   await assertThrows(prepared.run(without), InvalidTensorError, 'mask is undefined; pass a GpuTensor');
   await assertThrows(prepared.run({ ...tensors, mask: tensors.bias }), InvalidTensorError, 'mask holds f32, but u32 is expected');
+  // Gradients, all that there are, by run and by encode.
+  const dO = await flash.upload(random(320, 94));
+  // A function of its own would need a gradient.
+  const { scoreMod: _, aux: __, ...plain } = problem;
+  const { aux: ___, ...inputsOfPlain } = tensors;
+  const forward = await flash.forward({ ...plain, ...inputsOfPlain, bias: { ...problem.bias, data: tensors.bias }, mask: { ...problem.mask, data: mask } });
+  const wanted = await flash.backward({
+    ...plain, ...inputsOfPlain, bias: { ...problem.bias, data: tensors.bias }, mask: { ...problem.mask, data: mask }, o: forward.o, lse: forward.lse, dO, dBias: true,
+  });
+  const back = await flash.prepareBackward({ ...plain, dBias: true });
+  const read = { ...inputsOfPlain, o: forward.o, lse: forward.lse, dO };
+  const found = await back.run(read);
+  const names = ['dq', 'dk', 'dv', 'dSink', 'dBias'];
+  const written = {};
+  for (const name of names) written[name] = await flash.upload(new Float32Array(back.lengths[name]));
+  const encoder = flash.device.createCommandEncoder();
+  back.encode(encoder, { ...read, ...written });
+  flash.device.queue.submit([encoder.finish()]);
+  for (const name of names) {
+    const right = await wanted[name].read();
+    assertSameBits(await found[name].read(), right, `${name} of run`);
+    assertSameBits(await written[name].read(), right, `${name} of encode`);
+  }
+  back.destroy();
   prepared.destroy();
-  for (const tensor of [...Object.values(tensors), o, lse]) tensor.destroy();
+  for (const tensor of [...Object.values(tensors), o, lse, dO, forward.o, forward.lse]) tensor.destroy();
+  for (const all of [wanted, found, written]) for (const name of names) all[name].destroy();
 }
 
 /** Submissions that the page makes in `work`. */

@@ -176,14 +176,15 @@ export async function aPanicIsTold() {
     const attention = await FlashAttention.create();
     const waiting = told(attention.prepare({ shape: { seqlen: 16, headDim: 16 } }));
     broken('panicked at the test');
-    postMessage([await waiting, await told(attention.prepare({ shape: { seqlen: 16, headDim: 16 } })), await told(FlashAttention.create())]);`;
+    postMessage([await waiting, await told(attention.prepare({ shape: { seqlen: 16, headDim: 16 } })), await told(FlashAttention.create())]);
+    attention.device.destroy();
+    close();`;
   const address = URL.createObjectURL(new Blob([text], { type: 'text/javascript' }));
   const worker = new Worker(address, { type: 'module' });
   const answers = await soon(new Promise((resolve, reject) => {
     worker.onmessage = ({ data }) => resolve(data);
     worker.onerror = ({ message }) => reject(new Error(message));
   }), 'the worker answers', 30);
-  worker.terminate();
   URL.revokeObjectURL(address);
   for (const answer of answers) assert(/^gpu something broke .*panicked at the test/.test(answer), answer);
 }

@@ -37,9 +37,9 @@ rmSync(`${web}pkg`, { recursive: true, force: true });
 mkdirSync(`${web}pkg`);
 run(`${target}/debug/wgpu-flash-attention-bindgen`, `${target}/wasm32-unknown-unknown/web/wgpu_flash_attention_web.wasm`, `${web}pkg`);
 
-// wgpu's browser is ts/view.ts.
+// The module's surroundings are ts/view.ts.
 const glue = readFileSync(`${web}pkg/wasm.js`, 'utf8');
-writeFileSync(`${web}pkg/wasm.js`, `import { GPUOutOfMemoryError, GPUValidationError, world as self } from './view.js';\n${glue}`);
+writeFileSync(`${web}pkg/wasm.js`, `import { GPUOutOfMemoryError, GPUValidationError, broken, world as self } from './view.js';\n${glue}`);
 
 said('making the module smaller …');
 // Exactly what rustc's wasm32 target has switched on, which wasm-opt must be told.

@@ -64,7 +64,7 @@ export function growth(attention, { UnsupportedError }) {
     const inParts = standard.find(([, count], index) => index > 0 && count < 1.5 * standard[index - 1][1]);
     if (inParts) {
       nodes.push(element('circle', { cx: x(inParts[0] - 1), cy: y(inParts[1]), r: 5, class: 'point standard' }));
-      nodes.push(element('text', { x: x(inParts[0] - 1), y: y(inParts[1]) - 12, 'text-anchor': 'end', class: 'standard' }, 'whole up to here'));
+      nodes.push(element('text', { x: x(inParts[0] - 1), y: y(inParts[1]) + 28, 'text-anchor': 'middle', class: 'standard' }, 'whole up to here'));
     }
     svg.replaceChildren(...nodes);
     svg.closest('figure').hidden = false;

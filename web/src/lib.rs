@@ -14,8 +14,17 @@ mod tensor;
 
 use wasm_bindgen::prelude::*;
 
+#[wasm_bindgen]
+extern "C" {
+    /// Tells the TypeScript side (`web/ts/view.ts`) that what waits for this module waits in vain.
+    fn broken(panic: &str);
+}
+
 /// Runs once, when the module is loaded: what would be a bare `unreachable` then says what broke.
 #[wasm_bindgen(start)]
 fn start() {
-    std::panic::set_hook(Box::new(|panic| wasm_bindgen::throw_str(&panic.to_string())));
+    std::panic::set_hook(Box::new(|panic| {
+        broken(&panic.to_string());
+        wasm_bindgen::throw_str(&panic.to_string())
+    }));
 }

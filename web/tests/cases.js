@@ -8,7 +8,7 @@ import { forward as reference, largestError, philox, sizes, strides } from '../d
 import { backward as referenceBackward } from './gradients.js';
 import { blockMasks } from './blocks.js';
 import { backward as modifiedBackward, forward as modifiedForward, probabilities as modifiedProbabilities } from './modifiers.js';
-import { abort, destroyAtAnyMoment, lostDevice, mountAndUnmount, nothingOfThePageIsChanged } from './life.js';
+import { aPanicIsTold, abort, destroyAtAnyMoment, lostDevice, mountAndUnmount, nothingOfThePageIsChanged } from './life.js';
 import { misuse, misuseOfCreate } from './misuse.js';
 import { callsGoTogether, preparedOperations } from './prepared.js';
 import { faultsOfOwnWgsl, ownMasks, ownScores } from './own_wgsl.js';
@@ -581,6 +581,7 @@ export const cases = {
   'a lost device': lostDevice,
   'destroy at any moment': destroyAtAnyMoment,
   'mount and unmount': mountAndUnmount,
+  'a panic is told': aPanicIsTold,
   'prepared operations': preparedOperations,
   'calls go together': callsGoTogether,
   'no WebGPU': noWebGPU,

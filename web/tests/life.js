@@ -21,10 +21,10 @@ async function devicesOf(work) {
   return devices;
 }
 
-/** The promise, or a failure after two seconds. */
-function soon(promise, what) {
+/** The promise, or a failure after two seconds, or more where devices are made. */
+function soon(promise, what, seconds = 2) {
   let timer;
-  const late = new Promise((_, reject) => timer = setTimeout(() => reject(new Error(`two seconds, and still not: ${what}`)), 2000));
+  const late = new Promise((_, reject) => timer = setTimeout(() => reject(new Error(`after ${seconds} s still not: ${what}`)), 1000 * seconds));
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
@@ -161,8 +161,30 @@ export async function mountAndUnmount() {
       // A device that came after the abort is destroyed when it comes; one that came before is its owner's.
       await creating.then((flash) => flash.destroy(), () => undefined);
     });
-    await soon(Promise.all(rounds), 'twenty rounds');
+    await soon(Promise.all(rounds), 'twenty rounds', 30);
     await new Promise((resolve) => setTimeout(resolve, 500));
   });
   await soon(Promise.all(devices.map((device) => device.lost)), `all ${devices.length} devices are lost`);
+}
+
+/** A fault inside WebAssembly, in a worker, because it is one for good: what waits hears of it, and so do later calls. */
+export async function aPanicIsTold() {
+  const text = `
+    import { FlashAttention } from '${new URL('/web/pkg/index.js', location.href)}';
+    import { broken } from '${new URL('/web/pkg/view.js', location.href)}';
+    const told = (promise) => promise.then(() => 'it worked', ({ code, message }) => code + ' ' + message);
+    const attention = await FlashAttention.create();
+    const waiting = told(attention.prepare({ shape: { seqlen: 16, headDim: 16 } }));
+    broken('panicked at the test');
+    postMessage([await waiting, await told(attention.prepare({ shape: { seqlen: 16, headDim: 16 } })), await told(FlashAttention.create())]);
+    attention.device.destroy();
+    close();`;
+  const address = URL.createObjectURL(new Blob([text], { type: 'text/javascript' }));
+  const worker = new Worker(address, { type: 'module' });
+  const answers = await soon(new Promise((resolve, reject) => {
+    worker.onmessage = ({ data }) => resolve(data);
+    worker.onerror = ({ message }) => reject(new Error(message));
+  }), 'the worker answers', 30);
+  URL.revokeObjectURL(address);
+  for (const answer of answers) assert(/^gpu something broke .*panicked at the test/.test(answer), answer);
 }

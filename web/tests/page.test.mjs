@@ -247,7 +247,7 @@ for (const [name, open] of Object.entries(browsers)) {
         const context = await page.context().browser().newContext({ javaScriptEnabled: false });
         const silent = await context.newPage();
         await silent.goto(address);
-        assert.match(await silent.locator('noscript').innerText(), /This page needs JavaScript/);
+        assert.match(await silent.locator('header noscript').innerText(), /This page needs JavaScript/);
         await silent.screenshot({ path: `${screenshots}/chromium-no-javascript.png` });
         await context.close();
       });

@@ -1,6 +1,6 @@
 // Operations that are compiled ahead, and calls that go to the GPU together.
-import { InvalidOptionError, InvalidProblemError, InvalidTensorError } from '../pkg/index.js';
-import { assert, assertEqual, assertSameBits, assertThrows, attention, inputs } from './support.js';
+import { InvalidOptionError, InvalidProblemError, InvalidTensorError, packMask } from '../pkg/index.js';
+import { assert, assertEqual, assertSameBits, assertThrows, attention, inputs, random, randomMask } from './support.js';
 
 const SHAPE = { numHeads: 2, seqlen: 100, headDim: 64 };
 
@@ -57,8 +57,56 @@ export async function preparedOperations() {
   prepared.destroy();
   prepared.destroy();
   await refused(() => prepared.run({ q, k, v }), InvalidOptionError, 'was destroyed; prepare it again');
+  await withModifiers(flash);
   for (const tensor of [q, k, v, run.o, run.lse, seeded.o, seeded.lse, lse, o, inside, after]) tensor.destroy();
   for (const buffer of [both, out, copy]) buffer.destroy();
+}
+
+/** Bias, mask, sinks and aux come with each call. */
+async function withModifiers(flash) {
+  const shape = { numHeads: 2, seqlen: 20, headDim: 8 };
+  const aux = random(20, 91);
+  const data = { bias: random(400, 92), mask: packMask(randomMask(400, 93), 20), sink: Float32Array.of(0.5, -1) };
+  const scoreMod = `fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 { return score + aux[kv_idx]; }`;
+  const problem = { shape, scoreMod, aux, bias: { shape: [1, 1, 20, 20] }, mask: { shape: [1, 1, 20, 20] }, sink: true };
+  const arrays = inputs(problem);
+  const given = { ...problem, ...arrays, bias: { ...problem.bias, data: data.bias }, mask: { ...problem.mask, data: data.mask }, sink: data.sink };
+  const expected = await flash.forward(given);
+  const prepared = await flash.prepare(problem);
+  const tensors = {};
+  for (const [name, array] of Object.entries({ ...arrays, ...data, aux })) tensors[name] = await flash.upload(array);
+  const { o, lse } = await prepared.run(tensors);
+  assertSameBits(await o.read(), expected.o, 'O with everything that a problem may have');
+  const { mask, ...without } = tensors;
+  await assertThrows(prepared.run(without), InvalidTensorError, 'mask is undefined; pass a GpuTensor');
+  await assertThrows(prepared.run({ ...tensors, mask: tensors.bias }), InvalidTensorError, 'mask holds f32, but u32 is expected');
+  // Gradients, all that there are, by run and by encode.
+  const dO = await flash.upload(random(320, 94));
+  // A function of its own would need a gradient.
+  const { scoreMod: _, aux: __, ...plain } = problem;
+  const { aux: ___, ...inputsOfPlain } = tensors;
+  const forward = await flash.forward({ ...plain, ...inputsOfPlain, bias: { ...problem.bias, data: tensors.bias }, mask: { ...problem.mask, data: mask } });
+  const wanted = await flash.backward({
+    ...plain, ...inputsOfPlain, bias: { ...problem.bias, data: tensors.bias }, mask: { ...problem.mask, data: mask }, o: forward.o, lse: forward.lse, dO, dBias: true,
+  });
+  const back = await flash.prepareBackward({ ...plain, dBias: true });
+  const read = { ...inputsOfPlain, o: forward.o, lse: forward.lse, dO };
+  const found = await back.run(read);
+  const names = ['dq', 'dk', 'dv', 'dSink', 'dBias'];
+  const written = {};
+  for (const name of names) written[name] = await flash.upload(new Float32Array(back.lengths[name]));
+  const encoder = flash.device.createCommandEncoder();
+  back.encode(encoder, { ...read, ...written });
+  flash.device.queue.submit([encoder.finish()]);
+  for (const name of names) {
+    const right = await wanted[name].read();
+    assertSameBits(await found[name].read(), right, `${name} of run`);
+    assertSameBits(await written[name].read(), right, `${name} of encode`);
+  }
+  back.destroy();
+  prepared.destroy();
+  for (const tensor of [...Object.values(tensors), o, lse, dO, forward.o, forward.lse]) tensor.destroy();
+  for (const all of [wanted, found, written]) for (const name of names) all[name].destroy();
 }
 
 /** Submissions that the page makes in `work`. */

@@ -6,9 +6,9 @@ import { Operations } from './operations.js';
 import { entriesOf } from './modifiers.js';
 import { FOR_CALLS, PROBLEM, checkCall, isDense, toWasm } from './options.js';
 import type {
-  AttentionProblem, BackwardOptions, Element, ForwardOptions, ProbabilitiesOptions, Task, TensorData,
+  Asked, AttentionProblem, BackwardOptions, Element, ForwardOptions, ProbabilitiesOptions, RunOptions, Task, TensorData,
 } from './options.js';
-import { PreparedAttention } from './prepared.js';
+import { PreparedAttention, PreparedBackward, type Parts } from './prepared.js';
 import type {
   BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor,
 } from './results.js';
@@ -36,6 +36,9 @@ export interface CreateOptions {
   /** Ends the wait; a device that comes later is destroyed. */
   signal?: AbortSignal | undefined;
 }
+
+/** How `prepare` and `prepareBackward` behave. */
+export type PrepareOptions = Pick<RunOptions, 'signal' | 'boundedWork'>;
 
 const CREATE = ['powerPreference', 'device', 'gpu', 'subgroups', 'shaderF16', 'wasm', 'signal'];
 
@@ -136,24 +139,39 @@ export class FlashAttention {
    *
    * @throws as `forward`
    */
-  async prepare(
-    problem: AttentionProblem, { signal, boundedWork }: { signal?: AbortSignal | undefined; boundedWork?: number | false | undefined } = {},
-  ): Promise<PreparedAttention> {
+  async prepare(problem: AttentionProblem, options: PrepareOptions = {}): Promise<PreparedAttention> {
+    return this.#prepare('forward', problem, options, (parts) => new PreparedAttention(parts));
+  }
+
+  /**
+   * As `prepare`, for the gradients.
+   *
+   * @throws as `forward`
+   */
+  async prepareBackward(
+    problem: AttentionProblem & Pick<BackwardOptions, 'gradientElement' | 'dBias'>, options: PrepareOptions = {},
+  ): Promise<PreparedBackward> {
+    return this.#prepare('backward', problem, options, (parts) => new PreparedBackward(parts));
+  }
+
+  async #prepare<T>(direction: 'forward' | 'backward', problem: Asked, options: PrepareOptions, make: (parts: Parts) => T): Promise<T> {
     checkOptions('prepare', problem, PROBLEM);
-    checkCall({ signal, boundedWork });
+    checkOptions('the second argument of prepare', options, ['signal', 'boundedWork']);
+    checkCall(options);
+    const { signal, boundedWork = this.#throughput.bound() } = options;
     return this.#device.call(signal, async () => {
-      const maxFlops = boundedWork ?? this.#throughput.bound();
-      const operation = this.#operations.acquire({ direction: 'forward' }, problem, problem.element ?? 'f32', maxFlops === false ? undefined : maxFlops);
+      const { element = 'f32' } = problem;
+      const operation = this.#operations.acquire({ direction }, problem, element, boundedWork === false ? undefined : boundedWork);
+      const release = (): void => this.#operations.release(operation);
       try {
         await operation.ready();
         this.#device.check();
         signal?.throwIfAborted();
       } catch (error) {
-        this.#operations.release(operation);
+        release();
         throw error;
       }
-      const release = (): void => this.#operations.release(operation);
-      return new PreparedAttention(this.#device, this.#runner, operation, problem, boundedWork === false, release);
+      return make({ device: this.#device, runner: this.#runner, operation, problem, isUnbounded: boundedWork === false, release });
     });
   }
 

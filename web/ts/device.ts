@@ -3,7 +3,7 @@ import {
   AttentionError, DeviceLostError, GpuError, InvalidOptionError, InvalidTensorError, NoWebGPUError, OutOfMemoryError, fromWasm,
 } from './errors.js';
 import { CallersError, untilAborted } from './stop.js';
-import { View, isOutOfMemory } from './view.js';
+import { View, isOutOfMemory, whenBroken } from './view.js';
 import { Attention, Tensor } from './wasm.js';
 
 /** @internal What the device may and may not have. */
@@ -49,7 +49,9 @@ export class Device {
     this.#view = view;
     this.#isOwned = device === undefined;
     this.#instance = instance;
-    void gpu.lost.then(({ reason, message }) => this.#lose(message || (reason === 'destroyed' ? 'it was destroyed' : 'the browser does not say why')));
+    void gpu.lost.then(({ reason, message }) => {
+      this.#lose(message || (reason === 'destroyed' ? 'it was destroyed' : 'the browser does not say why'));
+    });
   }
 
   static async request(options: DeviceOptions): Promise<Device> {
@@ -59,7 +61,7 @@ export class Device {
     const features = new Set<string>([...gpu.features].filter((feature) => !left.has(feature)));
     try {
       const view = new View(gpu, info, features);
-      const wasm = await view.show(() => Attention.create());
+      const wasm = await orBroken(view.show(() => Attention.create()));
       if (features.has('subgroups')) wasm.use_subgroups();
       return new Device(gpu, info, wasm, view, options);
     } catch (error) {
@@ -98,10 +100,10 @@ export class Device {
       this.#users--;
       this.#freeWhenUnused();
     });
-    return new Promise<T>((resolve, reject) => {
+    return orBroken(new Promise<T>((resolve, reject) => {
       this.#calls.add(reject);
       untilAborted(signal, running).then(resolve, reject).finally(() => this.#calls.delete(reject));
-    });
+    }));
   }
 
   destroy(): void {
@@ -222,6 +224,14 @@ export class Device {
   adopt(buffer: GPUBuffer): Tensor {
     return this.#view.adopt(buffer, () => Tensor.adopt(this.wasm, buffer.size));
   }
+}
+
+/** Settles as a promise does, or rejects when WebAssembly has panicked: then the promise may never settle. */
+function orBroken<T>(promise: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const forget = whenBroken((fault) => reject(new GpuError(`something broke that should not, and this page must load the module anew: ${fault}`)));
+    promise.then(resolve, reject).finally(forget);
+  });
 }
 
 interface Found {

@@ -75,7 +75,8 @@ const CALLED: Record<string, string> = {
   seqlen_q: 'seqlen', seqlen_kv: 'seqlenKv', dropout_p: 'dropout.p', max_flops_per_dispatch: 'boundedWork', d_o: 'dO', d_lse: 'dLse',
   dsink: 'dSink', dbias: 'dBias', key_mask: 'mask', seqlens_q: 'seqlensQ', seqlens_kv: 'seqlensKv',
 };
-const NAMES = /\b(seqlens?_kv|seqlens?_q|dropout_p|d_o|d_lse|dsink|dbias|key_mask|alibi_slopes|score_mod(?:_grad)?|mask_mod|num_heads(?:_kv)?|head_dim(?:_v)?|softmax_scale|max_[a-z_]+)\b/g;
+const NAMES = new RegExp(`\\b(${[...Object.keys(CALLED),
+  'alibi_slopes', 'score_mod(?:_grad)?', 'mask_mod', 'num_heads(?:_kv)?', 'head_dim(?:_v)?', 'softmax_scale', 'max_[a-z_]+'].join('|')})\\b`, 'g');
 
 /** A message of the crate in the words of this package. */
 function inTheseNames(message: string): string {

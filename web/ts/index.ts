@@ -1,5 +1,5 @@
 export { FlashAttention } from './attention.js';
-export type { CreateOptions } from './attention.js';
+export type { CreateOptions, PrepareOptions } from './attention.js';
 export {
   AttentionError, DeviceLostError, GpuError, InvalidOptionError, InvalidProblemError, InvalidTensorError, NoWebGPUError, OutOfMemoryError,
   UnsupportedError,
@@ -15,7 +15,9 @@ export type {
 export type {
   BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor, RunStats,
 } from './results.js';
-export { PreparedAttention } from './prepared.js';
-export type { PreparedDropout, PreparedOutputs, PreparedTensors } from './prepared.js';
+export { Prepared, PreparedAttention, PreparedBackward } from './prepared.js';
+export type {
+  PreparedBackwardTensors, PreparedDropout, PreparedGradients, PreparedOutputs, PreparedRun, PreparedTensors,
+} from './prepared.js';
 export { GpuTensor } from './tensor.js';
 export type { ArrayOf, ElementOf, Float16ArrayLike, TensorArray, TensorElement } from './tensor.js';

@@ -2,13 +2,13 @@ import { checkOptions, describe } from './checks.js';
 import type { Device } from './device.js';
 import { InvalidOptionError, InvalidTensorError } from './errors.js';
 import type { Operation } from './operations.js';
-import { RUN, checkCall, dropoutSeed, isDense, type AttentionProblem, type Dropout, type RunOptions } from './options.js';
-import type { ForwardTensors } from './results.js';
-import type { Output, Request, Runner } from './runner.js';
+import { RUN, checkCall, isDense, type Asked, type Dropout, type RunOptions } from './options.js';
+import type { BackwardTensors, ForwardTensors } from './results.js';
+import { CALLED, type Output, type Request, type Runner } from './runner.js';
 import { GpuTensor, disposable } from './tensor.js';
 import type { TensorElement } from './tensor.js';
 
-/** Tensors on the GPU for one call of a prepared operation. */
+/** Tensors on the GPU for one call of a prepared forward pass. */
 export interface PreparedTensors {
   /** Queries. */
   q: GpuTensor;
@@ -26,7 +26,7 @@ export interface PreparedTensors {
   aux?: GpuTensor | undefined;
 }
 
-/** Where results are written. */
+/** Where a forward pass writes. */
 export interface PreparedOutputs {
   /** The output. */
   o: GpuTensor;
@@ -34,59 +34,98 @@ export interface PreparedOutputs {
   lse: GpuTensor;
 }
 
+/** Tensors on the GPU for one call of a prepared backward pass. */
+export interface PreparedBackwardTensors extends PreparedTensors {
+  /** The output of the forward call. */
+  o: GpuTensor;
+  /** The log-sum-exp of the forward call. */
+  lse: GpuTensor<'f32'>;
+  /** The gradient of O. */
+  dO: GpuTensor;
+  /** The gradient of LSE. */
+  dLse?: GpuTensor<'f32'> | undefined;
+}
+
+/** Where a backward pass writes. */
+export interface PreparedGradients {
+  /** The gradient of Q. */
+  dq: GpuTensor;
+  /** The gradient of K. */
+  dk: GpuTensor;
+  /** The gradient of V. */
+  dv: GpuTensor;
+  /** The gradient of the sinks, where there are sinks. */
+  dSink?: GpuTensor | undefined;
+  /** The gradient of the bias, where `dBias` asked for it. */
+  dBias?: GpuTensor | undefined;
+}
+
 /** What may change from call to call beside the tensors. */
 export type PreparedDropout = Pick<Dropout, 'seed' | 'offset'>;
 
-const INPUTS = ['q', 'k', 'v', 'bias', 'mask', 'sink', 'aux'] as const;
-const NAMES: Record<string, string> = { mask: 'key_mask' };
+/** How a call of a prepared operation behaves. */
+export type PreparedRun = Omit<RunOptions, 'boundedWork'> & { dropout?: PreparedDropout | undefined };
 
-/** A forward pass that is compiled: `await attention.prepare(problem)`. */
-export class PreparedAttention {
-  readonly #device: Device;
-  readonly #runner: Runner;
-  readonly #operation: Operation;
-  readonly #problem: AttentionProblem;
-  readonly #isUnbounded: boolean;
-  #release: (() => void) | undefined;
+/** The crate's names, where they differ. */
+const NAMES: Record<string, string> = { mask: 'key_mask', dO: 'd_o', dLse: 'd_lse', dSink: 'dsink', dBias: 'dbias' };
+const OF_PROBLEM = ['bias', 'mask', 'sink', 'aux'] as const;
+
+/** @internal What a prepared operation is made of. */
+export interface Parts {
+  device: Device;
+  runner: Runner;
+  operation: Operation;
+  problem: Asked;
+  isUnbounded: boolean;
+  release: () => void;
+}
+
+/** A pass that is compiled. `I` are the tensors that it reads, `O` those that it writes, `R` is what `run` gives. */
+export abstract class Prepared<I extends object, O extends object, R> {
+  readonly #parts: Parts;
+  readonly #needed: readonly string[];
+  readonly #optional: readonly string[];
+  readonly #outputs: readonly string[];
+  #isDestroyed = false;
 
   /** @internal */
-  constructor(device: Device, runner: Runner, operation: Operation, problem: AttentionProblem, isUnbounded: boolean, release: () => void) {
-    this.#device = device;
-    this.#runner = runner;
-    this.#operation = operation;
-    this.#problem = problem;
-    this.#isUnbounded = isUnbounded;
-    this.#release = release;
+  constructor(parts: Parts, needed: readonly string[], optional: readonly string[], outputs: readonly string[]) {
+    const { problem } = parts;
+    this.#parts = parts;
+    const has = OF_PROBLEM.filter((name) => problem[name] !== undefined);
+    this.#needed = [...needed, ...has];
+    this.#optional = [...optional, ...OF_PROBLEM.filter((name) => problem[name] === undefined)];
+    this.#outputs = outputs;
   }
 
   /** Elements that each tensor needs. */
-  get lengths(): { q: number; k: number; v: number; o: number; lse: number } {
+  get lengths(): { [Name in keyof (I & O)]: number } {
     this.#check();
-    const { planned } = this.#operation;
-    const length = (name: string): number => planned.required_len(name);
-    return { q: length('q'), k: length('k'), v: length('v'), o: length('o'), lse: length('lse') };
+    const { planned } = this.#parts.operation;
+    const lengths = [...this.#needed, ...this.#outputs].map((name) => [name, planned.required_len(NAMES[name] ?? name)]);
+    return Object.fromEntries(lengths) as { [Name in keyof (I & O)]: number };
   }
 
   /**
-   * Runs it. Calls that do not wait for each other are submitted together. Without `o` and `lse`, the results are new tensors.
+   * Runs it. Calls that do not wait for each other are submitted together. Results for which no tensor is given are new tensors.
    *
    * @throws as `forward`
    */
-  async run(
-    options: PreparedTensors & Partial<PreparedOutputs> & Omit<RunOptions, 'boundedWork'> & { dropout?: PreparedDropout | undefined },
-  ): Promise<ForwardTensors> {
+  async run(options: I & Partial<O> & PreparedRun): Promise<R> {
     this.#check();
-    checkOptions('run', options, [...INPUTS, 'o', 'lse', 'dropout', ...RUN.filter((name) => name !== 'boundedWork' && name !== 'output')]);
+    const known = ['dropout', ...RUN.filter((name) => name !== 'boundedWork' && name !== 'output')];
+    checkOptions('run', options, [...this.#needed, ...this.#optional, ...this.#outputs, ...known]);
     checkCall(options);
+    const { device, runner, operation } = this.#parts;
     const request = this.#request(options, options);
-    this.#operation.users++;
-    return this.#device.call(options.signal, async () => {
+    operation.users++;
+    return device.call(options.signal, async () => {
       try {
-        const { tensors, stats } = await this.#runner.run(request);
-        return { o: tensors[0], lse: tensors[1], stats } as ForwardTensors;
+        const { tensors, stats } = await runner.run(request);
+        return { ...Object.fromEntries(this.#outputs.map((name, index) => [name, tensors[index]])), stats } as R;
       } finally {
-        this.#operation.users--;
-        this.#operation.freeIfUnused();
+        operation.users--;
+        operation.freeIfUnused();
       }
     });
   }
@@ -97,66 +136,82 @@ export class PreparedAttention {
    *
    * @throws {InvalidTensorError} if a tensor does not fit; the encoder is then as it was
    */
-  encode(encoder: GPUCommandEncoder, tensors: PreparedTensors & PreparedOutputs, { dropout }: { dropout?: PreparedDropout | undefined } = {}): void {
+  encode(encoder: GPUCommandEncoder, tensors: I & O, { dropout }: { dropout?: PreparedDropout | undefined } = {}): void {
     this.#check();
     if (typeof (Object(encoder) as Partial<GPUCommandEncoder>).beginComputePass !== 'function') {
       throw new InvalidOptionError(`encoder is ${describe(encoder)}; pass a GPUCommandEncoder of attention.device`);
     }
-    checkOptions('encode', tensors, [...INPUTS, 'o', 'lse']);
-    const { o, lse } = tensors;
-    if (!o || !lse) throw new InvalidTensorError(`${o ? 'lse' : 'o'} is missing; pass a GpuTensor that it is written to`);
-    const { inputs, outputs } = this.#request(tensors, { dropout });
+    checkOptions('encode', tensors, [...this.#needed, ...this.#optional, ...this.#outputs]);
+    const { inputs, outputs, options } = this.#request(tensors, { dropout });
+    const missing = outputs.find(({ tensor }) => tensor === undefined);
+    if (missing) throw new InvalidTensorError(`${CALLED[missing.name] ?? missing.name} is missing; pass a GpuTensor that it is written to`);
     const bound = { ...inputs as Record<string, GpuTensor>, ...Object.fromEntries(outputs.map(({ name, tensor }) => [name, tensor!])) };
+    const { device, runner, operation: { prepared, dispatches } } = this.#parts;
     // Calls that were made before run before.
-    this.#device.flush();
-    const { prepared, dispatches } = this.#operation;
-    this.#runner.encode(prepared!, bound, [0, dispatches], encoder, { dropout: this.#dropout(dropout) });
+    device.flush();
+    runner.encode(prepared!, bound, [0, dispatches], encoder, options);
   }
 
   /** Lets go of it; calls that are under way end well. */
   destroy(): void {
-    this.#release?.();
-    this.#release = undefined;
+    if (this.#isDestroyed) return;
+    this.#isDestroyed = true;
+    this.#parts.release();
   }
 
   #check(): void {
-    this.#device.check();
-    if (!this.#release) throw new InvalidOptionError('this prepared operation was destroyed; prepare it again');
+    this.#parts.device.check();
+    if (this.#isDestroyed) throw new InvalidOptionError('this prepared operation was destroyed; prepare it again');
   }
 
-  #dropout(given: PreparedDropout | undefined): Dropout {
-    const { p = 0, seed, offset } = this.#problem.dropout ?? {};
-    const dropout = { p, seed: given?.seed ?? seed, offset: given?.offset ?? offset };
-    dropoutSeed(dropout);
-    return dropout;
-  }
-
-  #request(tensors: PreparedTensors & Partial<PreparedOutputs>, options: Omit<RunOptions, 'boundedWork'> & { dropout?: PreparedDropout | undefined }): Request {
-    const { planned } = this.#operation;
-    const fit = (called: string, tensor: unknown): GpuTensor => {
+  #request(given: object, options: PreparedRun): Request {
+    const { device, runner, operation, problem, isUnbounded } = this.#parts;
+    const { planned } = operation;
+    const tensors = given as Record<string, unknown>;
+    const fit = (called: string): GpuTensor => {
+      const tensor = tensors[called];
       if (!(tensor instanceof GpuTensor)) throw new InvalidTensorError(`${called} is ${describe(tensor)}; pass a GpuTensor`);
+      tensor.use(device, called);
       const needed = planned.element(NAMES[called] ?? called) as TensorElement | undefined;
       if (needed === undefined || tensor.element === needed || called === 'aux') return tensor;
       throw new InvalidTensorError(`${called} holds ${tensor.element}, but ${needed} is expected; convert it`);
     };
-    const inputs: Record<string, GpuTensor> = {};
-    for (const name of INPUTS) {
-      const isNeeded = name === 'q' || name === 'k' || name === 'v' || this.#problem[name] !== undefined;
-      if (isNeeded || tensors[name] !== undefined) inputs[NAMES[name] ?? name] = fit(name, tensors[name]);
-    }
-    const array = inputs['q']!.array;
-    const outputs: Output[] = [{ name: 'o', array }, { name: 'lse', array: 'Float32Array' as const }].map((output) => {
-      const tensor = tensors[output.name as 'o' | 'lse'];
-      return tensor === undefined ? output : { ...output, tensor: fit(output.name, tensor) };
+    const present = [...this.#needed, ...this.#optional.filter((name) => tensors[name] !== undefined)];
+    const inputs = Object.fromEntries(present.map((name) => [NAMES[name] ?? name, fit(name)]));
+    const { array } = inputs['q']!;
+    const outputs: Output[] = this.#outputs.map((called) => {
+      const name = NAMES[called] ?? called;
+      const isFloat = planned.element(name) === 'f32';
+      const tensor = tensors[called] === undefined ? undefined : fit(called);
+      return { name, array: isFloat ? 'Float32Array' : array, tensor };
     });
-    const request = { operation: this.#operation, inputs, outputs, onGpu: true, isUnbounded: this.#isUnbounded, options: { ...options, dropout: this.#dropout(options.dropout) } };
-    this.#runner.check(request, (name) => isDense(this.#problem) || !planned.has_layout(name));
+    const { p = 0, seed, offset } = problem.dropout ?? {};
+    const dropout = { p, seed: options.dropout?.seed ?? seed, offset: options.dropout?.offset ?? offset };
+    const request = { operation, inputs, outputs, onGpu: true, isUnbounded, options: { ...options, dropout } };
+    runner.check(request, (name) => isDense(problem) || !planned.has_layout(name));
     return request;
   }
 }
 
 /** It can be declared with `using`. */
-export interface PreparedAttention {
+export interface Prepared<I extends object, O extends object, R> {
   [Symbol.dispose](): void;
 }
-disposable(PreparedAttention);
+disposable(Prepared);
+
+/** A forward pass that is compiled: `await attention.prepare(problem)`. */
+export class PreparedAttention extends Prepared<PreparedTensors, PreparedOutputs, ForwardTensors> {
+  /** @internal */
+  constructor(parts: Parts) {
+    super(parts, ['q', 'k', 'v'], [], ['o', 'lse']);
+  }
+}
+
+/** A backward pass that is compiled: `await attention.prepareBackward(problem)`. */
+export class PreparedBackward extends Prepared<PreparedBackwardTensors, PreparedGradients, BackwardTensors> {
+  /** @internal */
+  constructor(parts: Parts) {
+    const { sink, dBias } = parts.problem;
+    super(parts, ['q', 'k', 'v', 'o', 'lse', 'dO'], ['dLse'], ['dq', 'dk', 'dv', ...sink === undefined ? [] : ['dSink'], ...dBias ? ['dBias'] : []]);
+  }
+}

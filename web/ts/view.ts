@@ -25,6 +25,23 @@ export class GPUValidationError {
 /** @internal */
 export class GPUOutOfMemoryError extends GPUValidationError {}
 
+let fault: string | undefined;
+const waiting = new Set<(fault: string) => void>();
+
+/** @internal WebAssembly calls it when it panics: its state is then not to be trusted, and its promises never settle. */
+export function broken(panic: string): void {
+  fault ??= panic;
+  for (const tell of waiting) tell(fault);
+  waiting.clear();
+}
+
+/** @internal Hears if WebAssembly panics, or has; returns how to hear no more. */
+export function whenBroken(tell: (fault: string) => void): () => void {
+  if (fault === undefined) waiting.add(tell);
+  else tell(fault);
+  return () => waiting.delete(tell);
+}
+
 /** @internal wgpu's view of one device. */
 export class View {
   readonly #gpu: GPUDevice;

@@ -39,7 +39,7 @@ const chances: Float32Array<ArrayBuffer> = await p.read();
 
 // Tensors know their elements.
 const onGpu = await attention.upload(q);
-const back: Float32Array<ArrayBuffer> = await onGpu.read();
+const read: Float32Array<ArrayBuffer> = await onGpu.read();
 const words: GpuTensor<'u32'> = await attention.upload(packMask([true, false], 2));
 const wordsBack: Uint32Array<ArrayBuffer> = await words.read();
 const brain: GpuTensor<'bf16'> = await attention.upload(halves, { element: 'bf16' });
@@ -55,6 +55,9 @@ const inputs: PreparedTensors = { q: onGpu, k: onGpu, v: onGpu, mask: undefined 
 const written: ForwardTensors = await prepared.run({ ...inputs, dropout: { seed: 7n }, gpuTime: true });
 prepared.encode({} as GPUCommandEncoder, { ...inputs, o: written.o, lse: written.lse });
 prepared[Symbol.dispose]();
+const back = await attention.prepareBackward({ ...problem, gradientElement: 'f32' });
+const dq: GpuTensor = (await back.run({ ...inputs, o: written.o, lse: written.lse, dO: onGpu })).dq;
+back.lengths.dq satisfies number;
 
 const code = (error: AttentionError): AttentionErrorCode => error.code;
 {
@@ -75,4 +78,4 @@ await attention.upload(new Uint8Array(4));
 // @ts-expect-error there is no such code
 const none: AttentionErrorCode = 'oops';
 
-export { back, bound, brainBack, chances, code, device, fromExported, none, wordsBack, wrapped };
+export { bound, brainBack, chances, code, device, dq, fromExported, none, read, wordsBack, wrapped };

@@ -147,6 +147,11 @@ impl Plan {
         for stage in &self.stages {
             for part in self.parts(stage, self.covered(stage, lengths))? {
                 for index in stage.passes.clone() {
+                    if let Some(chunks) = self.visits_chunks(index) {
+                        let of_part = (lengths, part);
+                        dispatches.extend(self.dispatches_of_chunks(index, call, of_part, origins, chunks));
+                        continue;
+                    }
                     // Without keys there are no scores to compute.
                     if self.workgroups(index, &part, lengths) > 0 {
                         dispatches.push(self.dispatch(index, call, lengths, part, origins));
@@ -158,7 +163,14 @@ impl Plan {
     }
 
     /// One pass over a part.
-    fn dispatch(&self, index: usize, call: &Call, lengths: Lengths, part: Part, origins: &Origins) -> Dispatch {
+    pub(super) fn dispatch(
+        &self,
+        index: usize,
+        call: &Call,
+        lengths: Lengths,
+        part: Part,
+        origins: &Origins,
+    ) -> Dispatch {
         let is_given = |tensor: &&Tensor| !tensor.optional || origins.get(tensor.operand).is_some();
         let given = self.tensors.iter().filter(is_given).copied();
         let tensors: Vec<Tensor> = given.chain(self.scratch_tensors(&part, lengths)).collect();

@@ -8,6 +8,7 @@ mod backward_matrices;
 mod backward_properties;
 mod blocks;
 mod broadcast;
+mod chunks;
 mod dbias;
 mod determinism;
 mod dispatches;

@@ -159,13 +159,24 @@ impl Operation {
         if tensor.usage == Usage::Write {
             for other in self.plan.tensors().iter().filter(|other| other.operand != operand) {
                 let is_shared = slices[other.operand as usize].is_some_and(|o| o.buffer() == slice.buffer());
-                let may_share = self.plan.may_share(operand, other.operand);
+                let may_share = self.plan.may_share(operand, other.operand)
+                    || other.usage == Usage::Write && self.are_apart([tensor, other], slices);
                 if is_shared && other.required_bytes() > 0 && !may_share {
                     return Err(Error::BufferAliased { output: operand, other: other.operand });
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether no binding of one tensor touches one of the other, if both have buffers.
+    fn are_apart(&self, tensors: [&Tensor; 2], slices: &Slices) -> bool {
+        let alignment = u64::from(self.attention.device.limits().min_storage_buffer_offset_alignment).max(1);
+        let [one, other] = tensors.map(|tensor| {
+            let first = slices[tensor.operand as usize].map_or(0, |slice| slice.offset());
+            first / alignment * alignment..first + tensor.required_bytes()
+        });
+        one.end <= other.start || other.end <= one.start
     }
 
     /// Records dispatches as one compute pass. Everything that can fail comes before the pass begins, so a refused call

@@ -102,8 +102,12 @@ pub enum Error {
         found: u64,
     },
 
-    /// An output shares its buffer with another operand; the GPU may not read and write one buffer in one dispatch.
-    #[error("{output} and {other} share one buffer; give the output a buffer of its own")]
+    /// An output shares its buffer with an input, which the GPU may not read and write in one dispatch; or two outputs share one
+    /// whose ranges are not apart.
+    #[error(
+        "{output} and {other} share one buffer; give the output a buffer of its own, or two outputs ranges that start at \
+         multiples of min_storage_buffer_offset_alignment and do not overlap"
+    )]
     BufferAliased {
         /// The operand written.
         output: Operand,

@@ -33,7 +33,8 @@ pub enum Append {}
 /// [`ProbabilitiesBuffers`] or [`AppendBuffers`].
 ///
 /// All need `BufferUsages::STORAGE` and offsets that are multiples of 16 bytes. Inputs may share a buffer. A tensor that is
-/// written may not share its buffer. A tensor without elements takes any buffer.
+/// written may share its buffer with other such tensors alone, whose slices start at multiples of the device's
+/// `min_storage_buffer_offset_alignment` and do not overlap. A tensor without elements takes any buffer.
 /// [`Plan::required_bytes`](crate::Plan::required_bytes) says how many bytes each must hold.
 #[derive(Clone, Copy, Debug)]
 #[must_use]

@@ -163,13 +163,24 @@ impl Operation {
                 };
                 // K and V of a cache may lie in one buffer, but not at one place.
                 let is_same = shared.offset() == slice.offset() && other.layout == tensor.layout;
-                let may_share = !is_same && self.plan.may_share(operand, other.operand);
+                let may_share = !is_same && self.plan.may_share(operand, other.operand)
+                    || other.usage == Usage::Write && self.are_apart([tensor, other], slices);
                 if other.required_bytes() > 0 && !may_share {
                     return Err(Error::BufferAliased { output: operand, other: other.operand });
                 }
             }
         }
         Ok(())
+    }
+
+    /// Whether no binding of one tensor touches one of the other, if both have buffers.
+    fn are_apart(&self, tensors: [&Tensor; 2], slices: &Slices) -> bool {
+        let alignment = u64::from(self.attention.device.limits().min_storage_buffer_offset_alignment).max(1);
+        let [one, other] = tensors.map(|tensor| {
+            let first = slices[tensor.operand as usize].map_or(0, |slice| slice.offset());
+            first / alignment * alignment..first + tensor.required_bytes()
+        });
+        one.end <= other.start || other.end <= one.start
     }
 
     /// Records dispatches as one compute pass. Everything that can fail comes before the pass begins, so a refused call

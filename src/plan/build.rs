@@ -5,6 +5,7 @@ use super::builder::{PlanBuilder, Question};
 use super::capabilities::Capabilities;
 use super::check::check;
 use super::choice::{Step, choose, first_step, more_steps, specialize, steps};
+use super::chunks::{Chunks, most_keys};
 use super::direction::Direction;
 use super::kernels::Kernel;
 use super::params::Params;
@@ -15,13 +16,32 @@ use super::tables::number_of_lists;
 use super::tensor::{Tensor, parts_to_merge, probabilities, tensors};
 use super::tiles::Tiles;
 use crate::error::{Error, InvalidProblem};
-use crate::operand::Usage;
+use crate::operand::{Operand, Usage};
 use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem, ProbabilitiesProblem};
 use std::ops::Range;
+
+/// The limit that a longer tensor passes.
+const LONGEST_BINDING: &str = "max_storage_buffer_binding_size";
 
 impl Plan {
     /// Makes a plan: the work of [`PlanBuilder::build`].
     pub(super) fn of(builder: &PlanBuilder) -> Result<Self, Error> {
+        let whole = Self::attempt(builder, None);
+        match (&whole, builder.question) {
+            (
+                Err(Error::TooLarge { operand: Operand::K | Operand::V, allowed, limit, .. }),
+                Question::Forward(problem),
+            ) if problem.algorithm == Algorithm::Flash && *limit == LONGEST_BINDING => {
+                let binding = allowed.saturating_sub(builder.capabilities.binding_alignment.max(1));
+                let keys = most_keys(problem, &tensors(problem, Direction::Forward), binding);
+                keys.map_or(whole, |keys| Self::attempt(builder, Some(keys)))
+            }
+            _ => whole,
+        }
+    }
+
+    /// A plan whose dispatches visit all keys, or so many.
+    fn attempt(builder: &PlanBuilder, keys: Option<u32>) -> Result<Self, Error> {
         let capabilities = builder.capabilities;
         let direction = builder.question.direction();
         let mut plan = match builder.question {
@@ -42,6 +62,7 @@ impl Plan {
                 Self::of_merge(merge, capabilities)?
             }
         };
+        plan.chunks = keys.map(|keys| Chunks { keys, splits: 1 });
         let more: Vec<_> = more_steps(direction, &plan.problem).collect();
         let first = first_step(&plan.problem);
         for step in first.into_iter().chain(steps(direction, plan.problem.algorithm)).chain(more) {
@@ -110,6 +131,7 @@ impl Plan {
             tiles: Tiles::NONE,
             source: Source::Table,
             num_splits: 1,
+            chunks: None,
             chosen: None,
             append: None,
             lists: Vec::new(),
@@ -138,13 +160,21 @@ impl Plan {
             let first = self.pass(kernels[0], tiles).specialization;
             splits::num_splits(&first, problem, capabilities, choices.tuning)
         };
-        let num_splits = choices.num_splits.unwrap_or_else(by_itself);
+        let mut num_splits = choices.num_splits.unwrap_or_else(by_itself);
+        let chunks = self.chunks.map(|Chunks { keys, .. }| {
+            let count = problem.shape.seqlen_kv.div_ceil(keys);
+            Chunks { keys, splits: num_splits.div_ceil(count) }
+        });
+        if let Some(chunks) = chunks {
+            num_splits = chunks.count(problem.shape.seqlen_kv) * chunks.splits;
+        }
         let passes = match kernels[0].spec().split.filter(|_| num_splits > 1) {
             Some(kernel) => vec![self.pass(kernel, tiles), self.pass(Kernel::Combine, tiles)],
             None => kernels.iter().map(|&kernel| self.pass(kernel, tiles)).collect(),
         };
         if step.tiles.is_some() {
             (self.source, self.tiles, self.num_splits) = (source, tiles, num_splits);
+            self.chunks = chunks;
         }
         self.add_stage(passes);
         Ok(())

@@ -167,6 +167,11 @@ impl Plan {
         for stage in &self.stages {
             for part in self.parts(stage, self.covered(stage, lengths))? {
                 for index in stage.passes.clone() {
+                    if let Some(chunks) = self.visits_chunks(index) {
+                        let of_part = (lengths, part);
+                        dispatches.extend(self.dispatches_of_chunks(index, call, of_part, origins, chunks));
+                        continue;
+                    }
                     // Without keys there are no scores to compute.
                     if self.workgroups(index, &part, lengths) > 0 {
                         dispatches.push(self.dispatch(index, call, shard, lengths, part, origins));
@@ -191,7 +196,7 @@ impl Plan {
     }
 
     /// One pass over a part.
-    fn dispatch(
+    pub(super) fn dispatch(
         &self,
         index: usize,
         call: &Call,

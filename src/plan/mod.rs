@@ -7,6 +7,7 @@ mod builder;
 mod capabilities;
 mod check;
 mod choice;
+mod chunks;
 mod direction;
 mod dispatch;
 mod kernels;

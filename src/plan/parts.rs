@@ -83,7 +83,15 @@ impl Plan {
         let rows = if cuts_rows { pieces(self.rows(lengths).len() as u32, step.row_count) } else { 1 };
         let keys = if cuts_keys { pieces(lengths.seqlen_kv, step.key_count) } else { 1 };
         let parts = pieces(shape.batch, step.batch_count) * pieces(self.heads().len() as u32, step.head_count);
-        let found = parts.saturating_mul(rows).saturating_mul(keys).saturating_mul(stage.passes.len() as u64);
+        let passes: u64 = stage
+            .passes
+            .clone()
+            .map(|index| match self.visits_chunks(index) {
+                Some(chunks) => chunks.count(lengths.seqlen_kv).into(),
+                None => 1,
+            })
+            .sum();
+        let found = parts.saturating_mul(rows).saturating_mul(keys).saturating_mul(passes);
         if found > MAX_DISPATCHES {
             return Err(Error::TooManyDispatches { found, max: MAX_DISPATCHES });
         }
@@ -213,6 +221,7 @@ impl Plan {
 
     /// Which limit of the device a part of this size passes, if any.
     pub(super) fn refusal(&self, stage: &Stage, part: &Part, lengths: Lengths) -> Option<Error> {
+        let part = &self.with_keys_of_a_chunk(part);
         let mut tensors: Vec<Tensor> =
             self.tensors.iter().copied().chain(self.scratch_tensors(part, lengths)).collect();
         let passes = &self.passes[stage.passes.clone()];

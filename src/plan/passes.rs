@@ -2,6 +2,7 @@
 
 use super::block_lists::TileLists;
 use super::capabilities::Capabilities;
+use super::chunks::Chunks;
 use super::direction::Direction;
 use super::kernels::{Kernel, KernelSpec, LengthsAtCall, Specialization};
 use super::part::{Cut, Lengths};
@@ -54,6 +55,8 @@ pub struct Plan {
     pub(super) source: Source,
     /// Splits of the keys, or partial results to merge.
     pub(super) num_splits: u32,
+    /// Where K or V is longer than a binding.
+    pub(super) chunks: Option<Chunks>,
     /// The heads and rows whose probabilities are computed.
     pub(super) chosen: Option<(Range<u32>, Range<u32>)>,
     /// The append that it is.

@@ -114,6 +114,9 @@ impl Plan {
         if self.direction == Direction::Merge {
             return self.num_splits;
         }
+        if let Some(chunks) = self.chunks {
+            return chunks.count(lengths.seqlen_kv) * chunks.splits;
+        }
         let tiles = visible_tiles(&self.problem, lengths.seqlen_kv, self.tiles).max(1);
         u64::from(self.num_splits).min(tiles) as u32
     }

@@ -111,7 +111,14 @@ impl Tensor {
     /// As `extent_in`, of as many KV heads as a part of this size can touch wherever it starts.
     pub(super) fn extent_at_most(&self, part: &Part) -> Extent {
         let (batch, dim) = (part.batch_count, self.extent.dim);
-        let kv_heads = |heads_per_kv: u32| ((part.head_count - 1).div_ceil(heads_per_kv) + 1).min(self.extent.heads);
+        let kv_heads = |heads_per_kv: u32| {
+            let is_whole = |count: u32| count.is_multiple_of(heads_per_kv);
+            let touched = match is_whole(part.head_first) && is_whole(part.head_count) {
+                true => part.head_count / heads_per_kv,
+                false => (part.head_count - 1).div_ceil(heads_per_kv) + 1,
+            };
+            touched.min(self.extent.heads)
+        };
         match self.follows {
             Follows::Rows | Follows::ChosenRows { .. } => {
                 Extent { batch, rows: part.row_count, heads: part.head_count, dim }

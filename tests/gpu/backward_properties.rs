@@ -7,8 +7,8 @@ use wgpu_flash_attention::{
 };
 
 use crate::support::{
-    GradientInputs, GradientTensors, Inputs, Variant, check_gradients, gradient_inputs, library, limited, run_backward,
-    run_backward_calls,
+    GradientInputs, GradientTensors, Inputs, Variant, check_gradients, from_bytes, gradient_inputs, library, limited,
+    run_backward, run_backward_calls,
 };
 
 #[test]
@@ -248,6 +248,53 @@ fn gradients_that_share_a_buffer() {
     }
     // Inputs may share: O as its own gradient.
     assert_eq!(encode(good.with(Operand::DO, good.get(Operand::O))), Ok(()));
+}
+
+/// dQ, dK and dV in one buffer, one behind the other: the same bits as in buffers of their own.
+#[test]
+fn gradients_in_one_buffer() {
+    let full = library(Variant::Full);
+    let problem = problem().with_element(Element::F16);
+    let given = gradient_inputs(&problem, 3);
+    let expected = run_backward(full, &problem, &given);
+    let prepared = full.prepare_gradients(&problem).unwrap();
+    let tensors = GradientTensors::new(full, &problem, &given);
+    let alignment = u64::from(full.device().limits().min_storage_buffer_offset_alignment);
+    let gradients = [Operand::Dq, Operand::Dk, Operand::Dv];
+    let mut places = Vec::new();
+    let mut end = 0;
+    for operand in gradients {
+        let first = u64::next_multiple_of(end, alignment);
+        end = first + prepared.plan().required_bytes(operand);
+        places.push(first..end);
+    }
+    let usage = BufferUsages::STORAGE | BufferUsages::COPY_SRC;
+    let descriptor = wgpu::BufferDescriptor { label: None, size: end, usage, mapped_at_creation: false };
+    let together = full.device().create_buffer(&descriptor);
+    let with = |places: &[std::ops::Range<u64>]| {
+        gradients
+            .iter()
+            .zip(places)
+            .fold(tensors.buffers(), |buffers, (operand, place)| buffers.with(*operand, together.slice(place.clone())))
+    };
+    let mut encoder = full.device().create_command_encoder(&Default::default());
+    // Where they touch or start too close, they are refused.
+    let mut close = places.clone();
+    close[1] = places[1].start - 16..places[1].end;
+    let refused = prepared.encode(&mut encoder, &with(&close)).unwrap_err();
+    assert_eq!(refused, Error::BufferAliased { output: Operand::Dq, other: Operand::Dk });
+    prepared.encode(&mut encoder, &with(&places)).unwrap();
+    let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
+    let copy = full.device().create_buffer(&wgpu::BufferDescriptor { usage, ..descriptor });
+    encoder.copy_buffer_to_buffer(&together, 0, &copy, 0, end);
+    full.queue().submit([encoder.finish()]);
+    copy.slice(..).map_async(wgpu::MapMode::Read, |result| result.unwrap());
+    full.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
+    let bytes = copy.slice(..).get_mapped_range().unwrap();
+    for ((place, expected), operand) in places.iter().zip(expected.all()).zip(gradients) {
+        let found = from_bytes(Element::F16, &bytes[place.start as usize..place.end as usize]);
+        assert!(found[..expected.len()] == expected, "{operand}");
+    }
 }
 
 #[test]

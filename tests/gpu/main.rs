@@ -9,6 +9,7 @@ mod backward_properties;
 mod blocks;
 mod broadcast;
 mod cache_recipes;
+mod chunks;
 mod dbias;
 mod determinism;
 mod dispatches;

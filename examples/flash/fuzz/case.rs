@@ -109,7 +109,7 @@ fields! {
     matrices: 0,
     /// 1 for shaders with bounds checks.
     checked: 0,
-    /// All that it has, without f16, without subgroups, WebGPU's least.
+    /// All that it has, without f16, without subgroups, WebGPU's least, short bindings.
     device: 0,
     /// 0 for none; else 1 more than its type: f32, f16, bf16, int8.
     cache: 0,

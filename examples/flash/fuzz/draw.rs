@@ -100,7 +100,7 @@ impl Limits {
         case.tiles = self.feature(random, 3, &[1, 2, 3, 4, 5, 6, 7, 8]);
         case.matrices = u64::from(self.matrices && random.one_in(2));
         case.checked = self.feature(random, 8, &[1]);
-        case.device = self.feature(random, 6, &[1, 2, 3]);
+        case.device = self.feature(random, 5, &[1, 2, 3, 4]);
         case.rotary = self.feature(random, 2, &[1, 2, 3, 4]);
         case.rotated_q = self.feature(random, 2, &[1, 2]);
         case.slots = self.feature(random, 3, &[1]);

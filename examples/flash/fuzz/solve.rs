@@ -51,6 +51,7 @@ impl Libraries {
             1 => capabilities.shader_f16 = false,
             2 => capabilities.subgroups = false,
             3 => capabilities = Capabilities::webgpu_defaults(),
+            4 => capabilities.max_binding = 16 << 10,
             _ => {}
         }
         library.clone().with_matrices(case.matrices == 1).with_capabilities(capabilities)

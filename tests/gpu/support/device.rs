@@ -66,6 +66,13 @@ impl Library {
         self
     }
 
+    /// As if no binding could be longer.
+    pub fn bind_at_most(&mut self, bytes: u64) {
+        let mut capabilities = self.attention.capabilities().clone();
+        capabilities.max_binding = bytes;
+        self.attention = self.attention.clone().with_capabilities(capabilities);
+    }
+
     /// Names what is recorded.
     pub fn labelled(&self, label: &str) -> Self {
         let mut labelled = self.clone();

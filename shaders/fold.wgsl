@@ -1,8 +1,8 @@
 // The fold of partial results into a running one, in place: attention over the keys so far becomes attention over
 // more.
 //
-// Reads O_s[num_splits, batch, seqlen_q, num_heads, head_dim_v], LSE_s[num_splits, batch, num_heads, seqlen_q]. Reads and
-// writes O[batch, seqlen_q, num_heads, head_dim_v], LSE[batch, num_heads, seqlen_q]. All are f32.
+// Reads O_s[num_splits, batch, seqlen_q, num_heads, head_dim_v], LSE_s[num_splits, batch, num_heads, seqlen_q]. Reads
+// and writes O[batch, seqlen_q, num_heads, head_dim_v], LSE[batch, num_heads, seqlen_q]. All are f32.
 //
 //   for each row, over the running result and its parts s:
 //     m   = max(LSE, LSE_s)

@@ -140,13 +140,20 @@ fn variants_of_appends() -> Vec<Specialization> {
 fn variants_of_parts() -> Vec<Specialization> {
     let mut variants = HashSet::new();
     let few = |device: &Capabilities| {
-        device.subgroups == device.shader_f16 && device.max_workgroup_storage != 32_768 && device.subgroup_min_size != 8
+        let is_usual = device.subgroups == device.shader_f16 && device.max_workgroup_storage != 32_768;
+        is_usual && device.subgroup_min_size != 8 && device.device_class == DeviceClass::Discrete
     };
     for device in devices().into_iter().filter(few) {
         for (&element, head_dim) in Element::ALL.iter().flat_map(|element| [(element, 64), (element, 59)]) {
-            for (seqlen_q, algorithm) in [(1, Algorithm::Flash), (1000, Algorithm::Flash), (1000, Algorithm::Standard)]
-            {
-                let shape = AttentionShape::new(2, 4, seqlen_q, head_dim).with_num_heads_kv(2).with_seqlen_kv(2000);
+            // Few keys, which need no splits.
+            for (seqlen_q, seqlen_kv, algorithm) in [
+                (1, 2000, Algorithm::Flash),
+                (1, 40, Algorithm::Flash),
+                (1000, 2000, Algorithm::Flash),
+                (1000, 2000, Algorithm::Standard),
+            ] {
+                let shape = AttentionShape::new(600.min(40_000 / seqlen_kv / seqlen_q).max(2), 4, seqlen_q, head_dim);
+                let shape = shape.with_num_heads_kv(2).with_seqlen_kv(seqlen_kv);
                 let problem = AttentionProblem::new(shape).with_element(element).with_algorithm(algorithm);
                 let shard = Shard::of_lengths(9000, 9000).with_first_row(800).with_first_key(40);
                 let plain = problem.with_causal().with_shard(shard);

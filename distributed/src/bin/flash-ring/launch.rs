@@ -79,7 +79,8 @@ fn say_when_ended(rank: usize) {
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             eprintln!("flash-ring: rank {rank}: ended by mpirun, which says below which rank died");
-            std::process::exit(2);
+            // At once: destructors of drivers and of MPI may wait for what has ended.
+            signal_hook::low_level::exit(2);
         }
     });
 }

@@ -1,5 +1,6 @@
 //! The dispatches of a call: part of the problem, grid, bindings and uniform of each.
 
+use super::direction::Direction;
 use super::params::Params;
 use super::part::{Lengths, Part};
 use super::passes::Plan;
@@ -162,7 +163,11 @@ impl Plan {
                 return Err(InvalidProblem::LayoutOverflows(operand).into());
             }
         }
-        let lengths = Lengths::new(&self.problem, seqlen_q, seqlen_kv);
+        let lengths = match self.direction {
+            // Padded, they have all rows and keys, though packed tensors may have none.
+            Direction::Probabilities => Lengths { seqlen_q, seqlen_kv },
+            _ => Lengths::new(&self.problem, seqlen_q, seqlen_kv),
+        };
         let mut dispatches = Vec::new();
         for stage in &self.stages {
             for part in self.parts(stage, self.covered(stage, lengths))? {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use wgpu_flash_attention::reference::Score;
-use wgpu_flash_attention::{MaskWgsl, ScoreWgsl};
+use wgpu_flash_attention::{AttentionProblem, MaskWgsl, ScoreWgsl};
 
 /// What a score modifier computes, from aux, a score, and sequence, head, row and key.
 pub type ScoreFn = fn(&[f32], f64, [u32; 4]) -> Score;
@@ -111,9 +111,31 @@ pub fn mask_mod(number: u64) -> Result<(MaskWgsl, MaskFn), String> {
 /// A score modifier with its data.
 pub type ScoreClosure = Arc<dyn Fn(f64, [u32; 4]) -> Score + Send + Sync>;
 
+/// A mask.
+pub type MaskClosure = Arc<dyn Fn([u32; 4]) -> bool + Send + Sync>;
+
 /// What the oracle takes.
 #[derive(Clone, Default)]
 pub struct Closures {
     pub score_mod: Option<ScoreClosure>,
-    pub mask_mod: Option<MaskFn>,
+    pub mask_mod: Option<MaskClosure>,
+}
+
+impl Closures {
+    /// The same for a problem over a cache, whose functions are told a row's position: the last row is at the last key.
+    pub fn by_position(&self, problem: &AttentionProblem) -> Self {
+        let lengths: Vec<_> = (0..problem.shape.batch).map(|batch| problem.lengths_of(batch)).collect();
+        let placed = Arc::new(move |[batch, head, row, key]: [u32; 4]| {
+            let (seqlen_q, seqlen_kv) = lengths[batch as usize];
+            [batch, head, (row + seqlen_kv).saturating_sub(seqlen_q), key]
+        });
+        let of_score = placed.clone();
+        Self {
+            score_mod: self
+                .score_mod
+                .clone()
+                .map(|given| -> ScoreClosure { Arc::new(move |score, cell| given(score, of_score(cell))) }),
+            mask_mod: self.mask_mod.clone().map(|given| -> MaskClosure { Arc::new(move |cell| given(placed(cell))) }),
+        }
+    }
 }

@@ -203,7 +203,7 @@ impl Case {
         }
         if self.mask_mod > 0 {
             let (wgsl, function) = functions::mask_mod(self.mask_mod)?;
-            closures.mask_mod = Some(function);
+            closures.mask_mod = Some(std::sync::Arc::new(function));
             masks.push(KeyMask::Wgsl(wgsl));
         }
         Ok(masks)

@@ -18,7 +18,7 @@ pub const POISON: u8 = 0xff;
 /// What a call reads.
 pub struct Values<'a> {
     problem: &'a AttentionProblem,
-    closures: &'a Closures,
+    closures: Closures,
     pub q: Vec<f64>,
     pub k: Vec<f64>,
     pub v: Vec<f64>,
@@ -149,7 +149,10 @@ impl<'a> Values<'a> {
         let sink = if problem.has_sink() { (0..shape.num_heads).map(logit).collect() } else { Vec::new() };
         let mut values = Self {
             problem,
-            closures: &question.closures,
+            closures: match question.prepared.cache() {
+                Some(_) => question.closures.by_position(problem),
+                None => question.closures.clone(),
+            },
             q,
             k,
             v,
@@ -197,7 +200,7 @@ impl<'a> Values<'a> {
             case = case.with_score_mod(&**score_mod as &(dyn Fn(f64, [u32; 4]) -> Score + Sync));
         }
         if let Some(mask_mod) = &self.closures.mask_mod {
-            case = case.with_mask_mod(mask_mod);
+            case = case.with_mask_mod(&**mask_mod as &(dyn Fn([u32; 4]) -> bool + Sync));
         }
         case
     }

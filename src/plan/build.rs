@@ -163,7 +163,9 @@ impl Plan {
         let mut num_splits = choices.num_splits.unwrap_or_else(by_itself);
         let chunks = self.chunks.map(|Chunks { keys, .. }| {
             let count = problem.shape.seqlen_kv.div_ceil(keys);
-            Chunks { keys, splits: num_splits.div_ceil(count) }
+            // No fewer than were asked for; no more than fit.
+            let splits = choices.num_splits.map_or(num_splits / count, |asked| asked.div_ceil(count));
+            Chunks { keys, splits: splits.max(1) }
         });
         if let Some(chunks) = chunks {
             num_splits = chunks.count(problem.shape.seqlen_kv) * chunks.splits;

@@ -85,6 +85,7 @@ pub(super) fn num_splits(
     let wanted = if kernel.on_matrices { workgroups_wanted_on_matrices } else { workgroups_wanted };
     let splits = tuned.unwrap_or(wanted(capabilities.device_class)) / workgroups;
     let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
+    let most = most.min(most_that_fit(specialization, problem, capabilities));
     // On matrices with full tiles splits were not measured where they are not needed.
     let busy = match kernel.on_matrices {
         true if !kernel.packs_heads => 1,
@@ -106,6 +107,14 @@ pub(super) fn num_splits(
         }
     }
     splits as u32
+}
+
+/// The most splits whose partial results of a tile's rows fit a binding.
+fn most_that_fit(specialization: &Specialization, problem: &AttentionProblem, capabilities: &Capabilities) -> u64 {
+    let shape = &problem.shape;
+    let heads = if specialization.kernel.spec().packs_heads { shape.heads_per_kv() } else { 1 };
+    let rows = u64::from(shape.seqlen_q.min(specialization.tiles.tile_q)) * u64::from(heads);
+    capabilities.max_binding / (rows * u64::from(shape.head_dim_v) * size_of::<f32>() as u64).max(1)
 }
 
 impl Plan {

@@ -247,9 +247,15 @@ fn parts_give_the_whole() {
                 lse[first..first + count].copy_from_slice(of_head);
             }
         }
-        let largest = expected.o().iter().fold(0.0f64, |most, o| most.max(o.abs()));
+        // On matrices P passes through f16: each of two answers is off by half a unit of it at most, 2⁻¹¹ of |P| |V|.
+        let largest = |values: &[f64]| values.iter().fold(0.0f64, |most, value| most.max(value.abs()));
+        let kernel = library.prepare(&whole).unwrap().plan().passes()[0].kernel.name();
+        let allowed = match kernel.contains("cooperative") && element != Element::F32 {
+            true => 2f64.powi(-10) * largest(&given.inputs.v) / 0.8,
+            false => 4e-6 * largest(&expected.o()),
+        };
         for (found, wanted) in o.iter().zip(expected.o()) {
-            assert!((found - wanted).abs() <= 4e-6 * largest, "{element:?}: {found}, not {wanted}");
+            assert!((found - wanted).abs() <= allowed, "{element:?}: {found}, not {wanted}");
         }
         for (found, wanted) in lse.iter().zip(expected.lse()) {
             assert!((found - wanted).abs() <= 4e-6 * wanted.abs().max(1.0), "{element:?}: {found}, not {wanted}");

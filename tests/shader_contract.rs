@@ -638,7 +638,12 @@ fn write_variants_for_other_compilers() {
         let tint = ShaderSource::new(variant, Dialect::Tint).unwrap();
         std::fs::write(folder.join(format!("{}-modified-{number}.wgsl", variant.kernel.name())), tint.text()).unwrap();
     }
-    println!("variants of {} kinds, and {} modified ones, written to {}", kinds.len(), modified.len(), folder.display());
+    println!(
+        "variants of {} kinds, and {} modified ones, written to {}",
+        kinds.len(),
+        modified.len(),
+        folder.display()
+    );
 }
 
 /// The line map covers the text, and a line of the kernel file is where it says.

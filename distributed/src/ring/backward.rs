@@ -5,7 +5,7 @@ use super::part::Parts;
 use crate::error::Error;
 use crate::gpu::{buffer, map, storage, upload};
 use crate::timeline::{Clock, Timeline};
-use crate::transport::{Bytes, Transport, WriteOnly};
+use crate::transport::{Transport, WriteOnly};
 use std::sync::Arc;
 use std::time::Instant;
 use wgpu_flash_attention::{BackwardBuffers, FlashAttention, ForwardBuffers, Operand, PreparedBackward, wgpu};
@@ -20,6 +20,28 @@ pub(super) struct Gradients {
     dv: Vec<wgpu::Buffer>,
     /// dK and dV on their way to the host.
     down: Vec<wgpu::Buffer>,
+    sums: Sums,
+}
+
+/// Memory of the host for dK and dV as they go round, kept from call to call: new memory costs more than the sums.
+#[derive(Default)]
+struct Sums {
+    /// Those of the block that comes next.
+    carried: Vec<Vec<u8>>,
+    /// As much for what is received while those are sent.
+    spare: Vec<Vec<u8>>,
+}
+
+impl Sums {
+    /// Sums of nothing yet, of these sizes.
+    fn clear(&mut self, sizes: impl Iterator<Item = u64>) {
+        let sizes: Vec<usize> = sizes.map(|bytes| bytes as usize).collect();
+        for sums in [&mut self.carried, &mut self.spare] {
+            sums.resize_with(sizes.len(), Vec::new);
+            sums.iter_mut().zip(&sizes).for_each(|(sums, bytes)| sums.resize(*bytes, 0));
+        }
+        self.carried.iter_mut().for_each(|sums| sums.fill(0));
+    }
 }
 
 impl Gradients {
@@ -39,6 +61,7 @@ impl Gradients {
             d_o: of_rows("dO", Operand::DO)?,
             dq: of_rows("dQ", Operand::Dq)?,
             down: down.collect::<Result<_, _>>()?,
+            sums: Sums::default(),
             dk,
             dv,
         })
@@ -81,19 +104,22 @@ impl Gradients {
         attention: &FlashAttention,
         transport: &mut impl Transport,
         sent: wgpu::SubmissionIndex,
-        carried: &mut [Vec<u8>],
+        sums: &mut Sums,
     ) -> Result<(), Error> {
         let down: Vec<_> = self.down.iter().map(|buffer| (buffer, wgpu::MapMode::Read)).collect();
         map(attention, &down, Some(sent))?;
         let (rank, ranks) = (transport.rank(), transport.ranks());
-        for (down, carried) in self.down.iter().zip(carried) {
+        let of_buffers = sums.carried.iter_mut().zip(&mut sums.spare);
+        for (down, (carried, spare)) in self.down.iter().zip(of_buffers) {
             let view = down.get_mapped_range(..).map_err(|error| Error::Gpu(error.to_string()))?;
             add_f32(carried, &view);
             drop(view);
             down.unmap();
-            let sums: Bytes = Arc::new(std::mem::replace(carried, vec![0; carried.len()]));
+            let sent = Arc::new(std::mem::replace(carried, std::mem::take(spare)));
             let received = WriteOnly::from_mut(&mut carried[..]);
-            transport.exchange((rank + 1) % ranks, sums, (rank + ranks - 1) % ranks, received)?;
+            transport.exchange((rank + 1) % ranks, sent.clone(), (rank + ranks - 1) % ranks, received)?;
+            // Transports keep nothing of what they have sent.
+            *spare = Arc::try_unwrap(sent).unwrap_or_else(|kept| vec![0; kept.len()]);
         }
         Ok(())
     }
@@ -108,6 +134,13 @@ fn add_f32(sums: &mut [u8], terms: &[u8]) {
 
 impl<T: Transport> RingAttention<T> {
     pub(super) fn run_backward(&mut self) -> Result<Timeline, Error> {
+        let mut sums = self.gradients.as_mut().map(|gradients| std::mem::take(&mut gradients.sums)).unwrap_or_default();
+        let timeline = self.run_backward_with(&mut sums);
+        self.gradients.iter_mut().for_each(|gradients| gradients.sums = std::mem::take(&mut sums));
+        timeline
+    }
+
+    fn run_backward_with(&mut self, sums: &mut Sums) -> Result<Timeline, Error> {
         self.transport.barrier()?;
         let ranks = self.transport.ranks();
         let Some(gradients) = &self.gradients else {
@@ -115,7 +148,7 @@ impl<T: Transport> RingAttention<T> {
             return Err(Error::Unsupported { what: "gradients", reason });
         };
         let mut clock = Clock::new(&self.attention, ranks)?;
-        let mut carried: Vec<Vec<u8>> = gradients.down.iter().map(|buffer| vec![0; buffer.size() as usize]).collect();
+        sums.clear(gradients.down.iter().map(wgpu::Buffer::size));
         let mut of_last = None;
         for step in 0..ranks {
             let passes_on = step + 1 < ranks;
@@ -127,7 +160,7 @@ impl<T: Transport> RingAttention<T> {
                 self.staging.exchange(&self.attention, &mut self.transport, sent)?;
             }
             if let Some(sent) = of_last.take() {
-                gradients.pass_on(&self.attention, &mut self.transport, sent, &mut carried)?;
+                gradients.pass_on(&self.attention, &mut self.transport, sent, sums)?;
             }
             clock.transferred(step, begin);
             if passes_on {
@@ -137,10 +170,10 @@ impl<T: Transport> RingAttention<T> {
         }
         if let Some(sent) = of_last {
             let begin = Instant::now();
-            gradients.pass_on(&self.attention, &mut self.transport, sent, &mut carried)?;
+            gradients.pass_on(&self.attention, &mut self.transport, sent, sums)?;
             clock.transferred(ranks, begin);
         }
-        for (buffer, sums) in gradients.of_keys().zip(&carried) {
+        for (buffer, sums) in gradients.of_keys().zip(&sums.carried) {
             upload(&self.attention, buffer, 0, sums);
         }
         self.attention.queue().submit([]);

@@ -25,7 +25,7 @@ grep -q "has seqlen_q = 10" "$errors" || fail "no rank said what differs"
 [ $((SECONDS - start)) -lt 20 ] || fail "ranks for different problems took $((SECONDS - start)) s to end"
 
 # A rank that is killed in the middle: the others end within ten seconds, and mpirun names it.
-for round in $(seq "${KILLS:-3}"); do
+for round in $(seq "${KILLS:-1}"); do
   mark=$$$round
   mpi 4 "$program" bench --seqlen 101 $small --causal --repeats 100000 --seed "$mark" > /dev/null 2> "$errors" &
   job=$!

@@ -8,8 +8,8 @@ fn decode(loaded: Loaded) -> vec4<f32> { return scale_of(loaded) * decode_bytes(
 
 fn scale_of(loaded: Loaded) -> f32 { return bitcast<f32>(loaded.x); }
 
-// A byte plus 128 stands in the lowest bits of 2²³ + 128 + byte. This is exact, and a GPU converts integers at a quarter
-// of the pace.
+// A byte plus 128 stands in the lowest bits of 2²³ + 128 + byte. This is exact, and a GPU converts integers at a
+// quarter of the pace.
 fn decode_bytes(loaded: Loaded) -> vec4<f32> {
   let bytes = (vec4<u32>(loaded.y ^ 0x80808080u) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(0xffu);
   return bitcast<vec4<f32>>(bytes | vec4<u32>(0x4b000000u)) - vec4<f32>(8388736.0);

@@ -40,10 +40,10 @@ fn main(
     // }
   );
   let index = workgroup_id.y * params.grid_width + workgroup_id.x;
-  if index >= group_tile_count() * num_splits() { return; }
-  let tile = group_tile_at(index / num_splits());
+  if index >= q_tile_count() * num_splits() { return; }
+  let tile = q_tile_at(index / num_splits());
   // unroll PACKED in PACKED_SEQUENCES {
-    if tile.packed >= packed_rows_of(tile) { return; }
+    if tile.row >= packed_rows_of(tile) { return; }
   // }
   let split = index % num_splits();
   let lane = invocation % LANES;
@@ -68,8 +68,8 @@ fn main(
     // A split without keys, of a sequence that is shorter than others. The merge does not read its O.
     if visits.count == 0u {
       // unroll N in THREAD_ROWS {
-        if invocation == 0u && tile.packed + N < GROUPROWS {
-          write_lse(split, tile.ATO, head_of(tile, N), row_of(tile, N), params.negative_infinity);
+        if invocation == 0u && tile.row + N < GROUPROWS {
+          write_lse(split, tile.ATO, head_of(tile, tile.row + N), row_of(tile, tile.row + N), params.negative_infinity);
         }
       // }
       return;
@@ -124,18 +124,18 @@ fn main(
     // }
 
     // unroll MODIFIED in MODIFIED_SCORES, N in THREAD_ROWS {
-      enter_head(tile.batch, head_of(tile, N));
+      enter_head(tile.batch, head_of(tile, tile.row + N));
       // unroll U in GROUP_QUADS {
-        s_N_U = scored(s_N_U, cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U));
+        s_N_U = scored(s_N_U, cell_at(tile.batch, head_of(tile, tile.row + N), row_of(tile, tile.row + N), key_U));
       // }
     // }
 
     // masked
     if !whole {
       // unroll N in THREAD_ROWS {
-        let visible_N = visible_keys(params.batch_first + tile.batch, params.row_first + row_of(tile, N));
+        let visible_N = visible_keys(params.batch_first + tile.batch, params.row_first + row_of(tile, tile.row + N));
         // unroll U in GROUP_QUADS {
-          let cell_N_U = cell_at(tile.batch, head_of(tile, N), row_of(tile, N), key_U);
+          let cell_N_U = cell_at(tile.batch, head_of(tile, tile.row + N), row_of(tile, tile.row + N), key_U);
           s_N_U = select(vec4<f32>(MASKED), s_N_U, sees(visible_N, cell_N_U));
         // }
       // }
@@ -163,8 +163,9 @@ fn main(
         l_N += (p_N_U.x + p_N_U.y) + (p_N_U.z + p_N_U.w);
         // dropout(P)
         if HAS_DROPOUT {
-          let i = params.row_first + row_of(tile, N);
-          p_N_U = dropout(p_N_U, params.batch_first + tile.batch, params.head_first + head_of(tile, N), i, key_U);
+          let i = params.row_first + row_of(tile, tile.row + N);
+          let head = params.head_first + head_of(tile, tile.row + N);
+          p_N_U = dropout(p_N_U, params.batch_first + tile.batch, head, i, key_U);
         }
       // }
     // }
@@ -209,9 +210,9 @@ fn main(
     for (var g = 0u; g < KEY_LANES; g++) { l_all_N += exp2(group_stats[g].x - m_all_N) * group_stats[g].y; }
     // O_i = Σ exp(m_g − m) · O_g / l, LSE_i = m + ln l; a row that sees nothing, or only scores of −∞, gives 0
     // and −∞
-    if tile.packed + N < GROUPROWS {
-      let head = head_of(tile, N);
-      let row = row_of(tile, N);
+    if tile.row + N < GROUPROWS {
+      let head = head_of(tile, tile.row + N);
+      let row = row_of(tile, tile.row + N);
       let empty = l_all_N == 0.0;
       let end = row_end(cell_at(tile.batch, head, row, 0u), m_all_N, l_all_N);
       let factor = params.dropout_scale * end.share;

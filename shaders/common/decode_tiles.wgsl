@@ -16,10 +16,11 @@ const V_IS_WHOLE = HEAD_DIM_V % (LANES * 4u) == 0u;
 
 // unroll EXTENT in EXTENT_OF_TILE, GROUPROWS in ROWS_OF_GROUP, ATQ in AT_Q, ATK in AT_K {
   // A quad of Q, times softmax_scale · log2(e): cheaper here than on every score.
-  fn fetch_q(tile: GroupTile, row: u32, quad: u32) -> vec4<f32> {
-    let inside_row = min(row, GROUPROWS - 1u - tile.packed);
-    let first = params.q_offset + tile.ATQ * params.q_stride_batch + head_of(tile, inside_row) * params.q_stride_head
-      + row_of(tile, inside_row) * params.q_stride_row;
+  fn fetch_q(tile: QTile, row: u32, quad: u32) -> vec4<f32> {
+    let inside_row = min(row, GROUPROWS - 1u - tile.row);
+    let packed = tile.row + inside_row;
+    let first = params.q_offset + tile.ATQ * params.q_stride_batch + head_of(tile, packed) * params.q_stride_head
+      + row_of(tile, packed) * params.q_stride_row;
     let inside_dim = min(quad * 4u, LAST_QUAD);
     let value = load_q(first + inside_dim, HEAD_DIM - inside_dim);
     let inside = quad * 4u < HEAD_DIM && row == inside_row;
@@ -29,9 +30,8 @@ const V_IS_WHOLE = HEAD_DIM_V % (LANES * 4u) == 0u;
   }
 
   // A quad of K. Behind the last key it is that of the last key, or of another, whose score the mask then hides.
-  fn fetch_k(tile: GroupTile, key: u32, quad: u32) -> Loaded {
+  fn fetch_k(tile: QTile, key: u32, quad: u32) -> Loaded {
     // unroll PLACE in PLACES_OF_KEYS {
-      // Behind the last key it is some other in the tensor.
       let PLACE = place_of_key(tile.batch, key);
     // }
     // unroll PAGE in PAGE_OF_KEY, KEYROW in ROW_OF_KEY {
@@ -43,7 +43,7 @@ const V_IS_WHOLE = HEAD_DIM_V % (LANES * 4u) == 0u;
     return select(Loaded(), load_k(first + inside_dim, HEAD_DIM - inside_dim), K_IS_WHOLE || dim < HEAD_DIM);
   }
 
-  fn fetch_v(tile: GroupTile, key: u32, quad: u32) -> Loaded {
+  fn fetch_v(tile: QTile, key: u32, quad: u32) -> Loaded {
     // unroll PLACE in PLACES_OF_KEYS {
       // Behind the last key it is some other in the tensor.
       let PLACE = place_of_key(tile.batch, key);

@@ -71,7 +71,7 @@ pub(super) const SPLIT: KernelSpec = KernelSpec {
 /// Few rows of many heads: those that share a KV head share workgroups.
 pub(super) const PACKED: KernelSpec = KernelSpec {
     name: "flash_forward_cooperative_packed",
-    text: text!("packed_q_tile"),
+    text: text!("group_tile"),
     packs_heads: true,
     serves: tile_table::packs_on_matrices,
     split: Some(Kernel::FlashForwardCooperativePackedSplit),

@@ -83,6 +83,18 @@ pub(crate) fn upload(attention: &FlashAttention, buffer: &wgpu::Buffer, offset: 
     }
 }
 
+/// Submits copies from buffers to others, as far as both reach.
+pub(crate) fn copy<'a>(
+    attention: &FlashAttention,
+    pairs: impl IntoIterator<Item = (&'a wgpu::Buffer, &'a wgpu::Buffer)>,
+) -> wgpu::SubmissionIndex {
+    let mut encoder = attention.device().create_command_encoder(&Default::default());
+    for (from, to) in pairs {
+        encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size().min(to.size()));
+    }
+    attention.queue().submit([encoder.finish()])
+}
+
 /// Waits for a submission, or for all.
 pub(crate) fn wait(attention: &FlashAttention, submission: Option<wgpu::SubmissionIndex>) -> Result<(), Error> {
     let poll = wgpu::PollType::Wait { submission_index: submission, timeout: None };
@@ -115,9 +127,7 @@ pub(crate) fn map(
 pub(crate) fn read(attention: &FlashAttention, from: &wgpu::Buffer) -> Result<Vec<u8>, Error> {
     let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
     let staging = buffer(attention, "readback", from.size(), usage)?;
-    let mut encoder = attention.device().create_command_encoder(&Default::default());
-    encoder.copy_buffer_to_buffer(from, 0, &staging, 0, from.size());
-    let copied = attention.queue().submit([encoder.finish()]);
+    let copied = copy(attention, [(from, &staging)]);
     map(attention, &[(&staging, wgpu::MapMode::Read)], Some(copied))?;
     let view = staging.get_mapped_range(..).map_err(|error| Error::Gpu(error.to_string()))?;
     Ok(view.to_vec())

@@ -1,7 +1,7 @@
 //! Memory of the host through which blocks leave a device and reach it.
 
 use crate::error::Error;
-use crate::gpu::{buffer, map};
+use crate::gpu::{buffer, copy, map};
 use crate::transport::{Bytes, Transport};
 use std::sync::Arc;
 use wgpu_flash_attention::{FlashAttention, wgpu};
@@ -26,11 +26,7 @@ impl Staging {
 
     /// Submits copies of these buffers to the host.
     pub fn send(&self, attention: &FlashAttention, from: &[&wgpu::Buffer]) -> wgpu::SubmissionIndex {
-        let mut encoder = attention.device().create_command_encoder(&Default::default());
-        for (from, down) in from.iter().zip(&self.down) {
-            encoder.copy_buffer_to_buffer(from, 0, down, 0, down.size());
-        }
-        attention.queue().submit([encoder.finish()])
+        copy(attention, from.iter().copied().zip(&self.down))
     }
 
     /// Waits until they are there, and passes them on.
@@ -57,10 +53,6 @@ impl Staging {
 
     /// Submits copies of what came to these buffers.
     pub fn receive(&self, attention: &FlashAttention, to: &[&wgpu::Buffer]) {
-        let mut encoder = attention.device().create_command_encoder(&Default::default());
-        for (up, to) in self.up.iter().zip(to) {
-            encoder.copy_buffer_to_buffer(up, 0, to, 0, up.size());
-        }
-        attention.queue().submit([encoder.finish()]);
+        copy(attention, self.up.iter().zip(to.iter().copied()));
     }
 }

@@ -3,7 +3,7 @@
 use super::RingAttention;
 use super::part::Parts;
 use crate::error::Error;
-use crate::gpu::{buffer, map, storage, upload};
+use crate::gpu::{buffer, copy, map, storage, upload};
 use crate::timeline::{Clock, Timeline};
 use crate::transport::{Transport, WriteOnly};
 use std::sync::Arc;
@@ -91,11 +91,7 @@ impl Gradients {
 
     /// Submits a copy of dK and dV to the host.
     fn send(&self, attention: &FlashAttention) -> wgpu::SubmissionIndex {
-        let mut encoder = attention.device().create_command_encoder(&Default::default());
-        for (from, down) in self.of_keys().zip(&self.down) {
-            encoder.copy_buffer_to_buffer(from, 0, down, 0, down.size());
-        }
-        attention.queue().submit([encoder.finish()])
+        copy(attention, self.of_keys().zip(&self.down))
     }
 
     /// Adds what was sent to what came with the block, and passes the sums on for those of the next block.

@@ -35,6 +35,13 @@ pub struct RunOptions {
     /// How the problem is cut
     #[arg(long, value_enum, default_value = "zigzag")]
     pub scheme: SchemeName,
+    #[command(flatten)]
+    pub mask: MaskOptions,
+}
+
+/// Which keys a row sees.
+#[derive(Args, Clone)]
+pub struct MaskOptions {
     /// Rows see keys up to their own
     #[arg(long)]
     pub causal: bool,
@@ -44,6 +51,18 @@ pub struct RunOptions {
     /// Rows see so many keys after their own
     #[arg(long)]
     pub window_right: Option<u32>,
+}
+
+impl MaskOptions {
+    pub fn of(&self, mut problem: AttentionProblem) -> AttentionProblem {
+        if self.causal {
+            problem = problem.with_causal();
+        }
+        if self.window_left.is_some() || self.window_right.is_some() {
+            problem = problem.with_window(self.window_left, self.window_right);
+        }
+        problem
+    }
 }
 
 #[derive(Args)]
@@ -151,15 +170,8 @@ pub struct ProblemOptions {
     /// The type of Q, K, V and O
     #[arg(long, value_enum, default_value = "f16")]
     pub element: ElementName,
-    /// Rows see keys up to their own
-    #[arg(long)]
-    pub causal: bool,
-    /// Rows see so many keys before their own
-    #[arg(long)]
-    pub window_left: Option<u32>,
-    /// Rows see so many keys after their own
-    #[arg(long)]
-    pub window_right: Option<u32>,
+    #[command(flatten)]
+    pub mask: MaskOptions,
     /// Chance of dropout
     #[arg(long)]
     pub dropout: Option<f64>,
@@ -178,13 +190,7 @@ impl ProblemOptions {
             ElementName::F16 => Element::F16,
             ElementName::Bf16 => Element::Bf16,
         };
-        let mut problem = AttentionProblem::new(shape).with_element(element);
-        if self.causal {
-            problem = problem.with_causal();
-        }
-        if self.window_left.is_some() || self.window_right.is_some() {
-            problem = problem.with_window(self.window_left, self.window_right);
-        }
+        let problem = self.mask.of(AttentionProblem::new(shape).with_element(element));
         self.dropout.into_iter().fold(problem, |problem, p| problem.with_dropout(p, self.seed))
     }
 }

@@ -75,7 +75,7 @@ impl Work for BenchOptions {
                 "num_heads_kv": of_problem.num_heads_kv,
                 "head_dim": of_problem.head_dim,
                 "element": problem.element.name(),
-                "causal": of_problem.causal,
+                "causal": of_problem.mask.causal,
                 "forward_flops": flops[0],
                 "backward_flops": flops[1],
                 "device_bytes": ring.device_bytes(),

@@ -67,14 +67,7 @@ impl RunOptions {
             .with_num_heads_kv(of_k[2])
             .with_seqlen_kv(of_k[1])
             .with_head_dim_v(of_v[3]);
-        let mut problem = AttentionProblem::new(shape).with_element(element);
-        if self.causal {
-            problem = problem.with_causal();
-        }
-        if self.window_left.is_some() || self.window_right.is_some() {
-            problem = problem.with_window(self.window_left, self.window_right);
-        }
-        Ok((source, problem))
+        Ok((source, self.mask.of(AttentionProblem::new(shape).with_element(element))))
     }
 
     fn on_ring<T: Transport>(

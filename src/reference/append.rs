@@ -82,6 +82,20 @@ pub fn append(problem: &AppendProblem, case: &AppendCase) -> Vec<AppendedRow> {
     rows
 }
 
+/// A row in int8, as [`CacheElement::Int8`] says: its scale, then four bytes in each word.
+pub fn quantized(values: &[f64]) -> Vec<u32> {
+    let is_finite = values.iter().all(|value| value.is_finite());
+    let largest = values.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+    let scale = if is_finite { (largest / 127.0) as f32 } else { f32::NAN };
+    let byte = |value: &f64| match scale {
+        0.0 => 0,
+        scale => (value / f64::from(scale)).round_ties_even() as i8 as u8,
+    };
+    let bytes: Vec<u8> = values.iter().map(byte).collect();
+    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+    [scale.to_bits()].into_iter().chain(bytes.chunks(4).map(word)).collect()
+}
+
 /// The values that a row of int8 stands for: a scale, and four bytes in each word behind it.
 pub fn dequantized(row: &[u32], dim: u32) -> Vec<f64> {
     let scale = f64::from(f32::from_bits(row[0]));

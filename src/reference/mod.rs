@@ -13,7 +13,7 @@ mod modifiers;
 mod probabilities;
 
 pub use crate::problem::philox4x32_10;
-pub use append::{AppendCase, AppendedRow, append, dequantized, dequantized_tensor};
+pub use append::{AppendCase, AppendedRow, append, dequantized, dequantized_tensor, quantized};
 pub use backward::{ReferenceGradients, backward, backward_for, backward_rounding_p};
 pub use bounds::{
     Arithmetic, BackwardErrors, ErrorTerms, ForwardErrors, backward_errors, error_before_storing, forward_errors,

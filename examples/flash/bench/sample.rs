@@ -93,9 +93,7 @@ fn encoded(element: Element, stream: u64, range: Range<u64>) -> Vec<u8> {
 
 /// What a row stands for after it was appended to a cache in int8.
 fn in_int8(row: &[f64]) -> Vec<f64> {
-    let largest = row.iter().fold(0f64, |largest, value| largest.max(value.abs()));
-    let scale = f64::from((largest / 127.0) as f32);
-    row.iter().map(|value| if scale == 0.0 { 0.0 } else { scale * (value / scale).round_ties_even() }).collect()
+    reference::dequantized(&reference::quantized(row), row.len() as u32)
 }
 
 /// The oracle's rows for at least 16 positions (fewer if there are fewer), the first and the last of all among them.

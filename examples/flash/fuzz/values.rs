@@ -327,24 +327,10 @@ fn cached_row(element: CacheElement, values: &[f64]) -> (Vec<u8>, Vec<f64>) {
         CacheElement::F16 => Element::F16,
         CacheElement::Bf16 => Element::Bf16,
         _ => {
-            let row = int8_row(values);
+            let row = reference::quantized(values);
             return (words(&row), reference::dequantized(&row, values.len() as u32));
         }
     };
     let bytes = elements::encode(stored, values.iter().copied());
     (bytes, values.iter().map(|value| stored.round(*value)).collect())
-}
-
-/// Signed bytes with a scale, as `CacheElement::Int8` says.
-fn int8_row(values: &[f64]) -> Vec<u32> {
-    let is_finite = values.iter().all(|value| value.is_finite());
-    let largest = values.iter().fold(0f64, |largest, value| largest.max(value.abs()));
-    let scale = if is_finite { (largest / 127.0) as f32 } else { f32::NAN };
-    let byte = |value: &f64| match scale {
-        0.0 => 0,
-        scale => (value / f64::from(scale)).round_ties_even() as i8 as u8,
-    };
-    let bytes: Vec<u8> = values.iter().map(byte).collect();
-    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
-    [scale.to_bits()].into_iter().chain(bytes.chunks(4).map(word)).collect()
 }

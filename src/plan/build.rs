@@ -10,6 +10,7 @@ use super::direction::Direction;
 use super::kernels::Kernel;
 use super::params::Params;
 use super::part::Cut;
+use super::parts::LONGEST_BINDING;
 use super::passes::{Pass, Plan, Source, Stage};
 use super::splits;
 use super::tables::number_of_lists;
@@ -19,9 +20,6 @@ use crate::error::{Error, InvalidProblem};
 use crate::operand::{Operand, Usage};
 use crate::problem::{Algorithm, AttentionProblem, Element, MergeProblem, ProbabilitiesProblem};
 use std::ops::Range;
-
-/// The limit that a longer tensor passes.
-const LONGEST_BINDING: &str = "max_storage_buffer_binding_size";
 
 impl Plan {
     /// Makes a plan: the work of [`PlanBuilder::build`].

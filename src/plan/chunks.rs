@@ -1,12 +1,12 @@
-//! Keys in chunks, where K or V is longer than one binding. Each chunk is a dispatch that sees its keys alone, as if there were
-//! no others, but for its diagonal; its results are splits, which the merge takes as any others.
+//! Keys in chunks, where K or V is longer than one binding. Each chunk is a dispatch over a part of the problem, as a shard is;
+//! its results are splits, which the merge takes as any others.
 
 use super::dispatch::{Call, Dispatch, Origins};
 use super::part::{Lengths, Part};
 use super::passes::Plan;
 use super::tensor::{Extent, Tensor};
 use crate::operand::Operand;
-use crate::problem::{AttentionProblem, ScoreMod};
+use crate::problem::{AttentionProblem, ScoreMod, Shard};
 
 /// Fewer keys are not worth a dispatch.
 const LEAST_KEYS: u64 = 64;
@@ -82,17 +82,17 @@ impl Plan {
         origins: &Origins,
         chunks: Chunks,
     ) -> impl Iterator<Item = Dispatch> {
-        let offset = self.problem.mask.offset(lengths.seqlen_q, lengths.seqlen_kv);
+        let whole = Shard::of_lengths(lengths.seqlen_q, lengths.seqlen_kv);
         (0..chunks.count(lengths.seqlen_kv)).map(move |number| {
             let first = number * chunks.keys;
             let count = chunks.keys.min(lengths.seqlen_kv - first);
             let own = Part { key_first: first, key_count: count, ..part };
             let of_chunk = Lengths { seqlen_kv: count, ..lengths };
-            let mut dispatch = self.dispatch(index, call, None, of_chunk, own, origins);
+            let shard = Some(whole.with_first_key(first));
+            let mut dispatch = self.dispatch(index, call, shard, of_chunk, own, origins);
             let params = &mut dispatch.params;
             // The first of its keys is number 0.
             params.key_first = 0;
-            params.mask_offset = (offset - i64::from(first)) as i32;
             params.o_parts_offset += number * chunks.splits * params.o_parts_stride_split;
             params.lse_parts_offset += number * chunks.splits * params.lse_parts_stride_split;
             dispatch

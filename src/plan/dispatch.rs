@@ -287,8 +287,7 @@ impl Plan {
             row_count: part.row_count,
             key_first: part.key_first,
             key_count: part.key_count,
-            mask_offset: (problem.mask.offset(whole.seqlen_q, whole.seqlen_kv) + i64::from(whole.first_row)
-                - i64::from(whole.first_key)) as i32,
+            mask_offset: whole.mask_offset(&problem.mask) as i32,
             window_left: window(problem.mask.window_left),
             window_right: window(problem.mask.window_right),
             softmax_scale_log2: (problem.softmax_scale() * LOG2_E) as f32,

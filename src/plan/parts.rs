@@ -11,6 +11,9 @@ use crate::error::Error;
 use crate::operand::Operand;
 use std::ops::Range;
 
+/// The limit that a tensor passes which is longer than a binding.
+pub(super) const LONGEST_BINDING: &str = "max_storage_buffer_binding_size";
+
 /// The most dispatches that one operation may make. A call holds them all in memory, about 600 bytes each; bounds on work
 /// as [`AttentionProblem::with_bounded_work`](crate::AttentionProblem::with_bounded_work) advises reach it after minutes of work.
 const MAX_DISPATCHES: u64 = 1 << 18;
@@ -119,7 +122,7 @@ impl Plan {
         let tables = if is_too_long { of_lengths } else { size_of_val(&*self.tables()) as u64 };
         if tables > self.max_binding() {
             let (operand, allowed) = (Operand::Tables, self.max_binding());
-            let limit = "max_storage_buffer_binding_size";
+            let limit = LONGEST_BINDING;
             return Err(Error::TooLarge { operand, needed: tables, allowed, limit });
         }
         scratch.extend((tables > 0).then_some((Operand::Tables, tables)));
@@ -242,7 +245,7 @@ impl Plan {
             };
             let needed = needed.unwrap_or(u64::MAX);
             if needed > allowed {
-                return Some(Error::TooLarge { operand, needed, allowed, limit: "max_storage_buffer_binding_size" });
+                return Some(Error::TooLarge { operand, needed, allowed, limit: LONGEST_BINDING });
             }
         }
         self.grid_refusal(stage, part, lengths)

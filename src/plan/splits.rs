@@ -87,10 +87,8 @@ pub(super) fn num_splits(
     let most = MAX_SPLITS.min(u64::from(capabilities.max_workgroups_per_dimension).pow(2));
     let most = most.min(most_that_fit(specialization, problem, capabilities));
     // On matrices with full tiles splits were not measured where they are not needed.
-    let busy = match kernel.on_matrices {
-        true if !kernel.packs_heads => 1,
-        _ => splits.min(worthwhile).min(most).max(1),
-    };
+    let has_full_tiles = kernel.on_matrices && !kernel.packs_heads;
+    let busy = if has_full_tiles { 1 } else { splits.min(worthwhile).min(most).max(1) };
     let keys = visible_keys_of_a_tile(problem, shape.seqlen_kv, tiles);
     let longest = match u64::from(tiles.key_lanes) {
         1 => LONGEST_SUM,

@@ -458,10 +458,7 @@ impl AttentionProblem {
     /// The key that row 0 of a sequence with these lengths is aligned with: that of [`Mask::offset`], or of the row's place in a
     /// larger problem.
     pub fn mask_offset(&self, seqlen_q: u32, seqlen_kv: u32) -> i64 {
-        self.shard.map_or(self.mask.offset(seqlen_q, seqlen_kv), |shard| {
-            let whole = self.mask.offset(shard.seqlen_q, shard.seqlen_kv);
-            whole + i64::from(shard.first_row) - i64::from(shard.first_key)
-        })
+        self.shard.unwrap_or(Shard::of_lengths(seqlen_q, seqlen_kv)).mask_offset(&self.mask)
     }
 
     /// The score modifiers, in their order. Most problems have none.

@@ -1,4 +1,5 @@
 use super::attention::AttentionProblem;
+use super::mask::Mask;
 
 /// Where the rows and keys of a problem stand in a larger one, which is cut over several calls or devices. Row i is row
 /// `first_row + i` of the whole, key j its key `first_key + j`. Causal masks, windows, ALiBi, dropout and the caller's own
@@ -64,6 +65,11 @@ impl Shard {
         self.first_head = first_head;
         self.num_heads = Some(num_heads);
         self
+    }
+
+    /// The key that row 0 is aligned with.
+    pub(crate) fn mask_offset(&self, mask: &Mask) -> i64 {
+        mask.offset(self.seqlen_q, self.seqlen_kv) + i64::from(self.first_row) - i64::from(self.first_key)
     }
 
     /// What makes it no part of the whole that a call with these lengths could be, if anything does.

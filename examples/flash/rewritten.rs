@@ -116,8 +116,8 @@ fn separate(file: &File, tensor: &Tensor, layout: Layout) -> Result<[Tensor<'sta
         }
         bytes
     };
-    Ok(["q", "k", "v"].map(|name| {
-        let bytes = Cow::Owned(part(["q", "k", "v"].iter().position(|other| *other == name).unwrap_or(0)));
+    Ok([("q", 0), ("k", 1), ("v", 2)].map(|(name, number)| {
+        let bytes = Cow::Owned(part(number));
         Tensor { name: name.to_owned(), dtype: tensor.dtype, shape: shape.clone(), bytes }
     }))
 }

@@ -1,6 +1,8 @@
 //! Random numbers, the same on every machine.
 
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
+use crate::random::{SPLITMIX, mixed};
+
+/// SplitMix64.
 pub struct Random(u64);
 
 impl Random {
@@ -11,10 +13,8 @@ impl Random {
     }
 
     pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let word = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
+        self.0 = self.0.wrapping_add(SPLITMIX);
+        mixed(self.0)
     }
 
     /// One of 0, 1, …, count − 1; 0 of none.

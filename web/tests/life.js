@@ -1,25 +1,8 @@
 // Life and death of calls and devices.
 import { DeviceLostError, FlashAttention } from '../pkg/index.js';
-import { assert, assertEqual, assertThrows, attention, inputs } from './support.js';
+import { assert, assertEqual, assertThrows, attention, devicesOf, inputs } from './support.js';
 
 const SHAPE = { numHeads: 2, seqlen: 100, headDim: 64 };
-
-/** Every device that is requested in `work`. */
-async function devicesOf(work) {
-  const devices = [];
-  const { requestDevice } = GPUAdapter.prototype;
-  GPUAdapter.prototype.requestDevice = async function (descriptor) {
-    const device = await requestDevice.call(this, descriptor);
-    devices.push(device);
-    return device;
-  };
-  try {
-    await work();
-  } finally {
-    GPUAdapter.prototype.requestDevice = requestDevice;
-  }
-  return devices;
-}
 
 /** The promise, or a failure after two seconds, or more where devices are made. */
 function soon(promise, what, seconds = 2) {

@@ -4,7 +4,7 @@ import {
   packMask,
 } from '../pkg/index.js';
 import { strides } from '../demo/reference.js';
-import { assert, assertEqual, attention, inputs } from './support.js';
+import { assert, assertEqual, attention, devicesOf, inputs } from './support.js';
 
 const SECONDS = 2;
 const CODES = new Map([
@@ -57,7 +57,7 @@ const CHANGES = [
   [{ shape: { ...shape, numHeadsKv: 3 } }, PROBLEM, 'numHeads = 2 is not a multiple of numHeadsKv = 3'],
   [{ shape: { seqlen: 2 ** 24, headDim: 256 } }, UNSUPPORTED, 'is too large for this device'],
   // Everything else of a problem.
-  [{ softmaxScale: NaN }, PROBLEM, 'softmaxScale = NaN; it must be a finite f32'],
+  [{ softmaxScale: NaN }, PROBLEM, 'softmaxScale = NaN; it must be finite, and at most 2.3e38 in size'],
   [{ softmaxScale: '1' }, PROBLEM, "softmaxScale = '1'; it must be a number"],
   [{ dropout: { p: 1 } }, PROBLEM, 'dropout.p = 1; it must be at least 0 and below 1'],
   [{ dropout: {} }, PROBLEM, 'dropout.p = undefined; it must be a number'],
@@ -209,14 +209,7 @@ export async function misuse() {
 
 /** Wrong uses of `create`, and of what outlives its device. None leaves a device behind, and none stands in a later one's way. */
 export async function misuseOfCreate() {
-  const made = [];
-  const { requestDevice } = GPUAdapter.prototype;
-  GPUAdapter.prototype.requestDevice = async function (descriptor) {
-    const device = await requestDevice.call(this, descriptor);
-    made.push(device);
-    return device;
-  };
-  try {
+  await devicesOf(async (made, requestDevice) => {
     const adapter = await navigator.gpu.requestAdapter();
     const lost = await requestDevice.call(adapter);
     lost.destroy();
@@ -253,7 +246,5 @@ export async function misuseOfCreate() {
       ['info', () => flash.info()], ['wrap', () => flash.wrap({})],
     ]) await refused(`${name} after destroy()`, call, DeviceLostError, 'destroy() was called');
     await Promise.all(made.map((device) => device.lost));
-  } finally {
-    GPUAdapter.prototype.requestDevice = requestDevice;
-  }
+  });
 }

@@ -32,6 +32,23 @@ export async function assertThrows(promise, type, text) {
   assert(error.message.includes(text), `the message '${error.message}' lacks '${text}'`);
 }
 
+/** Every device that is requested in `work`, which is given the list and, for devices that do not count, the browser's `requestDevice`. */
+export async function devicesOf(work) {
+  const devices = [];
+  const { requestDevice } = GPUAdapter.prototype;
+  GPUAdapter.prototype.requestDevice = async function (descriptor) {
+    const device = await requestDevice.call(this, descriptor);
+    devices.push(device);
+    return device;
+  };
+  try {
+    await work(devices, requestDevice);
+  } finally {
+    GPUAdapter.prototype.requestDevice = requestDevice;
+  }
+  return devices;
+}
+
 /** Numbers that look normally distributed, the same for the same seed. */
 export function random(length, seed) {
   let state = seed * 2654435761 >>> 0;

@@ -52,7 +52,7 @@ web: web/node_modules/.package-lock.json
 	rustup target add wasm32-unknown-unknown
 	cd web && CARGO="$(CARGO)" npm run --silent build
 
-# The package in Chromium and Firefox, half of the shader variants in Tint, some of each kind in DXC. Needs Python with pip besides.
+# The package in Chromium and Firefox, half of the shader variants in Tint, some hundreds in DXC. Needs Python with pip besides.
 web-test: web
 	web/tests/install.sh
 	cd web && CARGO="$(CARGO)" npm run --silent test

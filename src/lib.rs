@@ -60,6 +60,7 @@ pub use {half, wgpu};
 /// The parts of a plan: kernels, their text, and the dispatches of a call. It is for tools and tests that look inside. Any
 /// release may change it.
 pub mod unstable {
+    pub use crate::gpu::run_out_of_memory_after;
     pub use crate::operand::Usage;
     pub use crate::plan::{
         Access, Chain, Dispatch, Kernel, LengthsAtCall, Origins, Params, Pass, RowReduce, Specialization, Storage,

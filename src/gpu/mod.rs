@@ -21,3 +21,4 @@ pub use buffers::{
 };
 pub use host::{BackwardOutput, BackwardSlices, CacheSlices, ForwardOutput, ForwardSlices, ProbabilitiesSlices};
 pub use prepared::{Prepared, PreparedAppend, PreparedBackward, PreparedForward, PreparedMerge, PreparedProbabilities};
+pub use scope::run_out_of_memory_after;

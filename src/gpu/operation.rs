@@ -39,9 +39,12 @@ struct Listed {
 impl Operation {
     /// Compiles and allocates.
     pub(super) async fn new(attention: &FlashAttention, plan: Plan) -> Result<Self, Error> {
+        let specializations = plan.passes().iter().map(|pass| &pass.specialization);
+        #[cfg(not(target_arch = "wasm32"))]
+        attention.pipelines.compile_missing(attention.compiler(), specializations.clone());
         let mut pipelines = Vec::with_capacity(plan.passes().len());
-        for pass in plan.passes() {
-            pipelines.push(attention.pipelines.get(attention.compiler(), &pass.specialization).await?);
+        for specialization in specializations {
+            pipelines.push(attention.pipelines.get(attention.compiler(), specialization).await?);
         }
         let scope = ErrorScope::open(&attention.device, "allocating scratch memory");
         let buffer = |operand: Option<Operand>, size| {

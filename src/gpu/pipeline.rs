@@ -4,7 +4,11 @@ use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Specialization, Usage};
 use crate::shader::{Dialect, ShaderSource};
+#[cfg(not(target_arch = "wasm32"))]
+use std::future::Future;
 use std::future::poll_fn;
+#[cfg(not(target_arch = "wasm32"))]
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -77,6 +81,35 @@ impl Pipelines {
         let pipeline = Arc::new(compile(compiler, specialization).await?);
         claim.made = Some(pipeline.clone());
         Ok(pipeline)
+    }
+
+    /// Compiles those that are missing side by side, for a driver compiles while it is called. A failure is left to `get`, which
+    /// tries again and reports it.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(super) fn compile_missing<'a>(
+        &self,
+        compiler: Compiler<'_>,
+        specializations: impl Iterator<Item = &'a Specialization>,
+    ) {
+        let mut missing: Vec<&Specialization> = Vec::new();
+        for specialization in specializations {
+            if !missing.contains(&specialization) && !self.lock().iter().any(|(other, _)| other == specialization) {
+                missing.push(specialization);
+            }
+        }
+        if missing.len() < 2 {
+            return;
+        }
+        std::thread::scope(|scope| {
+            for specialization in missing {
+                let compile = move || {
+                    // On native backends a future is pending only if another call compiles this pipeline meanwhile.
+                    let _ = pin!(self.get(compiler, specialization)).poll(&mut Context::from_waker(Waker::noop()));
+                };
+                // Without another thread it is compiled in its turn.
+                let _ = std::thread::Builder::new().name("attention compiler".into()).spawn_scoped(scope, compile);
+            }
+        });
     }
 
     /// The pipeline, or the right to compile it. Pending while somebody else does.

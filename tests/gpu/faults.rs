@@ -6,8 +6,11 @@ use std::pin::pin;
 use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Wake, Waker};
 
+use wgpu_flash_attention::unstable::run_out_of_memory_after;
+use wgpu_flash_attention::wgpu;
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, BackwardSlices, Error, FlashAttention, ForwardOutput, ScoreMod,
+    AttentionProblem, AttentionShape, BackwardSlices, Error, FlashAttention, ForwardBuffers, ForwardOutput, Operand,
+    ScoreMod,
 };
 
 use crate::support::adapter;
@@ -68,6 +71,56 @@ fn dropped_futures_leave_nothing_behind() {
         polled(attention.prepare_forward(&other), polls);
         polled(attention.prepare_backward(&other), polls);
         assert_eq!(solve(&attention), Ok(expected.clone()), "after {polls} polls");
+    }
+}
+
+/// Memory runs out at each step that allocates, one after the other: the call says so, and the same call works afterwards.
+#[test]
+fn memory_that_runs_out_anywhere_is_an_error() {
+    type Attempt = fn(&FlashAttention) -> Result<(), Error>;
+    fn forward(attention: &FlashAttention) -> Result<(), Error> {
+        solve(attention).map(drop)
+    }
+    fn backward(attention: &FlashAttention) -> Result<(), Error> {
+        let values = values();
+        let slices = BackwardSlices::new(&values, &values, &values, &values, &values[..2 * 4 * 20], &values);
+        pollster::block_on(attention.backward(&problem(), &slices)).map(drop)
+    }
+    fn encode(attention: &FlashAttention) -> Result<(), Error> {
+        let prepared = pollster::block_on(attention.prepare_forward(&problem()))?;
+        let buffer = |operand| {
+            attention.device().create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: prepared.plan().required_bytes(operand),
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        };
+        let [q, k, v, o, lse] = [Operand::Q, Operand::K, Operand::V, Operand::O, Operand::Lse].map(buffer);
+        let mut encoder = attention.device().create_command_encoder(&Default::default());
+        let buffers = ForwardBuffers::new(q.slice(..), k.slice(..), v.slice(..), o.slice(..), lse.slice(..));
+        let encoded = prepared.encode(&mut encoder, &buffers);
+        attention.queue().submit([encoder.finish()]);
+        encoded
+    }
+    // Text and pipeline of each pass are steps (those of several passes belong to other threads), and so are scratch memory,
+    // uploads with the run, and what encoding makes.
+    let calls: [(&str, Attempt, u32); 3] = [("forward", forward, 5), ("backward", backward, 3), ("encode", encode, 4)];
+    for (name, call, expected) in calls {
+        let mut steps = 0;
+        loop {
+            let attention = new_attention();
+            run_out_of_memory_after(Some(steps));
+            let first = call(&attention);
+            if run_out_of_memory_after(None) {
+                assert_eq!(first, Ok(()), "{name}");
+                break;
+            }
+            assert!(matches!(first, Err(Error::OutOfMemory(_))), "{name}, step {steps}: {first:?}");
+            assert_eq!(call(&attention), Ok(()), "{name}, after step {steps}");
+            steps += 1;
+        }
+        assert_eq!(steps, expected, "steps of {name} that allocate");
     }
 }
 

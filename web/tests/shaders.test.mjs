@@ -42,8 +42,8 @@ describe('shader variants', { timeout: 1_800_000 }, () => {
     const files = readdirSync(variants).map((file) => join(variants, file));
     wgsl = files.filter((file) => file.endsWith('.wgsl'));
     hlsl = files.filter((file) => file.endsWith('.hlsl'));
-    // HLSL is of a thirtieth of the plain variants, with some of every kind.
-    assert(wgsl.length > 100 && 20 * hlsl.length >= wgsl.length);
+    // HLSL is of one variant of every fifth kind.
+    assert(wgsl.length > 1000 && hlsl.length > 100);
     rmSync(broken, { recursive: true, force: true });
     mkdirSync(broken, { recursive: true });
   });

@@ -152,8 +152,7 @@ impl FlashAttention {
 
     /// Whether tensors that are read and tensors that are written may lie in one buffer, as ranges that do not overlap. Frameworks
     /// take many tensors from one buffer. Off by default: wgpu lets a dispatch use a buffer in one way alone, so the kernels
-    /// of such operations declare all that they read as `read_write`, and are compiled apart. On an NVIDIA H100 this costs nothing that
-    /// can be measured.
+    /// of such operations declare all that they read as `read_write`, and are compiled apart.
     ///
     /// Operations have this as it was when they were prepared. In a browser, tensors that are read may not overlap each other
     /// either: WebGPU takes all bindings of `read_write` for written.

@@ -18,3 +18,8 @@ pub use options::AttentionOptions;
 /// The library, whose types are a part of this interface.
 pub use wgpu_flash_attention;
 pub use wgpu_flash_attention::{BlockMask, CacheElement, RotaryPairs, ScoreMod};
+
+/// The programs of docs/autograd.md, as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/autograd.md")]
+struct Autograd;

@@ -5,9 +5,7 @@ use crate::error::Error;
 use crate::options::{AttentionOptions, Causal};
 use burn::backend::Dispatch;
 use burn::tensor::{Bool, DType, Int, IntDType, Shape, Tensor};
-use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, Call, Dropout, EntryLayout, KeyMask, ScoreMod,
-};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Call, Dropout, EntryLayout, KeyMask, ScoreMod};
 
 /// What attention gives.
 #[derive(Clone, Debug)]
@@ -51,8 +49,18 @@ pub fn attention(
     let [batch, num_heads, seqlen_q, head_dim] = q.dims();
     let [_, num_heads_kv, seqlen_kv, _] = k.dims();
     let head_dim_v = v.dims()[3];
-    expect("k", &k.dims(), &[batch, num_heads_kv, seqlen_kv, head_dim], "[batch, num_heads_kv, seqlen_kv, head_dim] of Q")?;
-    expect("v", &v.dims(), &[batch, num_heads_kv, seqlen_kv, head_dim_v], "[batch, num_heads_kv, seqlen_kv, dim] of K")?;
+    expect(
+        "k",
+        &k.dims(),
+        &[batch, num_heads_kv, seqlen_kv, head_dim],
+        "[batch, num_heads_kv, seqlen_kv, head_dim] of Q",
+    )?;
+    expect(
+        "v",
+        &v.dims(),
+        &[batch, num_heads_kv, seqlen_kv, head_dim_v],
+        "[batch, num_heads_kv, seqlen_kv, dim] of K",
+    )?;
     for (name, dtype) in [("k", k.dtype()), ("v", v.dtype())] {
         if dtype != q.dtype() {
             return Err(Error::Type { tensor: name, found: dtype, expected: "the type of Q" });
@@ -84,12 +92,7 @@ pub(crate) fn number(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-pub(crate) fn expect(
-    tensor: &'static str,
-    found: &[usize],
-    expected: &[usize],
-    what: &str,
-) -> Result<(), Error> {
+pub(crate) fn expect(tensor: &'static str, found: &[usize], expected: &[usize], what: &str) -> Result<(), Error> {
     match found == expected {
         true => Ok(()),
         false => Err(Error::Shape { tensor, found: found.to_vec(), expected: format!("{expected:?}, {what}") }),
@@ -251,7 +254,8 @@ fn pack_bits(mask: Tensor<4, Bool>, keys: usize) -> Tensor<4, Int> {
     let rest = Tensor::<4, Int>::zeros([batch, heads, rows, count * 32 - keys], (&device, DType::I32));
     let bits = if count * 32 == keys { bits } else { Tensor::cat(vec![bits, rest], 3) };
     let weights: Vec<i32> = (0..32).map(|bit| 1i32.wrapping_shl(bit)).collect();
-    let weights = Tensor::<1, Int>::from_data(burn::tensor::TensorData::new(weights, Shape::from([32])), (&device, DType::I32));
+    let weights =
+        Tensor::<1, Int>::from_data(burn::tensor::TensorData::new(weights, Shape::from([32])), (&device, DType::I32));
     let bits: Tensor<5, Int> = bits.reshape([batch, heads, rows, count, 32]) * weights.reshape([1, 1, 1, 1, 32]);
     // Different bits, so that no sum overflows.
     bits.sum_dim(4).reshape([batch, heads, rows, count])

@@ -1,14 +1,14 @@
 //! The operations as Burn knows them: a backend extension, deferred by fusion, with gradients of its own.
 
 use crate::run;
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::autodiff::{AutodiffTensor, NodeId};
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, Backend, ExtensionType, TensorMetadata, backend_extension};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, ExtensionType, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -243,11 +243,7 @@ impl AttentionBackend for CubeBackend {
         run::forward(inputs, &question).unwrap_or_else(|error| panic!("attention: {error}"))
     }
 
-    fn flash_attention_backward(
-        inputs: Inputs<Self>,
-        saved: Saved<Self>,
-        question: Question,
-    ) -> InputGradients<Self> {
+    fn flash_attention_backward(inputs: Inputs<Self>, saved: Saved<Self>, question: Question) -> InputGradients<Self> {
         run::backward(inputs, saved, &question).unwrap_or_else(|error| panic!("gradients of attention: {error}"))
     }
 
@@ -287,7 +283,7 @@ impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B
         let (bias, sink, tables) = (bias.into_inner(), sink.into_inner(), tables.into_inner());
         let inputs = CachedInputs { q: q.into_primitive(), k, v, bias, sink, tables };
         let Outputs { o, lse } = B::flash_attention_cached(inputs, question);
-        Outputs { o: AutodiffTensor::new(o), lse: AutodiffTensor::new(lse) }
+        Outputs { o: Self::from_inner(o), lse: Self::from_inner(lse) }
     }
 
     fn flash_attention_append(inputs: AppendInputs<Self>, append: AppendProblem) -> Appended<Self> {
@@ -305,7 +301,7 @@ impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B
         let Appended { k_cache, v_cache, seqlens, q } = B::flash_attention_append(inputs, append);
         let q = match q {
             MaybeFloat::None => MaybeFloat::None,
-            MaybeFloat::Some(q) => MaybeFloat::Some(AutodiffTensor::new(q)),
+            MaybeFloat::Some(q) => MaybeFloat::Some(Self::from_inner(q)),
         };
         Appended { k_cache, v_cache, seqlens, q }
     }
@@ -383,15 +379,15 @@ struct LseState<B: Backend, const N: usize> {
 }
 
 fn tracked<B: AttentionBackend, C: CheckpointStrategy, const N: usize>(
-    inputs: [AutodiffTensor<B>; N],
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
     has: [bool; 2],
     tables: Tables<B>,
     question: Question,
 ) -> Outputs<Autodiff<B, C>> {
-    let nodes = inputs.each_ref().map(AutodiffTensor::node);
-    let prepared = LseStep.prepare::<C>(nodes).compute_bound().stateful();
-    let run = |inputs: [AutodiffTensor<B>; N]| {
-        let inputs = inputs_of(inputs.map(AutodiffTensor::into_primitive), has, tables.clone());
+    let nodes = inputs.each_ref().map(|input| input.node());
+    let prepared = Backward::<B, N>::prepare::<C>(LseStep, nodes).compute_bound().stateful();
+    let run = |inputs: [FloatTensor<Autodiff<B, C>>; N]| {
+        let inputs = inputs_of(inputs.map(|input| input.into_primitive()), has, tables.clone());
         B::flash_attention(inputs, question.clone())
     };
     match prepared {
@@ -403,7 +399,7 @@ fn tracked<B: AttentionBackend, C: CheckpointStrategy, const N: usize>(
             let state = LseState { inputs: ids, has, tables, o: o_saved, lse: lse_saved, d_o, question };
             let shape = lse.clone();
             let lse = prepared.finish(state, lse);
-            let o = match OutputStep.prepare::<C>([lse.node()]).compute_bound().stateful() {
+            let o = match Backward::<B, 1>::prepare::<C>(OutputStep, [lse.node()]).compute_bound().stateful() {
                 OpsKind::Tracked(prepared) => prepared.finish((handed_on, shape), o),
                 OpsKind::UnTracked(prepared) => prepared.finish(o),
             };
@@ -411,7 +407,7 @@ fn tracked<B: AttentionBackend, C: CheckpointStrategy, const N: usize>(
         }
         OpsKind::UnTracked(prepared) => {
             let Outputs { o, lse } = run(inputs);
-            Outputs { o: AutodiffTensor::new(o), lse: prepared.finish(lse) }
+            Outputs { o: Autodiff::<B, C>::from_inner(o), lse: prepared.finish(lse) }
         }
     }
 }
@@ -450,7 +446,8 @@ impl<B: AttentionBackend, const N: usize> Backward<B, N> for LseStep {
         let saved = Saved { o, lse, d_o, d_lse };
         let gradients = B::flash_attention_backward(inputs_of(tensors, has, tables), saved, question);
         let InputGradients { dq, dk, dv, dbias, dsink } = gradients;
-        let of_inputs = [Some(dq), Some(dk), Some(dv)].into_iter().chain(has[0].then(|| dbias.tensor())).chain(has[1].then(|| dsink.tensor()));
+        let [of_bias, of_sink] = [(has[0], dbias), (has[1], dsink)].map(|(has, tensor)| has.then(|| tensor.tensor()));
+        let of_inputs = [dq, dk, dv].map(Some).into_iter().chain(of_bias).chain(of_sink);
         for (parent, gradient) in ops.parents.into_iter().zip(of_inputs) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<B>(parent.id, gradient);

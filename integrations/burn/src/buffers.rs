@@ -3,9 +3,9 @@
 use crate::error::Error;
 use burn::tensor::DType;
 use burn_cubecl::cubecl::wgpu::{AutoCompiler, WgpuResource, WgpuServer};
+use burn_cubecl::cubecl::zspace::metadata::Metadata;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::cubecl::zspace::metadata::Metadata;
 use std::any::Any;
 use wgpu_flash_attention::{Element, EntryLayout, TensorLayout, wgpu};
 
@@ -64,32 +64,19 @@ impl Bound {
 
     /// The layout of `[batch, heads, rows, dim]`.
     pub fn layout(&self) -> TensorLayout {
-        let strides = self.tensor.meta.strides();
-        TensorLayout { offset: self.offset(), ..layout_of([strides[0], strides[1], strides[2]]) }
+        let [stride_batch, stride_head, stride_row] = [0, 1, 2].map(|dim| self.stride(dim));
+        TensorLayout { offset: self.offset(), stride_batch, stride_row, stride_head }
+    }
+
+    /// Elements from one to the next along a dimension; 0 along a dimension of 1, whose stride in Burn may be anything.
+    fn stride(&self, dim: usize) -> u64 {
+        if self.tensor.meta.shape()[dim] == 1 { 0 } else { self.tensor.meta.strides()[dim] as u64 }
     }
 
     /// The layout of `[batch or 1, heads or 1, rows or 1, keys or 1]`.
     pub fn entries(&self) -> EntryLayout {
-        let (shape, strides) = (self.tensor.meta.shape(), self.tensor.meta.strides());
-        // One entry for all has a stride of 0.
-        let stride = |dim: usize| if shape[dim] == 1 { 0 } else { strides[dim] as u64 };
-        EntryLayout {
-            offset: self.offset(),
-            stride_batch: stride(0),
-            stride_head: stride(1),
-            stride_row: stride(2),
-            stride_key: stride(3),
-        }
-    }
-}
-
-/// The layout of `[batch, heads, rows, dim]` with these strides.
-fn layout_of([stride_batch, stride_head, stride_row]: [usize; 3]) -> TensorLayout {
-    TensorLayout {
-        offset: 0,
-        stride_batch: stride_batch as u64,
-        stride_row: stride_row as u64,
-        stride_head: stride_head as u64,
+        let [stride_batch, stride_head, stride_row, stride_key] = [0, 1, 2, 3].map(|dim| self.stride(dim));
+        EntryLayout { offset: self.offset(), stride_batch, stride_head, stride_row, stride_key }
     }
 }
 

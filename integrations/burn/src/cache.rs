@@ -163,7 +163,12 @@ impl KvCache {
         let mut rotary_problem = None;
         if let Some((q, rotary)) = rotated {
             let num_heads = q.dims()[1];
-            expect("q", &q.dims(), &[batch as usize, num_heads, new, head_dim as usize], "[batch, num_heads, new, head_dim]")?;
+            expect(
+                "q",
+                &q.dims(),
+                &[batch as usize, num_heads, new, head_dim as usize],
+                "[batch, num_heads, new, head_dim]",
+            )?;
             if q.dtype() != k.dtype() {
                 return Err(Error::Type { tensor: "q", found: q.dtype(), expected: "the type of K" });
             }
@@ -179,16 +184,18 @@ impl KvCache {
             q_and_tables = [MaybeFloat::Some(q.into_dispatch()), table(&rotary.cos), table(&rotary.sin)];
         }
         let layout = CacheLayout::contiguous(&shape, self.element);
-        let mut append = AppendProblem::new(shape, layout).with_element(element(k.dtype(), "k")?).with_new_cache_seqlens();
+        let mut append =
+            AppendProblem::new(shape, layout).with_element(element(k.dtype(), "k")?).with_new_cache_seqlens();
         if let Some(rotary) = rotary_problem {
             append = append.with_rotary(rotary).with_rotated_q();
         }
         installed.check_append(&append)?;
         let [q, cos, sin] = q_and_tables;
         // The only owners, so that they can be written in place.
-        let take = |words: &mut Tensor<1, Int>| std::mem::replace(words, Tensor::zeros([1], (&k.device(), DType::I32)));
-        let (k_cache, v_cache) = (take(&mut self.k).into_dispatch(), take(&mut self.v).into_dispatch());
-        let seqlens = self.seqlens.clone().into_dispatch();
+        let seqlens = &self.seqlens;
+        let [k_cache, v_cache] = [&mut self.k, &mut self.v].map(|words| std::mem::replace(words, seqlens.clone()));
+        let (k_cache, v_cache) = (k_cache.into_dispatch(), v_cache.into_dispatch());
+        let seqlens = seqlens.clone().into_dispatch();
         let (k, v) = (k.into_dispatch(), v.into_dispatch());
         let inputs = AppendInputs::<Dispatch> { k_cache, v_cache, seqlens, k, v, q, cos, sin };
         let appended = Dispatch::flash_attention_append(inputs, append);

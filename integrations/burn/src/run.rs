@@ -1,7 +1,8 @@
 //! Attention on CubeCL's tensors.
 
 use crate::backend::{
-    AppendInputs, Appended, CachedInputs, InputGradients, Inputs, MaybeFloat, MaybeInt, Outputs, Question, Saved, Tables,
+    AppendInputs, Appended, CachedInputs, InputGradients, Inputs, MaybeFloat, MaybeInt, Outputs, Question, Saved,
+    Tables,
 };
 use crate::buffers::{Bound, element, empty_contiguous, empty_rows};
 use crate::device::{Installed, installed};
@@ -32,10 +33,15 @@ impl Others {
         // Where a gradient has an entry for each of the bias, so has the bias.
         if let MaybeFloat::Some(bias) = bias {
             let repeats = |bias: &CubeTensor| {
-                bias.meta.shape().iter().zip(bias.meta.strides().iter()).any(|(&count, &stride)| count > 1 && stride == 0)
+                bias.meta
+                    .shape()
+                    .iter()
+                    .zip(bias.meta.strides().iter())
+                    .any(|(&count, &stride)| count > 1 && stride == 0)
             };
             let is_copied = problem.has_bias_gradient() && repeats(&bias);
-            let bound = if is_copied { Bound::contiguous(bias, 16) } else { Bound::new(burn_cubecl::kernel::untile(bias)) };
+            let bound =
+                if is_copied { Bound::contiguous(bias, 16) } else { Bound::new(burn_cubecl::kernel::untile(bias)) };
             let element = element(bound.tensor.dtype, "bias")?;
             *problem = problem.clone().with_score(ScoreMod::Bias { layout: bound.entries(), element });
             with(Operand::Bias, bound);

@@ -128,7 +128,10 @@ fn with_dropout() {
         let along: f64 = found.iter().zip(values(direction.clone())).map(|(g, d)| f64::from(*g) * f64::from(d)).sum();
         // The third derivative times step² / 6, and f32's rounding of the losses over the step.
         let size = found.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt().max(1.0);
-        assert!((difference - along).abs() <= 5e-3 * size, "{index}: {along} along a direction, {difference} by differences");
+        assert!(
+            (difference - along).abs() <= 5e-3 * size,
+            "{index}: {along} along a direction, {difference} by differences"
+        );
     }
     // Another seed drops others.
     let other = AttentionOptions::new().with_causal().with_dropout(0.3, 43, 7);

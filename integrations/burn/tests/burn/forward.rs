@@ -101,7 +101,14 @@ fn order() {
         values(q)
     };
     let expected: Vec<_> = (0..4).map(&run).collect();
-    let threads: Vec<_> = (0..4).map(|seed| std::thread::spawn({ let run = run.clone(); move || run(seed) })).collect();
+    let threads: Vec<_> = (0..4)
+        .map(|seed| {
+            std::thread::spawn({
+                let run = run.clone();
+                move || run(seed)
+            })
+        })
+        .collect();
     for (thread, expected) in threads.into_iter().zip(expected) {
         assert_eq!(thread.join().unwrap(), expected);
     }

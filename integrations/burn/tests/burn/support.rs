@@ -27,11 +27,11 @@ pub fn normal(len: usize, seed: u64) -> Vec<f32> {
 
 pub fn tensor<const D: usize>(shape: [usize; D], seed: u64, dtype: DType, device: &Device) -> Tensor<D> {
     let data = TensorData::new(normal(shape.iter().product(), seed), Shape::from(shape));
-    Tensor::from_data(data, (device, DType::F32)).cast(dtype)
+    Tensor::<D>::from_data(data, (device, DType::F32)).cast(dtype)
 }
 
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.cast(DType::F32).into_data().to_vec().expect("f32")
+    tensor.cast(DType::F32).into_data().try_to_vec().expect("f32")
 }
 
 /// What naive attention adds to the scores and hides.

@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: demo test lint cross validation publishable web web-test distributed-test driver clean
+.PHONY: demo test lint cross validation publishable web web-test distributed-test burn-test driver clean
 
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
@@ -62,6 +62,10 @@ distributed-test: driver
 	distributed/tests/install.sh
 	$(CARGO) test --package wgpu-flash-attention-distributed --features mpi
 	distributed/tests/mpi.sh target/debug/flash-ring
+
+# Attention as an operation of Burn, which has several hundred packages: a workspace of its own.
+burn-test: driver
+	cd integrations/burn && $(CARGO) test
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --ignore-scripts

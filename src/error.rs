@@ -102,11 +102,12 @@ pub enum Error {
         found: u64,
     },
 
-    /// An output shares its buffer with an input, which the GPU may not read and write in one dispatch; or two outputs share one
-    /// whose ranges are not apart.
+    /// An output shares its buffer with an input, which the GPU may not read and write in one dispatch; or two tensors share one
+    /// whose ranges are not apart, though one of them is written.
     #[error(
         "{output} and {other} share one buffer; give the output a buffer of its own, or two outputs ranges that start at \
-         multiples of min_storage_buffer_offset_alignment and do not overlap"
+         multiples of min_storage_buffer_offset_alignment and do not overlap, or prepare with with_shared_buffers, which takes \
+         inputs at such ranges too"
     )]
     BufferAliased {
         /// The operand written.

@@ -469,6 +469,23 @@ fn every_variant_over_caches_does_so_too() {
     check_all(&variants_over_caches());
 }
 
+/// Such variants differ from others in a word of each binding, so that some of each kernel are enough.
+#[test]
+fn variants_of_shared_buffers_do_so_too() {
+    let mut of_kernels: HashMap<Kernel, Vec<Specialization>> = HashMap::new();
+    let modified = variants_with_modifiers().into_iter().chain(variants_over_caches());
+    for variant in variants().into_iter().chain(modified) {
+        of_kernels.entry(variant.kernel).or_default().push(variant);
+    }
+    let shared = |variant: Specialization| Specialization { shares_buffers: true, ..variant };
+    let sampled = of_kernels.into_values().flat_map(|mut of_kernel| {
+        of_kernel.sort_by_key(|variant| format!("{variant:?}"));
+        let step = of_kernel.len().div_ceil(20);
+        of_kernel.into_iter().step_by(step).map(shared)
+    });
+    check_all(&sampled.collect::<Vec<_>>());
+}
+
 fn check_all(variants: &[Specialization]) {
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
     std::thread::scope(|scope| {
@@ -690,7 +707,12 @@ fn bindings_match(variant: &Specialization, module: &Module) {
     found.sort_by_key(|(_, binding, _)| *binding);
     let mut operands: Vec<_> = variant.operands().collect();
     operands.sort_by_key(|(operand, _)| operand.binding());
-    let expected: Vec<_> = operands.iter().map(|(op, usage)| (op.name().to_string(), op.binding(), *usage)).collect();
+    let declared = |usage| match usage {
+        Usage::Read if variant.shares_buffers => Usage::Write,
+        usage => usage,
+    };
+    let expected: Vec<_> =
+        operands.iter().map(|(op, usage)| (op.name().to_string(), op.binding(), declared(*usage))).collect();
     assert_eq!(found, expected, "{variant:?}");
     let storage = operands.iter().filter(|(_, usage)| *usage != Usage::Uniform).count();
     assert!(storage <= 8, "WebGPU promises 8 storage buffers, {variant:?} has {storage}");

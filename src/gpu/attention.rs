@@ -26,6 +26,7 @@ pub struct FlashAttention {
     pub(super) checked_shaders: bool,
     pipeline_cache: Option<wgpu::PipelineCache>,
     pub(super) label: Option<Arc<str>>,
+    shares_buffers: bool,
 }
 
 /// What an attention has made so far.
@@ -55,6 +56,7 @@ impl FlashAttention {
             checked_shaders: false,
             pipeline_cache: None,
             label: None,
+            shares_buffers: false,
         }
     }
 
@@ -148,6 +150,17 @@ impl FlashAttention {
         self
     }
 
+    /// Whether tensors that are read and tensors that are written may lie in one buffer, as ranges that do not overlap. Frameworks
+    /// take many tensors from one buffer. Off by default: wgpu lets a dispatch use a buffer in one way alone, so the kernels
+    /// of such operations declare all that they read as `read_write`, and are compiled apart.
+    ///
+    /// Operations have this as it was when they were prepared. In a browser, tensors that are read may not overlap each other
+    /// either: WebGPU takes all bindings of `read_write` for written.
+    pub fn with_shared_buffers(mut self, shared_buffers: bool) -> Self {
+        self.shares_buffers = shared_buffers;
+        self
+    }
+
     /// What was made so far, by all clones that share pipelines.
     pub fn statistics(&self) -> Statistics {
         Statistics { pipelines: self.pipelines.count(), compilations: self.pipelines.compilations() }
@@ -166,27 +179,32 @@ impl FlashAttention {
 
     /// Plans the forward pass of a problem for this device, with its tuning.
     pub fn plan_forward<'a>(&'a self, problem: &'a AttentionProblem) -> PlanBuilder<'a> {
-        Plan::forward(problem, &self.capabilities).with_tuning(&self.tuning)
+        self.ask(Plan::forward(problem, &self.capabilities)).with_tuning(&self.tuning)
     }
 
     /// Plans the gradients of a problem for this device.
     pub fn plan_backward<'a>(&'a self, problem: &'a AttentionProblem) -> PlanBuilder<'a> {
-        Plan::backward(problem, &self.capabilities)
+        self.ask(Plan::backward(problem, &self.capabilities))
     }
 
     /// Plans a merge of partial results for this device.
     pub fn plan_merge<'a>(&'a self, merge: &'a MergeProblem) -> PlanBuilder<'a> {
-        Plan::merge(merge, &self.capabilities)
+        self.ask(Plan::merge(merge, &self.capabilities))
     }
 
     /// Plans the probabilities of chosen heads and rows for this device.
     pub fn plan_probabilities<'a>(&'a self, chosen: &'a ProbabilitiesProblem) -> PlanBuilder<'a> {
-        Plan::probabilities(chosen, &self.capabilities)
+        self.ask(Plan::probabilities(chosen, &self.capabilities))
     }
 
     /// Plans an append to a cache for this device.
     pub fn plan_append<'a>(&'a self, append: &'a AppendProblem) -> PlanBuilder<'a> {
-        Plan::append(append, &self.capabilities)
+        self.ask(Plan::append(append, &self.capabilities))
+    }
+
+    /// What all plans of this attention have.
+    fn ask<'a>(&self, plan: PlanBuilder<'a>) -> PlanBuilder<'a> {
+        plan.with_shared_buffers(self.shares_buffers)
     }
 
     /// What planning knows of the device.

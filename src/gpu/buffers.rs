@@ -34,7 +34,9 @@ pub enum Append {}
 ///
 /// All need `BufferUsages::STORAGE` and offsets that are multiples of 16 bytes. Inputs may share a buffer. A tensor that is
 /// written may share its buffer with other such tensors alone, whose slices start at multiples of the device's
-/// `min_storage_buffer_offset_alignment` and do not overlap. A tensor without elements takes any buffer.
+/// `min_storage_buffer_offset_alignment` and do not overlap; after [`FlashAttention::with_shared_buffers`](crate::FlashAttention::with_shared_buffers)
+/// with tensors that are read
+/// too, at such slices. A tensor without elements takes any buffer.
 /// [`Plan::required_bytes`](crate::Plan::required_bytes) says how many bytes each must hold.
 #[derive(Clone, Copy, Debug)]
 #[must_use]

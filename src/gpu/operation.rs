@@ -159,7 +159,9 @@ impl Operation {
         if found % needed != 0 {
             return Err(Error::BufferAlignment { operand, needed, found });
         }
-        if tensor.usage == Usage::Write {
+        // WebGPU counts what shared buffers are read from as written. wgpu knows better elsewhere.
+        let is_written = tensor.usage == Usage::Write || self.plan.shares_buffers() && cfg!(target_arch = "wasm32");
+        if is_written {
             for other in self.plan.tensors().iter().filter(|other| other.operand != operand) {
                 let Some(shared) = slices[other.operand as usize].filter(|o| o.buffer() == slice.buffer()) else {
                     continue;
@@ -167,7 +169,8 @@ impl Operation {
                 // K and V of a cache may lie in one buffer, but not at one place.
                 let is_same = shared.offset() == slice.offset() && other.layout == tensor.layout;
                 let may_share = !is_same && self.plan.may_share(operand, other.operand)
-                    || other.usage == Usage::Write && self.are_apart([tensor, other], slices);
+                    || (other.usage == Usage::Write || self.plan.shares_buffers())
+                        && self.are_apart([tensor, other], slices);
                 if other.required_bytes() > 0 && !may_share {
                     return Err(Error::BufferAliased { output: operand, other: other.operand });
                 }

@@ -227,7 +227,7 @@ fn bind_group_layout(device: &wgpu::Device, specialization: &Specialization) -> 
             ty: wgpu::BindingType::Buffer {
                 ty: match usage {
                     Usage::Uniform => wgpu::BufferBindingType::Uniform,
-                    Usage::Read => wgpu::BufferBindingType::Storage { read_only: true },
+                    Usage::Read => wgpu::BufferBindingType::Storage { read_only: !specialization.shares_buffers },
                     Usage::Write => wgpu::BufferBindingType::Storage { read_only: false },
                 },
                 has_dynamic_offset: usage == Usage::Uniform,

@@ -66,6 +66,8 @@ impl Plan {
         for step in first.into_iter().chain(steps(direction, plan.problem.algorithm)).chain(more) {
             plan.take(step, builder)?;
         }
+        plan.shares_buffers = builder.shares_buffers;
+        plan.passes.iter_mut().for_each(|pass| pass.specialization.shares_buffers = builder.shares_buffers);
         plan.check_bindings()?;
         plan.lists = plan.list_tiles()?;
         plan.scratch = plan.measure_scratch()?;
@@ -134,6 +136,7 @@ impl Plan {
             append: None,
             lists: Vec::new(),
             tensors,
+            shares_buffers: false,
             scratch: Vec::new(),
         })
     }

@@ -49,6 +49,7 @@ pub struct PlanBuilder<'a> {
     pub(super) tiles: Vec<Tiles>,
     pub(super) num_splits: Option<u32>,
     pub(super) tuning: Option<&'a Tuning>,
+    pub(super) shares_buffers: bool,
 }
 
 impl Plan {
@@ -86,7 +87,7 @@ impl Plan {
 
 impl<'a> PlanBuilder<'a> {
     fn new(question: Question<'a>, capabilities: &'a Capabilities) -> Self {
-        Self { question, capabilities, tiles: Vec::new(), num_splits: None, tuning: None }
+        Self { question, capabilities, tiles: Vec::new(), num_splits: None, tuning: None, shares_buffers: false }
     }
 
     /// Takes these tiles, not those of the table. One choice is for all kernels. Gradients of flash attention may have two:
@@ -106,6 +107,13 @@ impl<'a> PlanBuilder<'a> {
     /// Prefers tiles that were measured on the device to the planner's table. This changes only forward flash attention.
     pub fn with_tuning(mut self, tuning: &'a Tuning) -> Self {
         self.tuning = Some(tuning);
+        self
+    }
+
+    /// Whether tensors that are read and tensors that are written may lie in one buffer, apart from each other. See
+    /// [`FlashAttention::with_shared_buffers`](crate::FlashAttention::with_shared_buffers).
+    pub fn with_shared_buffers(mut self, shared_buffers: bool) -> Self {
+        self.shares_buffers = shared_buffers;
         self
     }
 

@@ -204,6 +204,7 @@ pub(super) fn specialize(
         masked_loop: capabilities.device_class != DeviceClass::Cpu,
         has_long_sums: is_long_sum(problem, kernel.spec().owns),
         in_lockstep: capabilities.device_class == DeviceClass::Cpu,
+        shares_buffers: false,
     }
     .canonical()
 }

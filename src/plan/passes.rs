@@ -65,6 +65,8 @@ pub struct Plan {
     pub(super) lists: TileLists,
     /// The caller's tensors.
     pub(super) tensors: Vec<Tensor>,
+    /// Whether tensors that are read and tensors that are written may lie in one buffer.
+    pub(super) shares_buffers: bool,
     pub(super) scratch: Vec<(Operand, u64)>,
 }
 
@@ -192,6 +194,12 @@ impl Plan {
     pub(crate) fn may_share(&self, one: Operand, other: Operand) -> bool {
         let binds_both = |pass: &Pass| pass.specialization.binds(one) && pass.specialization.binds(other);
         self.direction == Direction::Append && !self.passes.iter().any(binds_both)
+    }
+
+    /// Whether tensors that are read and tensors that are written may lie in one buffer, apart from each other. See
+    /// [`FlashAttention::with_shared_buffers`](crate::FlashAttention::with_shared_buffers).
+    pub fn shares_buffers(&self) -> bool {
+        self.shares_buffers
     }
 
     /// The type that one of the caller's tensors is stored in. `None` for other operands.

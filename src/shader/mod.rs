@@ -49,6 +49,10 @@ impl ShaderSource {
         for file in files::files_of(specialization) {
             source.append(file.name, file.text, &lists)?;
         }
+        // What a dispatch reads may lie in a buffer that it writes, which wgpu lets it use in one way alone.
+        if specialization.shares_buffers {
+            source.text = source.text.replace("var<storage, read>", "var<storage, read_write>");
+        }
         // Never unrolled: no comment of the caller's is a directive.
         for snippet in specialization.wgsl.snippets() {
             let lines = (1..).zip(snippet.text.lines().map(Cow::Borrowed)).collect();

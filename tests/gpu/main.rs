@@ -35,6 +35,7 @@ mod property;
 mod refused_calls;
 mod scores;
 mod shards;
+mod shared_buffers;
 mod sinks;
 mod splits;
 mod suite;

@@ -304,6 +304,8 @@ pub struct Specialization {
     /// Whether the invocations of a subgroup run in lockstep, as on software drivers. Only kernels on cooperative matrices
     /// use this.
     pub in_lockstep: bool,
+    /// Whether what it reads may lie in a buffer that it writes. Then every storage variable is declared read_write.
+    pub shares_buffers: bool,
 }
 
 impl Specialization {

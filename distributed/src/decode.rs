@@ -84,8 +84,7 @@ impl<T: Transport> DecodeAttention<T> {
         if bytes.len() != expected {
             return Err(Error::Length { name: operand.name(), found: bytes.len(), expected });
         }
-        upload(&self.attention, &self.part[place], 0, bytes);
-        Ok(())
+        upload(&self.attention, &self.part[place], 0, bytes)
     }
 
     /// O `[batch, seqlen_q, num_heads, head_dim_v]` and LSE `[batch, num_heads, seqlen_q]` over the keys of all ranks, on all ranks.
@@ -110,8 +109,8 @@ impl<T: Transport> DecodeAttention<T> {
         own.truncate(of_o);
         own.extend_from_slice(&read(&self.attention, &self.part[4])?[..of_lse]);
         for (rank, part) in (0..).zip(self.transport.all_gather(&own)?) {
-            upload(&self.attention, &self.merged[0], rank * of_o as u64, &part[..of_o]);
-            upload(&self.attention, &self.merged[1], rank * of_lse as u64, &part[of_o..]);
+            upload(&self.attention, &self.merged[0], rank * of_o as u64, &part[..of_o])?;
+            upload(&self.attention, &self.merged[1], rank * of_lse as u64, &part[of_o..])?;
         }
         let [o_parts, lse_parts, o, lse] = self.merged.each_ref().map(|buffer| buffer.slice(..));
         let mut encoder = self.attention.device().create_command_encoder(&Default::default());

@@ -52,23 +52,34 @@ pub(crate) fn buffer(
     bytes: u64,
     usage: wgpu::BufferUsages,
 ) -> Result<wgpu::Buffer, Error> {
-    let scope = attention.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let of_validation = attention.device().push_error_scope(wgpu::ErrorFilter::Validation);
     let size = bytes.max(16).next_multiple_of(4);
     let descriptor = wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
-    let made = attention.device().create_buffer(&descriptor);
-    let invalid = pollster::block_on(of_validation.pop());
-    match pollster::block_on(scope.pop()).or(invalid) {
-        Some(error) => Err(Error::Gpu(format!("{label} of {size} bytes: {error}"))),
-        None => Ok(made),
+    caught(attention, &format!("{label} of {size} bytes"), || attention.device().create_buffer(&descriptor))
+}
+
+/// What wgpu calls return, or the error that they raise: without a scope, wgpu panics.
+pub(crate) fn caught<R>(attention: &FlashAttention, what: &str, calls: impl FnOnce() -> R) -> Result<R, Error> {
+    let filters = [wgpu::ErrorFilter::Internal, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation];
+    let scopes = filters.map(|filter| attention.device().push_error_scope(filter));
+    let returned = calls();
+    // Closed in the opposite order.
+    let errors = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop()));
+    match errors.fold(None, Option::or) {
+        Some(error) => Err(Error::Gpu(format!("{what}: {error}"))),
+        None => Ok(returned),
     }
 }
 
-/// Writes bytes to a buffer, from `offset` on.
-pub(crate) fn upload(attention: &FlashAttention, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+/// Writes bytes to a buffer, from `offset` on, which is a multiple of 4.
+pub(crate) fn upload(
+    attention: &FlashAttention,
+    buffer: &wgpu::Buffer,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<(), Error> {
     for (piece, bytes) in (0..).zip(bytes.chunks(PIECE)) {
         let at = offset + piece * PIECE as u64;
-        match bytes.len() % 4 {
+        caught(attention, "an upload", || match bytes.len() % 4 {
             0 => attention.queue().write_buffer(buffer, at, bytes),
             // Whole words; tensors of two-byte elements may end in the middle of one.
             rest => {
@@ -76,23 +87,27 @@ pub(crate) fn upload(attention: &FlashAttention, buffer: &wgpu::Buffer, offset: 
                 padded.resize(bytes.len() + 4 - rest, 0);
                 attention.queue().write_buffer(buffer, at, &padded);
             }
-        }
+        })?;
         if bytes.len() == PIECE {
-            attention.queue().submit([]);
+            // wgpu gives staging memory back when a later submission has passed.
+            wait(attention, Some(attention.queue().submit([])))?;
         }
     }
+    Ok(())
 }
 
 /// Submits copies from buffers to others, as far as both reach.
 pub(crate) fn copy<'a>(
     attention: &FlashAttention,
     pairs: impl IntoIterator<Item = (&'a wgpu::Buffer, &'a wgpu::Buffer)>,
-) -> wgpu::SubmissionIndex {
-    let mut encoder = attention.device().create_command_encoder(&Default::default());
-    for (from, to) in pairs {
-        encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size().min(to.size()));
-    }
-    attention.queue().submit([encoder.finish()])
+) -> Result<wgpu::SubmissionIndex, Error> {
+    caught(attention, "copying", || {
+        let mut encoder = attention.device().create_command_encoder(&Default::default());
+        for (from, to) in pairs {
+            encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size().min(to.size()));
+        }
+        attention.queue().submit([encoder.finish()])
+    })
 }
 
 /// Waits for a submission, or for all.
@@ -127,7 +142,7 @@ pub(crate) fn map(
 pub(crate) fn read(attention: &FlashAttention, from: &wgpu::Buffer) -> Result<Vec<u8>, Error> {
     let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
     let staging = buffer(attention, "readback", from.size(), usage)?;
-    let copied = copy(attention, [(from, &staging)]);
+    let copied = copy(attention, [(from, &staging)])?;
     map(attention, &[(&staging, wgpu::MapMode::Read)], Some(copied))?;
     let view = staging.get_mapped_range(..).map_err(|error| Error::Gpu(error.to_string()))?;
     Ok(view.to_vec())

@@ -221,8 +221,7 @@ impl<T: Transport> UlyssesAttention<T> {
             return Err(not_here(GIVEN[given]));
         }
         let all = side.to_heads(&mut self.transport, &self.given[given])?;
-        upload(&self.attention, &self.buffers[buffer], 0, &all);
-        Ok(())
+        upload(&self.attention, &self.buffers[buffer], 0, &all)
     }
 
     /// How a tensor is cut.

@@ -111,13 +111,14 @@ impl<T: Transport> RingAttention<T> {
         for step in 0..ranks {
             let passes_on = step + 1 < ranks;
             let sent = passes_on.then(|| self.staging.send(&self.attention, &self.block_at(step).0.buffers()));
+            let sent = sent.transpose()?;
             self.submit_forward(step, &mut has_result, &clock)?;
             // While that computes, the next block comes.
             if let Some(sent) = sent {
                 let begin = Instant::now();
                 self.staging.exchange(&self.attention, &mut self.transport, sent)?;
                 clock.transferred(step, begin);
-                self.staging.receive(&self.attention, &self.block_at(step + 1).0.buffers());
+                self.staging.receive(&self.attention, &self.block_at(step + 1).0.buffers())?;
             }
         }
         clock.finish(&self.attention)
@@ -157,6 +158,6 @@ impl<T: Transport> RingAttention<T> {
     /// The spans of a rank's keys that some of these rows see, with their numbers.
     pub(super) fn visible(&self, rows: Span, of_rank: usize) -> impl Iterator<Item = (usize, Span)> {
         let keys = self.parts.keys[of_rank].iter().copied().enumerate();
-        keys.filter(move |(_, keys)| self.parts.sees(rows, *keys))
+        keys.filter(move |(_, keys)| self.parts.visible_pairs(rows, *keys) > 0)
     }
 }

@@ -1,7 +1,7 @@
 //! The parts of a problem that calls on one device solve.
 
 use crate::error::Error;
-use crate::partition::Span;
+use crate::partition::{GRAIN, Span};
 use wgpu_flash_attention::{
     AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, ScoreMod, Shard,
 };
@@ -34,7 +34,10 @@ pub(super) struct Parts {
 impl Parts {
     pub fn new(whole: &AttentionProblem, rows: Vec<Span>, keys: Vec<Vec<Span>>) -> Result<Self, Error> {
         refuse(whole)?;
-        let most = |spans: &mut dyn Iterator<Item = &Span>| spans.map(|span| span.len).max().unwrap_or(0);
+        // Rounded up, so that each sequence begins at a whole word of its buffer.
+        let most = |spans: &mut dyn Iterator<Item = &Span>| {
+            spans.map(|span| span.len).max().unwrap_or(0).next_multiple_of(GRAIN)
+        };
         let shape = AttentionShape {
             // All ranks have buffers of one size: those of keys pass around.
             seqlen_q: most(&mut rows.iter()),
@@ -57,18 +60,18 @@ impl Parts {
         Call::new().with_seqlen_q(rows.len).with_seqlen_kv(keys.len).with_place(rows.first, keys.first)
     }
 
-    /// Whether some of these rows see some of these keys.
-    pub fn sees(&self, rows: Span, keys: Span) -> bool {
+    /// How many pairs of one of these rows and a key that it sees there are, in a head.
+    pub fn visible_pairs(&self, rows: Span, keys: Span) -> u64 {
         let shape = AttentionShape { batch: 1, num_heads: 1, num_heads_kv: 1, ..self.longest.shape };
         let mut part = AttentionProblem::new(AttentionShape { seqlen_q: rows.len, seqlen_kv: keys.len, ..shape });
         part.mask = self.longest.mask;
         let shard = self.longest.shard.map(|whole| whole.with_first_row(rows.first).with_first_key(keys.first));
         part.shard = shard;
-        part.visible_pairs() > 0
+        part.visible_pairs()
     }
 
     /// Bytes of one row, or key, of a sequence; of LSE, of a head.
-    fn row_bytes(&self, operand: Operand) -> u64 {
+    pub fn row_bytes(&self, operand: Operand) -> u64 {
         let AttentionShape { num_heads, num_heads_kv, head_dim, head_dim_v, .. } = self.longest.shape;
         let (heads, dim) = match operand {
             Operand::Q | Operand::Dq => (num_heads, head_dim),

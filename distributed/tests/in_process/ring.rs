@@ -88,6 +88,15 @@ fn gradients_are_those_of_one_device() {
     }
 }
 
+/// Sequences whose rows do not fill whole words.
+#[test]
+fn sequences_begin_at_whole_words() {
+    let shape = AttentionShape::new(3, 1, 27, 13);
+    let problem = AttentionProblem::new(shape).with_element(Element::F16).with_causal();
+    check(Scheme::Zigzag, 2, &problem, 10, true);
+    check(Scheme::Ring, 3, &problem, 11, true);
+}
+
 #[test]
 fn repeats_are_bit_identical() {
     let problem = problem(101).with_causal().with_dropout(0.2, 9);

@@ -34,7 +34,7 @@ impl<T: Transport> DecodeAttention<T> {
     /// [`Error::Mismatch`] if a rank has another problem; those of the library.
     pub fn new(mut transport: T, attention: &FlashAttention, problem: &AttentionProblem) -> Result<Self, Error> {
         let made = Self::prepare(&mut transport, attention, problem);
-        let (keys, forward, merge, part, merged) = made.map_err(|error| tell(&mut transport, error))?;
+        let (keys, forward, merge, part, merged) = made.map_err(|error| tell(&mut transport, attention, error))?;
         let (attention, element) = (attention.clone(), problem.element);
         Ok(Self { transport, attention, keys, forward, merge, element, part, merged })
     }
@@ -93,7 +93,7 @@ impl<T: Transport> DecodeAttention<T> {
     /// # Errors
     /// Why this rank ended, or which other did and why.
     pub fn forward(&mut self, q: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
-        self.run(q).map_err(|error| tell(&mut self.transport, error))
+        self.run(q).map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     fn run(&mut self, q: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use std::sync::mpsc;
 use std::time::Duration;
-use wgpu_flash_attention::{FlashAttention, wgpu};
+use wgpu_flash_attention::{Error as AttentionError, FlashAttention, wgpu};
 
 /// Uploads go in pieces of this size, so that staging memory stays small.
 const PIECE: usize = 32 << 20;
@@ -136,6 +136,20 @@ pub(crate) fn map(
         result.map_err(|error| Error::Gpu(format!("mapping staging memory: {error}")))?;
     }
     Ok(())
+}
+
+/// The error, or that the device was lost: wgpu says nothing of that, and later calls fail for other reasons.
+pub(crate) fn or_lost(attention: &FlashAttention, error: Error) -> Error {
+    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+    let (Error::Gpu(reason), Ok(probe)) = (&error, buffer(attention, "probe", 16, usage)) else { return error };
+    let (sender, mapped) = mpsc::channel();
+    probe.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
+    // A buffer that nothing uses is mapped by the next poll. On a lost device there is none.
+    let _ = attention.device().poll(wgpu::PollType::Poll);
+    match mapped.try_recv() {
+        Ok(Err(_)) => AttentionError::DeviceLost(reason.clone()).into(),
+        _ => error,
+    }
 }
 
 /// The first bytes of a buffer.

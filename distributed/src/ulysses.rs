@@ -60,7 +60,7 @@ impl<T: Transport> UlyssesAttention<T> {
             let buffers = buffers.try_into().map_err(|_| Error::Gpu("a buffer is missing".into()))?;
             Ok((heads_kv, part, forward, buffers))
         });
-        let (heads_kv, part, forward, buffers) = made.map_err(|error| tell(&mut transport, error))?;
+        let (heads_kv, part, forward, buffers) = made.map_err(|error| tell(&mut transport, attention, error))?;
         let ranks = transport.ranks();
         let of = |seqlen| (0..ranks).map(|rank| spans(Scheme::Ring, seqlen, ranks, rank, u32::MAX)[0]).collect();
         Ok(Self {
@@ -143,7 +143,7 @@ impl<T: Transport> UlyssesAttention<T> {
     /// # Errors
     /// Why this rank ended, or which other did and why.
     pub fn forward(&mut self) -> Result<Timeline, Error> {
-        self.run_forward().map_err(|error| tell(&mut self.transport, error))
+        self.run_forward().map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     /// After a forward call: dQ of this rank's rows, dK and dV of its keys, in f32.
@@ -151,7 +151,7 @@ impl<T: Transport> UlyssesAttention<T> {
     /// # Errors
     /// As `forward`.
     pub fn backward(&mut self) -> Result<Timeline, Error> {
-        self.run_backward().map_err(|error| tell(&mut self.transport, error))
+        self.run_backward().map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     fn run_forward(&mut self) -> Result<Timeline, Error> {

@@ -70,8 +70,11 @@ impl Adder {
         let bytes = (sums.size() - at).min(PIECE);
         encoder.copy_buffer_to_buffer(terms, at, &self.terms, 0, bytes);
         let entry = |binding, buffer, offset| {
-            let resource =
-                wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: std::num::NonZero::new(bytes) });
+            let resource = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: std::num::NonZero::new(bytes),
+            });
             wgpu::BindGroupEntry { binding, resource }
         };
         let group = attention.device().create_bind_group(&wgpu::BindGroupDescriptor {

@@ -1,8 +1,8 @@
 //! The backward pass of a ring: dQ stays with its rows, dK and dV travel with their keys, one step behind.
 
+use super::RingAttention;
 use super::add::Adder;
 use super::part::Parts;
-use super::RingAttention;
 use crate::error::Error;
 use crate::gpu::{caught, storage};
 use crate::partition::Span;

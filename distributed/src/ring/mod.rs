@@ -85,7 +85,7 @@ impl<T: Transport> RingAttention<T> {
                 let attention = attention.clone();
                 Ok(Self { transport, attention, parts, q, own, passing, staging, forward, gradients: None })
             }
-            Err(error) => Err(tell(&mut transport, error)),
+            Err(error) => Err(tell(&mut transport, attention, error)),
         }
     }
 
@@ -221,7 +221,7 @@ impl<T: Transport> RingAttention<T> {
     /// Why this rank ended, or which other did and why.
     pub fn forward(&mut self) -> Result<Timeline, Error> {
         let result = self.run_forward();
-        result.map_err(|error| tell(&mut self.transport, error))
+        result.map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     /// After a forward call: dQ of this rank's rows, dK and dV of its keys, in f32. Q, K, V and dO must be set.
@@ -230,7 +230,7 @@ impl<T: Transport> RingAttention<T> {
     /// As `forward`.
     pub fn backward(&mut self) -> Result<Timeline, Error> {
         let result = self.run_backward();
-        result.map_err(|error| tell(&mut self.transport, error))
+        result.map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     /// The block of keys that this rank has at a step, and whose it is.

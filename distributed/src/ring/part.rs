@@ -29,15 +29,14 @@ pub(super) struct Parts {
     pub keys: Vec<Vec<Span>>,
     /// The whole problem's part with the longest spans.
     pub longest: AttentionProblem,
+    /// Its rows and keys in buffers: rounded up, so that each sequence begins at a whole word.
+    room: AttentionShape,
 }
 
 impl Parts {
     pub fn new(whole: &AttentionProblem, rows: Vec<Span>, keys: Vec<Vec<Span>>) -> Result<Self, Error> {
         refuse(whole)?;
-        // Rounded up, so that each sequence begins at a whole word of its buffer.
-        let most = |spans: &mut dyn Iterator<Item = &Span>| {
-            spans.map(|span| span.len).max().unwrap_or(0).next_multiple_of(GRAIN)
-        };
+        let most = |spans: &mut dyn Iterator<Item = &Span>| spans.map(|span| span.len).max().unwrap_or(0);
         let shape = AttentionShape {
             // All ranks have buffers of one size: those of keys pass around.
             seqlen_q: most(&mut rows.iter()),
@@ -46,9 +45,14 @@ impl Parts {
         };
         let mut longest = whole.clone();
         longest.shape = shape;
-        longest.layout = AttentionLayout::bshd(&shape);
+        let room = AttentionShape {
+            seqlen_q: shape.seqlen_q.next_multiple_of(GRAIN),
+            seqlen_kv: shape.seqlen_kv.next_multiple_of(GRAIN),
+            ..shape
+        };
+        longest.layout = AttentionLayout::bshd(&room);
         let shard = Shard::of_lengths(whole.shape.seqlen_q, whole.shape.seqlen_kv);
-        Ok(Self { rows, keys, longest: longest.with_shard(shard) })
+        Ok(Self { rows, keys, longest: longest.with_shard(shard), room })
     }
 
     pub fn num_key_spans(&self) -> usize {
@@ -95,8 +99,11 @@ impl Parts {
     /// Bytes from one of these to the next.
     pub fn stride(&self, operand: Operand) -> u64 {
         let of_keys = matches!(operand, Operand::K | Operand::V | Operand::Dk | Operand::Dv);
-        let shape = &self.longest.shape;
-        let rows = if of_keys { shape.seqlen_kv } else { shape.seqlen_q };
+        let rows = match operand {
+            Operand::Lse => self.longest.shape.seqlen_q,
+            _ if of_keys => self.room.seqlen_kv,
+            _ => self.room.seqlen_q,
+        };
         u64::from(rows) * self.row_bytes(operand)
     }
 

@@ -2,9 +2,7 @@
 
 use crate::support::{TIMEOUT, device};
 use std::time::{Duration, Instant};
-use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, Element, EntryLayout, FlashAttention, Operand, ScoreMod,
-};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, EntryLayout, FlashAttention, Operand, ScoreMod};
 use wgpu_flash_attention_distributed::{Error, InProcess, RingAttention, Scheme, Transport, adapters, run_in_process};
 
 fn problem() -> AttentionProblem {

@@ -115,7 +115,9 @@ fn fill<T: Transport>(
         if operand != Operand::DO || options.backward {
             let numbers = Numbers::new(problem.element, options.problem.seed, number);
             for (span, rows) in spans.iter().enumerate() {
-                for (sequence, first) in (0..shape.batch).flat_map(|of| (0..rows.len).step_by(ROWS).map(move |at| (of, at))) {
+                for (sequence, first) in
+                    (0..shape.batch).flat_map(|of| (0..rows.len).step_by(ROWS).map(move |at| (of, at)))
+                {
                     let end = rows.len.min(first + ROWS as u32);
                     let made = numbers.rows(sequence, rows.first + first..rows.first + end, width);
                     ring.set_rows(operand, span, sequence, first, &made)?;
@@ -149,7 +151,8 @@ fn calls<T: Transport>(options: &BenchOptions, ring: &mut RingAttention<T>, back
             gathered.iter().map(|bytes| serde_json::from_slice(bytes).unwrap_or_default()).collect();
         let slowest = of_ranks.iter().filter_map(|rank| rank["seconds"].as_f64()).fold(0.0, f64::max);
         if slowest > LONG && ring.transport().rank() == 0 {
-            let (pass, count) = (if backward { "backward" } else { "forward" }, options.warm_up + options.repeats.max(1));
+            let (pass, count) =
+                (if backward { "backward" } else { "forward" }, options.warm_up + options.repeats.max(1));
             eprintln!("flash-ring: {pass} call {} of {count}: {slowest:.2} s", call + 1);
         }
         if call >= options.warm_up {

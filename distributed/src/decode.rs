@@ -1,7 +1,7 @@
 //! A few rows over keys that stay where they are: each rank attends over its own, and the parts are merged.
 
 use crate::error::Error;
-use crate::gpu::{read, storage, upload};
+use crate::gpu::{read, storage, submit, upload};
 use crate::hello::greet;
 use crate::partition::{Scheme, Span, spans};
 use crate::tell;
@@ -100,9 +100,9 @@ impl<T: Transport> DecodeAttention<T> {
         let q = self.transport.all_gather(q)?.swap_remove(0);
         self.put(0, Operand::Q, &q)?;
         let [q, k, v, o, lse] = self.part.each_ref().map(|buffer| buffer.slice(..));
-        let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        self.forward.encode(&mut encoder, &ForwardBuffers::new(q, k, v, o, lse))?;
-        self.attention.queue().submit([encoder.finish()]);
+        submit(&self.attention, "attention", |encoder| {
+            Ok(self.forward.encode(encoder, &ForwardBuffers::new(q, k, v, o, lse))?)
+        })?;
         let len = |operand| 4 * self.forward.plan().required_len(operand) as usize;
         let (of_o, of_lse) = (len(Operand::O), len(Operand::Lse));
         let mut own = read(&self.attention, &self.part[3])?;
@@ -113,9 +113,9 @@ impl<T: Transport> DecodeAttention<T> {
             upload(&self.attention, &self.merged[1], rank * of_lse as u64, &part[of_o..])?;
         }
         let [o_parts, lse_parts, o, lse] = self.merged.each_ref().map(|buffer| buffer.slice(..));
-        let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        self.merge.encode(&mut encoder, &MergeBuffers::new(o_parts, lse_parts, o, lse))?;
-        self.attention.queue().submit([encoder.finish()]);
+        submit(&self.attention, "the merge", |encoder| {
+            Ok(self.merge.encode(encoder, &MergeBuffers::new(o_parts, lse_parts, o, lse))?)
+        })?;
         let mut o = read(&self.attention, &self.merged[2])?;
         let mut lse = read(&self.attention, &self.merged[3])?;
         o.truncate((self.merge.plan().required_len(Operand::O) * self.element.size()) as usize);

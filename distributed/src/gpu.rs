@@ -101,13 +101,25 @@ pub(crate) fn copy<'a>(
     attention: &FlashAttention,
     pairs: impl IntoIterator<Item = (&'a wgpu::Buffer, &'a wgpu::Buffer)>,
 ) -> Result<wgpu::SubmissionIndex, Error> {
-    caught(attention, "copying", || {
-        let mut encoder = attention.device().create_command_encoder(&Default::default());
+    submit(attention, "copying", |encoder| {
         for (from, to) in pairs {
             encoder.copy_buffer_to_buffer(from, 0, to, 0, from.size().min(to.size()));
         }
-        attention.queue().submit([encoder.finish()])
+        Ok(())
     })
+}
+
+/// Submits what `record` records.
+pub(crate) fn submit(
+    attention: &FlashAttention,
+    what: &str,
+    record: impl FnOnce(&mut wgpu::CommandEncoder) -> Result<(), Error>,
+) -> Result<wgpu::SubmissionIndex, Error> {
+    caught(attention, what, || {
+        let mut encoder = attention.device().create_command_encoder(&Default::default());
+        record(&mut encoder)?;
+        Ok(attention.queue().submit([encoder.finish()]))
+    })?
 }
 
 /// Waits for a submission, or for all.
@@ -123,11 +135,13 @@ pub(crate) fn map(
     submission: Option<wgpu::SubmissionIndex>,
 ) -> Result<(), Error> {
     let (sender, mapped) = mpsc::channel();
-    for (buffer, mode) in buffers {
-        let sender = sender.clone();
-        // Nobody waits any more if this cannot be sent.
-        buffer.map_async(*mode, .., move |result| drop(sender.send(result)));
-    }
+    caught(attention, "mapping staging memory", || {
+        for (buffer, mode) in buffers {
+            let sender = sender.clone();
+            // Nobody waits any more if this cannot be sent.
+            buffer.map_async(*mode, .., move |result| drop(sender.send(result)));
+        }
+    })?;
     wait(attention, submission)?;
     for _ in buffers {
         // Where ranks share a device, the thread of another one may be about to say so.
@@ -142,13 +156,10 @@ pub(crate) fn map(
 pub(crate) fn or_lost(attention: &FlashAttention, error: Error) -> Error {
     let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
     let (Error::Gpu(reason), Ok(probe)) = (&error, buffer(attention, "probe", 16, usage)) else { return error };
-    let (sender, mapped) = mpsc::channel();
-    probe.map_async(wgpu::MapMode::Read, .., move |result| drop(sender.send(result)));
-    // A buffer that nothing uses is mapped by the next poll. On a lost device there is none.
-    let _ = attention.device().poll(wgpu::PollType::Poll);
-    match mapped.try_recv() {
-        Ok(Err(_)) => AttentionError::DeviceLost(reason.clone()).into(),
-        _ => error,
+    // A buffer that was made on a lost device is not there, which wgpu tells whoever uses it.
+    match caught(attention, "probe", || probe.map_async(wgpu::MapMode::Read, .., drop)) {
+        Ok(()) => error,
+        Err(_) => AttentionError::DeviceLost(reason.clone()).into(),
     }
 }
 

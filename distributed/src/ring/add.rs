@@ -1,7 +1,7 @@
 //! Sums of gradients, on the device.
 
 use crate::error::Error;
-use crate::gpu::{caught, storage};
+use crate::gpu::{caught, storage, submit};
 use wgpu_flash_attention::{FlashAttention, wgpu};
 
 /// Bytes that one dispatch adds: a binding and a grid that every device has room for.
@@ -47,15 +47,15 @@ impl Adder {
         attention: &FlashAttention,
         pairs: impl IntoIterator<Item = (&'a wgpu::Buffer, &'a wgpu::Buffer)>,
     ) -> Result<(), Error> {
-        caught(attention, "adding gradients", || {
-            let mut encoder = attention.device().create_command_encoder(&Default::default());
+        let added = submit(attention, "adding gradients", |encoder| {
             for (terms, sums) in pairs {
                 for at in (0..sums.size()).step_by(PIECE as usize) {
-                    self.encode(attention, &mut encoder, terms, sums, at);
+                    self.encode(attention, encoder, terms, sums, at);
                 }
             }
-            attention.queue().submit([encoder.finish()]);
-        })
+            Ok(())
+        });
+        added.map(drop)
     }
 
     /// One piece.

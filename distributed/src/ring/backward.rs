@@ -4,7 +4,7 @@ use super::RingAttention;
 use super::add::Adder;
 use super::part::Parts;
 use crate::error::Error;
-use crate::gpu::{caught, storage};
+use crate::gpu::{storage, submit};
 use crate::partition::Span;
 use crate::staging::Staging;
 use crate::timeline::{Clock, Timeline};
@@ -157,9 +157,8 @@ impl<T: Transport> RingAttention<T> {
             Some(travel) => (&travel.block, self.pairs(of_rank)),
         };
         let [o, lse] = [Operand::O, Operand::Lse].map(|operand| self.forward.results(operand).unwrap_or(&[]));
-        caught(&self.attention, "the backward pass", || {
-            let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-            clock.begin(&mut encoder, step);
+        submit(&self.attention, "the backward pass", |encoder| {
+            clock.begin(encoder, step);
             if step == 0 {
                 gradients.dq.iter().for_each(|buffer| encoder.clear_buffer(buffer, 0, None));
             }
@@ -172,12 +171,12 @@ impl<T: Transport> RingAttention<T> {
                 let written = [&gradients.d_o[row], &gradients.dq[row], &sums.dk[key], &sums.dv[key]];
                 let [d_o, dq, dk, dv] = written.map(|buffer| buffer.slice(..));
                 let buffers = BackwardBuffers::new(ForwardBuffers::new(q, k, v, o, lse), d_o, dq, dk, dv);
-                gradients.operation.encode_call(&mut encoder, &buffers, &self.parts.call(rows, keys))?;
+                gradients.operation.encode_call(encoder, &buffers, &self.parts.call(rows, keys))?;
             }
-            clock.end(&mut encoder, step);
-            self.attention.queue().submit([encoder.finish()]);
+            clock.end(encoder, step);
             Ok(())
-        })?
+        })
+        .map(drop)
     }
 
     /// The spans of this rank's rows with those of a rank's keys that they see.

@@ -41,8 +41,8 @@ impl Block {
 /// behind the other: Q, O and dO are `[spans][batch, rows of the span, num_heads, head_dim]`, K and V the same of keys, LSE
 /// `[spans][batch, num_heads, rows of the span]` in f32.
 ///
-/// All ranks make the same calls in the same order. Causal masks, windows, softcap, ALiBi and dropout are those of the whole
-/// problem.
+/// All ranks make the same calls in the same order. Causal masks, windows, softcap, ALiBi, dropout and the caller's own WGSL go by
+/// positions of the whole problem. A mask in own WGSL saves no work: all pairs are computed.
 pub struct RingAttention<T: Transport> {
     transport: T,
     attention: FlashAttention,
@@ -61,7 +61,7 @@ impl<T: Transport> RingAttention<T> {
     ///
     /// # Errors
     /// [`Error::Mismatch`] if a rank has another problem; [`Error::Unsupported`] for problems with lengths of sequences, caches,
-    /// key masks, sinks, a bias or own WGSL; those of the library.
+    /// boolean and block masks, sinks, a bias or data for own WGSL; those of the library.
     pub fn new(
         mut transport: T,
         attention: &FlashAttention,

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::partition::{GRAIN, Span};
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, ScoreMod, Shard,
+    AttentionLayout, AttentionProblem, AttentionShape, Call, Element, KeyMask, Operand, ScoreMod, Shard,
 };
 
 /// The most bytes of a buffer: 2 GiB, which all drivers allow.
@@ -120,20 +120,21 @@ impl Parts {
 
 /// Refuses problems whose parts need more than positions.
 fn refuse(whole: &AttentionProblem) -> Result<(), Error> {
-    let modified = whole.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Bias { .. } | ScoreMod::Wgsl(_)));
+    let has_bias = whole.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Bias { .. }));
     let is_dense = whole.layout == AttentionLayout::bshd(&whole.shape) && whole.gradient_layout.is_none();
     let refused = [
         (whole.has_lengths(), "sequences with lengths of their own"),
         (whole.cache().is_some(), "K and V in a cache"),
-        (!whole.key_masks().is_empty(), "masks beside causal and window"),
+        (whole.key_masks().iter().any(|mask| !matches!(mask, KeyMask::Wgsl(_))), "a boolean mask or a block mask"),
         (whole.has_sink(), "a sink"),
-        (modified, "a bias or own WGSL"),
+        (has_bias, "a bias"),
+        (whole.aux_len().is_some(), "data for own WGSL"),
         (!is_dense, "layouts other than bshd"),
         (whole.shard.is_some(), "a problem that is a part of another"),
     ];
     let Some((_, what)) = refused.into_iter().find(|(is_there, _)| *is_there) else { return Ok(()) };
     Err(Error::Unsupported {
         what,
-        reason: "a ring of ranks has it not yet; UlyssesAttention takes whole sequences".into(),
+        reason: "a ring of ranks does not cut it; one device does all of such a problem".into(),
     })
 }

@@ -29,7 +29,7 @@ pub struct OverMpi {
     /// `None` once a rank has failed: MPI would wait for it.
     universe: Option<Universe>,
     world: SimpleCommunicator,
-    host: SimpleCommunicator,
+    rank_of_host: usize,
     timeout: Duration,
     /// `None` if all goes in messages.
     shared: Option<Shared>,
@@ -60,13 +60,13 @@ impl OverMpi {
         let world = universe.world();
         let host = world.split_shared(world.rank());
         let shared = shares.then(|| Shared::new(&world, &host)).transpose()?;
-        let universe = Some(universe);
-        Ok(Self { universe, world, host, timeout, shared, inboxes: remote::inboxes(), has_failed: false })
+        let (universe, rank_of_host) = (Some(universe), host.rank() as usize);
+        Ok(Self { universe, world, rank_of_host, timeout, shared, inboxes: remote::inboxes(), has_failed: false })
     }
 
     /// The number of this rank among those of its host.
     pub fn rank_of_host(&self) -> usize {
-        self.host.rank() as usize
+        self.rank_of_host
     }
 
     /// What another rank has said at its end, if one has.

@@ -33,7 +33,9 @@ impl Shared {
         let bytes = (PIECE * PLACES) as ffi::MPI_Aint;
         let refused = |code| Error::Transport(format!("MPI shares no memory: error {code}"));
         let is_well = |code: i32| if code == ffi::MPI_SUCCESS as i32 { Ok(()) } else { Err(refused(code)) };
-        let (mut window, mut first) = (ptr::null_mut(), ptr::null_mut::<u8>());
+        let mut first = ptr::null_mut::<u8>();
+        // SAFETY: a constant of MPI's.
+        let mut window = unsafe { ffi::RSMPI_WIN_NULL };
         // SAFETY: all arguments are alive; MPI writes a pointer and a handle.
         is_well(unsafe {
             let at = (&raw mut first).cast();

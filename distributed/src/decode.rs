@@ -1,7 +1,7 @@
 //! A few rows over keys that stay where they are: each rank attends over its own, and the parts are merged.
 
 use crate::error::Error;
-use crate::gpu::{read, storage, upload};
+use crate::gpu::{read, storage, submit, upload};
 use crate::hello::greet;
 use crate::partition::{Scheme, Span, spans};
 use crate::tell;
@@ -34,7 +34,7 @@ impl<T: Transport> DecodeAttention<T> {
     /// [`Error::Mismatch`] if a rank has another problem; those of the library.
     pub fn new(mut transport: T, attention: &FlashAttention, problem: &AttentionProblem) -> Result<Self, Error> {
         let made = Self::prepare(&mut transport, attention, problem);
-        let (keys, forward, merge, part, merged) = made.map_err(|error| tell(&mut transport, error))?;
+        let (keys, forward, merge, part, merged) = made.map_err(|error| tell(&mut transport, attention, error))?;
         let (attention, element) = (attention.clone(), problem.element);
         Ok(Self { transport, attention, keys, forward, merge, element, part, merged })
     }
@@ -84,8 +84,7 @@ impl<T: Transport> DecodeAttention<T> {
         if bytes.len() != expected {
             return Err(Error::Length { name: operand.name(), found: bytes.len(), expected });
         }
-        upload(&self.attention, &self.part[place], 0, bytes);
-        Ok(())
+        upload(&self.attention, &self.part[place], 0, bytes)
     }
 
     /// O `[batch, seqlen_q, num_heads, head_dim_v]` and LSE `[batch, num_heads, seqlen_q]` over the keys of all ranks, on all ranks.
@@ -94,29 +93,29 @@ impl<T: Transport> DecodeAttention<T> {
     /// # Errors
     /// Why this rank ended, or which other did and why.
     pub fn forward(&mut self, q: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
-        self.run(q).map_err(|error| tell(&mut self.transport, error))
+        self.run(q).map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     fn run(&mut self, q: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Error> {
         let q = self.transport.all_gather(q)?.swap_remove(0);
         self.put(0, Operand::Q, &q)?;
         let [q, k, v, o, lse] = self.part.each_ref().map(|buffer| buffer.slice(..));
-        let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        self.forward.encode(&mut encoder, &ForwardBuffers::new(q, k, v, o, lse))?;
-        self.attention.queue().submit([encoder.finish()]);
+        submit(&self.attention, "attention", |encoder| {
+            Ok(self.forward.encode(encoder, &ForwardBuffers::new(q, k, v, o, lse))?)
+        })?;
         let len = |operand| 4 * self.forward.plan().required_len(operand) as usize;
         let (of_o, of_lse) = (len(Operand::O), len(Operand::Lse));
         let mut own = read(&self.attention, &self.part[3])?;
         own.truncate(of_o);
         own.extend_from_slice(&read(&self.attention, &self.part[4])?[..of_lse]);
         for (rank, part) in (0..).zip(self.transport.all_gather(&own)?) {
-            upload(&self.attention, &self.merged[0], rank * of_o as u64, &part[..of_o]);
-            upload(&self.attention, &self.merged[1], rank * of_lse as u64, &part[of_o..]);
+            upload(&self.attention, &self.merged[0], rank * of_o as u64, &part[..of_o])?;
+            upload(&self.attention, &self.merged[1], rank * of_lse as u64, &part[of_o..])?;
         }
         let [o_parts, lse_parts, o, lse] = self.merged.each_ref().map(|buffer| buffer.slice(..));
-        let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        self.merge.encode(&mut encoder, &MergeBuffers::new(o_parts, lse_parts, o, lse))?;
-        self.attention.queue().submit([encoder.finish()]);
+        submit(&self.attention, "the merge", |encoder| {
+            Ok(self.merge.encode(encoder, &MergeBuffers::new(o_parts, lse_parts, o, lse))?)
+        })?;
         let mut o = read(&self.attention, &self.merged[2])?;
         let mut lse = read(&self.attention, &self.merged[3])?;
         o.truncate((self.merge.plan().required_len(Operand::O) * self.element.size()) as usize);

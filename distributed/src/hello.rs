@@ -27,6 +27,7 @@ pub(crate) fn greet(transport: &mut impl Transport, scheme: &str, problem: &Atte
         ("mask", format!("{:?}", problem.mask)),
         ("dropout", format!("{dropout:?}")),
         ("score modifiers", format!("{:016x}", hash(&format!("{:?}", problem.scores())))),
+        ("masks", format!("{:016x}", hash(&format!("{:?}", problem.key_masks())))),
     ];
     let text: Vec<String> = fields.iter().map(|(name, value)| format!("{name}\t{value}")).collect();
     let mut own = text.join("\n").into_bytes();

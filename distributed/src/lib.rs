@@ -32,8 +32,11 @@ pub use ulysses::UlyssesAttention;
 /// The library of one device.
 pub use wgpu_flash_attention;
 
+use wgpu_flash_attention::FlashAttention;
+
 /// Tells the other ranks of an error, unless one of them told it.
-fn tell(transport: &mut impl Transport, error: Error) -> Error {
+fn tell(transport: &mut impl Transport, attention: &FlashAttention, error: Error) -> Error {
+    let error = gpu::or_lost(attention, error);
     if !matches!(error, Error::Rank { .. }) {
         transport.fail(&error.to_string());
     }

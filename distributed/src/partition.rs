@@ -29,7 +29,7 @@ pub struct Span {
 }
 
 /// Rows and keys are cut at multiples of this: one draw of dropout serves four keys.
-const GRAIN: u32 = 4;
+pub(crate) const GRAIN: u32 = 4;
 
 /// What `rank` of `ranks` holds of `seqlen` rows or keys, in pieces of at most `most` (rounded down to a multiple of 4). All
 /// ranks have equally many pieces, and the same on every rank.

@@ -25,7 +25,7 @@ impl Staging {
     }
 
     /// Submits copies of these buffers to the host.
-    pub fn send(&self, attention: &FlashAttention, from: &[&wgpu::Buffer]) -> wgpu::SubmissionIndex {
+    pub fn send(&self, attention: &FlashAttention, from: &[&wgpu::Buffer]) -> Result<wgpu::SubmissionIndex, Error> {
         copy(attention, from.iter().copied().zip(&self.down))
     }
 
@@ -52,7 +52,12 @@ impl Staging {
     }
 
     /// Submits copies of what came to these buffers.
-    pub fn receive(&self, attention: &FlashAttention, to: &[&wgpu::Buffer]) {
-        copy(attention, self.up.iter().zip(to.iter().copied()));
+    pub fn receive(&self, attention: &FlashAttention, to: &[&wgpu::Buffer]) -> Result<(), Error> {
+        copy(attention, self.came().zip(to.iter().copied())).map(drop)
+    }
+
+    /// What came, for commands of the device.
+    pub fn came(&self) -> impl Iterator<Item = &wgpu::Buffer> {
+        self.up.iter()
     }
 }

@@ -1,7 +1,7 @@
 //! When a rank computed and when it exchanged, from the device's timestamps and the host's clock.
 
 use crate::error::Error;
-use crate::gpu::{buffer, map, wait};
+use crate::gpu::{buffer, caught, map, submit, wait};
 use std::time::Instant;
 use wgpu_flash_attention::{FlashAttention, wgpu};
 
@@ -65,7 +65,7 @@ impl Queries {
         let resolve = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
         let read = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         Ok(Some(Self {
-            set: device.create_query_set(&descriptor),
+            set: caught(attention, "timestamps", || device.create_query_set(&descriptor))?,
             resolved: buffer(attention, "timestamps", bytes, resolve)?,
             readback: buffer(attention, "timestamps", bytes, read)?,
             steps,
@@ -74,10 +74,11 @@ impl Queries {
 
     /// All timestamps, in seconds of the device's clock.
     fn read(&self, attention: &FlashAttention, count: u32) -> Result<Vec<f64>, Error> {
-        let mut encoder = attention.device().create_command_encoder(&Default::default());
-        encoder.resolve_query_set(&self.set, 0..count, &self.resolved, 0);
-        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.readback, 0, 8 * u64::from(count));
-        let copied = attention.queue().submit([encoder.finish()]);
+        let copied = submit(attention, "reading timestamps", |encoder| {
+            encoder.resolve_query_set(&self.set, 0..count, &self.resolved, 0);
+            encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.readback, 0, 8 * u64::from(count));
+            Ok(())
+        })?;
         map(attention, &[(&self.readback, wgpu::MapMode::Read)], Some(copied))?;
         let view = self.readback.get_mapped_range(..).map_err(|error| Error::Gpu(error.to_string()))?;
         let period = f64::from(attention.queue().get_timestamp_period()) * 1e-9;
@@ -125,9 +126,10 @@ impl Clock {
         let mut timeline = Timeline { seconds: self.start.elapsed().as_secs_f64(), events: self.events };
         let Some(queries) = &self.queries else { return Ok(timeline) };
         // Both clocks at one moment: the last timestamp is taken at most a submission's time before the host reads its own.
-        let mut encoder = attention.device().create_command_encoder(&Default::default());
-        encoder.write_timestamp(&queries.set, 2 * queries.steps);
-        let marked = attention.queue().submit([encoder.finish()]);
+        let marked = submit(attention, "a timestamp", |encoder| {
+            encoder.write_timestamp(&queries.set, 2 * queries.steps);
+            Ok(())
+        })?;
         wait(attention, Some(marked))?;
         let now = self.start.elapsed().as_secs_f64();
         let seconds = queries.read(attention, 2 * queries.steps + 1)?;

@@ -1,7 +1,7 @@
 //! Attention in which ranks exchange heads for rows: each computes some heads of the whole sequence.
 
 use crate::error::Error;
-use crate::gpu::{read, storage, upload};
+use crate::gpu::{read, storage, submit, upload};
 use crate::hello::greet;
 use crate::partition::{Scheme, Span, spans};
 use crate::tell;
@@ -60,7 +60,7 @@ impl<T: Transport> UlyssesAttention<T> {
             let buffers = buffers.try_into().map_err(|_| Error::Gpu("a buffer is missing".into()))?;
             Ok((heads_kv, part, forward, buffers))
         });
-        let (heads_kv, part, forward, buffers) = made.map_err(|error| tell(&mut transport, error))?;
+        let (heads_kv, part, forward, buffers) = made.map_err(|error| tell(&mut transport, attention, error))?;
         let ranks = transport.ranks();
         let of = |seqlen| (0..ranks).map(|rank| spans(Scheme::Ring, seqlen, ranks, rank, u32::MAX)[0]).collect();
         Ok(Self {
@@ -143,7 +143,7 @@ impl<T: Transport> UlyssesAttention<T> {
     /// # Errors
     /// Why this rank ended, or which other did and why.
     pub fn forward(&mut self) -> Result<Timeline, Error> {
-        self.run_forward().map_err(|error| tell(&mut self.transport, error))
+        self.run_forward().map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     /// After a forward call: dQ of this rank's rows, dK and dV of its keys, in f32.
@@ -151,7 +151,7 @@ impl<T: Transport> UlyssesAttention<T> {
     /// # Errors
     /// As `forward`.
     pub fn backward(&mut self) -> Result<Timeline, Error> {
-        self.run_backward().map_err(|error| tell(&mut self.transport, error))
+        self.run_backward().map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     fn run_forward(&mut self) -> Result<Timeline, Error> {
@@ -162,11 +162,12 @@ impl<T: Transport> UlyssesAttention<T> {
             self.bring(tensor, tensor)?;
         }
         clock.transferred(0, begin);
-        let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        clock.begin(&mut encoder, 0);
-        self.forward.encode(&mut encoder, &self.forward_buffers())?;
-        clock.end(&mut encoder, 0);
-        self.attention.queue().submit([encoder.finish()]);
+        submit(&self.attention, "the forward pass", |encoder| {
+            clock.begin(encoder, 0);
+            self.forward.encode(encoder, &self.forward_buffers())?;
+            clock.end(encoder, 0);
+            Ok(())
+        })?;
         for (result, buffer) in [(0, 3), (1, 4)] {
             let begin = Instant::now();
             let all = read(&self.attention, &self.buffers[buffer])?;
@@ -193,11 +194,12 @@ impl<T: Transport> UlyssesAttention<T> {
         let gradients = [dq?, dk?, dv?];
         let [dq, dk, dv] = gradients.each_ref().map(|buffer| buffer.slice(..));
         let buffers = BackwardBuffers::new(self.forward_buffers(), self.buffers[5].slice(..), dq, dk, dv);
-        let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        clock.begin(&mut encoder, 0);
-        backward.encode(&mut encoder, &buffers)?;
-        clock.end(&mut encoder, 0);
-        self.attention.queue().submit([encoder.finish()]);
+        submit(&self.attention, "the backward pass", |encoder| {
+            clock.begin(encoder, 0);
+            backward.encode(encoder, &buffers)?;
+            clock.end(encoder, 0);
+            Ok(())
+        })?;
         for (gradient, result) in gradients.iter().zip(2..) {
             let begin = Instant::now();
             let all = read(&self.attention, gradient)?;
@@ -221,8 +223,7 @@ impl<T: Transport> UlyssesAttention<T> {
             return Err(not_here(GIVEN[given]));
         }
         let all = side.to_heads(&mut self.transport, &self.given[given])?;
-        upload(&self.attention, &self.buffers[buffer], 0, &all);
-        Ok(())
+        upload(&self.attention, &self.buffers[buffer], 0, &all)
     }
 
     /// How a tensor is cut.

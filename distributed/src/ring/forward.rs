@@ -3,7 +3,7 @@
 use super::part::Parts;
 use super::{Block, RingAttention, rounds};
 use crate::error::Error;
-use crate::gpu::storage;
+use crate::gpu::{storage, submit};
 use crate::partition::Span;
 use crate::timeline::{Clock, Timeline};
 use crate::transport::Transport;
@@ -111,13 +111,14 @@ impl<T: Transport> RingAttention<T> {
         for step in 0..ranks {
             let passes_on = step + 1 < ranks;
             let sent = passes_on.then(|| self.staging.send(&self.attention, &self.block_at(step).0.buffers()));
+            let sent = sent.transpose()?;
             self.submit_forward(step, &mut has_result, &clock)?;
             // While that computes, the next block comes.
             if let Some(sent) = sent {
                 let begin = Instant::now();
                 self.staging.exchange(&self.attention, &mut self.transport, sent)?;
                 clock.transferred(step, begin);
-                self.staging.receive(&self.attention, &self.block_at(step + 1).0.buffers());
+                self.staging.receive(&self.attention, &self.block_at(step + 1).0.buffers())?;
             }
         }
         clock.finish(&self.attention)
@@ -126,28 +127,29 @@ impl<T: Transport> RingAttention<T> {
     /// Submits the kernels of a step: this rank's rows over the block that it has.
     fn submit_forward(&self, step: usize, has_result: &mut [bool], clock: &Clock) -> Result<(), Error> {
         let (block, of_rank) = self.block_at(step);
-        let mut encoder = self.attention.device().create_command_encoder(&Default::default());
-        clock.begin(&mut encoder, step);
-        for (row, rows) in self.parts.rows.iter().enumerate() {
-            for (key, keys) in self.visible(*rows, of_rank) {
-                let call = self.parts.call(*rows, keys);
-                let tensors = [&self.q[row], &block.k[key], &block.v[key]];
-                self.forward.encode(&mut encoder, &call, row, tensors, !has_result[row])?;
-                has_result[row] = true;
+        submit(&self.attention, "the forward pass", |encoder| {
+            clock.begin(encoder, step);
+            for (row, rows) in self.parts.rows.iter().enumerate() {
+                for (key, keys) in self.visible(*rows, of_rank) {
+                    let call = self.parts.call(*rows, keys);
+                    let tensors = [&self.q[row], &block.k[key], &block.v[key]];
+                    self.forward.encode(encoder, &call, row, tensors, !has_result[row])?;
+                    has_result[row] = true;
+                }
+                // Rows that have seen nothing have a result too, of no keys.
+                if step + 1 == self.transport.ranks() && !has_result[row] {
+                    let call = self.parts.call(*rows, Span { first: 0, len: 0 });
+                    self.forward.encode(encoder, &call, row, self.first_tensors(row, block), true)?;
+                    has_result[row] = true;
+                }
             }
-            // Rows that have seen nothing have a result too, of no keys.
-            if step + 1 == self.transport.ranks() && !has_result[row] {
-                let call = self.parts.call(*rows, Span { first: 0, len: 0 });
-                self.forward.encode(&mut encoder, &call, row, self.first_tensors(row, block), true)?;
-                has_result[row] = true;
+            if step + 1 == self.transport.ranks() {
+                self.forward.encode_rounding(encoder, &self.parts.rows)?;
             }
-        }
-        if step + 1 == self.transport.ranks() {
-            self.forward.encode_rounding(&mut encoder, &self.parts.rows)?;
-        }
-        clock.end(&mut encoder, step);
-        self.attention.queue().submit([encoder.finish()]);
-        Ok(())
+            clock.end(encoder, step);
+            Ok(())
+        })
+        .map(drop)
     }
 
     fn first_tensors<'a>(&'a self, row: usize, block: &'a Block) -> [&'a wgpu::Buffer; 3] {
@@ -157,6 +159,6 @@ impl<T: Transport> RingAttention<T> {
     /// The spans of a rank's keys that some of these rows see, with their numbers.
     pub(super) fn visible(&self, rows: Span, of_rank: usize) -> impl Iterator<Item = (usize, Span)> {
         let keys = self.parts.keys[of_rank].iter().copied().enumerate();
-        keys.filter(move |(_, keys)| self.parts.sees(rows, *keys))
+        keys.filter(move |(_, keys)| self.parts.visible_pairs(rows, *keys) > 0)
     }
 }

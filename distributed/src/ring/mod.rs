@@ -1,5 +1,6 @@
 //! Attention in which K and V pass from rank to rank: each rank keeps its rows, and sees every block of keys once.
 
+mod add;
 mod backward;
 mod forward;
 mod part;
@@ -7,7 +8,7 @@ mod part;
 use crate::error::Error;
 use crate::gpu::{read, storage, upload};
 use crate::hello::greet;
-use crate::partition::{Scheme, Span, spans};
+use crate::partition::{GRAIN, Scheme, Span, spans};
 use crate::staging::Staging;
 use crate::tell;
 use crate::timeline::Timeline;
@@ -40,16 +41,16 @@ impl Block {
 /// behind the other: Q, O and dO are `[spans][batch, rows of the span, num_heads, head_dim]`, K and V the same of keys, LSE
 /// `[spans][batch, num_heads, rows of the span]` in f32.
 ///
-/// All ranks make the same calls in the same order. Causal masks, windows, softcap, ALiBi and dropout are those of the whole
-/// problem.
+/// All ranks make the same calls in the same order. Causal masks, windows, softcap, ALiBi, dropout and the caller's own WGSL go by
+/// positions of the whole problem. A mask in own WGSL saves no work: all pairs are computed.
 pub struct RingAttention<T: Transport> {
     transport: T,
     attention: FlashAttention,
     parts: Parts,
     q: Vec<wgpu::Buffer>,
     own: Block,
-    /// Of other ranks, in turn; the second only where there are more than two.
-    passing: Vec<Block>,
+    /// Of another rank: the last one was read when the next is written, since a device takes commands in order.
+    passing: Option<Block>,
     staging: Staging,
     forward: Forward,
     gradients: Option<Gradients>,
@@ -60,7 +61,7 @@ impl<T: Transport> RingAttention<T> {
     ///
     /// # Errors
     /// [`Error::Mismatch`] if a rank has another problem; [`Error::Unsupported`] for problems with lengths of sequences, caches,
-    /// key masks, sinks, a bias or own WGSL; those of the library.
+    /// boolean and block masks, sinks, a bias or data for own WGSL; those of the library.
     pub fn new(
         mut transport: T,
         attention: &FlashAttention,
@@ -73,10 +74,8 @@ impl<T: Transport> RingAttention<T> {
             };
             let q = buffers("Q", Operand::Q)?;
             let own = Block::new(attention, &parts)?;
-            let passing = (1..transport.ranks().min(3)).map(|_| Block::new(attention, &parts));
-            let passing = passing.collect::<Result<Vec<_>, _>>()?;
-            let sizes: Vec<u64> = own.buffers().iter().map(|buffer| buffer.size()).collect();
-            let sizes = if passing.is_empty() { Vec::new() } else { sizes };
+            let passing = (transport.ranks() > 1).then(|| Block::new(attention, &parts)).transpose()?;
+            let sizes: Vec<u64> = passing.iter().flat_map(Block::buffers).map(wgpu::Buffer::size).collect();
             let staging = Staging::new(attention, &sizes)?;
             let forward = Forward::new(attention, &parts)?;
             Ok((parts, q, own, passing, staging, forward))
@@ -86,7 +85,7 @@ impl<T: Transport> RingAttention<T> {
                 let attention = attention.clone();
                 Ok(Self { transport, attention, parts, q, own, passing, staging, forward, gradients: None })
             }
-            Err(error) => Err(tell(&mut transport, error)),
+            Err(error) => Err(tell(&mut transport, attention, error)),
         }
     }
 
@@ -126,36 +125,74 @@ impl<T: Transport> RingAttention<T> {
     /// Sets a tensor of this rank: [`Operand::Q`], [`Operand::K`], [`Operand::V`], and for the gradients [`Operand::DO`].
     ///
     /// # Errors
-    /// [`Error::Length`] for another number of bytes than the rank's part has; [`Error::Unsupported`] for other tensors.
+    /// [`Error::Length`] for another number of bytes than the rank's part has; [`Error::Unsupported`] for other tensors;
+    /// [`Error::Gpu`].
     pub fn set(&mut self, operand: Operand, bytes: &[u8]) -> Result<(), Error> {
-        if operand == Operand::DO && self.gradients.is_none() {
-            self.gradients = Some(Gradients::new(&self.attention, &self.parts)?);
-        }
-        let rank = self.transport.rank();
-        let d_o = self.gradients.as_ref().map_or(&[][..], |gradients| gradients.d_o());
-        let (buffers, spans) = match operand {
-            Operand::Q => (&self.q[..], &self.parts.rows),
-            Operand::K => (&self.own.k[..], &self.parts.keys[rank]),
-            Operand::V => (&self.own.v[..], &self.parts.keys[rank]),
-            Operand::DO => (d_o, &self.parts.rows),
-            _ => return Err(not_here(operand)),
-        };
+        let spans = self.spans(operand)?.to_vec();
         let expected: usize = spans.iter().map(|span| self.parts.bytes_of(operand, *span)).sum();
         if bytes.len() != expected {
             return Err(Error::Length { name: operand.name(), found: bytes.len(), expected });
         }
-        let mut rest = bytes;
-        for (buffer, span) in buffers.iter().zip(spans) {
-            // A buffer has room for the longest span in each sequence.
-            let stride = self.parts.stride(operand);
-            let (own, behind) = rest.split_at(self.parts.bytes_of(operand, *span));
-            rest = behind;
-            let sequence = (own.len() / self.parts.groups(operand).max(1)).max(1);
-            for (number, bytes) in (0..).zip(own.chunks(sequence)) {
-                upload(&self.attention, buffer, number * stride, bytes);
+        let (mut rest, groups) = (bytes, self.parts.groups(operand));
+        for (number, span) in spans.iter().enumerate() {
+            let of_sequence = self.parts.bytes_of(operand, *span) / groups.max(1);
+            for sequence in 0..groups {
+                let (own, behind) = rest.split_at(of_sequence);
+                rest = behind;
+                self.set_rows(operand, number, sequence as u32, 0, own)?;
             }
         }
         Ok(())
+    }
+
+    /// Sets some rows of such a tensor, `[rows, num_heads, head_dim]`: of one span, of one sequence, from the row `first` of the
+    /// span on. So a rank needs no memory of the host for its whole part.
+    ///
+    /// # Errors
+    /// [`Error::Length`] for bytes that are not whole rows, or more than the span has from there on; [`Error::Unsupported`] for
+    /// other tensors, and where `first` is no multiple of 4; [`Error::Gpu`].
+    pub fn set_rows(
+        &mut self,
+        operand: Operand,
+        span: usize,
+        sequence: u32,
+        first: u32,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let len = self.spans(operand)?.get(span).map_or(0, |span| span.len);
+        if operand == Operand::DO && self.gradients.is_none() {
+            self.gradients = Some(Gradients::new(&self.attention, &self.parts, self.transport.ranks())?);
+        }
+        let row = self.parts.row_bytes(operand);
+        let expected = (u64::from(len.saturating_sub(first)) * row) as usize;
+        let is_in_batch = (sequence as usize) < self.parts.groups(operand);
+        if bytes.len() > expected || bytes.len() as u64 % row.max(1) != 0 || !(is_in_batch || bytes.is_empty()) {
+            let expected = if is_in_batch { expected } else { 0 };
+            return Err(Error::Length { name: operand.name(), found: bytes.len(), expected });
+        }
+        if first % GRAIN != 0 {
+            let reason = format!("it is {first}; it must be a multiple of {GRAIN}");
+            return Err(Error::Unsupported { what: "this first row", reason });
+        }
+        let d_o = self.gradients.as_ref().map_or(&[][..], |gradients| gradients.d_o());
+        let buffers = match operand {
+            Operand::K => &self.own.k,
+            Operand::V => &self.own.v,
+            Operand::DO => d_o,
+            _ => &self.q[..],
+        };
+        // A buffer has room for the longest span in each sequence.
+        let at = u64::from(sequence) * self.parts.stride(operand) + u64::from(first) * row;
+        buffers.get(span).map_or(Ok(()), |buffer| upload(&self.attention, buffer, at, bytes))
+    }
+
+    /// The spans of a tensor that is set.
+    fn spans(&self, operand: Operand) -> Result<&[Span], Error> {
+        match operand {
+            Operand::Q | Operand::DO => Ok(self.rows()),
+            Operand::K | Operand::V => Ok(self.keys()),
+            _ => Err(not_here(operand)),
+        }
     }
 
     /// A tensor of this rank: [`Operand::O`] and [`Operand::Lse`] after a forward call, [`Operand::Dq`], [`Operand::Dk`] and
@@ -184,7 +221,7 @@ impl<T: Transport> RingAttention<T> {
     /// Why this rank ended, or which other did and why.
     pub fn forward(&mut self) -> Result<Timeline, Error> {
         let result = self.run_forward();
-        result.map_err(|error| tell(&mut self.transport, error))
+        result.map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     /// After a forward call: dQ of this rank's rows, dK and dV of its keys, in f32. Q, K, V and dO must be set.
@@ -193,14 +230,15 @@ impl<T: Transport> RingAttention<T> {
     /// As `forward`.
     pub fn backward(&mut self) -> Result<Timeline, Error> {
         let result = self.run_backward();
-        result.map_err(|error| tell(&mut self.transport, error))
+        result.map_err(|error| tell(&mut self.transport, &self.attention, error))
     }
 
     /// The block of keys that this rank has at a step, and whose it is.
     fn block_at(&self, step: usize) -> (&Block, usize) {
         let (rank, ranks) = (self.transport.rank(), self.transport.ranks());
-        let block = if step == 0 { &self.own } else { &self.passing[(step - 1) % self.passing.len()] };
-        (block, (rank + ranks - step) % ranks)
+        let of_rank = (rank + ranks - step) % ranks;
+        let passing = self.passing.as_ref().filter(|_| of_rank != rank);
+        (passing.unwrap_or(&self.own), of_rank)
     }
 }
 

@@ -1,9 +1,9 @@
 //! The parts of a problem that calls on one device solve.
 
 use crate::error::Error;
-use crate::partition::Span;
+use crate::partition::{GRAIN, Span};
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, ScoreMod, Shard,
+    AttentionLayout, AttentionProblem, AttentionShape, Call, Element, KeyMask, Operand, ScoreMod, Shard,
 };
 
 /// The most bytes of a buffer: 2 GiB, which all drivers allow.
@@ -29,6 +29,8 @@ pub(super) struct Parts {
     pub keys: Vec<Vec<Span>>,
     /// The whole problem's part with the longest spans.
     pub longest: AttentionProblem,
+    /// Its rows and keys in buffers: rounded up, so that each sequence begins at a whole word.
+    room: AttentionShape,
 }
 
 impl Parts {
@@ -43,9 +45,14 @@ impl Parts {
         };
         let mut longest = whole.clone();
         longest.shape = shape;
-        longest.layout = AttentionLayout::bshd(&shape);
+        let room = AttentionShape {
+            seqlen_q: shape.seqlen_q.next_multiple_of(GRAIN),
+            seqlen_kv: shape.seqlen_kv.next_multiple_of(GRAIN),
+            ..shape
+        };
+        longest.layout = AttentionLayout::bshd(&room);
         let shard = Shard::of_lengths(whole.shape.seqlen_q, whole.shape.seqlen_kv);
-        Ok(Self { rows, keys, longest: longest.with_shard(shard) })
+        Ok(Self { rows, keys, longest: longest.with_shard(shard), room })
     }
 
     pub fn num_key_spans(&self) -> usize {
@@ -57,18 +64,18 @@ impl Parts {
         Call::new().with_seqlen_q(rows.len).with_seqlen_kv(keys.len).with_place(rows.first, keys.first)
     }
 
-    /// Whether some of these rows see some of these keys.
-    pub fn sees(&self, rows: Span, keys: Span) -> bool {
+    /// How many pairs of one of these rows and a key that it sees there are, in a head.
+    pub fn visible_pairs(&self, rows: Span, keys: Span) -> u64 {
         let shape = AttentionShape { batch: 1, num_heads: 1, num_heads_kv: 1, ..self.longest.shape };
         let mut part = AttentionProblem::new(AttentionShape { seqlen_q: rows.len, seqlen_kv: keys.len, ..shape });
         part.mask = self.longest.mask;
         let shard = self.longest.shard.map(|whole| whole.with_first_row(rows.first).with_first_key(keys.first));
         part.shard = shard;
-        part.visible_pairs() > 0
+        part.visible_pairs()
     }
 
     /// Bytes of one row, or key, of a sequence; of LSE, of a head.
-    fn row_bytes(&self, operand: Operand) -> u64 {
+    pub fn row_bytes(&self, operand: Operand) -> u64 {
         let AttentionShape { num_heads, num_heads_kv, head_dim, head_dim_v, .. } = self.longest.shape;
         let (heads, dim) = match operand {
             Operand::Q | Operand::Dq => (num_heads, head_dim),
@@ -92,8 +99,11 @@ impl Parts {
     /// Bytes from one of these to the next.
     pub fn stride(&self, operand: Operand) -> u64 {
         let of_keys = matches!(operand, Operand::K | Operand::V | Operand::Dk | Operand::Dv);
-        let shape = &self.longest.shape;
-        let rows = if of_keys { shape.seqlen_kv } else { shape.seqlen_q };
+        let rows = match operand {
+            Operand::Lse => self.longest.shape.seqlen_q,
+            _ if of_keys => self.room.seqlen_kv,
+            _ => self.room.seqlen_q,
+        };
         u64::from(rows) * self.row_bytes(operand)
     }
 
@@ -110,20 +120,21 @@ impl Parts {
 
 /// Refuses problems whose parts need more than positions.
 fn refuse(whole: &AttentionProblem) -> Result<(), Error> {
-    let modified = whole.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Bias { .. } | ScoreMod::Wgsl(_)));
+    let has_bias = whole.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Bias { .. }));
     let is_dense = whole.layout == AttentionLayout::bshd(&whole.shape) && whole.gradient_layout.is_none();
     let refused = [
         (whole.has_lengths(), "sequences with lengths of their own"),
         (whole.cache().is_some(), "K and V in a cache"),
-        (!whole.key_masks().is_empty(), "masks beside causal and window"),
+        (whole.key_masks().iter().any(|mask| !matches!(mask, KeyMask::Wgsl(_))), "a boolean mask or a block mask"),
         (whole.has_sink(), "a sink"),
-        (modified, "a bias or own WGSL"),
+        (has_bias, "a bias"),
+        (whole.aux_len().is_some(), "data for own WGSL"),
         (!is_dense, "layouts other than bshd"),
         (whole.shard.is_some(), "a problem that is a part of another"),
     ];
     let Some((_, what)) = refused.into_iter().find(|(is_there, _)| *is_there) else { return Ok(()) };
     Err(Error::Unsupported {
         what,
-        reason: "a ring of ranks has it not yet; UlyssesAttention takes whole sequences".into(),
+        reason: "a ring of ranks does not cut it; one device does all of such a problem".into(),
     })
 }

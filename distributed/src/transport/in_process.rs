@@ -116,7 +116,7 @@ impl Transport for InProcess {
         })?;
         let [found, expected] = [(*bytes).as_ref().len(), received.len()];
         if found != expected {
-            return Err(Error::Transport(format!("rank {from} sent {found} bytes; {expected} were expected")));
+            return Err(super::other_length(from, found, expected));
         }
         received.copy_from_slice((*bytes).as_ref());
         // The sender may unmap what it lent.

@@ -15,6 +15,11 @@ use std::sync::Arc;
 /// Bytes that are sent: memory of the host, or a buffer that is mapped.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Ranks that do not agree on a message.
+fn other_length(from: usize, found: usize, expected: usize) -> Error {
+    Error::Transport(format!("rank {from} sent {found} bytes; {expected} were expected"))
+}
+
 /// A rank's way to the others. All ranks make the same calls in the same order. A call that cannot end fails, at the latest
 /// after the transport's timeout, and names the rank at fault.
 pub trait Transport {

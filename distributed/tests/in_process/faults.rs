@@ -2,15 +2,23 @@
 
 use crate::support::{TIMEOUT, device};
 use std::time::{Duration, Instant};
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, EntryLayout, Operand, ScoreMod};
-use wgpu_flash_attention_distributed::{Error, InProcess, RingAttention, Scheme, Transport, run_in_process};
+use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, EntryLayout, FlashAttention, Operand, ScoreMod};
+use wgpu_flash_attention_distributed::{Error, InProcess, RingAttention, Scheme, Transport, adapters, run_in_process};
 
 fn problem() -> AttentionProblem {
     AttentionProblem::new(AttentionShape::new(1, 2, 64, 16)).with_causal()
 }
 
 fn ring(transport: InProcess, problem: &AttentionProblem) -> Result<RingAttention<InProcess>, Error> {
-    let mut ring = RingAttention::new(transport, &device(), Scheme::Zigzag, problem)?;
+    ring_on(&device(), transport, problem)
+}
+
+fn ring_on(
+    device: &FlashAttention,
+    transport: InProcess,
+    problem: &AttentionProblem,
+) -> Result<RingAttention<InProcess>, Error> {
+    let mut ring = RingAttention::new(transport, device, Scheme::Zigzag, problem)?;
     let bytes = vec![0; ring.rows().iter().map(|span| span.len as usize * 2 * 16 * 4).sum()];
     for operand in [Operand::Q, Operand::K, Operand::V] {
         ring.set(operand, &bytes)?;
@@ -75,6 +83,43 @@ fn a_rank_that_ends_ends_all() {
             assert!(others.contains(&text), "{texts:?}");
             assert!(start.elapsed() < Duration::from_secs(10));
         }
+    }
+}
+
+/// A device that is lost in the middle, at any moment: no rank waits for it, and all name it and its cause.
+#[test]
+fn a_lost_device_ends_all() {
+    for delay in [0, 1, 5, 20, 60] {
+        let adapter = adapters().unwrap().remove(0);
+        let open = |_| pollster::block_on(FlashAttention::from_adapter(&adapter)).unwrap();
+        let devices: Vec<_> = (0..3).map(open).collect();
+        let lost = devices[1].clone();
+        let start = Instant::now();
+        let results = run_in_process(devices, TIMEOUT, |transport, device| {
+            let is_lost = transport.rank() == 1;
+            let mut ring = ring_on(&device, transport, &problem())?;
+            let bytes = vec![0; ring.rows().iter().map(|span| span.len as usize * 2 * 16 * 4).sum()];
+            ring.set(Operand::DO, &bytes)?;
+            ring.forward()?;
+            std::thread::scope(|scope| {
+                if is_lost {
+                    scope.spawn(|| {
+                        std::thread::sleep(Duration::from_millis(delay));
+                        lost.device().destroy();
+                    });
+                }
+                loop {
+                    ring.forward()?;
+                    ring.backward()?;
+                }
+            })
+        });
+        let texts = texts::<()>(results);
+        assert!(texts[1].contains("lost"), "after {delay} ms: {texts:?}");
+        for other in [&texts[0], &texts[2]] {
+            assert!(other.starts_with("rank 1 failed: ") && other.contains("lost"), "after {delay} ms: {texts:?}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "after {delay} ms: {:?}", start.elapsed());
     }
 }
 

@@ -2,7 +2,9 @@
 
 use crate::support::{Inputs, Results, on_one_device, on_ranks, rms, within};
 use wgpu_flash_attention::reference;
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, ScoreMod, alibi_slopes};
+use wgpu_flash_attention::{
+    AttentionProblem, AttentionShape, Element, KeyMask, MaskWgsl, ScoreMod, ScoreWgsl, alibi_slopes,
+};
 use wgpu_flash_attention_distributed::Scheme;
 
 /// Four heads over two, an odd length.
@@ -62,6 +64,32 @@ fn positions_are_those_of_the_whole() {
     }
 }
 
+/// Own WGSL that does what a modifier and a mask of the library do.
+#[test]
+fn own_wgsl_goes_by_positions_of_the_whole() {
+    let score = "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 { return 20.0 * tanh(score / 20.0); }";
+    let mask = "fn mask_mod(batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> bool { return kv_idx <= q_idx; }";
+    let masked = problem(101).with_key_mask(KeyMask::Wgsl(MaskWgsl::new(mask).unwrap()));
+    let modified = masked.clone().with_score(ScoreMod::Wgsl(ScoreWgsl::new(score).unwrap()));
+    let causal = problem(101).with_causal();
+    for (own, same, backward) in
+        [(masked, causal.clone(), true), (modified, causal.with_score(ScoreMod::Softcap(20.0)), false)]
+    {
+        let given = Inputs::new(&own, 12);
+        let found = on_ranks(Scheme::Zigzag, 3, &own, &given, backward);
+        let one = on_one_device(&same, &given, backward);
+        let expected = reference::forward(&same, &given.q, &given.k, &given.v);
+        assert!(rms(&found.o, &expected.o) <= 2.0 * rms(&one.o, &expected.o));
+        if let (Some(found), Some(one)) = (&found.gradients, &one.gradients) {
+            let inputs = [&given.q[..], &given.k, &given.v, &expected.o];
+            let expected = reference::backward_for(&same, inputs, &given.d_o, None);
+            for (tensor, expected) in [&expected.dq, &expected.dk, &expected.dv].into_iter().enumerate() {
+                assert!(rms(&found[tensor], expected) <= 3.0 * rms(&one[tensor], expected), "gradient {tensor}");
+            }
+        }
+    }
+}
+
 /// Fewer rows than ranks, and none; rows that see nothing.
 #[test]
 fn ranks_may_have_nothing() {
@@ -86,6 +114,15 @@ fn gradients_are_those_of_one_device() {
         check(Scheme::Zigzag, 2, &problem(101).with_element(element).with_causal(), 7, true);
         check(Scheme::Ring, 3, &problem(101).with_element(element).with_window(Some(20), Some(9)), 8, true);
     }
+}
+
+/// Sequences whose rows do not fill whole words.
+#[test]
+fn sequences_begin_at_whole_words() {
+    let shape = AttentionShape::new(3, 1, 27, 13);
+    let problem = AttentionProblem::new(shape).with_element(Element::F16).with_causal();
+    check(Scheme::Zigzag, 2, &problem, 10, true);
+    check(Scheme::Ring, 3, &problem, 11, true);
 }
 
 #[test]

@@ -17,8 +17,22 @@ pub enum Command {
     Bench(BenchOptions),
     /// The answer of ranks beside that of one device and of the oracle
     Check(CheckOptions),
+    /// How fast bytes go from rank to rank: X of docs/distributed.md
+    Transfer(TransferOptions),
     /// Attention of a safetensors file: each rank reads its rows of q, k and v
     Run(RunOptions),
+}
+
+#[derive(Args)]
+pub struct TransferOptions {
+    #[command(flatten)]
+    pub ranks: RankOptions,
+    /// Bytes that each rank sends to the next
+    #[arg(long, default_value_t = 1 << 27)]
+    pub bytes: usize,
+    /// Timed exchanges; the median counts
+    #[arg(long, default_value_t = 9)]
+    pub repeats: u32,
 }
 
 #[derive(Args)]
@@ -117,6 +131,9 @@ pub struct RankOptions {
     /// Seconds after which a rank that waits for another gives up
     #[arg(long, default_value_t = 120)]
     pub timeout: u64,
+    /// MPI moves all bytes, not only those between hosts: for tests, and for hosts whose processes cannot share memory
+    #[arg(long)]
+    pub no_shared_memory: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -7,7 +7,13 @@ use crate::svg;
 use serde_json::{Value, json};
 use std::time::Instant;
 use wgpu_flash_attention::{AttentionProblem, BackwardBuffers, FlashAttention, ForwardBuffers, Operand, wgpu};
-use wgpu_flash_attention_distributed::{Activity, Error, Event, RingAttention, Span, Timeline, Transport};
+use wgpu_flash_attention_distributed::{Activity, Error, Event, RingAttention, Timeline, Transport};
+
+/// Rows that are made at once, so that a rank needs no memory of the host for its whole part.
+const ROWS: usize = 4096;
+
+/// What takes longer is told of as it ends, in seconds.
+const LONG: f64 = 1.0;
 
 /// Bytes in which a rank tells rank 0 of a call.
 const RECORD: usize = 1 << 16;
@@ -41,7 +47,12 @@ impl Work for BenchOptions {
         let alone = alone.transpose().inspect_err(|error| transport.fail(&error.to_string()))?;
         let ranks = transport.ranks();
         let mut ring = RingAttention::new(transport, &device, self.problem.scheme.scheme(), &problem)?;
+        let start = Instant::now();
         fill(self, &mut ring, &problem)?;
+        if rank == 0 && start.elapsed().as_secs_f64() > LONG {
+            let gib = ring.device_bytes() as f64 / f64::from(1 << 30);
+            eprintln!("flash-ring: all ranks have their inputs, {gib:.1} GiB of device memory each");
+        }
         let mut passes = Vec::new();
         for backward in [false, true] {
             if backward && !self.backward {
@@ -103,7 +114,15 @@ fn fill<T: Transport>(
     for (number, (operand, width, spans)) in (0..).zip(tensors) {
         if operand != Operand::DO || options.backward {
             let numbers = Numbers::new(problem.element, options.problem.seed, number);
-            ring.set(operand, &numbers.rows(shape.batch, width, spans))?;
+            for (span, rows) in spans.iter().enumerate() {
+                for (sequence, first) in
+                    (0..shape.batch).flat_map(|of| (0..rows.len).step_by(ROWS).map(move |at| (of, at)))
+                {
+                    let end = rows.len.min(first + ROWS as u32);
+                    let made = numbers.rows(sequence, rows.first + first..rows.first + end, width);
+                    ring.set_rows(operand, span, sequence, first, &made)?;
+                }
+            }
         }
     }
     Ok(())
@@ -131,6 +150,11 @@ fn calls<T: Transport>(options: &BenchOptions, ring: &mut RingAttention<T>, back
         let of_ranks: Vec<Value> =
             gathered.iter().map(|bytes| serde_json::from_slice(bytes).unwrap_or_default()).collect();
         let slowest = of_ranks.iter().filter_map(|rank| rank["seconds"].as_f64()).fold(0.0, f64::max);
+        if slowest > LONG && ring.transport().rank() == 0 {
+            let (pass, count) =
+                (if backward { "backward" } else { "forward" }, options.warm_up + options.repeats.max(1));
+            eprintln!("flash-ring: {pass} call {} of {count}: {slowest:.2} s", call + 1);
+        }
         if call >= options.warm_up {
             timed.push((slowest, of_ranks));
         }
@@ -156,15 +180,14 @@ fn record(timeline: &Timeline) -> Value {
 fn one_device(options: &BenchOptions, device: &FlashAttention, problem: &AttentionProblem) -> Result<[f64; 2], Error> {
     let shape = &problem.shape;
     let problem = problem.clone().with_f32_gradients();
-    let all = |len| [Span { first: 0, len }];
     let tensors = [
-        (shape.num_heads * shape.head_dim, all(shape.seqlen_q)),
-        (shape.num_heads_kv * shape.head_dim, all(shape.seqlen_kv)),
-        (shape.num_heads_kv * shape.head_dim_v, all(shape.seqlen_kv)),
-        (shape.num_heads * shape.head_dim_v, all(shape.seqlen_q)),
+        (shape.num_heads * shape.head_dim, shape.seqlen_q),
+        (shape.num_heads_kv * shape.head_dim, shape.seqlen_kv),
+        (shape.num_heads_kv * shape.head_dim_v, shape.seqlen_kv),
+        (shape.num_heads * shape.head_dim_v, shape.seqlen_q),
     ];
-    let filled = (0..).zip(tensors).map(|(number, (width, spans))| {
-        Numbers::new(problem.element, options.problem.seed, number).rows(shape.batch, width, &spans)
+    let filled = (0..).zip(tensors).map(|(number, (width, length))| {
+        Numbers::new(problem.element, options.problem.seed, number).all(shape.batch, length, width)
     });
     let given: Vec<wgpu::Buffer> = filled.map(|bytes| buffer(device, bytes.len() as u64, &bytes)).collect();
     let forward = pollster::block_on(device.prepare_forward(&problem))?;

@@ -104,7 +104,7 @@ impl Whole {
         let bytes = tensors.map(|(width, len)| {
             number += 1;
             let numbers = Numbers::new(problem.element, options.problem.seed, number);
-            numbers.rows(shape.batch, width, &[Span { first: 0, len }])
+            numbers.all(shape.batch, len, width)
         });
         Self { bytes }
     }

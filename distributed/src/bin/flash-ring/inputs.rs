@@ -1,8 +1,8 @@
 //! Numbers for tensors. They depend on seed and place alone, so each rank makes its own part.
 
 use half::{bf16, f16};
+use std::ops::Range;
 use wgpu_flash_attention::Element;
-use wgpu_flash_attention_distributed::Span;
 
 /// After so many numbers of a row they begin again, in another order: drawing takes longer than uploading.
 const DRAWN: usize = 1 << 16;
@@ -37,19 +37,19 @@ impl Numbers {
         Self { drawn, size: element.size() as usize }
     }
 
-    /// The rows of some spans of `[batch, rows, width]`, span after span.
-    pub fn rows(&self, batch: u32, width: u32, spans: &[Span]) -> Vec<u8> {
+    /// Some rows of `width` numbers of a sequence.
+    pub fn rows(&self, sequence: u32, rows: Range<u32>, width: u32) -> Vec<u8> {
         let bytes = width as usize * self.size;
-        let count: usize = spans.iter().map(|span| span.len as usize).sum();
-        let mut filled = Vec::with_capacity(batch as usize * count * bytes);
-        for span in spans {
-            for sequence in 0..batch as usize {
-                for row in span.first as usize..(span.first + span.len) as usize {
-                    self.row(&mut filled, row + sequence * 7919, bytes);
-                }
-            }
+        let mut filled = Vec::with_capacity(rows.len() * bytes);
+        for row in rows {
+            self.row(&mut filled, row as usize + sequence as usize * 7919, bytes);
         }
         filled
+    }
+
+    /// All of `[batch, length, width]`.
+    pub fn all(&self, batch: u32, length: u32, width: u32) -> Vec<u8> {
+        (0..batch).flat_map(|sequence| self.rows(sequence, 0..length, width)).collect()
     }
 
     /// One row, which starts elsewhere among the drawn numbers than its neighbours.

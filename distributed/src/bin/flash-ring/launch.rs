@@ -59,7 +59,10 @@ fn chosen(options: &RankOptions) -> Result<Vec<Adapter>, Error> {
 #[cfg(feature = "mpi")]
 fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Result<Option<W::Answer>, Failure> {
     use wgpu_flash_attention_distributed::OverMpi;
-    let transport = OverMpi::new(timeout)?;
+    let transport = match options.no_shared_memory {
+        true => OverMpi::new_without_shared_memory(timeout),
+        false => OverMpi::new(timeout),
+    }?;
     say_when_ended(transport.rank());
     let adapters = chosen(options)?;
     let adapter = adapters[transport.rank_of_host() % adapters.len()].clone();

@@ -1,4 +1,4 @@
-//! Attention of one problem on several GPUs, from the command line: `flash-ring bench`, `check` and `run`, on the GPUs of this
+//! Attention of one problem on several GPUs, from the command line: `flash-ring bench`, `check`, `run` and `transfer`, on the GPUs of this
 //! machine (`--in-process`) or as processes that `mpirun` starts.
 
 mod arguments;
@@ -9,6 +9,7 @@ mod launch;
 mod run;
 mod safetensors;
 mod svg;
+mod transfer;
 
 use arguments::{Arguments, Command};
 use clap::Parser;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::bench(options),
         Command::Check(options) => check::check(options),
         Command::Run(options) => run::run(options),
+        Command::Transfer(options) => transfer::transfer(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -2,7 +2,8 @@
 
 use crate::arguments::RunOptions;
 use crate::launch::{Failure, Work, launch};
-use crate::safetensors::{Source, Target, reopen};
+use crate::safetensors::{Target, map, reopen, tensors, wrong};
+use safetensors::{Dtype, SafeTensors};
 use std::ffi::OsString;
 use std::io;
 use std::ops::Range;
@@ -24,10 +25,13 @@ impl Work for RunOptions {
     type Answer = ();
 
     fn rank<T: Transport>(&self, mut transport: T, device: FlashAttention) -> Result<Option<()>, Error> {
-        let opened = at(&self.input, self.problem());
-        let (mut source, problem) = opened.inspect_err(|error| transport.fail(&error.to_string()))?;
+        let fail = |error: &Error| transport.fail(&error.to_string());
+        let bytes = at(&self.input, map(&self.input)).inspect_err(fail)?;
+        let fail = |error: &Error| transport.fail(&error.to_string());
+        let opened = tensors(&bytes).and_then(|source| self.problem(&source).map(|problem| (source, problem)));
+        let (source, problem) = at(&self.input, opened).inspect_err(fail)?;
         let mut ring = RingAttention::new(transport, &device, self.scheme.scheme(), &problem)?;
-        let done = self.on_ring(&mut ring, &mut source, &problem);
+        let done = self.on_ring(&mut ring, &source, &problem);
         done.map(Some).inspect_err(|error| {
             // No rank leaves a file that is half written.
             let _ = std::fs::remove_file(self.unfinished(ring.transport().rank()));
@@ -39,25 +43,23 @@ impl Work for RunOptions {
 }
 
 impl RunOptions {
-    fn problem(&self) -> io::Result<(Source, AttentionProblem)> {
-        let source = Source::open(&self.input)?;
-        let wrong = |reason: &str| io::Error::new(io::ErrorKind::InvalidData, reason);
-        let [q, k, v] = ["q", "k", "v"].map(|name| source.tensor(name));
-        let (q, k, v) = (q?, k?, v?);
-        let element = match q.dtype.as_str() {
-            "F32" => Element::F32,
-            "F16" => Element::F16,
-            "BF16" => Element::Bf16,
-            other => return Err(wrong(&format!("q is {other}; it must be F32, F16 or BF16"))),
+    fn problem(&self, source: &SafeTensors) -> io::Result<AttentionProblem> {
+        let found = |name| source.tensor(name).map_err(|_| wrong(format!("it has no tensor {name}")));
+        let (q, k, v) = (found("q")?, found("k")?, found("v")?);
+        let element = match q.dtype() {
+            Dtype::F32 => Element::F32,
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::Bf16,
+            other => return Err(wrong(format!("q is {other:?}; it must be F32, F16 or BF16"))),
         };
-        if k.dtype != q.dtype || v.dtype != q.dtype {
+        if k.dtype() != q.dtype() || v.dtype() != q.dtype() {
             return Err(wrong("q, k and v must have one type"));
         }
-        let sides = |shape: &[u64]| -> Option<[u32; 4]> {
+        let sides = |shape: &[usize]| -> Option<[u32; 4]> {
             let sides: Vec<u32> = shape.iter().map(|side| u32::try_from(*side).ok()).collect::<Option<_>>()?;
             sides.try_into().ok()
         };
-        let [of_q, of_k, of_v] = [&q.shape, &k.shape, &v.shape].map(|shape| sides(shape));
+        let [of_q, of_k, of_v] = [&q, &k, &v].map(|tensor| sides(tensor.shape()));
         let four = || wrong("q, k and v must be [batch, seqlen, heads, head_dim]");
         let (of_q, of_k, of_v) = (of_q.ok_or_else(four)?, of_k.ok_or_else(four)?, of_v.ok_or_else(four)?);
         if of_q[0] != of_k[0] || of_q[3] != of_k[3] || of_k[..3] != of_v[..3] {
@@ -67,13 +69,13 @@ impl RunOptions {
             .with_num_heads_kv(of_k[2])
             .with_seqlen_kv(of_k[1])
             .with_head_dim_v(of_v[3]);
-        Ok((source, self.mask.of(AttentionProblem::new(shape).with_element(element))))
+        Ok(self.mask.of(AttentionProblem::new(shape).with_element(element)))
     }
 
     fn on_ring<T: Transport>(
         &self,
         ring: &mut RingAttention<T>,
-        source: &mut Source,
+        source: &SafeTensors,
         problem: &AttentionProblem,
     ) -> Result<(), Error> {
         let shape = &problem.shape;
@@ -83,8 +85,15 @@ impl RunOptions {
             ("k", Operand::K, &keys, shape.seqlen_kv),
             ("v", Operand::V, &keys, shape.seqlen_kv),
         ] {
-            let own = at(&self.input, read_rows(source, name, length, spans))?;
-            ring.set(operand, &own)?;
+            let tensor = at(&self.input, source.tensor(name).map_err(|error| wrong(error.to_string())))?;
+            let row = tensor.data().len() / (shape.batch as usize * length as usize).max(1);
+            for (number, span) in spans.iter().enumerate() {
+                for sequence in 0..shape.batch {
+                    let first = (sequence as usize * length as usize + span.first as usize) * row;
+                    let own = &tensor.data()[first..first + span.len as usize * row];
+                    ring.set_rows(operand, number, sequence, 0, own)?;
+                }
+            }
         }
         ring.forward()?;
         let (o, lse) = (ring.get(Operand::O)?, ring.get(Operand::Lse)?);
@@ -186,16 +195,4 @@ fn ranges(groups: u64, length: u64, spans: &[Span]) -> impl Iterator<Item = Rang
             first..first + u64::from(span.len)
         })
     })
-}
-
-/// The rows of spans of a tensor `[batch, length, heads, dim]`.
-fn read_rows(source: &mut Source, name: &str, length: u32, spans: &[Span]) -> io::Result<Vec<u8>> {
-    let tensor = source.tensor(name)?;
-    let size = if tensor.dtype == "F32" { 4 } else { 2 };
-    let of_row = tensor.shape[2..].iter().product::<u64>() * size;
-    let mut own = Vec::new();
-    for range in ranges(tensor.shape[0], length.into(), spans) {
-        own.extend(source.read(&tensor, range.start * of_row..range.end * of_row)?);
-    }
-    Ok(own)
 }

@@ -12,8 +12,8 @@ function show(name, { one, many, submissions, queued }) {
       // `forward` makes O and LSE, and so does the bare submission that it is compared with.
       const bare = times[way === 'forward' ? 'bare, new' : 'bare'];
       const all = [time.median, time.least, time.median - bare.median, time.processor - bare.processor];
-      // Browsers do not tell the processor's time, which JSON makes null.
-      const known = all.map((value, index) => index === 3 && bare.processor === null ? '' : (value / calls).toFixed(3).padStart(10));
+      // Browsers do not tell the processor's time.
+      const known = all.map((value, index) => index === 3 && !Number.isFinite(bare.processor) ? '' : (value / calls).toFixed(3).padStart(10));
       console.log(`  ${way.padEnd(10)} ${known.join(' ')}`);
     }
   };

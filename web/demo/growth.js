@@ -2,7 +2,7 @@
 import { bytes } from './text.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
-const [LEFT, RIGHT, TOP, BOTTOM] = [110, 610, 24, 205];
+const [WIDTH, LEFT, RIGHT, TOP, BOTTOM] = [640, 110, 610, 24, 205];
 /** Powers of two: N along x, bytes along y. */
 const [FIRST, LAST] = [8, 16];
 const [LEAST, MOST] = [10, 36];
@@ -41,7 +41,9 @@ export function growth(attention, { UnsupportedError }) {
     const [flash, standard] = [await points(problem, 'flash'), await points(problem, 'standard')];
     const nodes = [];
     for (let power = FIRST; power <= LAST; power += 2) {
-      nodes.push(element('text', { x: x(power), y: BOTTOM + 22, 'text-anchor': 'middle', class: 'quiet' }, String(2 ** power)));
+      // The last one must not pass the edge, however large the letters are.
+      const [at, anchor] = power === LAST ? [WIDTH - 4, 'end'] : [x(power), 'middle'];
+      nodes.push(element('text', { x: at, y: BOTTOM + 22, 'text-anchor': anchor, class: 'quiet' }, String(2 ** power)));
     }
     for (let power = LEAST; power <= MOST; power += 6) {
       nodes.push(element('line', { x1: LEFT, x2: RIGHT, y1: y(2 ** power), y2: y(2 ** power), class: 'grid' }));
@@ -64,11 +66,14 @@ export function growth(attention, { UnsupportedError }) {
     const inParts = standard.find(([, count], index) => index > 0 && count < 1.5 * standard[index - 1][1]);
     if (inParts) {
       nodes.push(element('circle', { cx: x(inParts[0] - 1), cy: y(inParts[1]), r: 5, class: 'point standard' }));
-      nodes.push(element('text', { x: x(inParts[0] - 1), y: y(inParts[1]) + 28, 'text-anchor': 'middle', class: 'standard' }, 'whole up to here'));
+      // Above the line, unless its end is named there.
+      const isAbove = standard.at(-1)[0] === LAST;
+      const [dy, anchor] = isAbove ? [-12, 'end'] : [22, 'middle'];
+      nodes.push(element('text', { x: x(inParts[0] - 1), y: y(inParts[1]) + dy, 'text-anchor': anchor, class: 'standard' }, 'whole up to here'));
     }
     svg.replaceChildren(...nodes);
     svg.closest('figure').hidden = false;
-    const parts = inParts ? `From N = ${2 ** inParts[0]} on, the whole score matrix does not fit this GPU any more, and is made in parts.` : '';
+    const parts = inParts ? `From N = ${2 ** inParts[0]} on, the whole score matrix does not fit this GPU any more, and is made in parts. ` : '';
     const ending = standard.length > 0 && standard.at(-1)[0] < LAST ? `Beyond N = ${2 ** standard.at(-1)[0]} its score matrix is more than this GPU can bind.` : '';
     caption.textContent = `Memory beyond Q, K, V and O, on logarithmic axes: standard attention takes ${last(standard)}, flash ${last(flash)}. ${parts}${ending}`;
   };

@@ -120,9 +120,8 @@ export async function heatMap(attention) {
       if (index !== chosen && (index % step !== 0 || near < step)) return;
       context.save();
       place(AXIS + (index + 0.5) * CELL);
-      context.font = `${index === chosen ? `bold ${large}px` : `${size}px`} system-ui, sans-serif`;
       context.fillStyle = ink;
-      context.fillText(word(index), 0, 0, AXIS - 14);
+      context.fillText(fitting(word(index), index === chosen ? 'bold' : 'normal', index === chosen ? large : size), 0, 0);
       context.restore();
     };
     for (let index = 0; index < TOKENS; index++) {
@@ -132,6 +131,19 @@ export async function heatMap(attention) {
         context.rotate(Math.PI / 2);
       });
     }
+  }
+
+  /** Chooses letters in which a word fits an axis; one that would be too small loses its end. */
+  function fitting(text, weight, size) {
+    const widthIn = (size, text) => {
+      context.font = `${weight} ${size}px system-ui, sans-serif`;
+      return context.measureText(text).width;
+    };
+    const room = AXIS - 14;
+    const fits = Math.max(0.6 * size, size * Math.min(1, room / widthIn(size, text)));
+    let shown = text;
+    while (widthIn(fits, shown) > room + 1) shown = `${shown.replace('…', '').slice(0, -1)}…`;
+    return shown;
   }
 
   function select(row, column) {

@@ -1,4 +1,5 @@
 // The page: loads the package, asks for a GPU, and hands it to the parts.
+import { compare } from './compare.js';
 import { heatMap } from './heat.js';
 import { growth } from './growth.js';
 import { race } from './race.js';
@@ -62,6 +63,7 @@ async function start() {
   void attention.device.lost.then(({ message }) => complain({ name: 'DeviceLostError', message: `the GPU device was lost (${message || 'the browser does not say why'})` }));
   const plot = growth(attention, api);
   race(attention, api, { complain, complainNoMore, changed: plot });
+  compare(attention, api);
   status.textContent = 'Press Run.';
   await heatMap(attention, api);
   // For whoever plays with it in the console.
@@ -76,5 +78,6 @@ start().catch((error) => {
     for (const id of ['#heat-controls', '#heat-view figure']) document.querySelector(id).hidden = true;
     document.querySelector('#heat-cell').textContent = 'The map needs WebGPU.';
   }
+  document.querySelector('#compare-caption').textContent = 'The comparison needs WebGPU.';
   complain(error);
 });

@@ -1,10 +1,10 @@
 use crate::error::Failure;
-use crate::problem::Problem;
+use crate::problem::{Append, Problem};
 use crate::tensor::Tensors;
 use wasm_bindgen::prelude::*;
 use wgpu_flash_attention::{
-    Call, Error, FlashAttention, Operand, Plan, PreparedBackward, PreparedForward, PreparedProbabilities,
-    ProbabilitiesProblem, wgpu,
+    CacheElement, Call, Error, FlashAttention, Operand, Plan, PreparedAppend, PreparedBackward, PreparedForward,
+    PreparedProbabilities, ProbabilitiesProblem, wgpu,
 };
 
 /// The crate's `FlashAttention` on a device of the browser.
@@ -33,11 +33,13 @@ impl Attention {
 
     /// How a problem would run. Nothing is compiled or allocated.
     pub fn plan(&self, problem: &Problem) -> Result<Planned, Failure> {
-        Ok(Planned(self.0.plan_forward(&problem.0).build()?))
+        let is_int8 = problem.0.cache().is_some_and(|cache| cache.element == CacheElement::Int8);
+        let bytes: &[Operand] = if is_int8 { &[Operand::K, Operand::V] } else { &[] };
+        Ok(Planned { plan: self.0.plan_forward(&problem.0).build()?, bytes })
     }
 
     pub fn plan_backward(&self, problem: &Problem) -> Result<Planned, Failure> {
-        Ok(Planned(self.0.plan_backward(&problem.0).build()?))
+        Ok(Planned { plan: self.0.plan_backward(&problem.0).build()?, bytes: &[] })
     }
 
     pub fn plan_probabilities(
@@ -49,7 +51,13 @@ impl Attention {
         end_row: u32,
     ) -> Result<Planned, Failure> {
         let chosen = ProbabilitiesProblem::new(problem.0.clone(), first_head..end_head, first_row..end_row);
-        Ok(Planned(self.0.plan_probabilities(&chosen).build()?))
+        Ok(Planned { plan: self.0.plan_probabilities(&chosen).build()?, bytes: &[] })
+    }
+
+    pub fn plan_append(&self, append: &Append) -> Result<Planned, Failure> {
+        let is_int8 = append.0.cache.element == CacheElement::Int8;
+        let bytes: &[Operand] = if is_int8 { &[Operand::KCache, Operand::VCache] } else { &[] };
+        Ok(Planned { plan: self.0.plan_append(&append.0).build()?, bytes })
     }
 
     pub async fn prepare(&self, problem: &Problem) -> Result<Prepared, Failure> {
@@ -58,6 +66,10 @@ impl Attention {
 
     pub async fn prepare_backward(&self, problem: &Problem) -> Result<Prepared, Failure> {
         Ok(Prepared(Operation::Backward(self.0.prepare_backward(&problem.0).await?)))
+    }
+
+    pub async fn prepare_append(&self, append: &Append) -> Result<Prepared, Failure> {
+        Ok(Prepared(Operation::Append(self.0.prepare_append(&append.0).await?)))
     }
 
     /// The probabilities of the heads and rows from a first one, up to and without an end.
@@ -78,6 +90,7 @@ enum Operation {
     Forward(PreparedForward),
     Backward(PreparedBackward),
     Probabilities(PreparedProbabilities),
+    Append(PreparedAppend),
 }
 
 /// The crate's `Prepared`.
@@ -93,6 +106,7 @@ impl Prepared {
             Operation::Forward(forward) => forward.num_dispatches(&call)?,
             Operation::Backward(backward) => backward.num_dispatches(&call)?,
             Operation::Probabilities(probabilities) => probabilities.num_dispatches(&call)?,
+            Operation::Append(append) => append.num_dispatches(&call)?,
         })
     }
 
@@ -123,6 +137,9 @@ impl Prepared {
             Operation::Probabilities(probabilities) => {
                 probabilities.encode_dispatches(&mut encoder, &tensors.probabilities()?, &call, start..end)?;
             }
+            Operation::Append(append) => {
+                append.encode_dispatches(&mut encoder, &tensors.append()?, &call, start..end)?;
+            }
         }
         Ok(())
     }
@@ -133,6 +150,7 @@ impl Prepared {
             Operation::Forward(forward) => forward.release_buffers(),
             Operation::Backward(backward) => backward.release_buffers(),
             Operation::Probabilities(probabilities) => probabilities.release_buffers(),
+            Operation::Append(append) => append.release_buffers(),
         }
     }
 
@@ -142,6 +160,7 @@ impl Prepared {
             Operation::Forward(forward) => forward.destroy(),
             Operation::Backward(backward) => backward.destroy(),
             Operation::Probabilities(probabilities) => probabilities.destroy(),
+            Operation::Append(append) => append.destroy(),
         }
     }
 }
@@ -152,53 +171,65 @@ impl Prepared {
             Operation::Forward(forward) => forward.plan(),
             Operation::Backward(backward) => backward.plan(),
             Operation::Probabilities(probabilities) => probabilities.plan(),
+            Operation::Append(append) => append.plan(),
         }
     }
 }
 
 /// The crate's `Plan`.
 #[wasm_bindgen]
-pub struct Planned(Plan);
+pub struct Planned {
+    plan: Plan,
+    /// The tensors that are a cache of bytes.
+    bytes: &'static [Operand],
+}
 
 #[wasm_bindgen]
 impl Planned {
     /// The kernels, in the order in which they run, with spaces between.
     #[wasm_bindgen(getter)]
     pub fn kernels(&self) -> String {
-        let names: Vec<&str> = self.0.passes().iter().map(|pass| pass.kernel.name()).collect();
+        let names: Vec<&str> = self.plan.passes().iter().map(|pass| pass.kernel.name()).collect();
         names.join(" ")
     }
 
     #[wasm_bindgen(getter)]
     pub fn tiles(&self) -> String {
-        self.0.tiles().to_string()
+        self.plan.tiles().to_string()
     }
 
     #[wasm_bindgen(getter)]
     pub fn tile_q(&self) -> u32 {
-        self.0.tiles().tile_q
+        self.plan.tiles().tile_q
     }
 
     #[wasm_bindgen(getter)]
     pub fn tile_kv(&self) -> u32 {
-        self.0.tiles().tile_kv
+        self.plan.tiles().tile_kv
     }
 
     #[wasm_bindgen(getter)]
     pub fn extra_bytes(&self) -> f64 {
-        self.0.extra_bytes() as f64
+        self.plan.extra_bytes() as f64
     }
 
     /// Elements that a tensor's buffer must hold.
     pub fn required_len(&self, tensor: &str) -> f64 {
-        operand(tensor).map_or(0.0, |operand| self.0.required_len(operand) as f64)
+        operand(tensor).map_or(0.0, |operand| self.plan.required_len(operand) as f64)
     }
 
-    /// The type of a tensor's entries. Those of a mask are words.
+    /// The type of a tensor's entries. Those of a mask and of an int8 cache are words, and so are lengths, pages and slots.
     pub fn element(&self, tensor: &str) -> Option<String> {
+        use Operand::{CacheSeqlens, CuSeqlensKv, CuSeqlensNew, CuSeqlensQ, KeyMask, NewCacheSeqlens, PageTable};
+        use Operand::{SeqlensKv, SeqlensQ, SlotMapping};
         let operand = operand(tensor)?;
-        let element = self.0.element(operand)?.name();
-        Some(if operand == Operand::KeyMask { "u32" } else { element }.into())
+        let element = self.plan.element(operand)?.name();
+        let is_word = match operand {
+            KeyMask | SeqlensQ | SeqlensKv | CuSeqlensQ | CuSeqlensKv | CuSeqlensNew => true,
+            CacheSeqlens | NewCacheSeqlens | PageTable | SlotMapping => true,
+            _ => self.bytes.contains(&operand),
+        };
+        Some(if is_word { "u32" } else { element }.into())
     }
 
     /// Whether the problem's layout places a tensor; the others are contiguous.

@@ -1,8 +1,9 @@
 use crate::error::Failure;
 use wasm_bindgen::prelude::*;
 use wgpu_flash_attention::{
-    Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockKind, BlockMask, Element, EntryLayout,
-    Error, KeyMask, MaskWgsl, ScoreMod, ScoreWgsl, TensorLayout, WgslOptions, alibi_slopes,
+    Algorithm, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockKind, BlockMask,
+    CacheElement, Element, EntryLayout, Error, KeyMask, KvCache, MaskWgsl, Rotary, ScoreMod, ScoreWgsl, TensorLayout,
+    WgslOptions, alibi_slopes,
 };
 
 /// The most heads whose slopes of ALiBi are made here. Memory for more may not exist.
@@ -161,6 +162,52 @@ impl Problem {
         self.0 = self.0.clone().with_lengths(seqlens_q, seqlens_kv);
     }
 
+    /// Lengths that come with each call.
+    pub fn lengths_at_call(&mut self, of_q: bool, of_kv: bool) {
+        if of_q {
+            self.0 = self.0.clone().with_seqlens_q_at_call();
+        }
+        if of_kv {
+            self.0 = self.0.clone().with_seqlens_kv_at_call();
+        }
+    }
+
+    /// Packed sequences: where they begin in Q, and in K and V if these are packed too.
+    pub fn packed(&mut self, cu_seqlens_q: Vec<u32>, cu_seqlens_kv: Option<Vec<u32>>) {
+        let problem = self.0.clone();
+        self.0 = match cu_seqlens_kv {
+            Some(cu_seqlens_kv) => problem.with_cu_seqlens(cu_seqlens_q, cu_seqlens_kv),
+            None => problem.with_cu_seqlens_q(cu_seqlens_q),
+        };
+    }
+
+    /// The same, by sums that come with each call; the tensors have so many rows.
+    pub fn packed_at_call(&mut self, total_q: u32, total_kv: Option<u32>) {
+        let problem = self.0.clone();
+        self.0 = match total_kv {
+            Some(total_kv) => problem.with_cu_seqlens_at_call(total_q, total_kv),
+            None => problem.with_cu_seqlens_q_at_call(total_q),
+        };
+    }
+
+    /// K and V are a cache: side by side, or in so many pages of so many positions each.
+    pub fn cache(
+        &mut self,
+        name: &str,
+        num_pages: Option<u32>,
+        page_size: u32,
+        max_pages: Option<u32>,
+    ) -> Result<(), Failure> {
+        let element = CacheElement::ALL.iter().copied().find(|element| element.name() == name);
+        let element = element.ok_or_else(|| Failure::new("InvalidProblem", format!("there is no cache of {name}")))?;
+        let cache = match num_pages {
+            Some(num_pages) => KvCache::paged(&self.0.shape, element, num_pages, page_size),
+            None => KvCache::contiguous(&self.0.shape, element),
+        };
+        self.0 = self.0.clone().with_cache(max_pages.into_iter().fold(cache, KvCache::with_max_pages));
+        Ok(())
+    }
+
     /// Seed and offset come with each call.
     pub fn dropout(&mut self, dropout_p: f64) {
         self.0 = self.0.clone().with_dropout(dropout_p, 0);
@@ -196,6 +243,54 @@ impl Problem {
     #[wasm_bindgen(getter)]
     pub fn flops(&self) -> f64 {
         self.0.forward_flops() as f64
+    }
+}
+
+/// An `AppendProblem`, set field by field: new keys and values of a problem's shape, into its cache.
+#[wasm_bindgen]
+pub struct Append(pub(crate) AppendProblem);
+
+#[wasm_bindgen]
+impl Append {
+    #[wasm_bindgen(constructor)]
+    pub fn new(problem: &Problem) -> Result<Append, Failure> {
+        let AttentionProblem { shape, element, .. } = problem.0;
+        let cache = problem.0.cache().ok_or_else(|| Failure::new("InvalidProblem", "cache is missing"))?;
+        Ok(Self(AppendProblem::new(shape, *cache).with_element(element)))
+    }
+
+    /// Rotary embeddings by tables of so many positions, or with a row for each new token.
+    pub fn rotary(&mut self, is_interleaved: bool, rotary_dim: u32, positions: Option<u32>) {
+        let of_positions = positions.unwrap_or(0);
+        let rotary = match is_interleaved {
+            true => Rotary::interleaved(rotary_dim, of_positions),
+            false => Rotary::halves(rotary_dim, of_positions),
+        };
+        self.0 = self.0.clone().with_rotary(if positions.is_some() { rotary } else { rotary.per_token() });
+    }
+
+    pub fn rotated_q(&mut self, in_place: bool) {
+        let append = self.0.clone();
+        self.0 = if in_place { append.with_rotated_q_in_place() } else { append.with_rotated_q() };
+    }
+
+    pub fn slot_mapping(&mut self) {
+        self.0 = self.0.clone().with_slot_mapping();
+    }
+
+    pub fn new_cache_seqlens(&mut self) {
+        self.0 = self.0.clone().with_new_cache_seqlens();
+    }
+
+    /// New tokens are packed, so many in all.
+    pub fn packed_tokens(&mut self, total: u32) {
+        self.0 = self.0.clone().with_packed_tokens(total);
+    }
+
+    /// Whether it reads lengths of the cache.
+    #[wasm_bindgen(getter)]
+    pub fn has_cache_seqlens(&self) -> bool {
+        self.0.has_cache_seqlens()
     }
 }
 

@@ -2,7 +2,9 @@ use crate::attention::{Attention, operand};
 use crate::error::Failure;
 use std::ops::Range;
 use wasm_bindgen::prelude::*;
-use wgpu_flash_attention::{BackwardBuffers, Buffers, ForwardBuffers, Operand, ProbabilitiesBuffers, wgpu};
+use wgpu_flash_attention::{
+    AppendBuffers, BackwardBuffers, Buffers, ForwardBuffers, Operand, ProbabilitiesBuffers, wgpu,
+};
 
 /// A storage buffer of the TypeScript side, as wgpu sees it.
 #[wasm_bindgen]
@@ -68,6 +70,11 @@ impl Tensors {
     pub(crate) fn probabilities(&self) -> Result<ProbabilitiesBuffers<'_>, Failure> {
         let [q, k, lse, probabilities] = self.get([Operand::Q, Operand::K, Operand::Lse, Operand::Probabilities])?;
         Ok(self.with_all(ProbabilitiesBuffers::new(q, k, lse, probabilities)))
+    }
+
+    pub(crate) fn append(&self) -> Result<AppendBuffers<'_>, Failure> {
+        let [k, v, k_cache, v_cache] = self.get([Operand::K, Operand::V, Operand::KCache, Operand::VCache])?;
+        Ok(self.with_all(AppendBuffers::new(k, v, k_cache, v_cache)))
     }
 
     /// Those that only some problems have, too.

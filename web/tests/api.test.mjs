@@ -14,6 +14,7 @@ const NAMES = [
   'the page stays alive', 'a lost device', 'destroy at any moment', 'mount and unmount', 'a panic is told', 'prepared operations',
   'calls go together', 'no WebGPU', '16-bit elements', 'gradients',
   'the reference of modifiers is right', 'biases', 'masks', 'softcap and ALiBi', 'sinks', 'lengths of sequences',
+  'packed sequences', 'caches and appends',
   'all modifiers at once', 'gradients of biases', 'probabilities', "scores by the caller's WGSL", "masks by the caller's WGSL",
   "faults of the caller's WGSL", 'block masks', 'plans',
 ];

@@ -10,6 +10,7 @@ import { blockMasks } from './blocks.js';
 import { backward as modifiedBackward, forward as modifiedForward, probabilities as modifiedProbabilities } from './modifiers.js';
 import { aPanicIsTold, abort, destroyAtAnyMoment, lostDevice, mountAndUnmount, nothingOfThePageIsChanged } from './life.js';
 import { misuse, misuseOfCreate } from './misuse.js';
+import { cachesAndAppends, packedSequences } from './caches.js';
 import { callsGoTogether, preparedOperations } from './prepared.js';
 import { faultsOfOwnWgsl, ownMasks, ownScores } from './own_wgsl.js';
 import { HALVES, assert, assertEqual, assertNear, assertSameBits, assertThrows, attention, checkModified, inputs, random, randomMask } from './support.js';
@@ -593,6 +594,8 @@ export const cases = {
   'softcap and ALiBi': softcapAndAlibi,
   'sinks': sinks,
   'lengths of sequences': lengthsOfSequences,
+  'packed sequences': packedSequences,
+  'caches and appends': cachesAndAppends,
   'all modifiers at once': everythingAtOnce,
   'gradients of biases': gradientsOfBiases,
   'probabilities': probabilitiesOfRows,

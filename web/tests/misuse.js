@@ -121,12 +121,94 @@ const OF_MODIFIERS = [
   [{ seqlensKv: [4, 5] }, PROBLEM, 'seqlensKv[1] = 5; it must be a whole number from 0 to 4'],
   [{ seqlensQ: [1.5, 4] }, PROBLEM, 'seqlensQ[0] = 1.5; it must be a whole number'],
   [{ seqlensQ: 4 }, PROBLEM, 'seqlensQ = 4; it must be an array of numbers'],
+  [{ seqlensKv: true }, PROBLEM, 'seqlensKv = true is for prepare; pass the numbers'],
+  [{ seqlensKv: { total: 4 } }, PROBLEM, 'seqlensKv = something of type Object; it must be an array of numbers'],
+  // Packed sequences and caches.
+  [{ cuSeqlensKv: [0, 4, 8] }, PROBLEM, 'cuSeqlensKv is given without cuSeqlensQ'],
+  [{ cuSeqlensQ: [0, 40] }, PROBLEM, 'cuSeqlensQ has 2 numbers; it must have batch + 1 = 3'],
+  [{ cuSeqlensQ: [1, 40, 80] }, PROBLEM, 'cuSeqlensQ[0] = 1; it must be 0'],
+  [{ cuSeqlensQ: [0, 30, 20] }, PROBLEM, 'cuSeqlensQ[2] = 20, less than 30 before it; sums never fall'],
+  [{ cuSeqlensQ: [0, 41, 80] }, PROBLEM, 'cuSeqlensQ gives sequence 0 41 rows; shape.seqlen = 40'],
+  [{ cuSeqlensQ: [0, 40, 70] }, TENSOR, 'q has 640 elements, but its shape needs 560'],
+  [{ cuSeqlensQ: [0, 40, 80], seqlensQ: [40, 41] }, PROBLEM, 'seqlensQ[1] = 41'],
+  [{ cuSeqlensQ: [0, 30, 80], seqlensQ: [31, 40] }, PROBLEM, 'cuSeqlensQ gives sequence 1 50 rows'],
+  [{ cuSeqlensQ: [0, 40, 70], seqlensQ: [1, 31] }, PROBLEM, 'seqlensQ: that of sequence 1 is 31; it has room for 30'],
+  [{ cuSeqlensQ: { total: 80 } }, PROBLEM, 'cuSeqlensQ = something of type Object is for prepare; pass the numbers'],
+  [{ cuSeqlensQ: { total: 1.5 } }, PROBLEM, 'cuSeqlensQ.total = 1.5'],
+  [{ cuSeqlensQ: true }, PROBLEM, 'cuSeqlensQ = true; it must be an array of numbers'],
+  [{ cuSeqlensQ: [0, 40, 80], layout: 'bhsd' }, PROBLEM, "layout = 'bhsd', but packed sequences are [total, numHeads, headDim]"],
+  [{ cache: 'f16' }, OPTION, 'cache is of type String; pass an object such as { element: … }'],
+  [{ cache: { size: 16 } }, OPTION, "cache has no 'size'"],
+  [{ cache: { element: 'int4' } }, OPTION, "cache.element = 'int4'; it is 'f32', 'f16', 'bf16' or 'int8'"],
+  [{ cache: { element: 'f16' } }, TENSOR, "element is 'f16', but k is a Float32Array; convert it with toF16"],
+  [{ cache: { element: 'int8' } }, TENSOR, "element is 'u32', but k is a Float32Array"],
+  [{ cache: { pageSize: 2 } }, PROBLEM, 'cache has pageSize and no numPages; pages need both'],
+  [{ cache: { numPages: 4 } }, PROBLEM, 'cache has numPages and no pageSize'],
+  [{ cache: { maxPages: 4 } }, PROBLEM, 'cache has maxPages and no pageSize'],
+  [{ cache: { pageSize: 0, numPages: 4 } }, PROBLEM, 'pageSize = 0; a page has at least one position'],
+  [{ cache: { pageSize: 2, numPages: 4, maxPages: 1 } }, PROBLEM, 'maxPages = 1 pages of 2 hold 2 positions, seqlenKv is 4; 2 are needed'],
+  [{ cache: { pageSize: 2, numPages: 4 } }, TENSOR, 'pageTable is undefined; pass a Uint32Array'],
+  [{ cache: { pageSize: 2, numPages: 4 }, pageTable: [0, 1, 2, 3] }, TENSOR, 'pageTable is of type Array; pass a Uint32Array'],
+  [{ cache: { pageSize: 2, numPages: 4 }, pageTable: new Uint32Array(3) }, TENSOR, 'pageTable has 3 elements, but its shape needs 4'],
+  [{ cache: { pageSize: 2, numPages: 4 }, pageTable: Uint32Array.of(0, 1, 2, 4) }, PROBLEM, 'pageTable: entry 1 of sequence 1 is page 4; there are 4 pages'],
+  [{ cache: {}, pageTable: new Uint32Array(4) }, PROBLEM, 'pageTable is given, but cache has no pageSize and numPages'],
+  [{ pageTable: new Uint32Array(4) }, PROBLEM, 'pageTable is given, but cache has no pageSize and numPages'],
+  [{ cache: {}, layout: 'packed-qkv' }, PROBLEM, "layout = 'packed-qkv', but K and V are a cache"],
+  [{ cache: {}, seqlensKv: [4, 5] }, PROBLEM, 'seqlensKv[1] = 5; it must be a whole number from 0 to 4'],
+  [{ cache: {}, algorithm: 'standard' }, PROBLEM, "standard attention reads none; use algorithm: 'flash'"],
+  [{ cache: {}, cuSeqlensQ: [0, 40, 80], cuSeqlensKv: [0, 4, 8] }, PROBLEM, 'cuSeqlensKv is given, but K and V are a cache, which is not packed'],
   [{ blockMask: { pattern: 'ring' } }, PROBLEM, "blockMask.pattern = 'ring'; it is local, longformer"],
   [{ blockMask: 5 }, PROBLEM, 'blockMask is of type Number'],
   [{ maskMod: 5 }, PROBLEM, 'maskMod is of type Number; pass a text in WGSL'],
   [{ scoreModGrad: 'fn' }, PROBLEM, 'scoreModGrad is given without scoreMod'],
   [{ aux: [1, 2] }, PROBLEM, 'aux is of type Array'],
 ];
+
+/** Tensors of an append that is right. */
+async function appendTensors(flash) {
+  const [kCache, vCache] = [await flash.upload(new Float32Array(64)), await flash.upload(new Float32Array(64))];
+  return { shape: { batch: 2, seqlen: 3, seqlenKv: 8, headDim: 4 }, cache: {}, k: new Float32Array(24), v: new Float32Array(24), kCache, vCache, cacheSeqlens: [0, 5] };
+}
+
+/** Wrong uses of an append, as changes of one that is right. */
+function ofAppend(flash, right) {
+  const tables = { rotaryCos: new Float32Array(16), rotarySin: new Float32Array(16) };
+  const paged = { cache: { pageSize: 4, numPages: 4 } };
+  return [
+    [{ sequence: 1 }, OPTION, "append has no 'sequence'"],
+    [{ boundedWork: 1 }, OPTION, "append has no 'boundedWork'"],
+    [{ cache: undefined }, PROBLEM, 'cache is missing: pass {}'],
+    [{ kCache: new Float32Array(64) }, TENSOR, 'kCache is of type Float32Array; pass a GpuTensor: it is written'],
+    [{ vCache: right.kCache }, TENSOR, 'share'],
+    [{ k: right.k.slice(1) }, TENSOR, 'k has 23 elements, but its shape needs 24'],
+    [{ v: new Uint16Array(24) }, TENSOR, 'v is a Uint16Array'],
+    [{ cache: { element: 'f16' } }, TENSOR, 'kCache holds f32, but f16 is expected'],
+    [{ cacheSeqlens: undefined }, PROBLEM, 'cacheSeqlens = undefined; it must be an array of numbers'],
+    [{ cacheSeqlens: [0] }, PROBLEM, 'cacheSeqlens has 1 numbers; it must have batch = 2'],
+    [{ cacheSeqlens: [0, 6] }, PROBLEM, 'cacheSeqlens: sequence 1 has 6 positions and 3 new; the cache has room for 8'],
+    [{ cacheSeqlens: right.kCache }, TENSOR, 'cacheSeqlens holds f32, but u32 is expected'],
+    [paged, TENSOR, 'pageTable is undefined'],
+    [{ ...paged, pageTable: Uint32Array.of(0, 1, 2, 9) }, PROBLEM, 'pageTable: entry 1 of sequence 1 is page 9; there are 4 pages'],
+    [{ slotMapping: Uint32Array.of(0, 1, 2, 3, 4, 16) }, PROBLEM, 'slotMapping has slot 16; the cache has 16 slots, and 4294967295 stores nothing'],
+    [{ slotMapping: [0, 1, 2, 3, 4, 5] }, TENSOR, 'slotMapping is of type Array'],
+    [{ slotMapping: true }, PROBLEM, 'slotMapping = true is for prepareAppend'],
+    [{ slotMapping: new Uint32Array(5) }, TENSOR, 'slotMapping has 5 elements, but its shape needs 6'],
+    [{ cuSeqlensNew: [0, 4, 6] }, PROBLEM, 'cuSeqlensNew gives sequence 0 4 rows; shape.seqlen = 3'],
+    [{ cuSeqlensNew: { total: 6 } }, PROBLEM, 'cuSeqlensNew = something of type Object; it must be an array of numbers'],
+    [{ rotary: {} }, PROBLEM, "rotary.pairs is missing; it is 'halves' or 'interleaved'"],
+    [{ rotary: { pairs: 'both' } }, OPTION, "rotary.pairs = 'both'; it is 'halves' or 'interleaved'"],
+    [{ rotary: { pairs: 'halves' } }, PROBLEM, 'rotary.positions is missing'],
+    [{ rotary: { pairs: 'halves', dim: 3 }, ...tables }, PROBLEM, 'rotary.dim = 3; it must be even, at least 2 and at most headDim = 4'],
+    [{ rotary: { pairs: 'halves', perToken: true, positions: 8 } }, PROBLEM, 'rotary has perToken and positions; leave one out'],
+    [{ rotary: { pairs: 'halves', perToken: true }, ...tables }, TENSOR, 'rotaryCos has 16 elements, but its shape needs 12'],
+    [{ rotary: { pairs: 'halves' }, rotaryCos: tables.rotaryCos }, TENSOR, 'rotarySin is undefined'],
+    [{ rotateQ: 'apart' }, TENSOR, 'q is undefined'],
+    [{ rotateQ: 'apart', q: right.k }, PROBLEM, 'Q is to be rotated, and there are no rotary embeddings'],
+    [{ rotateQ: 'in-place', q: right.k, rotary: { pairs: 'halves' }, ...tables }, TENSOR, 'q is of type Float32Array; to be turned in place it must be a GpuTensor'],
+    [{ rotateQ: true }, OPTION, "rotateQ = true; it is 'in-place' or 'apart'"],
+    [{ newCacheSeqlens: 1 }, OPTION, 'newCacheSeqlens = 1; it is true or false'],
+  ].map(([change, type, text]) => [`append, ${nameOf(change)}`, () => flash.append({ ...right, ...change }), type, text]);
+}
 
 /** Waits for the error of a wrong use, two seconds at most. */
 async function refused(name, call, type, text) {
@@ -182,6 +264,10 @@ export async function misuse() {
     ['no rows', () => flash.probabilities({ ...good, lse, rows: [3, 3] }), PROBLEM, 'rows 3..3 are chosen'],
     ['one row', () => flash.probabilities({ ...good, lse, rows: 3 }), PROBLEM, 'rows is a pair [first, end]'],
     ['no LSE', () => flash.probabilities(good), TENSOR, 'lse is undefined'],
+    ['gradients over a cache', () => flash.backward({ ...backward, cache: {} }), PROBLEM, 'only the forward pass reads one'],
+    ['lengths in numbers, prepared over a cache', () => flash.prepare({ shape, cache: {}, seqlensKv: [5] }), PROBLEM, 'over a cache lengths come with each call; prepare it with true'],
+    ['sums in numbers beside others', () => flash.prepare({ shape, cuSeqlensQ: [0, 4], seqlensKv: true }), PROBLEM, 'other lengths come with each call; prepare it with { total }'],
+    ...ofAppend(flash, await appendTensors(flash)),
     ['a plan of nothing', () => flash.plan(), OPTION, 'plan is undefined'],
     ['a plan of tensors', () => flash.plan(good), OPTION, "plan has no 'q'"],
     ['preparing nothing', () => flash.prepare({}), PROBLEM, 'shape is missing'],

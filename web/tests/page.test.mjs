@@ -196,6 +196,31 @@ for (const [name, open] of Object.entries(browsers)) {
       await page.keyboard.press('Home');
     });
 
+    test('methods beside exact attention', async () => {
+      await press(page, '#compare-run');
+      await until(page, () => /comes closest/.test(document.querySelector('#compare-caption').textContent), null, 'they are compared');
+      const rows = () => page.evaluate(() => [...document.querySelectorAll('#compare tbody tr')].map((row) => [...row.querySelectorAll('td')].map((cell) => cell.textContent)));
+      const before = await rows();
+      assert.match(before[0][0], /^\d.*·10⁻[67]$/);
+      assert.equal(before[0][1], '100 %');
+      for (const [error, work, memory] of before.slice(1)) assert(/^[\d.]+ %$/.test(error) && /^[\d.]+ %$/.test(work) && /^\d.* [KM]iB$/.test(memory), `${error}, ${work}, ${memory}`);
+      // What is masked by the package errs as it does in plain loops.
+      const inLoops = await page.evaluate(async () => {
+        const [{ exact, longformer, relativeError }, { fromF16 }] = await Promise.all([import('/demo/methods.js'), import('/pkg/index.js')]);
+        const all = fromF16(new Uint16Array(await (await fetch('/demo/minilm512.bin')).arrayBuffer()));
+        const errors = [0, 1, 2, 3].map((head) => {
+          const [q, k, v] = [0, 1, 2].map((tensor) => all.subarray((tensor * 4 + head) * 512 * 32, (tensor * 4 + head + 1) * 512 * 32));
+          return [exact({ q, k, v, n: 512, d: 32 }, longformer(32, 16)), exact({ q, k, v, n: 512, d: 32 })];
+        });
+        return `${Number((100 * relativeError(errors)).toPrecision(2))} %`;
+      });
+      assert.equal(before[1][0], inLoops);
+      await page.focus('#compare-controls [name="budget"]');
+      await page.keyboard.press('ArrowRight');
+      await until(page, () => document.querySelector('#compare-caption').textContent.startsWith('With 128 keys'), null, 'more keys');
+      assert.notDeepEqual(await rows(), before);
+    });
+
     test('nothing is wider than the window', async () => {
       const again = await runRace(page);
       assert.match(again.verdict, /^Right/);

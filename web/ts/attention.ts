@@ -1,18 +1,20 @@
+import { APPEND, appendTask, outputsOfAppend, tablesOfAppend, tensorsOfAppend } from './append.js';
 import { checkOptions, describe, oneOf, sizesOf, whole } from './checks.js';
 import { Device, checkDevice } from './device.js';
 import { InvalidOptionError, InvalidProblemError, InvalidTensorError, fromWasm } from './errors.js';
 import { checkSource, load, type WasmSource } from './load.js';
 import { Operations } from './operations.js';
 import { entriesOf } from './modifiers.js';
-import { FOR_CALLS, PROBLEM, checkCall, isDense, toWasm } from './options.js';
+import { FOR_CALLS, PROBLEM, RUN, checkCall, isDense, toWasm } from './options.js';
 import type {
-  Asked, AttentionProblem, BackwardOptions, Element, ForwardOptions, ProbabilitiesOptions, RunOptions, Task, TensorData,
+  AppendOptions, AppendProblem, Asked, AttentionProblem, Aux, BackwardOptions, Element, ForwardOptions, ProbabilitiesOptions, RunOptions, Task, TensorData,
 } from './options.js';
-import { PreparedAttention, PreparedBackward, type Parts } from './prepared.js';
+import { PreparedAppend, PreparedAttention, PreparedBackward, type Parts } from './prepared.js';
 import type {
-  BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor,
+  Appended, BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor,
 } from './results.js';
-import { CALLED, Runner, type Answer, type Output } from './runner.js';
+import { CALLED, NAMES, Runner, type Answer, type Output } from './runner.js';
+import { checkCache, checkPrepared, elementOfCache, tablesOf } from './sequences.js';
 import { checkSignal, untilAborted } from './stop.js';
 import { GpuTensor, arrayName, disposable, elementOf, elementSize, tensorType } from './tensor.js';
 import type { ArrayName, ElementOf, TensorElement } from './tensor.js';
@@ -154,14 +156,31 @@ export class FlashAttention {
     return this.#prepare('backward', problem, options, (parts) => new PreparedBackward(parts));
   }
 
-  async #prepare<T>(direction: 'forward' | 'backward', problem: Asked, options: PrepareOptions, make: (parts: Parts) => T): Promise<T> {
+  /**
+   * As `prepare`, for an append to a cache. One prepared append serves all layers and steps of a generation.
+   *
+   * @throws as `forward`
+   */
+  async prepareAppend(problem: AppendProblem, options: Pick<PrepareOptions, 'signal'> = {}): Promise<PreparedAppend> {
+    checkOptions('prepareAppend', problem, APPEND);
+    const append = appendTask(problem);
+    const { shape, element, cache } = problem;
+    return this.#compile({ direction: 'append', append }, { shape, element, cache }, options, (parts) => new PreparedAppend(parts, append));
+  }
+
+  #prepare<T>(direction: 'forward' | 'backward', problem: Asked, options: PrepareOptions, make: (parts: Parts) => T): Promise<T> {
     checkOptions('prepare', problem, PROBLEM);
+    checkPrepared(problem);
+    return this.#compile({ direction }, problem, options, make);
+  }
+
+  async #compile<T>(task: Task, problem: Asked, options: PrepareOptions, make: (parts: Parts) => T): Promise<T> {
     checkOptions('the second argument of prepare', options, ['signal', 'boundedWork']);
     checkCall(options);
     const { signal, boundedWork = this.#throughput.bound() } = options;
     return this.#device.call(signal, async () => {
       const { element = 'f32' } = problem;
-      const operation = this.#operations.acquire({ direction }, problem, element, boundedWork === false ? undefined : boundedWork);
+      const operation = this.#operations.acquire(task, problem, element, boundedWork === false ? undefined : boundedWork);
       const release = (): void => this.#operations.release(operation);
       try {
         await operation.ready();
@@ -195,8 +214,10 @@ export class FlashAttention {
   forward(options: ForwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ForwardArrays | ForwardTensors>;
   async forward(options: ForwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ForwardArrays | ForwardTensors> {
     checkOptions('forward', options, FOR_CALLS);
-    const { q, k, v, sink } = options;
-    const { element, array } = tensorType({ q, k, v }, options.element);
+    const { q, k, v, sink, cache } = options;
+    checkCache(cache);
+    const { element, array } = tensorType(cache ? { q } : { q, k, v }, options.element);
+    if (cache) tensorType({ k, v }, elementOfCache(cache, element));
     const ofHeads: Record<string, TensorData> = sink === undefined ? {} : { sink: sink as TensorData };
     tensorType(ofHeads, 'f32');
     const outputs: Output[] = [{ name: 'o', array }, { name: 'lse', array: 'Float32Array' }];
@@ -255,6 +276,36 @@ export class FlashAttention {
     const outputs: Output[] = [{ name: 'probabilities', array: 'Float32Array' }];
     const { tensors, stats } = await this.#compute({ direction: 'probabilities', heads, rows }, options, element, { q, k, lse }, outputs);
     return { probabilities: tensors[0], stats } as ProbabilitiesArray | ProbabilitiesTensor;
+  }
+
+  /**
+   * Writes new keys and values into a cache on the GPU, in its type, and turns them and Q on request. Results are on the GPU.
+   *
+   * @throws as `forward`
+   */
+  async append(options: AppendOptions): Promise<Appended> {
+    const ofCall = Object.keys({ k: 0, v: 0, kCache: 0, vCache: 0, cacheSeqlens: 0, pageTable: 0, rotaryCos: 0, rotarySin: 0, q: 0 });
+    checkOptions('append', options, [...APPEND, ...ofCall, ...RUN.filter((name) => name !== 'boundedWork' && name !== 'output')]);
+    const append = appendTask(options);
+    const { k, v, q, kCache, vCache, rotaryCos, rotarySin, shape, cache, signal, onProgress, gpuTime } = options;
+    for (const [name, tensor] of Object.entries({ kCache, vCache })) {
+      if (!((tensor as unknown) instanceof GpuTensor)) throw new InvalidTensorError(`${name} is ${describe(tensor)}; pass a GpuTensor: it is written`);
+    }
+    const all: Record<string, unknown> = { k, v, kCache, vCache, q, rotaryCos, rotarySin };
+    const needed = tensorsOfAppend(append, cache.pageSize !== undefined).filter((name) => name in all);
+    const given = (names: string[]): Record<string, TensorData> => Object.fromEntries(names.map((name) => [name, all[name] as TensorData]));
+    const { element, array } = tensorType(given(needed.filter((name) => ['k', 'v', 'q'].includes(name))), options.element);
+    tensorType(given(['kCache', 'vCache']), elementOfCache(cache, element));
+    tensorType(given(needed.filter((name) => name.startsWith('rotary'))), 'f32');
+    if (append.rotateQ === 'in-place' && !(q instanceof GpuTensor)) {
+      throw new InvalidTensorError(`q is ${describe(q)}; to be turned in place it must be a GpuTensor`);
+    }
+    const inputs = Object.fromEntries(needed.map((name) => [NAMES[name] ?? name, all[name] as TensorData]));
+    const outputs: Output[] = outputsOfAppend(append).map((name) => ({ name: NAMES[name] ?? name, array: name === 'qRotated' ? array : 'Uint32Array' }));
+    const asked = { shape, element, cache, signal, onProgress, gpuTime, output: 'gpu' as const };
+    const tables = tablesOfAppend(options, append);
+    const { tensors, stats } = await this.#compute({ direction: 'append', append }, asked, element, { ...inputs, ...tables }, outputs);
+    return { ...Object.fromEntries(outputs.map(({ name }, index) => [CALLED[name], tensors[index]])), stats } as Appended;
   }
 
   /**
@@ -324,9 +375,9 @@ export class FlashAttention {
   /** Checks a call, uploads, runs and reads back, or leaves the outputs on the GPU. */
   async #compute(
     task: Task,
-    options: (ForwardOptions | BackwardOptions | ProbabilitiesOptions) & { output?: 'gpu' | 'array' | undefined },
+    options: Asked & RunOptions & { q?: TensorData; output?: 'gpu' | 'array' | undefined },
     element: Element,
-    given: Record<string, TensorData>,
+    given: Record<string, TensorData | Aux>,
     outputs: Output[],
   ): Promise<Answer> {
     const { aux, signal, output } = options;
@@ -336,9 +387,10 @@ export class FlashAttention {
       const onGpu = (output ?? (options.q instanceof GpuTensor ? 'gpu' : 'array')) === 'gpu';
       const operation = this.#operations.acquire(task, options, element, boundedWork === false ? undefined : boundedWork);
       try {
-        const inputs = { ...given, ...entriesOf(options, element), ...aux === undefined ? {} : { aux } };
+        const tables = task.direction === 'append' ? {} : tablesOf(options);
+        const inputs = { ...given, ...entriesOf(options, element), ...tables, ...aux === undefined ? {} : { aux } };
         const request = { operation, inputs, outputs, onGpu, isUnbounded: boundedWork === false, options };
-        this.#runner.check(request, (name) => isDense(options) || !operation.planned.has_layout(name));
+        this.#runner.check(request, (name) => isDense(options) || !operation.needs(name).hasLayout);
         return await this.#runner.run(request);
       } finally {
         this.#operations.release(operation);

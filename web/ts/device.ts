@@ -41,6 +41,8 @@ export class Device {
   #users = 0;
   #isFree = false;
   #jobs: Job[] = [];
+  /** The end of the last submission, if someone waits for it. */
+  #done: Promise<void> | undefined;
 
   private constructor(gpu: GPUDevice, info: Partial<GPUAdapterInfo>, wasm: Attention, view: View, { device, gpu: instance }: DeviceOptions) {
     this.gpu = gpu;
@@ -173,6 +175,12 @@ export class Device {
     });
   }
 
+  /** Settles when all that was submitted has run. The calls of one submission wait together. */
+  done(): Promise<void> {
+    // A lost device may reject here; of that `call` hears.
+    return this.#done ??= this.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
+  }
+
   /** Submits what was recorded so far. */
   flush(): void {
     const jobs = this.#jobs;
@@ -195,6 +203,7 @@ export class Device {
           }
         }
         this.gpu.queue.submit([encoder.finish()]);
+        this.#done = undefined;
         for (const [job, submitted] of after) {
           const ended = submitted();
           ended.catch(() => undefined);

@@ -73,10 +73,11 @@ const KINDS: Record<string, new (message: string) => AttentionError> = {
 /** The crate's names that are called otherwise here. Limits and the rest change from snake_case alone. */
 const CALLED: Record<string, string> = {
   seqlen_q: 'seqlen', seqlen_kv: 'seqlenKv', dropout_p: 'dropout.p', max_flops_per_dispatch: 'boundedWork', d_o: 'dO', d_lse: 'dLse',
-  dsink: 'dSink', dbias: 'dBias', key_mask: 'mask', seqlens_q: 'seqlensQ', seqlens_kv: 'seqlensKv',
+  dsink: 'dSink', dbias: 'dBias', key_mask: 'mask', rotary_dim: 'rotary.dim',
 };
 const NAMES = new RegExp(`\\b(${[...Object.keys(CALLED),
-  'alibi_slopes', 'score_mod(?:_grad)?', 'mask_mod', 'num_heads(?:_kv)?', 'head_dim(?:_v)?', 'softmax_scale', 'max_[a-z_]+'].join('|')})\\b`, 'g');
+  'alibi_slopes', '(?:cu_)?seqlens_(?:q|kv)', 'cu_seqlens_new', '(?:new_)?cache_seqlens', 'page_table', 'page_size', 'num_pages', 'slot_mapping',
+  'rotary_(?:cos|sin)', '[kv]_cache', 'q_rotated', 'score_mod(?:_grad)?', 'mask_mod', 'num_heads(?:_kv)?', 'head_dim(?:_v)?', 'softmax_scale', 'max_[a-z_]+'].join('|')})\\b`, 'g');
 
 /** A message of the crate in the words of this package. */
 function inTheseNames(message: string): string {
@@ -88,6 +89,7 @@ function inTheseNames(message: string): string {
     .replaceAll('WgslOptions::with_max_turns', 'maxTurns')
     .replaceAll('say how long it is by AttentionProblem::with_aux', 'pass aux')
     .replaceAll('BufferUsages::', 'GPUBufferUsage.')
+    .replaceAll('Algorithm::Flash', "algorithm: 'flash'")
     .replaceAll('wgpu refused', 'the browser refused');
 }
 

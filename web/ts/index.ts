@@ -9,15 +9,15 @@ export { fromBf16, fromF16, toBf16, toF16 } from './half.js';
 export type { WasmSource } from './load.js';
 export { packMask } from './mask.js';
 export type {
-  AttentionProblem, Aux, BackwardOptions, Bias, BlockMask, Dropout, Element, Entries, EntryShape, ForwardOptions, Mask, MaskData,
-  OwnBlocks, ProbabilitiesOptions, RunOptions, Shape, Strides, TensorData,
+  AppendOptions, AppendProblem, AttentionProblem, Aux, BackwardOptions, Bias, BlockMask, Dropout, Element, Entries, EntryShape, ForwardOptions, KvCache, Lengths,
+  Mask, MaskData, OwnBlocks, ProbabilitiesOptions, Rotary, RunOptions, Shape, Strides, Sums, TensorData,
 } from './options.js';
 export type {
-  BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor, RunStats,
+  Appended, BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor, RunStats,
 } from './results.js';
-export { Prepared, PreparedAttention, PreparedBackward } from './prepared.js';
+export { Prepared, PreparedAppend, PreparedAttention, PreparedBackward } from './prepared.js';
 export type {
-  PreparedBackwardTensors, PreparedDropout, PreparedGradients, PreparedOutputs, PreparedRun, PreparedTensors,
+  PreparedAppendTensors, PreparedAppended, PreparedBackwardTensors, PreparedDropout, PreparedGradients, PreparedOutputs, PreparedRun, PreparedTensors,
 } from './prepared.js';
 export { GpuTensor } from './tensor.js';
 export type { ArrayOf, ElementOf, Float16ArrayLike, TensorArray, TensorElement } from './tensor.js';

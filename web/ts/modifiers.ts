@@ -9,7 +9,7 @@ import { maskByWgsl, modifyByWgsl } from './wgsl.js';
 
 type Counts = [batch: number, heads: number, rows: number, keys: number];
 
-/** @internal Gives the problem its score modifiers, in the order in which they apply, its masks, sinks and lengths. */
+/** @internal Gives the problem its score modifiers, in the order in which they apply, its masks and sinks. */
 export function modify(wasm: Problem, problem: AttentionProblem, element: Element): void {
   const { softcap, alibi, alibiSlopes, bias, mask, sink } = problem;
   const { batch, numHeads } = sizesOf(problem);
@@ -31,18 +31,6 @@ export function modify(wasm: Problem, problem: AttentionProblem, element: Elemen
   maskBlocks(wasm, problem);
   maskByWgsl(wasm, problem);
   if (sink !== undefined) wasm.sink();
-  setLengths(wasm, problem);
-}
-
-function setLengths(wasm: Problem, problem: AttentionProblem): void {
-  const { batch, seqlen, seqlenKv } = sizesOf(problem);
-  const [ofQ, ofKv] = ([['seqlensQ', seqlen], ['seqlensKv', seqlenKv]] as const).map(([name, most]) => {
-    const given = problem[name];
-    return given === undefined ? undefined : numbers(name, given, { batch }, (name, value) => whole(name, value, most));
-  });
-  if (ofQ === undefined && ofKv === undefined) return;
-  const all = (length: number): Uint32Array => new Uint32Array(batch).fill(length);
-  wasm.lengths(ofQ ? Uint32Array.from(ofQ) : all(seqlen), ofKv ? Uint32Array.from(ofKv) : all(seqlenKv));
 }
 
 /** @internal The entries of bias and mask that a call was given, by the crate's names. */

@@ -1,13 +1,25 @@
+import { toAppend } from './append.js';
 import type { Device } from './device.js';
 import { fromWasm } from './errors.js';
 import { toWasm, type Asked, type Element, type Task } from './options.js';
+import type { TensorElement } from './tensor.js';
 import { compileAlone } from './wgsl.js';
-import type { Planned, Prepared, Problem } from './wasm.js';
+import type { Append, Planned, Prepared, Problem } from './wasm.js';
 
 /** Operations that are kept for the next call with the same problem. */
 const KEPT = 16;
 /** Scratch memory above this is not kept between calls. */
 const KEPT_SCRATCH_BYTES = 2 ** 26;
+
+/** @internal What an operation needs of a tensor. */
+export interface Needed {
+  /** Elements that its buffer must hold. */
+  length: number;
+  /** Their type; undefined for what the operation does not have. */
+  element: TensorElement | undefined;
+  /** Whether the problem's layout places it; the others are contiguous. */
+  hasLayout: boolean;
+}
 
 /** @internal A planned operation, which is compiled when it is first used. */
 export class Operation {
@@ -15,6 +27,7 @@ export class Operation {
   readonly #asked: Asked;
   readonly #task: Task;
   readonly problem: Problem;
+  readonly #append: Append | undefined;
   readonly planned: Planned;
   readonly flops: number;
   /** What is to be compiled, by which it is found again. */
@@ -27,6 +40,7 @@ export class Operation {
   /** How many dispatches a call takes, when it is compiled. */
   dispatches = 0;
   #preparing: Promise<Prepared> | undefined;
+  readonly #needed = new Map<string, Needed>();
   #isFree = false;
   /** The end of the last run of several submissions. */
   #tail: Promise<unknown> = Promise.resolve();
@@ -38,9 +52,27 @@ export class Operation {
     this.problem = problem;
     this.task = JSON.stringify(task);
     const { wasm } = device;
-    this.planned = task.direction === 'probabilities' ? wasm.plan_probabilities(problem, ...task.heads, ...task.rows)
-      : task.direction === 'forward' ? wasm.plan(problem) : wasm.plan_backward(problem);
+    const append = this.#append = task.direction === 'append' ? toAppend(problem, task.append) : undefined;
+    try {
+      this.planned = append ? wasm.plan_append(append)
+        : task.direction === 'probabilities' ? wasm.plan_probabilities(problem, ...task.heads, ...task.rows)
+          : task.direction === 'forward' ? wasm.plan(problem) : wasm.plan_backward(problem);
+    } catch (error) {
+      append?.free();
+      throw error;
+    }
     this.flops = flopsOf(task, asked, problem);
+  }
+
+  /** What it needs of the tensor of the crate's name `name`; WebAssembly is asked once. */
+  needs(name: string): Needed {
+    let needed = this.#needed.get(name);
+    if (needed === undefined) {
+      const { planned } = this;
+      needed = { length: planned.required_len(name), element: planned.element(name) as TensorElement | undefined, hasLayout: planned.has_layout(name) };
+      this.#needed.set(name, needed);
+    }
+    return needed;
   }
 
   /** Compiles it, once. */
@@ -53,8 +85,9 @@ export class Operation {
     const { wasm } = this.#device;
     const task = this.#task;
     const { problem } = this;
-    const preparing = task.direction === 'probabilities' ? wasm.prepare_probabilities(problem, ...task.heads, ...task.rows)
-      : task.direction === 'forward' ? wasm.prepare(problem) : wasm.prepare_backward(problem);
+    const preparing = this.#append ? wasm.prepare_append(this.#append)
+      : task.direction === 'probabilities' ? wasm.prepare_probabilities(problem, ...task.heads, ...task.rows)
+        : task.direction === 'forward' ? wasm.prepare(problem) : wasm.prepare_backward(problem);
     this.prepared = await preparing.catch((error: unknown) => {
       throw this.#device.translate(error);
     });
@@ -75,6 +108,7 @@ export class Operation {
     this.prepared?.destroy();
     this.prepared?.free();
     this.planned.free();
+    this.#append?.free();
     this.problem.free();
   }
 }
@@ -130,8 +164,9 @@ export class Operations {
   }
 }
 
-/** Operations of the task, as far as the problem counts them. */
+/** Operations of the task, as far as the problem counts them; an append moves numbers. */
 function flopsOf(task: Task, { shape }: Asked, problem: Problem): number {
+  if (task.direction === 'append') return 0;
   if (task.direction !== 'probabilities') return task.direction === 'forward' ? problem.flops : problem.backward_flops;
   const { numHeads = 1, seqlen, headDim, headDimV = headDim } = shape;
   const [heads, rows] = [task.heads, task.rows].map(([first, end]) => end - first) as [number, number];

@@ -1,6 +1,8 @@
 import { U32, checkOptions, describe, number, oneOf, shown, sizesOf, whole } from './checks.js';
 import { InvalidOptionError, InvalidProblemError, fromWasm } from './errors.js';
+import type { AppendTask } from './append.js';
 import { modify } from './modifiers.js';
+import { setSequences } from './sequences.js';
 import { checkSignal } from './stop.js';
 import type { Float16ArrayLike, GpuTensor } from './tensor.js';
 import { inOptions } from './wgsl.js';
@@ -118,6 +120,30 @@ export interface OwnBlocks {
   shape?: readonly [batch: number, numHeads: number] | undefined;
 }
 
+/** How K and V of past tokens are kept. */
+export interface KvCache {
+  /**
+   * The stored type, whatever that of Q; the problem's element if left out. `int8` is u32 words on the GPU: each row of a head is an f32
+   * scale, then its bytes, four in a word, 1 + ⌈dim / 4⌉ words.
+   */
+  element?: Element | 'int8' | undefined;
+  /** Positions of a page. Without pages the cache is `[batch, seqlenKv, numHeadsKv, dim]`. */
+  pageSize?: number | undefined;
+  /** Pages that there are, for all sequences together: the cache is `[numPages, pageSize, numHeadsKv, dim]`. */
+  numPages?: number | undefined;
+  /** Entries of the page table for each sequence; as many as `seqlenKv` needs if left out. */
+  maxPages?: number | undefined;
+}
+
+/** A number for each sequence. On the GPU (u32) the call reads it when it runs. `prepare` and `plan` take `true` for numbers of each call. */
+export type Lengths = readonly number[] | Uint32Array | Int32Array | GpuTensor | true;
+
+/**
+ * Where packed sequences begin, and where the last one ends: `[batch + 1]`, from 0. On the GPU (u32) the call reads it when it runs.
+ * `prepare` and `plan` take `{ total }`, rows of the tensor, for sums of each call.
+ */
+export type Sums = readonly number[] | Uint32Array | Int32Array | GpuTensor | { total: number };
+
 /** Data for `scoreMod` and `maskMod`. */
 export type Aux = Float32Array | Uint32Array | GpuTensor;
 
@@ -190,12 +216,21 @@ export interface AttentionProblem {
    * How many rows of each sequence exist, `[batch]`, at most `seqlen`, which it is for all if left out. O of the others is 0
    * and LSE −Infinity, and they have no gradient.
    */
-  seqlensQ?: readonly number[] | Uint32Array | Int32Array | undefined;
+  seqlensQ?: Lengths | undefined;
   /**
    * How many keys of each sequence exist, `[batch]`, at most `seqlenKv`, which it is for all if left out. The diagonal of
    * `causal` is that of the sequence: its last row sees its last key, so padded self-attention needs both lengths.
    */
-  seqlensKv?: readonly number[] | Uint32Array | Int32Array | undefined;
+  seqlensKv?: Lengths | undefined;
+  /**
+   * Packs Q, and all that has its rows, without padding: `[total, numHeads, headDim]`, LSE `[numHeads, total]`. Sequence b has the rows
+   * from `cuSeqlensQ[b]` to before `cuSeqlensQ[b + 1]`. `shape.seqlen` is the most that one may have.
+   */
+  cuSeqlensQ?: Sums | undefined;
+  /** The same for K and V, `[total, numHeadsKv, headDim]`; `shape.seqlenKv` is the most. */
+  cuSeqlensKv?: Sums | undefined;
+  /** K and V are a cache that `append` fills. For `forward` and `prepare`; all lengths then come with each call. */
+  cache?: KvCache | undefined;
   /** None if left out. */
   dropout?: Dropout | undefined;
   /** `flash` (the default), or `standard`: the same meaning in three kernels that write the score matrix to memory. */
@@ -229,6 +264,65 @@ export interface ForwardOptions<T extends TensorData = TensorData> extends Atten
   k: T;
   /** Values. */
   v: T;
+  /** The page of each sequence's positions, where the cache has pages: u32 `[batch, maxPages]`. */
+  pageTable?: Uint32Array | GpuTensor | undefined;
+}
+
+/** Rotary embeddings: a pair (x, y) of a row's first `dim` dimensions becomes (x·cos − y·sin, x·sin + y·cos). */
+export interface Rotary {
+  /** Dimensions m and m + dim / 2 are a pair (Llama), or 2m and 2m + 1 (GPT-J). */
+  pairs: 'halves' | 'interleaved';
+  /** Dimensions that are turned: even; `headDim` if left out. */
+  dim?: number | undefined;
+  /** Positions that the tables have. `append` takes it from `rotaryCos`. */
+  positions?: number | undefined;
+  /** `true`: the tables have a row for each new token, not for each position. */
+  perToken?: boolean | undefined;
+}
+
+/** New keys and values, and the cache that they go to. */
+export interface AppendProblem {
+  /** `seqlen` new tokens of each sequence, `seqlenKv` positions that each has in the cache. */
+  shape: Shape;
+  /** The type of the new K and V, and of Q. Left out, it is that of the tensors. */
+  element?: Element | undefined;
+  /** The cache. */
+  cache: KvCache;
+  /** Turns the new K. */
+  rotary?: Rotary | undefined;
+  /** Turns Q too: over itself, or into a tensor `qRotated`. */
+  rotateQ?: 'in-place' | 'apart' | undefined;
+  /**
+   * Says by slots where tokens go, not by lengths: u32 `[batch, seqlen]`, or `[total]` of packed tokens. Slot s is row s % pageSize of
+   * page ⌊s / pageSize⌋, where without pages a sequence is a page. 0xffffffff stores nothing. `prepareAppend` takes `true`.
+   */
+  slotMapping?: Uint32Array | GpuTensor | true | undefined;
+  /** Packed tokens: Q, K and V are `[total, heads, dim]`. `shape.seqlen` is the most that a sequence may have. */
+  cuSeqlensNew?: Sums | undefined;
+  /** `true` gives the lengths after it, u32 `[batch]`. */
+  newCacheSeqlens?: boolean | undefined;
+}
+
+/** Everything that one append takes. Token i of sequence b goes to position `cacheSeqlens[b] + i`. */
+export interface AppendOptions extends AppendProblem, Omit<RunOptions, 'boundedWork'> {
+  /** New keys, `[batch, seqlen, numHeadsKv, headDim]`. */
+  k: TensorData;
+  /** New values. */
+  v: TensorData;
+  /** The cache of keys, which is written; for `int8` words, `GpuTensor<'u32'>`. */
+  kCache: GpuTensor;
+  /** The cache of values. */
+  vCache: GpuTensor;
+  /** Positions that each sequence has before it, `[batch]`. */
+  cacheSeqlens?: readonly number[] | Uint32Array | Int32Array | GpuTensor | undefined;
+  /** The page of each sequence's positions, where the cache has pages: u32 `[batch, maxPages]`. */
+  pageTable?: Uint32Array | GpuTensor | undefined;
+  /** Cosines, f32 `[positions, dim / 2]`, or a row for each new token. */
+  rotaryCos?: Float32Array | GpuTensor | undefined;
+  /** Sines, likewise. */
+  rotarySin?: Float32Array | GpuTensor | undefined;
+  /** Queries that are turned, `[batch, seqlen, numHeads, headDim]`. */
+  q?: TensorData | undefined;
 }
 
 /** Everything that one backward call takes; the problem, seed and offset of dropout included, is that of the forward call. */
@@ -270,6 +364,7 @@ export interface ProbabilitiesOptions<T extends TensorData = TensorData> extends
 /** @internal One of the operations, with all that tells it from the others. */
 export type Task =
   | { direction: 'forward' | 'backward' }
+  | { direction: 'append'; append: AppendTask }
   | { direction: 'probabilities'; heads: readonly [number, number]; rows: readonly [number, number] };
 
 /** @internal What of dropout may change from call to call. */
@@ -283,8 +378,8 @@ export function dropoutSeed({ seed = 0, offset = 0 }: Partial<Dropout> = {}): { 
 /** @internal The options of a problem. TypeScript refuses this list if one is missing. */
 export const PROBLEM = Object.keys({
   shape: 0, element: 0, layout: 0, causal: 0, window: 0, softmaxScale: 0, softcap: 0, scoreMod: 0, scoreModGrad: 0, maskMod: 0, aux: 0,
-  maxTurns: 0, alibi: 0, alibiSlopes: 0, bias: 0, mask: 0, blockMask: 0, sink: 0, seqlensQ: 0, seqlensKv: 0, dropout: 0, algorithm: 0,
-  dBias: 0, gradientElement: 0,
+  maxTurns: 0, alibi: 0, alibiSlopes: 0, bias: 0, mask: 0, blockMask: 0, sink: 0, seqlensQ: 0, seqlensKv: 0, cuSeqlensQ: 0,
+  cuSeqlensKv: 0, cache: 0, dropout: 0, algorithm: 0, dBias: 0, gradientElement: 0,
 } satisfies Record<keyof Asked, 0>);
 
 /** @internal How a call behaves. */
@@ -293,7 +388,7 @@ export const RUN = Object.keys({
 } satisfies Record<keyof RunOptions | 'output', 0>);
 
 /** @internal The options of all calls: one object may serve a forward call and its backward call. */
-export const FOR_CALLS = [...PROBLEM, ...RUN, 'q', 'k', 'v', 'o', 'lse', 'dO', 'dLse', 'heads', 'rows', 'stats'];
+export const FOR_CALLS = [...PROBLEM, ...RUN, 'q', 'k', 'v', 'o', 'lse', 'dO', 'dLse', 'heads', 'rows', 'pageTable', 'stats'];
 
 /** @internal Refuses what says nothing of how a call shall behave; throws the reason of a signal that is aborted. */
 export function checkCall({ signal, onProgress, boundedWork, gpuTime, output }: RunOptions & { output?: unknown }): void {
@@ -372,6 +467,7 @@ export function toWasm(problem: Asked, element: Element, maxFlops: number | unde
     }
     if (softmaxScale !== undefined) wasm.softmax_scale(number('softmaxScale', softmaxScale));
     modify(wasm, problem, element);
+    setSequences(wasm, problem, element);
     if (dropout !== undefined) wasm.dropout(number('dropout.p', dropout.p));
     if (algorithm === 'standard') wasm.standard();
     else if (algorithm !== undefined && algorithm !== 'flash') {

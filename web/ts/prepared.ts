@@ -1,12 +1,14 @@
+import { outputsOfAppend, tensorsOfAppend, type AppendTask } from './append.js';
 import { checkOptions, describe } from './checks.js';
 import type { Device } from './device.js';
 import { InvalidOptionError, InvalidTensorError } from './errors.js';
 import type { Operation } from './operations.js';
 import { RUN, checkCall, isDense, type Asked, type Dropout, type RunOptions } from './options.js';
-import type { BackwardTensors, ForwardTensors } from './results.js';
-import { CALLED, type Output, type Request, type Runner } from './runner.js';
+import type { Appended, BackwardTensors, ForwardTensors } from './results.js';
+import { CALLED, NAMES, type Output, type Request, type Runner } from './runner.js';
+import { lengthsOfCalls } from './sequences.js';
 import { GpuTensor, disposable } from './tensor.js';
-import type { TensorElement } from './tensor.js';
+import type { ArrayName } from './tensor.js';
 
 /** Tensors on the GPU for one call of a prepared forward pass. */
 export interface PreparedTensors {
@@ -24,6 +26,13 @@ export interface PreparedTensors {
   sink?: GpuTensor<'f32'> | undefined;
   /** The data of the problem's own functions. */
   aux?: GpuTensor | undefined;
+  /** The lengths of the problem, where they come with each call. */
+  seqlensQ?: GpuTensor<'u32'> | undefined;
+  seqlensKv?: GpuTensor<'u32'> | undefined;
+  cuSeqlensQ?: GpuTensor<'u32'> | undefined;
+  cuSeqlensKv?: GpuTensor<'u32'> | undefined;
+  /** The pages of the problem's cache. */
+  pageTable?: GpuTensor<'u32'> | undefined;
 }
 
 /** Where a forward pass writes. */
@@ -60,14 +69,38 @@ export interface PreparedGradients {
   dBias?: GpuTensor | undefined;
 }
 
+/** Tensors on the GPU for one call of a prepared append: those that its problem has. */
+export interface PreparedAppendTensors {
+  /** New keys. */
+  k: GpuTensor;
+  /** New values. */
+  v: GpuTensor;
+  /** The cache of keys, which is written. */
+  kCache: GpuTensor;
+  /** The cache of values, which is written. */
+  vCache: GpuTensor;
+  cacheSeqlens?: GpuTensor<'u32'> | undefined;
+  pageTable?: GpuTensor<'u32'> | undefined;
+  slotMapping?: GpuTensor<'u32'> | undefined;
+  cuSeqlensNew?: GpuTensor<'u32'> | undefined;
+  rotaryCos?: GpuTensor<'f32'> | undefined;
+  rotarySin?: GpuTensor<'f32'> | undefined;
+  /** Queries that are turned. */
+  q?: GpuTensor | undefined;
+}
+
+/** Where an append writes beside the cache: what its problem asks for. */
+export interface PreparedAppended {
+  qRotated?: GpuTensor | undefined;
+  newCacheSeqlens?: GpuTensor<'u32'> | undefined;
+}
+
 /** What may change from call to call beside the tensors. */
 export type PreparedDropout = Pick<Dropout, 'seed' | 'offset'>;
 
 /** How a call of a prepared operation behaves. */
 export type PreparedRun = Omit<RunOptions, 'boundedWork'> & { dropout?: PreparedDropout | undefined };
 
-/** The crate's names, where they differ. */
-const NAMES: Record<string, string> = { mask: 'key_mask', dO: 'd_o', dLse: 'd_lse', dSink: 'dsink', dBias: 'dbias' };
 const OF_PROBLEM = ['bias', 'mask', 'sink', 'aux'] as const;
 
 /** @internal What a prepared operation is made of. */
@@ -90,19 +123,17 @@ export abstract class Prepared<I extends object, O extends object, R> {
 
   /** @internal */
   constructor(parts: Parts, needed: readonly string[], optional: readonly string[], outputs: readonly string[]) {
-    const { problem } = parts;
     this.#parts = parts;
-    const has = OF_PROBLEM.filter((name) => problem[name] !== undefined);
-    this.#needed = [...needed, ...has];
-    this.#optional = [...optional, ...OF_PROBLEM.filter((name) => problem[name] === undefined)];
+    this.#needed = needed;
+    this.#optional = optional;
     this.#outputs = outputs;
   }
 
   /** Elements that each tensor needs. */
   get lengths(): { [Name in keyof (I & O)]: number } {
     this.#check();
-    const { planned } = this.#parts.operation;
-    const lengths = [...this.#needed, ...this.#outputs].map((name) => [name, planned.required_len(NAMES[name] ?? name)]);
+    const { operation } = this.#parts;
+    const lengths = [...this.#needed, ...this.#outputs].map((name) => [name, operation.needs(NAMES[name] ?? name).length]);
     return Object.fromEntries(lengths) as { [Name in keyof (I & O)]: number };
   }
 
@@ -166,29 +197,28 @@ export abstract class Prepared<I extends object, O extends object, R> {
 
   #request(given: object, options: PreparedRun): Request {
     const { device, runner, operation, problem, isUnbounded } = this.#parts;
-    const { planned } = operation;
     const tensors = given as Record<string, unknown>;
     const fit = (called: string): GpuTensor => {
       const tensor = tensors[called];
       if (!(tensor instanceof GpuTensor)) throw new InvalidTensorError(`${called} is ${describe(tensor)}; pass a GpuTensor`);
       tensor.use(device, called);
-      const needed = planned.element(NAMES[called] ?? called) as TensorElement | undefined;
+      const { element: needed } = operation.needs(NAMES[called] ?? called);
       if (needed === undefined || tensor.element === needed || called === 'aux') return tensor;
       throw new InvalidTensorError(`${called} holds ${tensor.element}, but ${needed} is expected; convert it`);
     };
     const present = [...this.#needed, ...this.#optional.filter((name) => tensors[name] !== undefined)];
     const inputs = Object.fromEntries(present.map((name) => [NAMES[name] ?? name, fit(name)]));
-    const { array } = inputs['q']!;
+    const { array } = (inputs['q'] ?? inputs['k'])!;
     const outputs: Output[] = this.#outputs.map((called) => {
       const name = NAMES[called] ?? called;
-      const isFloat = planned.element(name) === 'f32';
+      const ofElement: Partial<Record<string, ArrayName>> = { f32: 'Float32Array', u32: 'Uint32Array' };
       const tensor = tensors[called] === undefined ? undefined : fit(called);
-      return { name, array: isFloat ? 'Float32Array' : array, tensor };
+      return { name, array: ofElement[operation.needs(name).element ?? ''] ?? array, tensor };
     });
     const { p = 0, seed, offset } = problem.dropout ?? {};
     const dropout = { p, seed: options.dropout?.seed ?? seed, offset: options.dropout?.offset ?? offset };
     const request = { operation, inputs, outputs, onGpu: true, isUnbounded, options: { ...options, dropout } };
-    runner.check(request, (name) => isDense(problem) || !planned.has_layout(name));
+    runner.check(request, (name) => isDense(problem) || !operation.needs(name).hasLayout);
     return request;
   }
 }
@@ -199,11 +229,19 @@ export interface Prepared<I extends object, O extends object, R> {
 }
 disposable(Prepared);
 
+/** Tensors that calls take beside those of their direction, if the problem has them. */
+function ofProblem(problem: Asked): [needed: string[], optional: string[]] {
+  const all = [...OF_PROBLEM.filter((name) => problem[name] !== undefined), ...lengthsOfCalls(problem), ...problem.cache?.pageSize === undefined ? [] : ['pageTable']];
+  // What the problem has not is refused in the crate's words.
+  return [all, OF_PROBLEM.filter((name) => problem[name] === undefined)];
+}
+
 /** A forward pass that is compiled: `await attention.prepare(problem)`. */
 export class PreparedAttention extends Prepared<PreparedTensors, PreparedOutputs, ForwardTensors> {
   /** @internal */
   constructor(parts: Parts) {
-    super(parts, ['q', 'k', 'v'], [], ['o', 'lse']);
+    const [needed, optional] = ofProblem(parts.problem);
+    super(parts, ['q', 'k', 'v', ...needed], optional, ['o', 'lse']);
   }
 }
 
@@ -212,6 +250,16 @@ export class PreparedBackward extends Prepared<PreparedBackwardTensors, Prepared
   /** @internal */
   constructor(parts: Parts) {
     const { sink, dBias } = parts.problem;
-    super(parts, ['q', 'k', 'v', 'o', 'lse', 'dO'], ['dLse'], ['dq', 'dk', 'dv', ...sink === undefined ? [] : ['dSink'], ...dBias ? ['dBias'] : []]);
+    const [needed, optional] = ofProblem(parts.problem);
+    const outputs = ['dq', 'dk', 'dv', ...sink === undefined ? [] : ['dSink'], ...dBias ? ['dBias'] : []];
+    super(parts, ['q', 'k', 'v', 'o', 'lse', 'dO', ...needed], ['dLse', ...optional], outputs);
+  }
+}
+
+/** An append that is compiled: `await attention.prepareAppend(problem)`. */
+export class PreparedAppend extends Prepared<PreparedAppendTensors, PreparedAppended, Appended> {
+  /** @internal */
+  constructor(parts: Parts, task: AppendTask) {
+    super(parts, tensorsOfAppend(task, parts.problem.cache?.pageSize !== undefined), [], outputsOfAppend(task));
   }
 }

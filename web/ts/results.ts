@@ -7,7 +7,7 @@ export interface RunStats {
   milliseconds: number;
   /** Of these, what the kernels took on the GPU, where `gpuTime` asked for it and the device has `timestamp-query`. Browsers round it. */
   gpuMilliseconds?: number | undefined;
-  /** Floating-point operations: forward 2 · (headDim + headDimV) for each visible (row, key) pair. */
+  /** Floating-point operations: forward 2 · (headDim + headDimV) for each visible (row, key) pair; 0 for an append. */
   flops: number;
   /** Into how many dispatches the work was split. */
   dispatches: number;
@@ -75,6 +75,15 @@ export interface ProbabilitiesArray {
 export interface ProbabilitiesTensor {
   /** f32 `[batch, chosen heads, chosen rows, seqlenKv]`. */
   probabilities: GpuTensor<'f32'>;
+  stats: RunStats;
+}
+
+/** What an append gives beside the cache. */
+export interface Appended {
+  /** Turned queries, with `rotateQ: 'apart'`. */
+  qRotated?: GpuTensor<Element>;
+  /** The lengths after it, with `newCacheSeqlens`. */
+  newCacheSeqlens?: GpuTensor<'u32'>;
   stats: RunStats;
 }
 

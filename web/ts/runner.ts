@@ -12,9 +12,17 @@ import type { Throughput } from './throughput.js';
 import { BufferUsage } from './usage.js';
 import { Tensors, type Prepared } from './wasm.js';
 
+/** @internal The crate's names of tensors, where they differ from those here. */
+export const NAMES: Record<string, string> = {
+  mask: 'key_mask', dO: 'd_o', dLse: 'd_lse', dSink: 'dsink', dBias: 'dbias', seqlensQ: 'seqlens_q', seqlensKv: 'seqlens_kv',
+  cuSeqlensQ: 'cu_seqlens_q', cuSeqlensKv: 'cu_seqlens_kv', pageTable: 'page_table', kCache: 'k_cache', vCache: 'v_cache',
+  cacheSeqlens: 'cache_seqlens', newCacheSeqlens: 'new_cache_seqlens', slotMapping: 'slot_mapping', cuSeqlensNew: 'cu_seqlens_new',
+  rotaryCos: 'rotary_cos', rotarySin: 'rotary_sin', qRotated: 'q_rotated',
+};
+
 /** @internal What tensors are called here, where the crate's name differs. */
 export const CALLED: Record<string, string> = {
-  d_o: 'dO', d_lse: 'dLse', bias: 'bias.data', key_mask: 'mask.data', dsink: 'dSink', dbias: 'dBias',
+  ...Object.fromEntries(Object.entries(NAMES).map(([name, crates]) => [crates, name])), bias: 'bias.data', key_mask: 'mask.data',
 };
 
 /** @internal A tensor that a call makes. */
@@ -60,14 +68,13 @@ export class Runner {
 
   /** What of a call can be refused without compiling. */
   check({ operation, inputs, outputs, options }: Request, isExact: (name: string) => boolean): void {
-    const { planned } = operation;
     dropoutSeed(options.dropout);
     const given: [string, { length: number }][] = Object.entries(inputs);
     for (const { name, tensor } of outputs) if (tensor) given.push([name, tensor]);
     for (const [name, data] of given) {
       const called = CALLED[name] ?? name;
       if (data instanceof GpuTensor) data.use(this.#device, called);
-      const needed = planned.required_len(name);
+      const { length: needed } = operation.needs(name);
       if (isExact(name) && name !== 'aux' ? data.length === needed : data.length >= needed) continue;
       const least = isExact(name) ? '' : 'at least ';
       throw new InvalidTensorError(`${called} has ${data.length} elements, but its shape needs ${least}${needed}`);
@@ -91,7 +98,7 @@ export class Runner {
       const { tensors, results, milliseconds, gpuMilliseconds } = await device.submit('running attention', (encoder) => {
         const { bound, results } = this.#bind(operation, inputs, outputs, made);
         const timed = this.encode(prepared, bound, [0, dispatches], encoder, options);
-        const read = onGpu ? () => this.#done().then(() => results) : copyBack(device.gpu, encoder, results);
+        const read = onGpu ? () => device.done().then(() => results) : copyBack(device.gpu, encoder, results);
         return async () => {
           const began = performance.now();
           const [tensors, gpuMilliseconds] = await Promise.all([read(), timed()]);
@@ -126,7 +133,7 @@ export class Runner {
         const submitted = performance.now();
         const took = await device.submit('running attention', (encoder) => {
           const timed = this.encode(prepared, bound, [start, end], encoder, options);
-          return async () => (await Promise.all([timed(), this.#done()]))[0];
+          return async () => (await Promise.all([timed(), device.done()]))[0];
         });
         if (took !== undefined) gpuMilliseconds = (gpuMilliseconds ?? 0) + took;
         const milliseconds = performance.now() - submitted;
@@ -172,30 +179,25 @@ export class Runner {
     return stopwatch ? stopwatch.stop(encoder) : async () => undefined;
   }
 
-  async #done(): Promise<void> {
-    // A lost device may reject here; of that `Device.call` hears.
-    await this.#device.gpu.queue.onSubmittedWorkDone().catch(() => undefined);
-  }
-
   #learn(operation: Operation, flops: number, milliseconds: number): void {
-    if (this.#warm.has(operation)) this.#throughput.learn(flops, milliseconds);
+    if (this.#warm.has(operation) && flops > 0) this.#throughput.learn(flops, milliseconds);
     this.#warm.add(operation);
   }
 
   /** All tensors of a call on the GPU. */
-  #bind({ planned }: Operation, inputs: Request['inputs'], outputs: readonly Output[], made: GpuTensor[]): { bound: Bound; results: GpuTensor[] } {
+  #bind(operation: Operation, inputs: Request['inputs'], outputs: readonly Output[], made: GpuTensor[]): { bound: Bound; results: GpuTensor[] } {
     // One array that is passed twice (packed layouts) is uploaded once.
     const uploaded = new Map<TensorData | Aux, GpuTensor>();
     const bound: Bound = {};
-    const elementOf = (name: string): TensorElement => planned.element(name) as TensorElement;
     for (const [name, data] of Object.entries(inputs)) {
-      const tensor = data instanceof GpuTensor ? data : uploaded.get(data) ?? this.upload(data, elementOf(name));
+      const tensor = data instanceof GpuTensor ? data : uploaded.get(data) ?? this.upload(data, operation.needs(name).element!);
       if (!(data instanceof GpuTensor) && !uploaded.has(data)) made.push(tensor);
       uploaded.set(data, tensor);
       bound[name] = tensor;
     }
     const results = outputs.map(({ name, array, tensor: given }) => {
-      const tensor = given ?? this.#allocate(planned.required_len(name), elementOf(name), array);
+      const { length, element } = operation.needs(name);
+      const tensor = given ?? this.#allocate(length, element!, array);
       if (!given) made.push(tensor);
       return bound[name] = tensor;
     });

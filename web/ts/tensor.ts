@@ -188,7 +188,7 @@ function typed(array: ArrayName, bytes: ArrayBuffer): TensorArray {
 }
 
 /** @internal The element of some tensors, which is `element` if that is given, and the kind of array that the first one is. */
-export function tensorType(tensors: Record<string, TensorData>, element: Element | undefined): { element: Element; array: ArrayName } {
+export function tensorType(tensors: Record<string, TensorData>, element: TensorElement | undefined): { element: Element; array: ArrayName } {
   let first: ArrayName | undefined;
   for (const [name, data] of Object.entries(tensors) as [string, unknown][]) {
     const array = data instanceof GpuTensor ? data.array : arrayName(data);
@@ -202,7 +202,7 @@ export function tensorType(tensors: Record<string, TensorData>, element: Element
     if (found !== element) throw new InvalidTensorError(`${name} holds ${found}, but ${element} is expected; convert it`);
     first ??= array;
   }
-  return { element: element!, array: first! };
+  return { element: element as Element, array: first! };
 }
 
 /** @internal The type that a typed array holds, which is `element` if that is given. */

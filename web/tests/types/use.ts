@@ -1,8 +1,8 @@
 // What TypeScript must accept, and with `@ts-expect-error` what it must refuse. It is compiled, never run.
 import {
-  AttentionError, FlashAttention, GpuTensor, PreparedAttention, fromF16, packMask,
-  type AttentionErrorCode, type AttentionProblem, type BackwardOptions, type CreateOptions, type ForwardArrays, type ForwardOptions,
-  type ForwardTensors, type PreparedTensors, type ProbabilitiesOptions, type RunOptions, type Shape, type TensorData,
+  AttentionError, FlashAttention, GpuTensor, PreparedAppend, PreparedAttention, fromF16, packMask,
+  type AppendOptions, type AppendProblem, type AttentionErrorCode, type AttentionProblem, type BackwardOptions, type CreateOptions, type ForwardArrays, type ForwardOptions,
+  type ForwardTensors, type KvCache, type PreparedTensors, type ProbabilitiesOptions, type RunOptions, type Shape, type TensorData,
 } from 'wgpu-flash-attention';
 import address from 'wgpu-flash-attention/wasm_bg.wasm';
 
@@ -58,6 +58,19 @@ prepared[Symbol.dispose]();
 const back = await attention.prepareBackward({ ...problem, gradientElement: 'f32' });
 const dq: GpuTensor = (await back.run({ ...inputs, o: written.o, lse: written.lse, dO: onGpu })).dq;
 back.lengths.dq satisfies number;
+
+// Caches and packed sequences.
+const cache: KvCache = { element: 'int8', pageSize: 16, numPages: 8, maxPages: undefined };
+const append: AppendProblem = { shape, element: undefined, cache, rotary: { pairs: 'halves', dim: undefined }, rotateQ: 'apart', newCacheSeqlens: true };
+const appending: AppendOptions = { ...append, k: q, v: q, q, kCache: words, vCache: words, cacheSeqlens: [0], pageTable: words, rotaryCos: q, rotarySin: q };
+const lengthsAfter: GpuTensor<'u32'> | undefined = (await attention.append(appending)).newCacheSeqlens;
+const preparedAppend: PreparedAppend = await attention.prepareAppend(append);
+preparedAppend.encode({} as GPUCommandEncoder, { k: onGpu, v: onGpu, kCache: words, vCache: words, q: onGpu, pageTable: words, qRotated: onGpu, newCacheSeqlens: words });
+const over = await attention.forward({ shape, cache, pageTable: words, q, k: words, v: words, seqlensKv: lengthsAfter ?? [0], cuSeqlensQ: [0, 1] });
+over.o satisfies Float32Array;
+await attention.prepare({ shape, cache, seqlensKv: true, cuSeqlensQ: { total: 8 } });
+// @ts-expect-error a cache is written, so it is on the GPU
+await attention.append({ ...appending, kCache: q });
 
 const code = (error: AttentionError): AttentionErrorCode => error.code;
 {

@@ -477,7 +477,10 @@ fn variants_of_shared_buffers_do_so_too() {
     for variant in variants().into_iter().chain(modified) {
         of_kernels.entry(variant.kernel).or_default().push(variant);
     }
-    let shared = |variant: Specialization| Specialization { shares_buffers: true, ..variant };
+    let shared = |mut variant: Specialization| {
+        variant.shares_buffers = true;
+        variant
+    };
     let sampled = of_kernels.into_values().flat_map(|mut of_kernel| {
         of_kernel.sort_by_key(|variant| format!("{variant:?}"));
         let step = of_kernel.len().div_ceil(20);

@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: demo test lint cross validation publishable web web-test distributed-test burn-test driver clean
+.PHONY: demo test lint cross validation publishable web web-test distributed-test burn-test consumers driver clean
 
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
@@ -66,6 +66,10 @@ distributed-test: driver
 # Attention as an operation of Burn, which has several hundred packages: a workspace of its own.
 burn-test: driver
 	cd integrations/burn && $(CARGO) test
+
+# The packed crate in programs of others: an empty one, by the README's lines alone, and one that vello draws in.
+consumers: driver
+	CARGO="$(CARGO)" tests/consumers/run.sh
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --ignore-scripts

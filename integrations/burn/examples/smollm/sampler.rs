@@ -42,10 +42,6 @@ impl Sampler {
         Ok(Self { temperature, random: ChaCha8Rng::seed_from_u64(seed) })
     }
 
-    pub fn greedy() -> Self {
-        Self { temperature: 0.0, random: ChaCha8Rng::seed_from_u64(0) }
-    }
-
     /// The number of a token: of the first one, if two logits are equally large.
     pub fn pick(&mut self, logits: &[f32]) -> Result<u32> {
         ensure!(

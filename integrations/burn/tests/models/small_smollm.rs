@@ -110,7 +110,7 @@ fn generation_ends_with_the_end_token() {
     let model = model(&file, DType::F32);
     let greedy = |end| {
         let mut text = model.start(Attention::Flash, Storage::F32, CONTEXT).unwrap();
-        generate(&mut text, &prompt(7), &mut Sampler::greedy(), 20, end, |_| Ok(())).unwrap()
+        generate(&mut text, &prompt(7), &mut Sampler::new(0.0, 0).unwrap(), 20, end, |_| Ok(())).unwrap()
     };
     let all = greedy(u32::MAX);
     let first = all.iter().position(|&token| token == all[4]).unwrap();
@@ -152,6 +152,6 @@ fn misuse_is_an_error() {
     let refused = start(Attention::Burn, Storage::Int8).err().unwrap();
     assert_eq!(message(refused), "Burn's own attention has no int8 cache");
     assert!(Sampler::new(f32::NAN, 0).is_err() && Sampler::new(-1.0, 0).is_err());
-    assert!(Sampler::greedy().pick(&[0.0, f32::NAN]).is_err());
-    assert_eq!(Sampler::greedy().pick(&[0.0, 2.0, 2.0]).unwrap(), 1);
+    assert!(Sampler::new(0.0, 0).unwrap().pick(&[0.0, f32::NAN]).is_err());
+    assert_eq!(Sampler::new(0.0, 0).unwrap().pick(&[0.0, 2.0, 2.0]).unwrap(), 1);
 }

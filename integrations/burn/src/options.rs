@@ -41,13 +41,13 @@ impl AttentionOptions {
         self
     }
 
-    /// Row i sees the keys j ≤ i + seqlen_kv − seqlen_q: the last row sees the last key.
+    /// Row i sees the keys j ≤ i + seqlen_kv − seqlen_q: the last row sees the last key, as with Burn's `is_causal`.
     pub fn with_causal(mut self) -> Self {
         self.causal = Some(Causal::BottomRight);
         self
     }
 
-    /// Row i sees the keys j ≤ i: the first row sees the first key, as in Burn's own attention.
+    /// Row i sees the keys j ≤ i: the first row sees the first key, as in PyTorch and ONNX.
     pub fn with_causal_top_left(mut self) -> Self {
         self.causal = Some(Causal::TopLeft);
         self

@@ -43,8 +43,8 @@ fn ranks_started_for_other_problems_are_named() {
             ring(transport, &own).map(drop)
         });
         let texts = texts(results);
-        // Who sees it first tells the others.
-        assert!(texts.iter().any(|text| text.contains("rank 2 has") && text.contains(name)), "{texts:?}");
+        // Who sees it first tells the others; rank 2 may be the first.
+        assert!(texts.iter().any(|text| text.contains("rank 2") && text.contains(name)), "{texts:?}");
         assert!(texts.iter().all(|text| text.starts_with("rank ")), "{texts:?}");
     }
 }

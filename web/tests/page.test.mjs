@@ -23,11 +23,11 @@ async function barriers(page) {
 
 /** Waits in the page until a condition holds; `argument` is what it is told. */
 async function until(page, condition, argument, what) {
-  for (let tries = 0; tries < 1200; tries++) {
+  for (let tries = 0; tries < 2400; tries++) {
     if (await page.evaluate(condition, argument)) return;
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
-  throw new Error(`after 2 minutes still not: ${what}`);
+  throw new Error(`after 4 minutes still not: ${what}`);
 }
 
 async function fill(page, name, value) {

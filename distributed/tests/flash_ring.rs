@@ -139,7 +139,10 @@ fn what_cannot_be_is_refused() {
     std::fs::write(&broken, [255; 100]).unwrap();
     let (given, written) = (broken.to_str().unwrap(), output.to_str().unwrap());
     for (arguments, text) in [
-        (vec!["run", given, written, "--in-process", "2"], "broken.safetensors: no sound safetensors file: header too large"),
+        (
+            vec!["run", given, written, "--in-process", "2"],
+            "broken.safetensors: no sound safetensors file: header too large",
+        ),
         (vec!["run", "/no/such/file", written, "--in-process", "2"], "/no/such/file"),
         (vec!["check", "--in-process", "0"], "there must be a rank"),
         (vec!["check", "--in-process", "2", "--adapters", "99"], "there are adapters 0 to"),

@@ -166,7 +166,10 @@ impl<T: Transport> RingAttention<T> {
         let row = self.parts.row_bytes(operand);
         let expected = (u64::from(len.saturating_sub(first)) * row) as usize;
         let is_in_batch = (sequence as usize) < self.parts.groups(operand);
-        if bytes.len() > expected || !(bytes.len() as u64).is_multiple_of(row.max(1)) || !(is_in_batch || bytes.is_empty()) {
+        if bytes.len() > expected
+            || !(bytes.len() as u64).is_multiple_of(row.max(1))
+            || !(is_in_batch || bytes.is_empty())
+        {
             let expected = if is_in_batch { expected } else { 0 };
             return Err(Error::Length { name: operand.name(), found: bytes.len(), expected });
         }

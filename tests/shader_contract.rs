@@ -710,12 +710,12 @@ fn bindings_match(variant: &Specialization, module: &Module) {
     found.sort_by_key(|(_, binding, _)| *binding);
     let mut operands: Vec<_> = variant.operands().collect();
     operands.sort_by_key(|(operand, _)| operand.binding());
-    let declared = |usage| match usage {
-        Usage::Read if variant.shares_buffers => Usage::Write,
+    let declared = |operand, usage| match usage {
+        Usage::Read if variant.is_declared_writable(operand) => Usage::Write,
         usage => usage,
     };
     let expected: Vec<_> =
-        operands.iter().map(|(op, usage)| (op.name().to_string(), op.binding(), declared(*usage))).collect();
+        operands.iter().map(|(op, usage)| (op.name().to_string(), op.binding(), declared(*op, *usage))).collect();
     assert_eq!(found, expected, "{variant:?}");
     let storage = operands.iter().filter(|(_, usage)| *usage != Usage::Uniform).count();
     assert!(storage <= 8, "WebGPU promises 8 storage buffers, {variant:?} has {storage}");

@@ -227,7 +227,9 @@ fn bind_group_layout(device: &wgpu::Device, specialization: &Specialization) -> 
             ty: wgpu::BindingType::Buffer {
                 ty: match usage {
                     Usage::Uniform => wgpu::BufferBindingType::Uniform,
-                    Usage::Read => wgpu::BufferBindingType::Storage { read_only: !specialization.shares_buffers },
+                    Usage::Read => {
+                        wgpu::BufferBindingType::Storage { read_only: !specialization.is_declared_writable(operand) }
+                    }
                     Usage::Write => wgpu::BufferBindingType::Storage { read_only: false },
                 },
                 has_dynamic_offset: usage == Usage::Uniform,

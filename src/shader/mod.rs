@@ -47,11 +47,13 @@ impl ShaderSource {
         let (prelude, lists) = prelude::prelude(specialization, dialect);
         source.append("prelude", &prelude, &Lists::default())?;
         for file in files::files_of(specialization) {
-            source.append(file.name, file.text, &lists)?;
-        }
-        // What a dispatch reads may lie in a buffer that it writes, which wgpu lets it use in one way alone.
-        if specialization.shares_buffers {
-            source.text = source.text.replace("var<storage, read>", "var<storage, read_write>");
+            // What a dispatch reads may lie in a buffer that it writes, which wgpu lets it use in one way alone. Not the tables:
+            // see `is_declared_writable`.
+            let text = match specialization.shares_buffers && file.name != "common/tables.wgsl" {
+                true => Cow::Owned(file.text.replace("var<storage, read>", "var<storage, read_write>")),
+                false => Cow::Borrowed(file.text),
+            };
+            source.append(file.name, &text, &lists)?;
         }
         // Never unrolled: no comment of the caller's is a directive.
         for snippet in specialization.wgsl.snippets() {

@@ -309,6 +309,12 @@ pub struct Specialization {
 }
 
 impl Specialization {
+    /// Whether a storage variable that is only read is declared read_write all the same. The tables never are: their buffer is the
+    /// library's own, and an early return by a length that may be written would not be uniform, which matrices need.
+    pub fn is_declared_writable(&self, operand: Operand) -> bool {
+        self.shares_buffers && operand != Operand::Tables
+    }
+
     /// Whether its module needs wgpu's checks: functions in the caller's own WGSL may index their variables out of bounds.
     pub(crate) fn needs_checks(&self) -> bool {
         self.wgsl.snippets().any(|snippet| snippet.has_indices)

@@ -428,7 +428,8 @@ fn browsers_refuse_what_is_refused() {
 fn texts_of_the_documentation() {
     let page = include_str!("../docs/flex-attention.md");
     let blocks: Vec<&str> = page.split("```wgsl\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(blocks.len(), page.matches("\n## ").count(), "each section has a text");
+    let sections = page.split("\n## ").skip(1).filter(|section| !section.starts_with("Speed"));
+    assert_eq!(blocks.len(), sections.count(), "each section has a text, but for that on speed");
     for block in blocks {
         let is_u32 = block.contains("aux: array<u32>");
         let options = WgslOptions::new().with_aux(if is_u32 { AuxType::U32 } else { AuxType::F32 });

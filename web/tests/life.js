@@ -123,6 +123,30 @@ export async function destroyAtAnyMoment() {
   await assertThrows(flash.info(), DeviceLostError, 'destroy() was called');
 }
 
+/** An abort between the device and the answer, however few microtasks before it: what nobody gets is destroyed. */
+async function abortBeforeTheAnswer() {
+  const alive = new Set();
+  for (let turns = 0; turns < 60; turns++) {
+    const controller = new AbortController();
+    const adapter = await navigator.gpu.requestAdapter();
+    const requestDevice = async (descriptor) => {
+      const device = await adapter.requestDevice(descriptor);
+      alive.add(device);
+      device.lost.then(() => alive.delete(device));
+      (async () => {
+        for (let turn = 0; turn < turns; turn++) await null;
+        controller.abort();
+      })();
+      return device;
+    };
+    const { features, limits, info } = adapter;
+    const gpu = { requestAdapter: async () => ({ features, limits, info, requestDevice }) };
+    await FlashAttention.create({ gpu, signal: controller.signal }).then((flash) => flash.destroy(), () => undefined);
+  }
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  assertEqual(alive.size, 0, 'devices that are alive');
+}
+
 /** As frameworks do in their first second: twenty times made, and gone before it is there, or right after. */
 export async function mountAndUnmount() {
   const devices = await devicesOf(async () => {
@@ -148,6 +172,7 @@ export async function mountAndUnmount() {
     await new Promise((resolve) => setTimeout(resolve, 500));
   });
   await soon(Promise.all(devices.map((device) => device.lost)), `all ${devices.length} devices are lost`);
+  await abortBeforeTheAnswer();
 }
 
 /** A fault inside WebAssembly, in a worker, because it is one for good: what waits hears of it, and so do later calls. */

@@ -1,7 +1,7 @@
 // Wrong uses. Each has the right class, code and words, and none takes longer than two seconds or stays without an answer.
 import {
   AttentionError, DeviceLostError, FlashAttention, InvalidOptionError, InvalidProblemError, InvalidTensorError, UnsupportedError,
-  packMask,
+  GpuTensor, fromBf16, fromF16, packMask, toBf16, toF16,
 } from '../pkg/index.js';
 import { strides } from '../demo/reference.js';
 import { assert, assertEqual, attention, devicesOf, inputs } from './support.js';
@@ -86,6 +86,45 @@ const CHANGES = [
   [{ onProgress: true }, OPTION, 'onProgress is of type Boolean; pass a function'],
   [{ signal: true }, OPTION, 'signal is of type Boolean; pass an AbortSignal'],
   [{ signal: new AbortController() }, OPTION, 'pass an AbortSignal (an AbortController has it as its `signal`)'],
+];
+
+/** What must not be asked anything. */
+function revoked() {
+  const { proxy, revoke } = Proxy.revocable({}, {});
+  revoke();
+  return proxy;
+}
+
+/** An object whose member throws when it is read. */
+function throwing(name) {
+  return Object.defineProperty({}, name, { enumerable: true, get: () => { throw new RangeError('of the caller'); } });
+}
+
+const NO_READING = 'forward is given something that cannot be read';
+const WEIRD = [Symbol('x'), Object.create(null), { toString: () => { throw new Error('no words'); } }, 3n, null, [], () => 1];
+
+/** Options that cannot be read, or change. */
+const OF_READING = [
+  ...['q', 'shape', 'bias', 'mask', 'dropout', 'signal', 'cache', 'blockMask', 'layout', 'window', 'sink', 'seqlensKv', 'cuSeqlensQ', 'aux', 'onProgress',
+    'boundedWork', 'causal', 'element', 'scoreMod', 'alibiSlopes', 'softmaxScale', 'output', 'gpuTime', 'pageTable', 'maxTurns']
+    .map((name) => [{ [name]: revoked() }, OPTION, NO_READING]),
+  [{ shape: throwing('seqlen') }, OPTION, `${NO_READING} (RangeError: of the caller)`],
+  [{ dropout: throwing('p') }, OPTION, NO_READING],
+  [{ bias: throwing('data') }, OPTION, NO_READING],
+  ...WEIRD.map((maxTurns) => [{ maxTurns }, PROBLEM, 'maxTurns = ']),
+  ...WEIRD.map((softcap) => [{ softcap }, PROBLEM, 'softcap = ']),
+  ...WEIRD.map((output) => [{ output }, OPTION, "it is 'gpu' or 'array'"]),
+  ...WEIRD.map((seqlen) => [{ shape: { ...shape, seqlen } }, PROBLEM, 'shape.seqlen = ']),
+  [{ dropout: { p: 0.1, seed: 2n ** 64n } }, PROBLEM, 'dropout.seed = 18446744073709551616n; it must be a whole number of at most 64 bits'],
+  [{ dropout: { p: 0.1, seed: -1n } }, PROBLEM, 'dropout.seed = -1n'],
+  [{ blockMask: { pattern: 'bigbird', sede: 1 } }, OPTION, "blockMask has no 'sede'; did you mean seed?"],
+  [{ blockMask: { pattern: 'local', window: 1, step: 2 } }, OPTION, "blockMask has no 'step'"],
+  [{ blockMask: { pattern: 'bigbird', seed: 2n ** 64n } }, PROBLEM, 'blockMask.seed = 18446744073709551616n'],
+  [{ blockMask: { pattern: 'bigbird' }, shape: { ...shape, seqlen: 2 ** 32 - 1 } }, UNSUPPORTED, 'bigbird draws 134217728 rows of blocks'],
+  [{ seqlensKv: new BigInt64Array([100n]) }, PROBLEM, 'seqlensKv[0] = 100n'],
+  [{ signal: { aborted: false, addEventListener() {} } }, OPTION, 'pass an AbortSignal'],
+  [{ signal: new Proxy(new AbortController().signal, {}) }, OPTION, 'pass an AbortSignal'],
+  [{ q: throwing('length') }, OPTION, NO_READING],
 ];
 
 const modified = { batch: 2, numHeads: 2, seqlen: 40, seqlenKv: 4, headDim: 4 };
@@ -232,6 +271,10 @@ export async function misuse() {
   const flash = await attention();
   const good = { shape, ...inputs({ shape }) };
   for (const [change, type, text] of CHANGES) await refused(nameOf(change), () => flash.forward({ ...good, ...change }), type, text);
+  for (const [change, type, text] of OF_READING) await refused(Object.keys(change).join(), () => flash.forward({ ...good, ...change }), type, text);
+  await refused('a getter', () => flash.forward(Object.assign(throwing('q'), { shape, k: good.k, v: good.v })), OPTION, NO_READING);
+  await refused('what is inherited', () => flash.forward(Object.assign(Object.create({ casual: true }), good)), OPTION, "forward has no 'casual'");
+  await refused('options that are revoked', () => flash.forward(revoked()), OPTION, NO_READING);
   const withModifiers = { shape: modified, ...inputs({ shape: modified }) };
   for (const [change, type, text] of OF_MODIFIERS) await refused(nameOf(change), () => flash.forward({ ...withModifiers, ...change }), type, text);
 
@@ -245,7 +288,54 @@ export async function misuse() {
   destroyed.destroy();
   const { o, lse } = await flash.forward(good);
   const backward = { ...good, o, lse, dO: good.q };
+  const foreign = await (await navigator.gpu.requestAdapter()).requestDevice();
+  const buffers = ['its own', 'mapped', 'foreign'].map((kind) => (kind === 'foreign' ? foreign : flash.device).createBuffer({
+    size: good.q.byteLength, usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC, mappedAtCreation: kind === 'mapped',
+  }));
+  const [ready, mapped, ofAnother] = buffers.map((buffer) => flash.wrap(buffer));
+  const small = { shape: { seqlen: 4, headDim: 4 } };
+  const prepared = await flash.prepare(small);
+  const onGpu = Object.fromEntries(await Promise.all(Object.entries({ q: 16, k: 16, v: 16, o: 16, lse: 4 }).map(async ([name, length]) => [name, await flash.upload(new Float32Array(length))])));
+  const encoder = flash.device.createCommandEncoder();
+  const { FlashAttention: Other } = await import('../pkg/single.js');
+  const otherCopy = await Other.create({ device: flash.device });
+  const ofOtherCopy = otherCopy.wrap(ready.buffer);
+  const gone = (buffer) => structuredClone(buffer, { transfer: [buffer] });
+  const moved = () => {
+    const problem = { shape: { ...shape, headDim: 63 } };
+    const arrays = inputs(problem);
+    const calling = flash.forward({ ...problem, ...arrays });
+    gone(arrays.q.buffer);
+    return calling;
+  };
+  const detached = inputs({ shape }).q;
+  gone(detached.buffer);
   const others = [
+    ['a mapped buffer', () => flash.forward({ ...good, k: mapped }), TENSOR, 'a buffer is mapped; unmap it first'],
+    ['reading a mapped buffer', () => mapped.read(), TENSOR, 'a buffer is mapped'],
+    ["another device's buffer", () => flash.forward({ ...good, k: ofAnother }), TENSOR, 'a buffer is of another device'],
+    ["reading another device's buffer", () => ofAnother.read(), TENSOR, 'a buffer is of another device'],
+    ['a tensor of another copy', () => flash.forward({ ...good, q: ofOtherCopy }), TENSOR, 'of type GpuTensor, but of another copy of this package'],
+    ['running with one', () => prepared.run({ ...onGpu, q: ofOtherCopy }), TENSOR, 'of another copy'],
+    ['a detached array', () => flash.forward({ ...good, q: detached }), TENSOR, 'q has 0 elements'],
+    ['an array that is moved while it compiles', moved, TENSOR, 'q has 0 elements now, but its shape needs 12600; leave arrays as they are'],
+    ['no third argument', () => prepared.encode(encoder, onGpu, null), OPTION, 'the third argument of encode is null'],
+    ['a misspelt third argument', () => prepared.encode(encoder, onGpu, { droput: {} }), OPTION, "has no 'droput'; did you mean dropout?"],
+    ['dropout that was not prepared', () => prepared.run({ ...onGpu, dropout: { seed: 1 } }), PROBLEM, 'what was prepared has none'],
+    ['no encoder', () => prepared.encode({ beginComputePass: () => undefined }, onGpu), OPTION, 'encoder is of type Object; pass a GPUCommandEncoder'],
+    ['a proxy of an encoder', () => prepared.encode(new Proxy(encoder, {}), onGpu), OPTION, 'pass a GPUCommandEncoder'],
+    ['an output that is an input', () => prepared.encode(encoder, { ...onGpu, o: onGpu.q }), TENSOR, 'multiples of minStorageBufferOffsetAlignment and do not overlap'],
+    ['heads in words', () => flash.probabilities({ ...good, lse, heads: 'ab' }), PROBLEM, "heads = 'ab'; it is a pair [first, end]"],
+    ['an attention that is not made', () => new FlashAttention(), OPTION, 'made by await FlashAttention.create()'],
+    ['a tensor that is not made', () => new GpuTensor(), OPTION, 'made by await attention.upload(array)'],
+    ['f16 of nothing', () => toF16(undefined), TENSOR, 'toF16 is given something undefined; it takes an array of numbers'],
+    ['f16 of big numbers', () => toF16(new BigInt64Array(2)), TENSOR, 'it takes an array of numbers'],
+    ['f16 of words', () => toBf16(['1']), TENSOR, 'it takes an array of numbers'],
+    ['numbers of f32', () => fromF16(new Float32Array(2)), TENSOR, 'fromF16 is given something of type Float32Array; it takes a Uint16Array'],
+    ['numbers of an array', () => fromBf16([1]), TENSOR, 'it takes a Uint16Array'],
+    ['a mask of words', () => packMask('0101', 2), TENSOR, 'packMask is given something of type String'],
+    ['a mask of less than nothing', () => packMask([], -1), TENSOR, 'has no rows of -1 keys'],
+    ['new tokens without sums', () => flash.append({ shape, cache: {}, cuSeqlensNew: null }), PROBLEM, 'cuSeqlensNew = null'],
     ['mask on the GPU', () => flash.forward({ ...withModifiers, mask: { data: words, shape: [1, 1, 40, 4] } }), TENSOR, 'mask.data is a GpuTensor of f32'],
     ['a destroyed tensor', () => flash.forward({ ...good, q: destroyed }), TENSOR, 'q was destroyed'],
     ['reading it', () => destroyed.read(), TENSOR, 'this tensor was destroyed'],
@@ -287,7 +377,9 @@ export async function misuse() {
     ['a mask of half a row', () => packMask([1, 0, 1], 2), TENSOR, 'a mask of 3 entries has no rows of 2 keys'],
   ];
   for (const [name, call, type, text] of others) await refused(name, call, type, text);
-  for (const buffer of [own, uniform]) buffer.destroy();
+  for (const buffer of [own, uniform, ...buffers]) buffer.destroy();
+  for (const each of [prepared, otherCopy, ...Object.values(onGpu)]) each.destroy();
+  foreign.destroy();
   words.destroy();
   // All of them leave it in order.
   await flash.forward(good);
@@ -316,6 +408,10 @@ export async function misuseOfCreate() {
       ['a lost device', { device: lost }, DeviceLostError, 'the device that was given is lost'],
       ['an object for a GPU', { gpu: {} }, OPTION, 'gpu is of type Object; pass what navigator.gpu is'],
       ['a device and a GPU', { device: await alive, gpu: navigator.gpu }, OPTION, 'device and gpu are both given'],
+      ['a proxy of a device', { device: new Proxy(await alive, {}) }, OPTION, 'pass a GPUDevice'],
+      ['a revoked device', { device: revoked() }, OPTION, 'create is given something that cannot be read'],
+      ['a GPU that gives no device', { gpu: { requestAdapter: async () => ({ features: new Set(), limits: {}, requestDevice: async () => ({}) }) } }, OPTION, 'gpu gave something of type Object for a device'],
+      ['an option that throws', throwing('gpu'), OPTION, 'cannot be read (RangeError: of the caller)'],
       ['a number for the module', { wasm: 5 }, OPTION, 'wasm is of type Number; pass an address'],
       ['a promise of the module', { wasm: fetch('/web/pkg/wasm_bg.wasm') }, OPTION, 'wasm is of type Promise'],
       ['a controller for a signal', { signal: new AbortController() }, OPTION, 'pass an AbortSignal'],

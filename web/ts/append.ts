@@ -1,4 +1,4 @@
-import { U32, checkOptions, numbers, oneOf, shown, sizesOf, whole } from './checks.js';
+import { U32, checkOptions, has, numbers, oneOf, shown, sizesOf, whole } from './checks.js';
 import { InvalidProblemError, InvalidTensorError } from './errors.js';
 import type { AppendOptions, AppendProblem, TensorData } from './options.js';
 import { checkCache, checkPages, pageTableOf, sumsOf, words } from './sequences.js';
@@ -32,7 +32,7 @@ export function appendTask(problem: Asked): AppendTask {
   const { slotMapping, cuSeqlensNew, rotary } = problem;
   let total: number | null = null;
   if (cuSeqlensNew instanceof GpuTensor) total = rowsOf(problem.k, numHeadsKv * headDim);
-  else if (typeof cuSeqlensNew === 'object' && 'total' in cuSeqlensNew) total = whole('cuSeqlensNew.total', cuSeqlensNew.total, U32);
+  else if (typeof cuSeqlensNew === 'object' && has(cuSeqlensNew, 'total')) total = whole('cuSeqlensNew.total', (cuSeqlensNew as { total: number }).total, U32);
   else if (cuSeqlensNew !== undefined) total = sumsOf('cuSeqlensNew', cuSeqlensNew, batch, ['seqlen', seqlen]).at(-1)!;
   return { rotary: rotary === undefined ? null : rotaryOf(problem, headDim), rotateQ, hasSlots: slotMapping !== undefined, writesLengths, total };
 }

@@ -1,5 +1,5 @@
 import { APPEND, appendTask, outputsOfAppend, tablesOfAppend, tensorsOfAppend } from './append.js';
-import { checkOptions, describe, oneOf, sizesOf, whole } from './checks.js';
+import { checkOptions, describe, has, oneOf, shown, sizesOf, whole } from './checks.js';
 import { Device, checkDevice } from './device.js';
 import { InvalidOptionError, InvalidProblemError, InvalidTensorError, fromWasm } from './errors.js';
 import { checkSource, load, type WasmSource } from './load.js';
@@ -13,10 +13,10 @@ import { PreparedAppend, PreparedAttention, PreparedBackward, type Parts } from 
 import type {
   Appended, BackwardArrays, BackwardTensors, ForwardArrays, ForwardTensors, Info, Plan, ProbabilitiesArray, ProbabilitiesTensor,
 } from './results.js';
-import { CALLED, NAMES, Runner, type Answer, type Output } from './runner.js';
+import { CALLED, NAMES, Runner, discardResults, type Answer, type Output } from './runner.js';
 import { checkCache, checkPrepared, elementOfCache, tablesOf } from './sequences.js';
 import { checkSignal, untilAborted } from './stop.js';
-import { GpuTensor, arrayName, disposable, elementOf, elementSize, tensorType } from './tensor.js';
+import { GpuTensor, arrayName, disposable, elementOf, elementSize, noTensor, tensorType } from './tensor.js';
 import type { ArrayName, ElementOf, TensorElement } from './tensor.js';
 import { Throughput } from './throughput.js';
 import { BufferUsage } from './usage.js';
@@ -63,6 +63,7 @@ export class FlashAttention {
   readonly #runner: Runner;
 
   private constructor(device: Device) {
+    if (!((device as unknown) instanceof Device)) throw new InvalidOptionError('a FlashAttention is made by await FlashAttention.create()');
     this.#device = device;
     this.#operations = new Operations(device);
     this.#runner = new Runner(device, this.#throughput);
@@ -75,9 +76,9 @@ export class FlashAttention {
    * @throws {NoWebGPUError} if the browser, the page or the machine has no WebGPU
    * @throws {DeviceLostError} if the device that is given is lost
    */
-  static async create(options: CreateOptions = {}): Promise<FlashAttention> {
-    checkOptions('create', options, CREATE);
-    if ('createBuffer' in options) throw new InvalidOptionError('create is given a GPUDevice; pass it as { device }');
+  static async create(given: CreateOptions = {}): Promise<FlashAttention> {
+    if (has(given, 'createBuffer')) throw new InvalidOptionError('create is given a GPUDevice; pass it as { device }');
+    const options = checkOptions('create', given, CREATE);
     const { device, gpu, subgroups = true, shaderF16 = true, wasm, signal } = options;
     const powerPreference = oneOf('powerPreference', options.powerPreference, ['high-performance', 'low-power'] as const) ?? 'high-performance';
     oneOf('subgroups', subgroups, [true, false]);
@@ -87,11 +88,9 @@ export class FlashAttention {
     checkSignal(signal);
     const creating = load(wasm).then(async () => {
       signal?.throwIfAborted();
-      const made = new FlashAttention(await Device.request({ gpu, powerPreference, device, subgroups, shaderF16 }));
-      if (signal?.aborted) made.destroy();
-      return made;
+      return new FlashAttention(await Device.request({ gpu, powerPreference, device, subgroups, shaderF16 }));
     });
-    return untilAborted(signal, creating);
+    return untilAborted(signal, creating, (late) => late.destroy());
   }
 
   /** The device it runs on, for your own WebGPU code beside it. */
@@ -115,9 +114,9 @@ export class FlashAttention {
   }
 
   /** How a problem would run. Nothing is run, compiled or allocated. */
-  async plan(problem: AttentionProblem): Promise<Plan> {
+  async plan(given: AttentionProblem): Promise<Plan> {
     this.#device.check();
-    checkOptions('plan', problem, PROBLEM);
+    const problem = checkOptions('plan', given, PROBLEM);
     let wasm;
     try {
       wasm = toWasm(problem, problem.element ?? 'f32', undefined);
@@ -161,21 +160,21 @@ export class FlashAttention {
    *
    * @throws as `forward`
    */
-  async prepareAppend(problem: AppendProblem, options: Pick<PrepareOptions, 'signal'> = {}): Promise<PreparedAppend> {
-    checkOptions('prepareAppend', problem, APPEND);
+  async prepareAppend(given: AppendProblem, options: Pick<PrepareOptions, 'signal'> = {}): Promise<PreparedAppend> {
+    const problem = checkOptions('prepareAppend', given, APPEND);
     const append = appendTask(problem);
     const { shape, element, cache } = problem;
     return this.#compile({ direction: 'append', append }, { shape, element, cache }, options, (parts) => new PreparedAppend(parts, append));
   }
 
-  #prepare<T>(direction: 'forward' | 'backward', problem: Asked, options: PrepareOptions, make: (parts: Parts) => T): Promise<T> {
-    checkOptions('prepare', problem, PROBLEM);
+  #prepare<T extends { destroy(): void }>(direction: 'forward' | 'backward', given: Asked, options: PrepareOptions, make: (parts: Parts) => T): Promise<T> {
+    const problem = checkOptions('prepare', given, PROBLEM);
     checkPrepared(problem);
     return this.#compile({ direction }, problem, options, make);
   }
 
-  async #compile<T>(task: Task, problem: Asked, options: PrepareOptions, make: (parts: Parts) => T): Promise<T> {
-    checkOptions('the second argument of prepare', options, ['signal', 'boundedWork']);
+  async #compile<T extends { destroy(): void }>(task: Task, problem: Asked, given: PrepareOptions, make: (parts: Parts) => T): Promise<T> {
+    const options = checkOptions('the second argument of prepare', given, ['signal', 'boundedWork']);
     checkCall(options);
     const { signal, boundedWork = this.#throughput.bound() } = options;
     return this.#device.call(signal, async () => {
@@ -191,7 +190,7 @@ export class FlashAttention {
         throw error;
       }
       return make({ device: this.#device, runner: this.#runner, operation, problem, isUnbounded: boundedWork === false, release });
-    });
+    }, (late) => late.destroy());
   }
 
   /**
@@ -212,8 +211,8 @@ export class FlashAttention {
     options: ForwardOptions & { q: Q; output?: 'array' | undefined },
   ): Promise<ForwardArrays<Returned<Q>>>;
   forward(options: ForwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ForwardArrays | ForwardTensors>;
-  async forward(options: ForwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ForwardArrays | ForwardTensors> {
-    checkOptions('forward', options, FOR_CALLS);
+  async forward(given: ForwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ForwardArrays | ForwardTensors> {
+    const options = checkOptions('forward', given, FOR_CALLS);
     const { q, k, v, sink, cache } = options;
     checkCache(cache);
     const { element, array } = tensorType(cache ? { q } : { q, k, v }, options.element);
@@ -239,8 +238,8 @@ export class FlashAttention {
     options: BackwardOptions & { q: Q; output?: 'array' | undefined },
   ): Promise<BackwardArrays<Returned<Q>>>;
   backward(options: BackwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<BackwardArrays | BackwardTensors>;
-  async backward(options: BackwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<BackwardArrays | BackwardTensors> {
-    checkOptions('backward', options, FOR_CALLS);
+  async backward(given: BackwardOptions & { output?: 'gpu' | 'array' | undefined }): Promise<BackwardArrays | BackwardTensors> {
+    const options = checkOptions('backward', given, FOR_CALLS);
     const { q, k, v, o, lse, dO, dLse, sink, gradientElement } = options;
     const { element, array } = tensorType({ q, k, v, o, dO }, options.element);
     const inF32: Record<string, TensorData> = { lse, ...dLse === undefined ? {} : { dLse }, ...sink === undefined ? {} : { sink: sink as TensorData } };
@@ -266,8 +265,8 @@ export class FlashAttention {
   probabilities(options: ProbabilitiesOptions & { q: GpuTensor; output?: 'gpu' | undefined }): Promise<ProbabilitiesTensor>;
   probabilities(options: ProbabilitiesOptions & { output?: 'array' | undefined }): Promise<ProbabilitiesArray>;
   probabilities(options: ProbabilitiesOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ProbabilitiesArray | ProbabilitiesTensor>;
-  async probabilities(options: ProbabilitiesOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ProbabilitiesArray | ProbabilitiesTensor> {
-    checkOptions('probabilities', options, FOR_CALLS);
+  async probabilities(given: ProbabilitiesOptions & { output?: 'gpu' | 'array' | undefined }): Promise<ProbabilitiesArray | ProbabilitiesTensor> {
+    const options = checkOptions('probabilities', given, FOR_CALLS);
     const { q, k, lse } = options;
     const { element } = tensorType({ q, k }, options.element);
     tensorType({ lse }, 'f32');
@@ -283,20 +282,20 @@ export class FlashAttention {
    *
    * @throws as `forward`
    */
-  async append(options: AppendOptions): Promise<Appended> {
+  async append(given: AppendOptions): Promise<Appended> {
     const ofCall = Object.keys({ k: 0, v: 0, kCache: 0, vCache: 0, cacheSeqlens: 0, pageTable: 0, rotaryCos: 0, rotarySin: 0, q: 0 });
-    checkOptions('append', options, [...APPEND, ...ofCall, ...RUN.filter((name) => name !== 'boundedWork' && name !== 'output')]);
+    const options = checkOptions('append', given, [...APPEND, ...ofCall, ...RUN.filter((name) => name !== 'boundedWork' && name !== 'output')]);
     const append = appendTask(options);
     const { k, v, q, kCache, vCache, rotaryCos, rotarySin, shape, cache, signal, onProgress, gpuTime } = options;
     for (const [name, tensor] of Object.entries({ kCache, vCache })) {
-      if (!((tensor as unknown) instanceof GpuTensor)) throw new InvalidTensorError(`${name} is ${describe(tensor)}; pass a GpuTensor: it is written`);
+      if (!((tensor as unknown) instanceof GpuTensor)) throw new InvalidTensorError(`${name} is ${noTensor(tensor)}; pass a GpuTensor: it is written`);
     }
     const all: Record<string, unknown> = { k, v, kCache, vCache, q, rotaryCos, rotarySin };
     const needed = tensorsOfAppend(append, cache.pageSize !== undefined).filter((name) => name in all);
-    const given = (names: string[]): Record<string, TensorData> => Object.fromEntries(names.map((name) => [name, all[name] as TensorData]));
-    const { element, array } = tensorType(given(needed.filter((name) => ['k', 'v', 'q'].includes(name))), options.element);
-    tensorType(given(['kCache', 'vCache']), elementOfCache(cache, element));
-    tensorType(given(needed.filter((name) => name.startsWith('rotary'))), 'f32');
+    const those = (names: string[]): Record<string, TensorData> => Object.fromEntries(names.map((name) => [name, all[name] as TensorData]));
+    const { element, array } = tensorType(those(needed.filter((name) => ['k', 'v', 'q'].includes(name))), options.element);
+    tensorType(those(['kCache', 'vCache']), elementOfCache(cache, element));
+    tensorType(those(needed.filter((name) => name.startsWith('rotary'))), 'f32');
     if (append.rotateQ === 'in-place' && !(q instanceof GpuTensor)) {
       throw new InvalidTensorError(`q is ${describe(q)}; to be turned in place it must be a GpuTensor`);
     }
@@ -318,8 +317,8 @@ export class FlashAttention {
    */
   upload(data: Uint16Array, options: { element: 'bf16' }): Promise<GpuTensor<'bf16'>>;
   upload<T extends Exclude<TensorData, GpuTensor> | Uint32Array>(data: T, options?: { element?: Element | undefined }): Promise<GpuTensor<ElementOf<T>>>;
-  async upload(data: Exclude<TensorData, GpuTensor> | Uint32Array, options: { element?: Element | undefined } = {}): Promise<GpuTensor> {
-    checkOptions('upload', options, ['element']);
+  async upload(data: Exclude<TensorData, GpuTensor> | Uint32Array, given: { element?: Element | undefined } = {}): Promise<GpuTensor> {
+    const options = checkOptions('upload', given, ['element']);
     const array = arrayName(data);
     if (array === undefined) {
       throw new InvalidTensorError(`upload is given something ${describe(data)}; it takes a Float32Array, Uint16Array, Float16Array or Uint32Array`);
@@ -348,12 +347,12 @@ export class FlashAttention {
   wrap(buffer: GPUBuffer, options?: { element?: 'f32' | undefined; offset?: number | undefined; length?: number | undefined }): GpuTensor<'f32'>;
   wrap<E extends TensorElement>(buffer: GPUBuffer, options: { element: E; offset?: number | undefined; length?: number | undefined }): GpuTensor<E>;
   wrap(
-    buffer: GPUBuffer, options: { element?: TensorElement | undefined; offset?: number | undefined; length?: number | undefined } = {},
+    buffer: GPUBuffer, given: { element?: TensorElement | undefined; offset?: number | undefined; length?: number | undefined } = {},
   ): GpuTensor {
     this.#device.check();
-    checkOptions('wrap', options, ['element', 'offset', 'length']);
+    const options = checkOptions('wrap', given, ['element', 'offset', 'length']);
     const element = oneOf('element', options.element, ['f32', 'f16', 'bf16', 'u32'] as const) ?? 'f32';
-    if (typeof (Object(buffer) as Partial<GPUBuffer>).mapAsync !== 'function' || typeof buffer.size !== 'number') {
+    if (!isBuffer(buffer)) {
       throw new InvalidTensorError(`wrap is given something ${describe(buffer)}; it takes a GPUBuffer`);
     }
     if (!(buffer.usage & BufferUsage.STORAGE)) throw new InvalidTensorError('the buffer was created without GPUBufferUsage.STORAGE');
@@ -395,7 +394,7 @@ export class FlashAttention {
       } finally {
         this.#operations.release(operation);
       }
-    });
+    }, (late) => discardResults(late, outputs));
   }
 }
 
@@ -405,6 +404,15 @@ export interface FlashAttention {
 }
 disposable(FlashAttention);
 
+function isBuffer(value: unknown): boolean {
+  try {
+    const { mapAsync, size, usage } = Object(value) as Partial<GPUBuffer>;
+    return typeof mapAsync === 'function' && typeof size === 'number' && typeof usage === 'number';
+  } catch {
+    return false;
+  }
+}
+
 /** The kind of array that a tensor comes in. */
 function arrayOf(data: TensorData | undefined): ArrayName | undefined {
   return data instanceof GpuTensor ? data.array : arrayName(data);
@@ -413,12 +421,12 @@ function arrayOf(data: TensorData | undefined): ArrayName | undefined {
 /** A range of the heads or rows of a problem. */
 function chosen(name: string, range: unknown, count: number): [number, number] {
   if (range === undefined) return [0, count];
-  if (!Array.isArray(range) || range.length !== 2) throw new InvalidProblemError(`${name} is a pair [first, end]`);
+  if (!Array.isArray(range) || range.length !== 2) throw new InvalidProblemError(`${name} = ${shown(range)}; it is a pair [first, end]`);
   return [whole(`${name}[0]`, range[0], count), whole(`${name}[1]`, range[1], count)];
 }
 
 /** An offset or a length in a buffer. */
 function sizeIn(name: string, value: unknown): number {
   if (Number.isSafeInteger(value) && (value as number) >= 0) return value as number;
-  throw new InvalidOptionError(`${name} = ${String(value)}; it must be a whole number`);
+  throw new InvalidOptionError(`${name} = ${shown(value)}; it must be a whole number`);
 }

@@ -1,13 +1,23 @@
-import { U32, describe, numbers, shown, sizesOf, whole } from './checks.js';
-import { InvalidProblemError } from './errors.js';
+import { U32, checkOptions, describe, numbers, seedOf, shown, sizesOf, whole } from './checks.js';
+import { InvalidProblemError, UnsupportedError } from './errors.js';
 import type { AttentionProblem, BlockMask, OwnBlocks } from './options.js';
 import type { Problem } from './wasm.js';
+
+const MOST_DRAWN = 2 ** 20;
+
+/** What else the patterns have. */
+const OF_PATTERN: Record<BlockMask['pattern'], readonly string[]> = {
+  local: ['window'], longformer: ['window', 'global'], strided: ['step'], prefix: ['length'], documents: ['ids'], butterfly: [], bigbird: ['seed'],
+  blocks: ['kinds', 'shape', 'blockSize'],
+};
 
 /** @internal Gives the problem its block mask. */
 export function maskBlocks(wasm: Problem, problem: AttentionProblem): void {
   const mask = problem.blockMask;
   if (mask === undefined) return;
   if (typeof mask !== 'object' || mask === null) throw new InvalidProblemError(`blockMask is ${describe(mask)}; pass { pattern: 'local', window: 128 }`);
+  const [, others] = Object.entries(OF_PATTERN).find(([pattern]) => pattern === mask.pattern) ?? [];
+  if (others) checkOptions('blockMask', mask, ['pattern', ...others]);
   const [parameters, values] = parametersOf(mask, problem);
   wasm.block_mask(mask.pattern, Uint32Array.from(parameters), Uint32Array.from(values));
 }
@@ -28,7 +38,11 @@ function parametersOf(mask: BlockMask, problem: AttentionProblem): [number[], nu
     case 'butterfly': return [[], []];
     case 'bigbird': {
       const { seed = 0 } = mask;
-      const bits = typeof seed === 'bigint' ? BigInt.asUintN(64, seed) : BigInt(whole('blockMask.seed', seed, Number.MAX_SAFE_INTEGER));
+      const { numHeads, seqlen, seqlenKv } = sizesOf(problem);
+      const rows = numHeads * Math.max(Math.ceil(seqlen / 64), Math.ceil(seqlenKv / 64));
+      // Each is drawn. More are of tensors that no device holds.
+      if (rows > MOST_DRAWN) throw new UnsupportedError(`blockMask: bigbird draws ${rows} rows of blocks for ${numHeads} heads; at most ${MOST_DRAWN} are drawn`);
+      const bits = seedOf('blockMask.seed', seed);
       return [[Number(bits & 0xffff_ffffn), Number(bits >> 32n)], []];
     }
     case 'blocks': return ownBlocks(mask, problem);

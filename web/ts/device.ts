@@ -1,6 +1,6 @@
-import { describe } from './checks.js';
+import { describe, has } from './checks.js';
 import {
-  AttentionError, DeviceLostError, GpuError, InvalidOptionError, InvalidTensorError, NoWebGPUError, OutOfMemoryError, fromWasm,
+  AttentionError, DeviceLostError, GpuError, InvalidOptionError, InvalidTensorError, NoWebGPUError, OutOfMemoryError, fromWasm, worded,
 } from './errors.js';
 import { CallersError, untilAborted } from './stop.js';
 import { View, isOutOfMemory, whenBroken } from './view.js';
@@ -24,6 +24,13 @@ interface Job {
   resolve: (value: unknown) => void;
   reject: (error: unknown) => void;
 }
+
+/** What the browsers say of a buffer that `wrap` was given, and what it means. */
+const FAULTS_OF_BUFFERS = [
+  [/destroyed/i, 'a buffer was destroyed before it was used'],
+  [/mapped/i, 'a buffer is mapped; unmap it first'],
+  [/associated with \[Device|different device|doesn't match \S*device|device mismatch/i, 'a buffer is of another device; copy it through JavaScript'],
+] as const;
 
 /** @internal A `GPUDevice`, wgpu's side of it, and what became of it. */
 export class Device {
@@ -90,9 +97,9 @@ export class Device {
 
   /**
    * A call of the API. It rejects as soon as the device is lost or the signal is aborted; what it had begun goes on to its end, and
-   * frees what it has.
+   * frees what it has; what it gives then is discarded.
    */
-  async call<T>(signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
+  async call<T>(signal: AbortSignal | undefined, work: () => Promise<T>, discard: (late: T) => void = () => undefined): Promise<T> {
     this.check();
     this.#users++;
     const running = work().catch((error: unknown) => {
@@ -104,7 +111,7 @@ export class Device {
     });
     return orBroken(new Promise<T>((resolve, reject) => {
       this.#calls.add(reject);
-      untilAborted(signal, running).then(resolve, reject).finally(() => this.#calls.delete(reject));
+      untilAborted(signal, running, discard).then(resolve, reject).finally(() => this.#calls.delete(reject));
     }));
   }
 
@@ -150,7 +157,8 @@ export class Device {
       }
       const found = errors.find((error) => error !== null);
       if (!found) return;
-      if (/destroyed/i.test(found.message)) throw new InvalidTensorError(`a buffer was destroyed before it was used: ${found.message}`);
+      const why = FAULTS_OF_BUFFERS.find(([pattern]) => pattern.test(found.message));
+      if (why) throw new InvalidTensorError(`${why[1]}: ${found.message}`);
       throw new GpuError(`the browser refused the operation: ${found.message}`);
     });
     // Whoever started it awaits it too; until then it must not count as unhandled.
@@ -250,19 +258,35 @@ interface Found {
 
 /** @internal Refuses what is no device, and no `navigator.gpu`. */
 export function checkDevice({ device, gpu }: { device?: unknown; gpu?: unknown }): void {
-  const isThenable = (value: unknown): boolean => typeof Reflect.get(Object(value), 'then') === 'function';
+  const isThenable = (value: unknown): boolean => has(value, 'then');
   const refuse = (name: string, value: unknown, what: string): never => {
     const advice = isThenable(value) ? '; await it first' : '';
     throw new InvalidOptionError(`${name} is ${describe(value)}; pass ${what}${advice}`);
   };
-  const { createBuffer, createComputePipeline, queue, features, limits, lost } = Object(device) as Partial<GPUDevice>;
-  const isDevice = typeof createBuffer === 'function' && typeof createComputePipeline === 'function' && typeof queue?.submit === 'function'
-    && typeof features?.has === 'function' && typeof limits === 'object' && isThenable(lost);
-  if (device !== undefined && !isDevice) refuse('device', device, 'a GPUDevice');
-  if (gpu !== undefined && typeof (Object(gpu) as Partial<GPU>).requestAdapter !== 'function') {
+  if (device !== undefined && !isDevice(device)) refuse('device', device, 'a GPUDevice');
+  if (gpu !== undefined && !isGpu(gpu)) {
     refuse('gpu', gpu, 'what navigator.gpu is in browsers, as create([]) of the npm package webgpu gives it');
   }
   if (device !== undefined && gpu !== undefined) throw new InvalidOptionError('device and gpu are both given; a device is enough');
+}
+
+function isGpu(value: unknown): boolean {
+  try {
+    return typeof (Object(value) as Partial<GPU>).requestAdapter === 'function';
+  } catch {
+    return false;
+  }
+}
+
+function isDevice(value: unknown): value is GPUDevice {
+  try {
+    const { createBuffer, createComputePipeline, queue, features, limits, lost } = Object(value) as Partial<GPUDevice>;
+    return typeof createBuffer === 'function' && typeof createComputePipeline === 'function' && typeof queue?.submit === 'function'
+      && typeof features?.has === 'function' && typeof limits === 'object' && has(lost, 'then');
+  } catch {
+    // Such as a Proxy, which is not what the browser's methods want.
+    return false;
+  }
 }
 
 async function given(gpu: GPUDevice): Promise<Found> {
@@ -290,10 +314,11 @@ async function requested({ gpu: own, powerPreference, subgroups, shaderF16 }: De
     const wanted = [...subgroups ? ['subgroups'] : [], ...shaderF16 ? ['shader-f16'] : [], 'timestamp-query'] as GPUFeatureName[];
     const requiredFeatures = wanted.filter((feature) => adapter.features.has(feature));
     const device = await adapter.requestDevice({ label: 'flash attention', requiredFeatures, requiredLimits: limitsOf(adapter) });
+    if (!isDevice(device)) throw new InvalidOptionError(`gpu gave something ${describe(device)} for a device`);
     return { gpu: device, info: infoOf(device.adapterInfo ?? adapter.info) };
   } catch (error) {
     if (error instanceof AttentionError) throw error;
-    throw new NoWebGPUError(`the browser gave no GPU device: ${String(error)}`, { cause: error });
+    throw new NoWebGPUError(`the browser gave no GPU device: ${worded(error)}`, { cause: error });
   }
 }
 

@@ -88,9 +88,20 @@ function inTheseNames(message: string): string {
     .replaceAll('AttentionProblem::with_bounded_work', 'boundedWork')
     .replaceAll('WgslOptions::with_max_turns', 'maxTurns')
     .replaceAll('say how long it is by AttentionProblem::with_aux', 'pass aux')
+    .replace(/, or prepare with with_shared_buffers.*$/, '')
+    .replaceAll('min_storage_buffer_offset_alignment', 'minStorageBufferOffsetAlignment')
     .replaceAll('BufferUsages::', 'GPUBufferUsage.')
     .replaceAll('Algorithm::Flash', "algorithm: 'flash'")
     .replaceAll('wgpu refused', 'the browser refused');
+}
+
+/** @internal What was thrown, in words, whatever it is. */
+export function worded(thrown: unknown): string {
+  try {
+    return String(thrown);
+  } catch {
+    return typeof thrown;
+  }
 }
 
 /** @internal What WebAssembly or anything else threw, as an error of this package. */
@@ -101,5 +112,5 @@ export function fromWasm(thrown: unknown): AttentionError {
     if ('free' in thrown && typeof thrown.free === 'function') thrown.free();
     return error;
   }
-  return new GpuError(`something broke that should not: ${String(thrown)}`, { cause: thrown });
+  return new GpuError(`something broke that should not: ${worded(thrown)}`, { cause: thrown });
 }

@@ -1,8 +1,11 @@
+import { checkNumbers } from './checks.js';
+
 const word = new Uint32Array(1);
 const float = new Float32Array(word.buffer);
 
 /** The bits of the nearest f16 (ties to even) of each number, for a tensor with `element: 'f16'`. */
 export function toF16(values: ArrayLike<number>): Uint16Array<ArrayBuffer> {
+  checkNumbers('toF16', values);
   return Uint16Array.from(values, (value) => {
     float[0] = value;
     const bits = word[0]!;
@@ -22,6 +25,7 @@ export function toF16(values: ArrayLike<number>): Uint16Array<ArrayBuffer> {
 
 /** The numbers that f16 bits stand for. */
 export function fromF16(bits: Uint16Array): Float32Array<ArrayBuffer> {
+  checkNumbers('fromF16', bits, 'Uint16Array');
   return Float32Array.from(bits, (half) => {
     const sign = half & 0x8000 ? -1 : 1;
     const exponent = half >>> 10 & 31;
@@ -33,6 +37,7 @@ export function fromF16(bits: Uint16Array): Float32Array<ArrayBuffer> {
 
 /** The bits of the nearest bf16 (ties to even) of each number, for a tensor with `element: 'bf16'`. */
 export function toBf16(values: ArrayLike<number>): Uint16Array<ArrayBuffer> {
+  checkNumbers('toBf16', values);
   return Uint16Array.from(values, (value) => {
     float[0] = value;
     const bits = word[0]!;
@@ -43,6 +48,7 @@ export function toBf16(values: ArrayLike<number>): Uint16Array<ArrayBuffer> {
 
 /** The numbers that bf16 bits stand for. */
 export function fromBf16(bits: Uint16Array): Float32Array<ArrayBuffer> {
+  checkNumbers('fromBf16', bits, 'Uint16Array');
   return Float32Array.from(bits, (half) => {
     word[0] = half << 16;
     return float[0]!;

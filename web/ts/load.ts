@@ -1,4 +1,4 @@
-import { AttentionError, InvalidOptionError } from './errors.js';
+import { AttentionError, InvalidOptionError, worded } from './errors.js';
 import { describe } from './checks.js';
 import { besideThis } from './location.js';
 import init from './wasm.js';
@@ -27,7 +27,14 @@ export async function load(source: WasmSource | undefined): Promise<void> {
   } else {
     module = await compile(source);
   }
-  await init({ module_or_path: module });
+  if (!WebAssembly.Module.exports(module).some(({ name }) => name === 'attention_create')) {
+    throw new AttentionError("the WebAssembly.Module is not wasm_bg.wasm of this package; leave wasm out, or pass that file's address");
+  }
+  try {
+    await init({ module_or_path: module });
+  } catch (error) {
+    throw new AttentionError(`wasm_bg.wasm is of another version than the package's scripts (${worded(error)}); take both from one package`, { cause: error });
+  }
   isReady = true;
 }
 
@@ -52,7 +59,7 @@ async function compile(source: WasmSource): Promise<WebAssembly.Module> {
     if (type.startsWith('text/html')) throw new Error('the server sent a page of HTML');
     return await (type === 'application/wasm' ? WebAssembly.compileStreaming(given) : WebAssembly.compile(await given.arrayBuffer()));
   } catch (error) {
-    const words = String(error);
+    const words = worded(error);
     const advice = /Content Security Policy|unsafe-eval|blocked by CSP/i.test(words)
       ? "add 'wasm-unsafe-eval' to script-src of the page's Content-Security-Policy"
       : "serve the file beside the package's scripts, or pass its address as FlashAttention.create({ wasm })";

@@ -1,3 +1,4 @@
+import { checkNumbers, shown } from './checks.js';
 import { InvalidTensorError } from './errors.js';
 
 /**
@@ -5,9 +6,10 @@ import { InvalidTensorError } from './errors.js';
  * attend to the key. Each row starts a word, with its first key in the lowest bit.
  */
 export function packMask(mayAttend: ArrayLike<number | boolean>, keys: number): Uint32Array<ArrayBuffer> {
+  checkNumbers('packMask', mayAttend);
   const rows = keys === 0 ? 0 : mayAttend.length / keys;
-  if (!Number.isInteger(keys) || !Number.isInteger(rows) || rows < 0) {
-    throw new InvalidTensorError(`a mask of ${mayAttend.length} entries has no rows of ${keys} keys`);
+  if (!Number.isInteger(keys) || keys < 0 || !Number.isInteger(rows) || rows < 0) {
+    throw new InvalidTensorError(`a mask of ${mayAttend.length} entries has no rows of ${shown(keys)} keys`);
   }
   const wordsOfRow = Math.ceil(keys / 32);
   const words = new Uint32Array(rows * wordsOfRow);

@@ -1,10 +1,11 @@
-import { U32, checkOptions, describe, number, oneOf, shown, sizesOf, whole } from './checks.js';
+import { U32, checkOptions, describe, number, oneOf, seedOf, shown, sizesOf, whole } from './checks.js';
 import { InvalidOptionError, InvalidProblemError, fromWasm } from './errors.js';
 import type { AppendTask } from './append.js';
 import { modify } from './modifiers.js';
 import { setSequences } from './sequences.js';
 import { checkSignal } from './stop.js';
-import type { Float16ArrayLike, GpuTensor } from './tensor.js';
+import { GpuTensor } from './tensor.js';
+import type { Float16ArrayLike } from './tensor.js';
 import { inOptions } from './wgsl.js';
 import { Problem } from './wasm.js';
 
@@ -370,7 +371,7 @@ export type Task =
 /** @internal What of dropout may change from call to call. */
 export function dropoutSeed({ seed = 0, offset = 0 }: Partial<Dropout> = {}): { seed: bigint; offset: number } {
   return {
-    seed: typeof seed === 'bigint' ? BigInt.asUintN(64, seed) : BigInt(whole('dropout.seed', seed, Number.MAX_SAFE_INTEGER)),
+    seed: seedOf('dropout.seed', seed),
     offset: whole('dropout.offset', offset, U32),
   };
 }
@@ -422,16 +423,16 @@ function checkParts({ shape, dropout, bias, mask, layout, element }: Asked): voi
     checkOptions('dropout', dropout, ['p', 'seed', 'offset']);
     dropoutSeed(dropout);
   }
-  if (isPlain(bias)) checkOptions('bias', bias, ['data', 'shape', 'element']);
-  if (isPlain(mask)) checkOptions('mask', mask, ['data', 'shape']);
+  if (hasEntries(bias)) checkOptions('bias', bias, ['data', 'shape', 'element']);
+  if (hasEntries(mask)) checkOptions('mask', mask, ['data', 'shape']);
   if (typeof layout !== 'object') return;
   checkOptions('layout', layout, TENSORS);
   for (const tensor of TENSORS) checkOptions(`layout.${tensor}`, layout[tensor], ['offset', 'batch', 'row', 'head']);
 }
 
 /** What else a bias or a mask may be is refused where it is read. */
-function isPlain(value: unknown): boolean {
-  return typeof value === 'object' && value !== null && Object.getPrototypeOf(value) === Object.prototype;
+function hasEntries(value: unknown): boolean {
+  return typeof value === 'object' && value !== null && !ArrayBuffer.isView(value) && !Array.isArray(value) && !(value instanceof GpuTensor);
 }
 
 /** @internal The problem as WebAssembly has it; what its numbers cannot say is refused here. */

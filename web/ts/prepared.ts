@@ -1,13 +1,13 @@
 import { outputsOfAppend, tensorsOfAppend, type AppendTask } from './append.js';
 import { checkOptions, describe } from './checks.js';
 import type { Device } from './device.js';
-import { InvalidOptionError, InvalidTensorError } from './errors.js';
+import { InvalidOptionError, InvalidProblemError, InvalidTensorError } from './errors.js';
 import type { Operation } from './operations.js';
 import { RUN, checkCall, isDense, type Asked, type Dropout, type RunOptions } from './options.js';
 import type { Appended, BackwardTensors, ForwardTensors } from './results.js';
-import { CALLED, NAMES, type Output, type Request, type Runner } from './runner.js';
+import { CALLED, NAMES, discardResults, type Output, type Request, type Runner } from './runner.js';
 import { lengthsOfCalls } from './sequences.js';
-import { GpuTensor, disposable } from './tensor.js';
+import { GpuTensor, disposable, noTensor } from './tensor.js';
 import type { ArrayName } from './tensor.js';
 
 /** Tensors on the GPU for one call of a prepared forward pass. */
@@ -142,23 +142,23 @@ export abstract class Prepared<I extends object, O extends object, R> {
    *
    * @throws as `forward`
    */
-  async run(options: I & Partial<O> & PreparedRun): Promise<R> {
+  async run(given: I & Partial<O> & PreparedRun): Promise<R> {
     this.#check();
     const known = ['dropout', ...RUN.filter((name) => name !== 'boundedWork' && name !== 'output')];
-    checkOptions('run', options, [...this.#needed, ...this.#optional, ...this.#outputs, ...known]);
+    const options = checkOptions('run', given, [...this.#needed, ...this.#optional, ...this.#outputs, ...known]);
     checkCall(options);
     const { device, runner, operation } = this.#parts;
     const request = this.#request(options, options);
     operation.users++;
-    return device.call(options.signal, async () => {
+    const { tensors, stats } = await device.call(options.signal, async () => {
       try {
-        const { tensors, stats } = await runner.run(request);
-        return { ...Object.fromEntries(this.#outputs.map((name, index) => [name, tensors[index]])), stats } as R;
+        return await runner.run(request);
       } finally {
         operation.users--;
         operation.freeIfUnused();
       }
-    });
+    }, (late) => discardResults(late, request.outputs));
+    return { ...Object.fromEntries(this.#outputs.map((name, index) => [name, tensors[index]])), stats } as R;
   }
 
   /**
@@ -167,12 +167,11 @@ export abstract class Prepared<I extends object, O extends object, R> {
    *
    * @throws {InvalidTensorError} if a tensor does not fit; the encoder is then as it was
    */
-  encode(encoder: GPUCommandEncoder, tensors: I & O, { dropout }: { dropout?: PreparedDropout | undefined } = {}): void {
+  encode(encoder: GPUCommandEncoder, given: I & O, others: { dropout?: PreparedDropout | undefined } = {}): void {
     this.#check();
-    if (typeof (Object(encoder) as Partial<GPUCommandEncoder>).beginComputePass !== 'function') {
-      throw new InvalidOptionError(`encoder is ${describe(encoder)}; pass a GPUCommandEncoder of attention.device`);
-    }
-    checkOptions('encode', tensors, [...this.#needed, ...this.#optional, ...this.#outputs]);
+    if (!isEncoder(encoder)) throw new InvalidOptionError(`encoder is ${describe(encoder)}; pass a GPUCommandEncoder of attention.device`);
+    const tensors = checkOptions('encode', given, [...this.#needed, ...this.#optional, ...this.#outputs]);
+    const { dropout } = checkOptions('the third argument of encode', others, ['dropout']);
     const { inputs, outputs, options } = this.#request(tensors, { dropout });
     const missing = outputs.find(({ tensor }) => tensor === undefined);
     if (missing) throw new InvalidTensorError(`${CALLED[missing.name] ?? missing.name} is missing; pass a GpuTensor that it is written to`);
@@ -200,7 +199,7 @@ export abstract class Prepared<I extends object, O extends object, R> {
     const tensors = given as Record<string, unknown>;
     const fit = (called: string): GpuTensor => {
       const tensor = tensors[called];
-      if (!(tensor instanceof GpuTensor)) throw new InvalidTensorError(`${called} is ${describe(tensor)}; pass a GpuTensor`);
+      if (!(tensor instanceof GpuTensor)) throw new InvalidTensorError(`${called} is ${noTensor(tensor)}; pass a GpuTensor`);
       tensor.use(device, called);
       const { element: needed } = operation.needs(NAMES[called] ?? called);
       if (needed === undefined || tensor.element === needed || called === 'aux') return tensor;
@@ -215,11 +214,25 @@ export abstract class Prepared<I extends object, O extends object, R> {
       const tensor = tensors[called] === undefined ? undefined : fit(called);
       return { name, array: ofElement[operation.needs(name).element ?? ''] ?? array, tensor };
     });
+    if (options.dropout !== undefined) {
+      if (problem.dropout === undefined) throw new InvalidProblemError('dropout is given, but what was prepared has none; prepare it with dropout: { p }');
+      checkOptions('dropout', options.dropout, ['seed', 'offset']);
+    }
     const { p = 0, seed, offset } = problem.dropout ?? {};
     const dropout = { p, seed: options.dropout?.seed ?? seed, offset: options.dropout?.offset ?? offset };
     const request = { operation, inputs, outputs, onGpu: true, isUnbounded, options: { ...options, dropout } };
     runner.check(request, (name) => isDense(problem) || !operation.needs(name).hasLayout);
     return request;
+  }
+}
+
+/** A browser's own, whose methods work: what throws inside WebAssembly leaves it broken. */
+function isEncoder(value: unknown): boolean {
+  try {
+    const { beginComputePass, finish, label } = Object(value) as Partial<GPUCommandEncoder>;
+    return typeof beginComputePass === 'function' && typeof finish === 'function' && typeof label === 'string';
+  } catch {
+    return false;
   }
 }
 

@@ -1,5 +1,5 @@
 import type { Device } from './device.js';
-import { InvalidTensorError } from './errors.js';
+import { InvalidTensorError, UnsupportedError } from './errors.js';
 import type { Operation } from './operations.js';
 import { dropoutSeed } from './options.js';
 import type { Aux, Dropout, RunOptions, TensorData } from './options.js';
@@ -190,7 +190,12 @@ export class Runner {
     const uploaded = new Map<TensorData | Aux, GpuTensor>();
     const bound: Bound = {};
     for (const [name, data] of Object.entries(inputs)) {
-      const tensor = data instanceof GpuTensor ? data : uploaded.get(data) ?? this.upload(data, operation.needs(name).element!);
+      const { length, element } = operation.needs(name);
+      // Those of `aux` are as many as there are.
+      if (!(data instanceof GpuTensor) && data.length < length) {
+        throw new InvalidTensorError(`${CALLED[name] ?? name} has ${data.length} elements now, but its shape needs ${length}; leave arrays as they are until the call has ended`);
+      }
+      const tensor = data instanceof GpuTensor ? data : uploaded.get(data) ?? this.upload(data, element!);
       if (!(data instanceof GpuTensor) && !uploaded.has(data)) made.push(tensor);
       uploaded.set(data, tensor);
       bound[name] = tensor;
@@ -222,7 +227,10 @@ export class Runner {
 
   #allocate<E extends TensorElement>(length: number, element: E, array: ArrayName): GpuTensor<E> {
     const usage = BufferUsage.STORAGE | BufferUsage.COPY_SRC | BufferUsage.COPY_DST;
-    const buffer = this.#device.gpu.createBuffer({ size: bufferBytes(length, element), usage });
+    const size = bufferBytes(length, element);
+    const { maxBufferSize } = this.#device.gpu.limits;
+    if (size > maxBufferSize) throw new UnsupportedError(`a tensor of ${size} bytes is too large for this device, whose maxBufferSize is ${maxBufferSize}`);
+    const buffer = this.#device.gpu.createBuffer({ size, usage });
     return new GpuTensor(this.#device, element, { buffer, tensor: this.#device.adopt(buffer), byteOffset: 0, length, array, isOwned: true });
   }
 
@@ -235,6 +243,13 @@ export class Runner {
     const array = element === 'f32' ? 'Float32Array' : element === 'u32' ? 'Uint32Array' : 'Uint16Array';
     return new GpuTensor(this.#device, element, { buffer, tensor: this.#device.adopt(buffer), byteOffset, length, array, isOwned: false });
   }
+}
+
+/** @internal Frees results that nobody waits for any more, but for those that lie in tensors of the caller's. */
+export function discardResults({ tensors }: Answer, outputs: readonly Output[]): void {
+  tensors.forEach((tensor, index) => {
+    if (tensor instanceof GpuTensor && outputs[index]?.tensor === undefined) tensor.destroy();
+  });
 }
 
 /** Takes the results off the list of what is freed at the end of a call. */

@@ -1,7 +1,7 @@
 import { U32, checkOptions, describe, numbers, oneOf, shown, sizesOf, whole } from './checks.js';
 import { InvalidProblemError, InvalidTensorError } from './errors.js';
 import type { AttentionProblem, Element, KvCache, Lengths, Sums, TensorData } from './options.js';
-import { GpuTensor, arrayName } from './tensor.js';
+import { GpuTensor, arrayName, noTensor } from './tensor.js';
 import type { TensorElement } from './tensor.js';
 import type { Problem } from './wasm.js';
 
@@ -198,5 +198,5 @@ export function words(name: string, given: unknown): Uint32Array | GpuTensor {
     throw new InvalidTensorError(`${name} holds ${given.element}, but u32 is expected`);
   }
   if (arrayName(given) === 'Uint32Array') return given as Uint32Array;
-  throw new InvalidTensorError(`${name} is ${describe(given)}; pass a Uint32Array, or a GpuTensor of u32`);
+  throw new InvalidTensorError(`${name} is ${noTensor(given)}; pass a Uint32Array, or a GpuTensor of u32`);
 }

@@ -1,22 +1,37 @@
 import { InvalidOptionError } from './errors.js';
-import { describe } from './checks.js';
+import { describe, has } from './checks.js';
 
 /** @internal Refuses what is no `AbortSignal`, and throws the reason of one that is aborted. */
 export function checkSignal(signal: AbortSignal | undefined): void {
   if (signal === undefined) return;
-  const { aborted, addEventListener } = Object(signal) as Partial<AbortSignal>;
-  if (typeof aborted !== 'boolean' || typeof addEventListener !== 'function') {
-    const advice = 'signal' in Object(signal) ? ' (an AbortController has it as its `signal`)' : '';
+  if (!isSignal(signal)) {
+    const advice = has(signal, 'signal') ? ' (an AbortController has it as its `signal`)' : '';
     throw new InvalidOptionError(`signal is ${describe(signal)}; pass an AbortSignal${advice}`);
   }
-  if (aborted) throw signal.reason;
+  if (signal.aborted) throw signal.reason;
 }
 
-/** @internal Settles as `work` does, or rejects as soon as the signal is aborted; `work` itself goes on to its end. */
-export function untilAborted<T>(signal: AbortSignal | undefined, work: Promise<T>): Promise<T> {
+/** By what is asked of it: it may be of another frame. */
+function isSignal(value: unknown): boolean {
+  try {
+    const { aborted, addEventListener, removeEventListener, throwIfAborted } = Object(value) as Partial<AbortSignal>;
+    return typeof aborted === 'boolean' && [addEventListener, removeEventListener, throwIfAborted].every((method) => typeof method === 'function');
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * @internal Settles as `work` does, or rejects as soon as the signal is aborted; `work` itself goes on to its end, and what it then
+ * gives is discarded, because nobody has it.
+ */
+export function untilAborted<T>(signal: AbortSignal | undefined, work: Promise<T>, discard: (late: T) => void): Promise<T> {
   if (signal === undefined) return work;
   return new Promise((resolve, reject) => {
-    const abort = (): void => reject(signal.reason as Error);
+    const abort = (): void => {
+      reject(signal.reason as Error);
+      work.then(discard, () => undefined);
+    };
     signal.addEventListener('abort', abort, { once: true });
     if (signal.aborted) abort();
     work.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));

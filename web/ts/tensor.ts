@@ -1,5 +1,5 @@
-import { describe, shown } from './checks.js';
-import { InvalidTensorError } from './errors.js';
+import { describe, has, shown } from './checks.js';
+import { InvalidOptionError, InvalidTensorError } from './errors.js';
 import type { Device } from './device.js';
 import type { Element, TensorData } from './options.js';
 import { BufferUsage, MAP_MODE_READ } from './usage.js';
@@ -83,7 +83,9 @@ export class GpuTensor<E extends TensorElement = TensorElement> {
   #tensor: Tensor | undefined;
 
   /** @internal */
-  constructor(device: Device, element: E, { buffer, tensor, byteOffset, length, array, isOwned }: Place) {
+  constructor(device: Device, element: E, place: Place) {
+    if ((place as unknown) === undefined) throw new InvalidOptionError('a GpuTensor is made by await attention.upload(array), or attention.wrap(buffer)');
+    const { buffer, tensor, byteOffset, length, array, isOwned } = place;
     this.buffer = buffer;
     this.byteOffset = byteOffset;
     this.length = length;
@@ -160,12 +162,17 @@ export function copyBack(gpu: GPUDevice, encoder: GPUCommandEncoder, tensors: re
     size += Math.ceil(bytesOf(tensor) / 8) * 8;
     return first;
   });
+  if (size > gpu.limits.maxBufferSize && tensors.length > 1) {
+    const all = tensors.map((tensor) => copyBack(gpu, encoder, [tensor]));
+    return async () => (await Promise.all(all.map((read) => read()))).flat();
+  }
+  for (const { isOwned, buffer } of tensors) {
+    if (isOwned || buffer.usage & BufferUsage.COPY_SRC) continue;
+    throw new InvalidTensorError('the buffer was created without GPUBufferUsage.COPY_SRC, so it cannot be read');
+  }
   const staging = gpu.createBuffer({ size: Math.max(size, 8), usage: BufferUsage.MAP_READ | BufferUsage.COPY_DST });
   tensors.forEach((tensor, index) => {
     const words = Math.ceil(bytesOf(tensor) / 4) * 4;
-    if (!tensor.isOwned && !(tensor.buffer.usage & BufferUsage.COPY_SRC)) {
-      throw new InvalidTensorError('the buffer was created without GPUBufferUsage.COPY_SRC, so it cannot be read');
-    }
     if (words > 0) encoder.copyBufferToBuffer(tensor.buffer, tensor.byteOffset, staging, places[index]!, words);
   });
   return async () => {
@@ -187,15 +194,20 @@ function typed(array: ArrayName, bytes: ArrayBuffer): TensorArray {
   return new Float16(bytes);
 }
 
+/** @internal What something is that is no tensor of this package. */
+export function noTensor(data: unknown): string {
+  const found = describe(data);
+  return found === 'of type GpuTensor' ? `${found}, but of another copy of this package` : found;
+}
+
 /** @internal The element of some tensors, which is `element` if that is given, and the kind of array that the first one is. */
 export function tensorType(tensors: Record<string, TensorData>, element: TensorElement | undefined): { element: Element; array: ArrayName } {
   let first: ArrayName | undefined;
   for (const [name, data] of Object.entries(tensors) as [string, unknown][]) {
     const array = data instanceof GpuTensor ? data.array : arrayName(data);
-    const { then } = Object(data) as { then?: unknown };
-    if (typeof then === 'function') throw new InvalidTensorError(`${name} is a promise; await it first`);
+    if (has(data, 'then')) throw new InvalidTensorError(`${name} is a promise; await it first`);
     if (array === undefined) {
-      throw new InvalidTensorError(`${name} is ${describe(data)}; pass a Float32Array, Uint16Array, Float16Array or GpuTensor`);
+      throw new InvalidTensorError(`${name} is ${noTensor(data)}; pass a Float32Array, Uint16Array, Float16Array or GpuTensor`);
     }
     const found = data instanceof GpuTensor ? data.element : elementOf(name, array, element);
     element ??= found === 'u32' ? 'f32' : found;

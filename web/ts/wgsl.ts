@@ -45,6 +45,7 @@ export function maskByWgsl(wasm: Problem, problem: Own): void {
   const { isU32, length } = auxOf(problem);
   if (mask_mod !== undefined) wasm.mask_mod(mask_mod, isU32, turnsOf(problem));
   if (problem.aux !== undefined) wasm.aux(length);
+  turnsOf(problem);
 }
 
 function turnsOf({ maxTurns }: Own): number | undefined {

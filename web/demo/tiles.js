@@ -103,7 +103,7 @@ export function tiles() {
     text(LEFT - 8, TOP - 51, 'V', '', 'end');
     text(right + 25, TOP - 14, 'O', '', 'middle');
     const bottom = TOP + Q_TILES * side;
-    text(LEFT + 2 * side, bottom + 22, 'S = Q Kᵀ: only the dark tile exists', 'quiet', 'middle');
+    text(LEFT + 2 * side, bottom + 22, 'S = Q Kᵀ: only the filled tile exists', 'quiet', 'middle');
 
     // What the last row of the Q tile holds.
     const [x, top] = narrow.matches ? [LEFT - 38, bottom + 60] : [right + 66, TOP - 76];

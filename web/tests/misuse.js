@@ -352,7 +352,7 @@ export async function misuse() {
     ['dBias: 1', () => flash.backward({ ...backward, dBias: 1 }), PROBLEM, 'dBias = 1; it is true or false'],
     ['too many heads', () => flash.probabilities({ ...good, lse, heads: [1, 3] }), PROBLEM, 'heads[1] = 3; it must be a whole number from 0 to 2'],
     ['no rows', () => flash.probabilities({ ...good, lse, rows: [3, 3] }), PROBLEM, 'rows 3..3 are chosen'],
-    ['one row', () => flash.probabilities({ ...good, lse, rows: 3 }), PROBLEM, 'rows is a pair [first, end]'],
+    ['one row', () => flash.probabilities({ ...good, lse, rows: 3 }), PROBLEM, 'rows = 3; it is a pair [first, end]'],
     ['no LSE', () => flash.probabilities(good), TENSOR, 'lse is undefined'],
     ['gradients over a cache', () => flash.backward({ ...backward, cache: {} }), PROBLEM, 'only the forward pass reads one'],
     ['lengths in numbers, prepared over a cache', () => flash.prepare({ shape, cache: {}, seqlensKv: [5] }), PROBLEM, 'over a cache lengths come with each call; prepare it with true'],

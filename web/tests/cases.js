@@ -544,7 +544,7 @@ async function probabilitiesOfRows() {
   const refused = (change, type, text) => assertThrows(flash.probabilities({ ...problem, q, k, lse, ...change }), type, text);
   await refused({ heads: [1, 5] }, InvalidProblemError, 'heads[1] = 5; it must be a whole number from 0 to 4');
   await refused({ rows: [3, 3] }, InvalidProblemError, 'rows 3..3 are chosen');
-  await refused({ rows: 3 }, InvalidProblemError, 'rows is a pair [first, end]');
+  await refused({ rows: 3 }, InvalidProblemError, 'rows = 3; it is a pair [first, end]');
   await refused({ lse: undefined }, InvalidTensorError, 'lse is undefined');
 }
 

@@ -54,6 +54,11 @@ pub fn rewritten(file: File, options: &RunOptions) -> Result<File> {
     if is_same {
         return Ok(file);
     }
+    let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|names| names[0] == names[1]) {
+        return Err(file.failure(format_args!("there are two tensors '{}', with --names or qkv", twice[0])));
+    }
     let failed = |error: safetensors::SafeTensorError| Failure::new(format_args!("{}: {error}", file.path().display()));
     let views = tensors
         .iter()

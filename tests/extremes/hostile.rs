@@ -228,7 +228,7 @@ fn any_file_is_read_or_refused() {
     outcome.unwrap_or_else(|error| panic!("{error}"));
     let (read, refused) = (read.get(), refused.get());
     println!("{read} files were read, {refused} refused");
-    assert!(read > 1000 && refused > 1000, "{read} files were read, {refused} refused");
+    assert!(read > 300 && refused > 1000, "{read} files were read, {refused} refused");
 }
 
 // Tiles and tuning files.
@@ -252,10 +252,14 @@ fn any_tiles_are_planned_or_refused() {
             refused.set(refused.get() + 1);
             return Ok(());
         };
-        for plan in [Plan::forward(&problem, &capabilities), Plan::backward(&problem, &capabilities)] {
-            match plan.with_tiles(&[tiles]).build() {
-                Ok(_) => planned.set(planned.get() + 1),
-                Err(error) => is_one_line(Failure::from(error).line())?,
+        let (usual, defaults) =
+            (AttentionProblem::new(AttentionShape::new(1, 4, 256, 64)), Capabilities::webgpu_defaults());
+        for (problem, capabilities) in [(&problem, &capabilities), (&usual, &defaults)] {
+            for plan in [Plan::forward(problem, capabilities), Plan::backward(problem, capabilities)] {
+                match plan.with_tiles(&[tiles]).build() {
+                    Ok(_) => planned.set(planned.get() + 1),
+                    Err(error) => is_one_line(Failure::from(error).line())?,
+                }
             }
         }
         Ok(())
@@ -296,7 +300,7 @@ fn any_tuning_file_is_read_or_refused() {
         Ok(())
     });
     outcome.unwrap_or_else(|error| panic!("{error}"));
-    assert!(read.get() > 200 && refused.get() > 200, "{} were read, {} refused", read.get(), refused.get());
+    assert!(read.get() > 100 && refused.get() > 200, "{} were read, {} refused", read.get(), refused.get());
 }
 
 // Functions in WGSL.

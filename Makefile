@@ -14,6 +14,7 @@ demo: driver
 
 test: driver
 	$(CARGO) test
+	$(CARGO) test --features serde,tracing --test features
 
 lint:
 	$(CARGO) fmt --all --check

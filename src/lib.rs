@@ -28,6 +28,8 @@
 #![deny(unsafe_code)]
 #![warn(missing_docs)]
 
+#[macro_use]
+mod spans;
 mod error;
 mod gpu;
 mod operand;

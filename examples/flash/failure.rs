@@ -15,11 +15,7 @@ pub type Result<T> = std::result::Result<T, Failure>;
 impl Failure {
     /// Messages of drivers and parsers may span lines; the user gets one.
     pub fn new(message: impl Display) -> Self {
-        let lines = message.to_string();
-        let words: Vec<&str> = lines.split_whitespace().collect();
-        // Names come from files, and a terminal obeys control characters.
-        let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-        Failure::Message(words.join(" ").chars().map(plain).collect())
+        Failure::Message(in_one_line(&message.to_string()))
     }
 
     /// The line, for a table.
@@ -47,6 +43,13 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// Names come from files and arguments, and a terminal obeys control characters.
+fn in_one_line(lines: &str) -> String {
+    let words: Vec<&str> = lines.split_whitespace().collect();
+    let plain = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    words.join(" ").chars().map(plain).collect()
+}
+
 /// The first paragraph of a usage error in one line, without clap's prefix.
 pub fn usage(error: &clap::Error) -> String {
     use clap::error::ErrorKind;
@@ -56,8 +59,7 @@ pub fn usage(error: &clap::Error) -> String {
     }
     let text = error.to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let words: Vec<&str> = paragraph.split_whitespace().collect();
-    let line = words.join(" ");
+    let line = in_one_line(paragraph);
     // clap's own usage line names the command.
     let usage = text.split("Usage: flash ").nth(1).and_then(|usage| usage.split_whitespace().next());
     let known = ["info", "demo", "run", "check", "bench", "tune", "fuzz"];

@@ -54,6 +54,11 @@ pub fn rewritten(file: File, options: &RunOptions) -> Result<File> {
     if is_same {
         return Ok(file);
     }
+    let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|names| names[0] == names[1]) {
+        return Err(file.failure(format_args!("there are two tensors '{}', with --names or qkv", twice[0])));
+    }
     let failed = |error: safetensors::SafeTensorError| Failure::new(format_args!("{}: {error}", file.path().display()));
     let views = tensors
         .iter()
@@ -102,17 +107,18 @@ fn separate(file: &File, tensor: &Tensor, layout: Layout) -> Result<[Tensor<'sta
         let shape = &tensor.shape;
         file.failure(format_args!("'qkv' has the shape {shape:?}; it must be {order}"))
     };
-    let (batch, outer, inner, shape) = match (layout, tensor.shape.as_slice()) {
-        (Layout::Bhsd, &[batch, 3, heads, rows, dim]) => (batch, 1, heads * rows * dim, vec![batch, heads, rows, dim]),
-        (Layout::Bshd, &[batch, rows, 3, heads, dim]) => (batch, rows, heads * dim, vec![batch, rows, heads, dim]),
+    let (of_run, shape) = match (layout, tensor.shape.as_slice()) {
+        (Layout::Bhsd, &[batch, 3, heads, rows, dim]) => ([heads, rows, dim], vec![batch, heads, rows, dim]),
+        (Layout::Bshd, &[batch, rows, 3, heads, dim]) => ([1, heads, dim], vec![batch, rows, heads, dim]),
         (Layout::Bshd, _) => return Err(wrong("batch, seqlen, 3, heads, dim")),
         _ => return Err(wrong("batch, 3, heads, seqlen, dim")),
     };
-    let size = tensor.dtype.bitsize() / 8;
+    // Where there are bytes, their number fits. Without, the dimensions beside a 0 may have any.
+    let bytes_of_run = of_run.into_iter().fold(tensor.dtype.bitsize() / 8, usize::saturating_mul);
     let part = |number: usize| {
         let mut bytes = Vec::with_capacity(tensor.bytes.len() / 3);
-        for first in (0..batch * outer).map(|run| (3 * run + number) * inner * size) {
-            bytes.extend_from_slice(&tensor.bytes[first..first + inner * size]);
+        for run in tensor.bytes.chunks_exact(bytes_of_run.max(1)).skip(number).step_by(3) {
+            bytes.extend_from_slice(run);
         }
         bytes
     };

@@ -449,12 +449,14 @@ impl FlashAttention {
         let mut outputs = Outputs(Vec::new());
         for (operand, readback) in written.into_iter().zip(result?) {
             let len = operation.plan.required_len(operand);
-            outputs.0.push((operand, len, readback.mapped(&self.device).await?));
+            let mapped = spanned!(readback.mapped(&self.device), "read_back", tensor = operand.name());
+            outputs.0.push((operand, len, mapped.await?));
         }
         Ok(outputs)
     }
 
     fn submit(&self, operation: &Operation, inputs: &[Input<'_>], outputs: &[Operand]) -> Result<Vec<Readback>, Error> {
+        span!("submit", operation = %operation.plan.title());
         let output = |operand: Operand, usage| {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(operand.name()),

@@ -39,6 +39,10 @@ struct Listed {
 impl Operation {
     /// Compiles and allocates.
     pub(super) async fn new(attention: &FlashAttention, plan: Plan) -> Result<Self, Error> {
+        spanned!(Self::make(attention, plan), "prepare", operation = %plan.title()).await
+    }
+
+    async fn make(attention: &FlashAttention, plan: Plan) -> Result<Self, Error> {
         let specializations = plan.passes().iter().map(|pass| &pass.specialization);
         #[cfg(not(target_arch = "wasm32"))]
         attention.pipelines.compile_missing(attention.compiler(), specializations.clone());

@@ -4,6 +4,8 @@ use super::scope::ErrorScope;
 use crate::error::Error;
 use crate::plan::{Specialization, Usage};
 use crate::shader::{Dialect, ShaderSource};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::spans;
 use std::future::poll_fn;
 #[cfg(not(target_arch = "wasm32"))]
 use std::pin::pin;
@@ -76,7 +78,13 @@ impl Pipelines {
             Err(claim) => claim,
         };
         self.compilations.fetch_add(1, Ordering::Relaxed);
-        let pipeline = Arc::new(compile(compiler, specialization).await?);
+        let compiled = spanned!(
+            compile(compiler, specialization),
+            "compile",
+            kernel = specialization.kernel.name(),
+            tiles = %specialization.tiles
+        );
+        let pipeline = Arc::new(compiled.await?);
         claim.made = Some(pipeline.clone());
         Ok(pipeline)
     }
@@ -105,7 +113,8 @@ impl Pipelines {
                     let _ = pin!(self.get(compiler, specialization)).poll(&mut Context::from_waker(Waker::noop()));
                 };
                 // Without another thread it is compiled in its turn.
-                let _ = std::thread::Builder::new().name("attention compiler".into()).spawn_scoped(scope, compile);
+                let builder = std::thread::Builder::new().name("attention compiler".into());
+                let _ = builder.spawn_scoped(scope, spans::continued(compile));
             }
         });
     }

@@ -125,6 +125,16 @@ impl<'a> PlanBuilder<'a> {
     /// [`Error::TooManyDispatches`] if it would be cut into too many parts, [`Error::Unsupported`] if no kernel, or none
     /// with these tiles, fits the device.
     pub fn build(self) -> Result<Plan, Error> {
-        Plan::of(&self)
+        span!("plan");
+        let plan = Plan::of(&self)?;
+        event!(
+            operation = %plan.title(),
+            reason = %plan.reason(),
+            kernels = ?plan.passes().iter().map(|pass| pass.kernel.name()).collect::<Vec<_>>(),
+            tiles = %plan.tiles(),
+            num_splits = plan.num_splits(),
+            "planned"
+        );
+        Ok(plan)
     }
 }

@@ -13,3 +13,15 @@ pub enum Direction {
     /// New keys and values to a cache.
     Append,
 }
+
+impl Direction {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Direction::Forward => "forward",
+            Direction::Backward => "backward",
+            Direction::Merge => "merge",
+            Direction::Probabilities => "probabilities",
+            Direction::Append => "append",
+        }
+    }
+}

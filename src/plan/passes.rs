@@ -41,6 +41,8 @@ pub(super) enum Source {
 
 /// The passes that answer a problem on a device, the scratch memory they need, and (through [`Plan::dispatches`]) the
 /// grids and uniforms of each call.
+///
+/// It can be printed. With the feature `serde` it can be serialized too, in the same words.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     pub(super) problem: AttentionProblem,

@@ -17,6 +17,10 @@ use super::wgsl::Snippet;
 pub enum Algorithm {
     /// Tiles in workgroup memory and an online softmax. It never writes the score matrix. Beside O and LSE it needs memory
     /// for D in the backward pass, and for partial results where keys are split.
+    ///
+    /// O is summed in f32 and divided at the end, and terms of the sum may be 2⁸ times as large as V. So O is finite if the
+    /// largest |V| times the number of keys that a row sees is below 2¹²⁰ (1.3 · 10³⁶). Larger values of V may give infinities
+    /// where [`Standard`](Algorithm::Standard), which divides first, gives none.
     #[default]
     Flash,
     /// Separate kernels for scores, softmax and output, which write the seqlen_q × seqlen_kv matrix to memory.

@@ -13,6 +13,9 @@ const SIDE: u32 = 64;
 /// Documents of so many places are compared; of more, nothing is known.
 const MOST_IDS: usize = 512;
 
+/// Places whose ids are bounded together.
+const RUN: usize = 64;
+
 /// The most blocks that constructors make.
 pub(crate) const MOST_BLOCKS: u64 = 1 << 24;
 
@@ -48,7 +51,12 @@ enum Pattern {
     /// j < len or j ≤ p.
     Prefix(u32),
     /// Equal ids at p and j: `[batch or 1, seqlen_kv]`.
-    Documents { ids: Arc<[u32]>, batch: u32 },
+    Documents {
+        ids: Arc<[u32]>,
+        batch: u32,
+        /// The least and the largest id of every [`RUN`] places of a sequence.
+        bounds: Arc<[[u32; 2]]>,
+    },
     /// By blocks.
     Blocks(Blocks),
 }
@@ -112,7 +120,11 @@ impl BlockMask {
     /// Documents in one sequence: a row sees the keys with the id of its position. `ids` is `[batch or 1, seqlen_kv]`, with
     /// `batch` sequences or 1 for all. Add a causal mask for language models.
     pub fn documents(batch: u32, ids: &[u32]) -> Self {
-        Self::of(Pattern::Documents { ids: ids.into(), batch })
+        let of_each = (ids.len() / batch.max(1) as usize).max(1);
+        let bounds_of =
+            |run: &[u32]| run.iter().fold([u32::MAX, 0], |[least, most], id| [least.min(*id), most.max(*id)]);
+        let bounds = ids.chunks_exact(of_each).flat_map(|ids| ids.chunks(RUN)).map(bounds_of).collect();
+        Self::of(Pattern::Documents { ids: ids.into(), batch, bounds })
     }
 
     /// Butterfly (Pixelated Butterfly) on blocks of 64 × 64: a row of blocks sees itself, and those whose number differs in
@@ -218,7 +230,7 @@ impl BlockMask {
 
     /// The document at a place of a sequence, if there is such a place.
     fn id(&self, batch: u32, place: i64) -> Option<u32> {
-        let Pattern::Documents { ids, batch: sequences } = &self.pattern else { return None };
+        let Pattern::Documents { ids, batch: sequences, .. } = &self.pattern else { return None };
         let of_each = ids.len() / (*sequences).max(1) as usize;
         let batch = if *sequences == 1 { 0 } else { batch as usize };
         let place = usize::try_from(place).ok().filter(|place| *place < of_each)?;
@@ -254,8 +266,26 @@ impl BlockMask {
         }
     }
 
+    /// No id of these places is less or more than this; `None` if there are no such places.
+    fn bounds_of_ids(&self, batch: u32, places: Range<i64>) -> Option<[u32; 2]> {
+        let Pattern::Documents { ids, batch: sequences, bounds } = &self.pattern else { return None };
+        let of_each = ids.len() / (*sequences).max(1) as usize;
+        let [first, end] = [places.start, places.end].map(|place| place.clamp(0, of_each as i64) as usize);
+        let of_sequence = if *sequences == 1 { 0 } else { batch as usize * of_each.div_ceil(RUN) };
+        let runs = bounds.get(of_sequence + first / RUN..of_sequence + end.div_ceil(RUN)).filter(|_| first < end)?;
+        runs.iter().copied().reduce(|[least, most], [a, b]| [least.min(a), most.max(b)])
+    }
+
     /// Whether some row sees some key, and whether all see all.
     fn documents_of(&self, area: &Area) -> (bool, bool) {
+        // Where documents lie one behind the other, this leaves most areas out at once.
+        let bounds = |range: &Range<u32>, offset: i64| {
+            self.bounds_of_ids(area.batch, i64::from(range.start) + offset..i64::from(range.end) + offset)
+        };
+        match (bounds(&area.rows, area.offset), bounds(&area.keys, 0)) {
+            (Some(of_rows), Some(of_keys)) if of_rows[0] <= of_keys[1] && of_keys[0] <= of_rows[1] => {}
+            _ => return (false, false),
+        }
         if area.rows.len().max(area.keys.len()) > MOST_IDS {
             return (true, false);
         }
@@ -293,7 +323,7 @@ impl BlockMask {
             Pattern::Longformer { window, global } => vec![*window, *global],
             Pattern::Strided(step) => vec![*step],
             Pattern::Prefix(len) => vec![*len],
-            Pattern::Documents { ids, batch } => {
+            Pattern::Documents { ids, batch, .. } => {
                 let stride = if *batch == 1 { 0 } else { ids.len() as u32 / (*batch).max(1) };
                 [stride].into_iter().chain(ids.iter().copied()).collect()
             }
@@ -305,7 +335,7 @@ impl BlockMask {
     pub(super) fn fault(&self, shape: &AttentionShape) -> Option<String> {
         match &self.pattern {
             Pattern::Strided(0) => Some("its step is 0".into()),
-            Pattern::Documents { ids, batch } => is_one_or("sequences of ids", *batch, shape.batch).or_else(|| {
+            Pattern::Documents { ids, batch, .. } => is_one_or("sequences of ids", *batch, shape.batch).or_else(|| {
                 let needed = u64::from(*batch) * u64::from(shape.seqlen_kv);
                 let found = ids.len();
                 (found as u64 != needed).then(|| format!("{found} ids are given; [batch or 1, seqlen_kv] has {needed}"))
@@ -381,9 +411,13 @@ impl Blocks {
         let rows = area.rows.start / side_q..area.rows.end.div_ceil(side_q);
         let columns = area.keys.start / side_kv..area.keys.end.div_ceil(side_kv);
         let kinds = rows.flat_map(|row| columns.clone().map(move |column| (row, column)));
-        let kinds = kinds.map(|(row, column)| self.kind(area.batch, area.head, row, column));
-        let (least, most) =
-            kinds.fold((BlockKind::Full, BlockKind::Absent), |(least, most), kind| (least.min(kind), most.max(kind)));
+        let (mut least, mut most) = (BlockKind::Full, BlockKind::Absent);
+        for kind in kinds.map(|(row, column)| self.kind(area.batch, area.head, row, column)) {
+            (least, most) = (least.min(kind), most.max(kind));
+            if least == BlockKind::Absent && most != BlockKind::Absent {
+                return BlockKind::Partial;
+            }
+        }
         let is_whole = least == BlockKind::Full || (least == BlockKind::Partial && is_alone);
         match most {
             BlockKind::Absent => BlockKind::Absent,

@@ -241,4 +241,47 @@ mod tests {
             assert!(message.contains(part), "{message}");
         }
     }
+
+    /// Whatever the text is, its lines are those of the text, or the error is at one of them.
+    #[test]
+    fn any_text_is_unrolled_or_refused() {
+        use proptest::prelude::*;
+        use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+        const PIECES: [&str; 16] = [
+            "// unroll N in ROWS {",
+            "// unroll M in INPUTS, N in ROWS {",
+            "// unroll N in NONE {",
+            "// unroll N in ROWS_N {",
+            "// unroll ",
+            "// }",
+            "// } ",
+            "  // }",
+            "let o_N = N;",
+            "N_M_",
+            "_",
+            "{",
+            "",
+            "é_N",
+            "N,",
+            "//",
+        ];
+        let config = Config { cases: 4000, failure_persistence: None, ..Config::default() };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let texts = prop::collection::vec((0..PIECES.len(), any::<bool>()), 0..16);
+        let outcome = runner.run(&texts, |pieces| {
+            let pieces = pieces.iter().map(|(piece, ends)| PIECES[*piece].to_owned() + if *ends { "\n" } else { "" });
+            let text: String = pieces.collect();
+            let count = text.lines().count().max(1) as u32;
+            match unroll(&text, &lists()) {
+                Ok(lines) => prop_assert!(
+                    lines.iter().all(|(number, line)| (1..=count).contains(number) && line.trim() != "// }"),
+                    "{lines:?}"
+                ),
+                Err((line, message)) => prop_assert!((1..=count).contains(&line) && !message.is_empty(), "{line}"),
+            }
+            Ok(())
+        });
+        outcome.unwrap_or_else(|error| panic!("{error}"));
+    }
 }

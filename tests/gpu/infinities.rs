@@ -1,10 +1,10 @@
 //! Scores of −∞ that come from the data. A key with such a score has P = 0; a row that has no other is empty: O = 0,
-//! LSE = −∞, and no gradient, as the oracle has it.
+//! LSE = −∞, and no gradient, as the oracle has it. And values of V so large that infinities are near.
 
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, reference};
+use wgpu_flash_attention::{Algorithm, AttentionProblem, AttentionShape, Element, reference};
 
 use crate::support::{
-    Inputs, Library, Variant, check, check_gradients, gradient_inputs, inputs, library, limited, run_backward,
+    Inputs, Library, Variant, check, check_gradients, gradient_inputs, inputs, library, limited, run, run_backward,
     with_matrices,
 };
 
@@ -175,5 +175,49 @@ fn an_empty_row_passes_nothing_on() {
         let gradients = check_gradients(library(Variant::Full), &problem, &given);
         let all = [gradients.dq(), gradients.dk(), gradients.dv()];
         assert!(all.iter().flatten().all(|value| value.is_finite()));
+    }
+}
+
+/// V is as large as this, the first half of the keys has scores of 0, and P of the others is 2⁷·⁹ times as large: m may stay.
+fn large_values(problem: &AttentionProblem, largest: f64) -> Inputs {
+    let mut inputs = inputs(problem, 6);
+    inputs
+        .q
+        .chunks_mut(DIM)
+        .for_each(|row| row.copy_from_slice(&std::array::from_fn::<_, DIM, _>(|d| f64::from(d == 0))));
+    let half = inputs.k.len() / 2;
+    inputs.k.fill(0.0);
+    let last = problem.element.round(7.9 * std::f64::consts::LN_2 / problem.softmax_scale());
+    inputs.k[half..].chunks_mut(DIM).for_each(|key| key[0] = last);
+    inputs.v.fill(problem.element.round(largest));
+    inputs
+}
+
+fn with_large_values(library: &Library, problem: &AttentionProblem, largest: f64) {
+    let output = check(library, problem, &large_values(problem, largest));
+    assert!(output.o().iter().all(|o| o.is_finite()), "{problem:?}");
+}
+
+/// What `Algorithm` says of large values.
+#[test]
+fn large_values_of_v() {
+    let keys = 128;
+    for element in [Element::F32, Element::Bf16] {
+        let shape = AttentionShape::new(1, 1, 40, DIM as u32).with_seqlen_kv(keys);
+        let problem = AttentionProblem::new(shape).with_element(element);
+        let decoding = AttentionProblem::new(AttentionShape { seqlen_q: 1, ..shape }).with_element(element);
+        let largest = 0.99 * 2f64.powi(120) / f64::from(keys);
+        for library in [library(Variant::Full), library(Variant::SmallTiles), &limited(|_| ()).splits(2)] {
+            [&problem, &decoding].into_iter().for_each(|problem| with_large_values(library, problem, largest));
+        }
+        if let Some(library) = with_matrices() {
+            with_large_values(library, &problem, largest);
+        }
+        // Standard attention alone: `check` asks flash attention too.
+        let standard = problem.with_algorithm(Algorithm::Standard);
+        let inputs = large_values(&standard, 3e38);
+        let o = run(library(Variant::Full), &standard, &inputs).o();
+        let unit = [1e-6, 1e-3, 8e-3][element as usize];
+        assert!(o.iter().all(|o| (o / inputs.v[0] - 1.0).abs() <= unit), "{element:?}: {o:?}");
     }
 }

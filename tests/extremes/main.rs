@@ -14,6 +14,30 @@ use wgpu_flash_attention::{
     TunedTiles, Tuning, WgslOptions, Workload, reference,
 };
 
+mod hostile;
+
+/// Modules of the program `flash`.
+macro_rules! modules_of_the_program {
+    ($($name:ident in $path:tt;)*) => {
+        $(
+            #[allow(dead_code, reason = "the tests ask a part of the program")]
+            #[path = $path]
+            mod $name;
+        )*
+    };
+}
+modules_of_the_program! {
+    arguments in "../../examples/flash/arguments.rs";
+    blocks in "../../examples/flash/blocks.rs";
+    elements in "../../examples/flash/elements.rs";
+    failure in "../../examples/flash/failure.rs";
+    own_wgsl in "../../examples/flash/own_wgsl.rs";
+    rewritten in "../../examples/flash/rewritten.rs";
+    target in "../../examples/flash/target.rs";
+    tensors in "../../examples/flash/tensors.rs";
+    tuning_file in "../../examples/flash/tune/file.rs";
+}
+
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Flash, Algorithm::Standard];
 
 fn dispatches(plan: &Plan) -> usize {

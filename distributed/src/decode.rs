@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::gpu::{read, storage, submit, upload};
 use crate::hello::greet;
 use crate::partition::{Scheme, Span, spans};
-use crate::recut::{recut_entries, refuse};
+use crate::recut::{recut, refuse};
 use crate::tell;
 use crate::transport::Transport;
 use wgpu_flash_attention::{
@@ -68,7 +68,7 @@ impl<T: Transport> DecodeAttention<T> {
         let keys = spans(Scheme::Ring, shape.seqlen_kv, transport.ranks(), transport.rank(), u32::MAX)[0];
         let all = Entries::all(problem)?;
         let of_keys = AttentionShape { seqlen_kv: keys.len, ..shape };
-        let part = recut_entries(problem, of_keys, &all, [shape.seqlen_q, keys.len]).with_f32_output();
+        let part = recut(problem, of_keys, (&all, [shape.seqlen_q, keys.len]), <[f32]>::to_vec).with_f32_output();
         let part = part.with_shard(Shard::of_lengths(shape.seqlen_q, shape.seqlen_kv).with_first_key(keys.first));
         // A sink is one more part, of no keys.
         let num_parts = transport.ranks() as u32 + u32::from(problem.has_sink());

@@ -55,6 +55,11 @@ impl Entries {
         Err(Error::Unsupported { what: "entries in another layout", reason })
     }
 
+    /// Those of some query heads of the whole, so many.
+    pub fn of_heads(&self, heads: u32) -> Self {
+        Self { heads: if self.heads == 1 { 1 } else { heads }, ..*self }
+    }
+
     /// How those of so many rows and keys lie.
     pub fn layout(&self, rows: u32, keys: u32) -> EntryLayout {
         let counts = [self.batch, self.heads, self.rows(rows), if self.has_keys { keys } else { 1 }];
@@ -62,6 +67,11 @@ impl Entries {
             Some(_) => EntryLayout::contiguous(counts),
             None => EntryLayout::packed_bits(counts),
         }
+    }
+
+    /// Whether each row has entries of its own.
+    pub fn has_rows(&self) -> bool {
+        self.has_rows
     }
 
     /// Whether each row and each key has entries of its own.

@@ -4,30 +4,17 @@ use crate::entries::Entries;
 use crate::error::Error;
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, KeyMask, Operand, ScoreMod};
 
-/// The whole in another shape, bshd, with its modifiers and masks as `score` and `mask` make them. Without a sink, and without
-/// the gradient of a bias: who wants them adds them.
+/// The whole in another shape, bshd: with these entries, which have room for so many rows and keys, and with slopes of ALiBi as
+/// `slopes` makes them. Without a sink, and without the gradient of a bias: who wants them adds them.
 pub(crate) fn recut(
     whole: &AttentionProblem,
     shape: AttentionShape,
-    score: impl Fn(&ScoreMod) -> ScoreMod,
-    mask: impl Fn(&KeyMask) -> KeyMask,
-) -> AttentionProblem {
-    let mut part = AttentionProblem::new(shape).with_element(whole.element).with_softmax_scale(whole.softmax_scale());
-    (part.mask, part.dropout, part.algorithm) = (whole.mask, whole.dropout, whole.algorithm);
-    part.max_flops_per_dispatch = whole.max_flops_per_dispatch;
-    let part = whole.scores().iter().fold(part, |part, modifier| part.with_score(score(modifier)));
-    whole.key_masks().iter().fold(part, |part, of_keys| part.with_key_mask(mask(of_keys)))
-}
-
-/// The whole in another shape, with entries that have room for `room` rows and keys.
-pub(crate) fn recut_entries(
-    whole: &AttentionProblem,
-    shape: AttentionShape,
-    all: &[Entries],
-    [rows, keys]: [u32; 2],
+    (all, [rows, keys]): (&[Entries], [u32; 2]),
+    slopes: impl Fn(&[f32]) -> Vec<f32>,
 ) -> AttentionProblem {
     let layout_of = |operand| all.iter().find(|of| of.operand == operand).map(|entries| entries.layout(rows, keys));
     let score = |modifier: &ScoreMod| match (modifier, layout_of(Operand::Bias)) {
+        (ScoreMod::Alibi(all), _) => ScoreMod::Alibi(slopes(all)),
         (ScoreMod::Bias { element, .. }, Some(layout)) => ScoreMod::Bias { layout, element: *element },
         _ => modifier.clone(),
     };
@@ -35,7 +22,11 @@ pub(crate) fn recut_entries(
         (KeyMask::Boolean(_), Some(layout)) => KeyMask::Boolean(layout),
         _ => mask.clone(),
     };
-    recut(whole, shape, score, mask)
+    let mut part = AttentionProblem::new(shape).with_element(whole.element).with_softmax_scale(whole.softmax_scale());
+    (part.mask, part.dropout, part.algorithm) = (whole.mask, whole.dropout, whole.algorithm);
+    part.max_flops_per_dispatch = whole.max_flops_per_dispatch;
+    let part = whole.scores().iter().fold(part, |part, modifier| part.with_score(score(modifier)));
+    whole.key_masks().iter().fold(part, |part, of_keys| part.with_key_mask(mask(of_keys)))
 }
 
 /// Refuses problems whose parts need more than positions and entries.

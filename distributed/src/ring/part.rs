@@ -3,7 +3,7 @@
 use crate::entries::Entries;
 use crate::error::Error;
 use crate::partition::{GRAIN, Span};
-use crate::recut::{recut_entries, refuse};
+use crate::recut::{recut, refuse};
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, Shard};
 
 /// The most bytes of a buffer: 2 GiB, which all drivers allow.
@@ -62,7 +62,7 @@ impl Parts {
             seqlen_kv: shape.seqlen_kv.next_multiple_of(GRAIN),
             ..shape
         };
-        let longest = recut_entries(whole, shape, &entries, [room.seqlen_q, room.seqlen_kv]);
+        let longest = recut(whole, shape, (&entries, [room.seqlen_q, room.seqlen_kv]), <[f32]>::to_vec);
         let longest = longest.with_layout(AttentionLayout::bshd(&room));
         let longest = longest.with_shard(Shard::of_lengths(whole.shape.seqlen_q, whole.shape.seqlen_kv));
         let (has_sink, has_bias_gradient) = (whole.has_sink(), whole.has_bias_gradient());

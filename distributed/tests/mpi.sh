@@ -16,6 +16,7 @@ for ranks in 1 2 3 4; do
 done
 mpi 3 "$program" check --scheme ring --window-left 30 --window-right 7 --dropout 0.2 --element f32 --seqlen 101 $small --backward
 mpi 3 "$program" check --no-shared-memory --scheme zigzag --causal --seqlen 101 $small --backward
+mpi 3 "$program" check --scheme zigzag --causal --sink --seqlen 101 $small --backward
 # Messages of many pieces.
 large="--scheme ring --window-left 8 --window-right 8 --seqlen 20000 --element f32 --num-heads 1 --num-heads-kv 1 --head-dim 256"
 mpi 2 "$program" check $large

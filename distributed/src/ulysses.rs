@@ -157,9 +157,11 @@ impl<T: Transport> UlyssesAttention<T> {
         let rows = self.rows().len;
         if let Some(of) = self.entries.iter_mut().find(|of| of.entries.operand == operand) {
             let (found, expected) = (bytes.len(), of.entries.bytes(rows, self.whole.shape.seqlen_kv) as usize);
+            if found != expected {
+                return Err(Error::Length { name: operand.name(), found, expected });
+            }
             of.given = bytes.to_vec();
-            let name = operand.name();
-            return if found == expected { Ok(()) } else { Err(Error::Length { name, found, expected }) };
+            return Ok(());
         }
         let Some(place) = GIVEN.iter().position(|other| *other == operand) else { return Err(not_here(operand)) };
         let side = self.side(operand);

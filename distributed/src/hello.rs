@@ -28,6 +28,8 @@ pub(crate) fn greet(transport: &mut impl Transport, scheme: &str, problem: &Atte
         ("dropout", format!("{dropout:?}")),
         ("score modifiers", format!("{:016x}", hash(&format!("{:?}", problem.scores())))),
         ("masks", format!("{:016x}", hash(&format!("{:?}", problem.key_masks())))),
+        ("sink", problem.has_sink().to_string()),
+        ("the gradient of a bias", problem.has_bias_gradient().to_string()),
     ];
     let text: Vec<String> = fields.iter().map(|(name, value)| format!("{name}\t{value}")).collect();
     let mut own = text.join("\n").into_bytes();

@@ -9,10 +9,12 @@
 #![warn(missing_docs)]
 
 mod decode;
+mod entries;
 mod error;
 mod gpu;
 mod hello;
 mod partition;
+mod recut;
 mod ring;
 mod staging;
 mod timeline;

@@ -1,9 +1,11 @@
 //! Attention in which ranks exchange heads for rows: each computes some heads of the whole sequence.
 
+use crate::entries::Entries;
 use crate::error::Error;
 use crate::gpu::{read, storage, submit, upload};
 use crate::hello::greet;
 use crate::partition::{Scheme, Span, spans};
+use crate::recut::{recut, refuse};
 use crate::tell;
 use crate::timeline::{Clock, Timeline};
 use crate::transport::{Bytes, Transport, WriteOnly};
@@ -11,13 +13,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, BackwardBuffers, Element, FlashAttention, ForwardBuffers,
-    InvalidProblem, Operand, PreparedBackward, PreparedForward, ScoreMod, Shard, wgpu,
+    AttentionProblem, AttentionShape, BackwardBuffers, Element, FlashAttention, ForwardBuffers, InvalidProblem,
+    Operand, PreparedBackward, PreparedForward, Shard, wgpu,
 };
 
 /// One rank of all-to-all attention (DeepSpeed-Ulysses): Q, K and V go from rows of all heads to all rows of some heads, and O
 /// comes back. There is no merge, and each rank must have a KV head. Tensors of a rank are those of its rows:
 /// `[batch, rows, num_heads, head_dim]`, LSE `[batch, num_heads, rows]`.
+///
+/// A bias and a boolean mask are contiguous in the whole problem. A rank has the entries of its rows for all keys: `[batch or 1,
+/// num_heads or 1, rows or 1, seqlen_kv or 1]`, those of a mask in packed bits, with a 1 where the whole repeats them. Sinks are
+/// those of all heads on all ranks, f32 `[num_heads]`.
 ///
 /// Set tensors are in memory of the host, and the exchange comes before and after the kernels, not beside them.
 pub struct UlyssesAttention<T: Transport> {
@@ -37,19 +43,35 @@ pub struct UlyssesAttention<T: Transport> {
     given: [Vec<u8>; 4],
     /// Q, K, V, O, LSE and dO of this rank's heads.
     buffers: [wgpu::Buffer; 6],
-    /// O, LSE, dQ, dK and dV of this rank's rows.
-    results: [Vec<u8>; 5],
+    /// Of a bias and of a boolean mask.
+    entries: Vec<OfHeads>,
+    /// The logits of this rank's heads.
+    sink: Option<wgpu::Buffer>,
+    /// The sink, until it is set.
+    awaits_sink: bool,
+    /// O, LSE, dQ, dK and dV of this rank's rows; dSink of all heads.
+    results: [Vec<u8>; 6],
+}
+
+/// Entries of a bias or a boolean mask.
+struct OfHeads {
+    /// Of the whole.
+    entries: Entries,
+    /// What was set: those of this rank's rows.
+    given: Vec<u8>,
+    /// Those of this rank's heads.
+    buffer: wgpu::Buffer,
 }
 
 const GIVEN: [Operand; 4] = [Operand::Q, Operand::K, Operand::V, Operand::DO];
-const RESULTS: [Operand; 5] = [Operand::O, Operand::Lse, Operand::Dq, Operand::Dk, Operand::Dv];
+const RESULTS: [Operand; 6] = [Operand::O, Operand::Lse, Operand::Dq, Operand::Dk, Operand::Dv, Operand::DSink];
 
 impl<T: Transport> UlyssesAttention<T> {
     /// Prepares a rank's part of a problem. `problem` is the whole, in the `bshd` layout, and the same on all ranks.
     ///
     /// # Errors
-    /// [`Error::Mismatch`] if a rank has another problem; [`Error::Unsupported`] for more ranks than KV heads, and for what differs
-    /// from head to head other than ALiBi; those of the library.
+    /// [`Error::Mismatch`] if a rank has another problem; [`Error::Unsupported`] for more ranks than KV heads, sequences with lengths
+    /// of their own, caches, block masks, data for own WGSL, and the gradient of a bias; those of the library.
     pub fn new(mut transport: T, attention: &FlashAttention, problem: &AttentionProblem) -> Result<Self, Error> {
         let made = Self::parts(&mut transport, problem).and_then(|(heads_kv, part)| {
             let forward = pollster::block_on(attention.prepare_forward(&part))?;
@@ -58,9 +80,16 @@ impl<T: Transport> UlyssesAttention<T> {
             let made = of.into_iter().map(|operand| storage(attention, operand.name(), bytes(operand)));
             let buffers: Vec<_> = made.collect::<Result<_, _>>()?;
             let buffers = buffers.try_into().map_err(|_| Error::Gpu("a buffer is missing".into()))?;
-            Ok((heads_kv, part, forward, buffers))
+            let of_heads = |entries: Entries| {
+                let buffer = storage(attention, entries.operand.name(), bytes(entries.operand))?;
+                Ok::<_, Error>(OfHeads { entries, given: Vec::new(), buffer })
+            };
+            let entries = Entries::all(problem)?.into_iter().map(of_heads).collect::<Result<Vec<_>, _>>()?;
+            let sink = part.has_sink().then(|| storage(attention, "sink", bytes(Operand::Sink))).transpose()?;
+            Ok((heads_kv, part, forward, buffers, entries, sink))
         });
-        let (heads_kv, part, forward, buffers) = made.map_err(|error| tell(&mut transport, attention, error))?;
+        let (heads_kv, part, forward, buffers, entries, sink) =
+            made.map_err(|error| tell(&mut transport, attention, error))?;
         let ranks = transport.ranks();
         let of = |seqlen| (0..ranks).map(|rank| spans(Scheme::Ring, seqlen, ranks, rank, u32::MAX)[0]).collect();
         Ok(Self {
@@ -75,6 +104,9 @@ impl<T: Transport> UlyssesAttention<T> {
             backward: None,
             given: Default::default(),
             buffers,
+            entries,
+            awaits_sink: sink.is_some(),
+            sink,
             results: Default::default(),
         })
     }
@@ -113,11 +145,24 @@ impl<T: Transport> UlyssesAttention<T> {
         &mut self.transport
     }
 
-    /// Sets Q, K, V or dO of this rank's rows.
+    /// Sets Q, K, V or dO of this rank's rows; where the problem has them, the sink of all heads, and the entries of a bias
+    /// or of a boolean mask for its rows.
     ///
     /// # Errors
     /// [`Error::Length`] for another number of bytes than the part has; [`Error::Unsupported`] for other tensors.
     pub fn set(&mut self, operand: Operand, bytes: &[u8]) -> Result<(), Error> {
+        if operand == Operand::Sink {
+            return self.set_sink(bytes);
+        }
+        let rows = self.rows().len;
+        if let Some(of) = self.entries.iter_mut().find(|of| of.entries.operand == operand) {
+            let (found, expected) = (bytes.len(), of.entries.bytes(rows, self.whole.shape.seqlen_kv) as usize);
+            if found != expected {
+                return Err(Error::Length { name: operand.name(), found, expected });
+            }
+            of.given = bytes.to_vec();
+            return Ok(());
+        }
         let Some(place) = GIVEN.iter().position(|other| *other == operand) else { return Err(not_here(operand)) };
         let side = self.side(operand);
         let rows = side.rows[self.transport.rank()].len as usize;
@@ -129,7 +174,20 @@ impl<T: Transport> UlyssesAttention<T> {
         Ok(())
     }
 
-    /// O and LSE after a forward call, dQ, dK and dV in f32 after a backward call, of this rank's rows and keys.
+    fn set_sink(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let Some(sink) = &self.sink else { return Err(not_here(Operand::Sink)) };
+        let (found, expected) = (bytes.len(), 4 * self.whole.shape.num_heads as usize);
+        if found != expected {
+            return Err(Error::Length { name: Operand::Sink.name(), found, expected });
+        }
+        let heads = &self.side(Operand::Q).heads[self.transport.rank()];
+        upload(&self.attention, sink, 0, &bytes[4 * heads.start as usize..4 * heads.end as usize])?;
+        self.awaits_sink = false;
+        Ok(())
+    }
+
+    /// O and LSE after a forward call, dQ, dK and dV in f32 after a backward call, of this rank's rows and keys; with a sink also
+    /// dSink of all heads, f32 `[num_heads]`.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for other tensors.
@@ -161,6 +219,7 @@ impl<T: Transport> UlyssesAttention<T> {
         for tensor in 0..3 {
             self.bring(tensor, tensor)?;
         }
+        self.bring_entries()?;
         clock.transferred(0, begin);
         submit(&self.attention, "the forward pass", |encoder| {
             clock.begin(encoder, 0);
@@ -193,7 +252,9 @@ impl<T: Transport> UlyssesAttention<T> {
         let [dq, dk, dv] = made;
         let gradients = [dq?, dk?, dv?];
         let [dq, dk, dv] = gradients.each_ref().map(|buffer| buffer.slice(..));
+        let d_sink = self.sink.as_ref().map(|sink| storage(&self.attention, "dsink", sink.size())).transpose()?;
         let buffers = BackwardBuffers::new(self.forward_buffers(), self.buffers[5].slice(..), dq, dk, dv);
+        let buffers = buffers.with(Operand::DSink, d_sink.as_ref().map(|d_sink| d_sink.slice(..)));
         submit(&self.attention, "the backward pass", |encoder| {
             clock.begin(encoder, 0);
             backward.encode(encoder, &buffers)?;
@@ -206,12 +267,61 @@ impl<T: Transport> UlyssesAttention<T> {
             self.results[result] = self.side(RESULTS[result]).to_rows(&mut self.transport, &all)?;
             clock.transferred(1, begin);
         }
+        if let Some(d_sink) = &d_sink {
+            self.results[5] = self.gather_heads(&read(&self.attention, d_sink)?)?;
+        }
         clock.finish(&self.attention)
+    }
+
+    /// A word for each of all heads, from those of this rank's heads.
+    fn gather_heads(&mut self, own: &[u8]) -> Result<Vec<u8>, Error> {
+        let heads = self.side(Operand::Q).heads;
+        let most = heads.iter().map(Range::len).max().unwrap_or(0);
+        let mut own = own.to_vec();
+        own.resize(4 * most, 0);
+        let gathered = self.transport.all_gather(&own)?;
+        Ok(gathered.iter().zip(&heads).flat_map(|(bytes, heads)| &bytes[..4 * heads.len()]).copied().collect())
     }
 
     fn forward_buffers(&self) -> ForwardBuffers<'_> {
         let [q, k, v, o, lse, _] = self.buffers.each_ref().map(|buffer| buffer.slice(..));
-        ForwardBuffers::new(q, k, v, o, lse)
+        let mut buffers = ForwardBuffers::new(q, k, v, o, lse);
+        for of in &self.entries {
+            buffers = buffers.with(of.entries.operand, of.buffer.slice(..));
+        }
+        buffers.with(Operand::Sink, self.sink.as_ref().map(|sink| sink.slice(..)))
+    }
+
+    /// Exchanges entries, and uploads those of this rank's heads.
+    fn bring_entries(&mut self) -> Result<(), Error> {
+        let not_set = |operand: Operand| {
+            let reason = format!("call set with it; the problem has a {operand}");
+            Error::Unsupported { what: "a tensor that is not set", reason }
+        };
+        if self.awaits_sink {
+            return Err(not_set(Operand::Sink));
+        }
+        let (rank, seqlen_kv, of_q) = (self.transport.rank(), self.whole.shape.seqlen_kv, self.side(Operand::Q).heads);
+        for OfHeads { entries, given, buffer } in &self.entries {
+            if given.len() as u64 != entries.bytes(self.rows[rank].len, seqlen_kv) {
+                return Err(not_set(entries.operand));
+            }
+            let [batch, heads] = entries.groups();
+            let side = Side {
+                batch: batch as usize,
+                rows: self.rows.clone(),
+                heads: if heads == 1 { vec![0..1; of_q.len()] } else { of_q.clone() },
+                head_bytes: entries.row_bytes(seqlen_kv) as usize,
+                is_lse: true,
+            };
+            let all = if entries.has_rows() {
+                side.to_heads(&mut self.transport, given)?
+            } else {
+                side.cut(given, 1, heads as usize, (Span { first: 0, len: 1 }, side.heads[rank].clone()))
+            };
+            upload(&self.attention, buffer, 0, &all)?;
+        }
+        Ok(())
     }
 
     /// Exchanges a tensor that was set, and uploads this rank's heads of it.
@@ -349,33 +459,22 @@ impl Side {
 
 /// Some KV heads of a problem, with the query heads that share them.
 fn heads_of(whole: &AttentionProblem, heads_kv: Range<u32>) -> Result<AttentionProblem, Error> {
+    refuse(whole)?;
+    if whole.has_bias_gradient() {
+        let reason = "ranks that exchange heads do not give it; RingAttention does".into();
+        return Err(Error::Unsupported { what: "the gradient of a bias", reason });
+    }
     let group = whole.shape.num_heads / whole.shape.num_heads_kv.max(1);
     let (first, num_heads) = (heads_kv.start * group, heads_kv.len() as u32 * group);
-    let of_heads = whole.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Bias { .. } | ScoreMod::Wgsl(_)));
-    let is_dense = whole.layout == AttentionLayout::bshd(&whole.shape) && whole.gradient_layout.is_none();
-    let refused = [
-        (of_heads || !whole.key_masks().is_empty(), "a bias, a mask by entries or own WGSL"),
-        (whole.has_sink(), "a sink"),
-        (whole.has_lengths(), "sequences with lengths of their own"),
-        (whole.cache().is_some(), "K and V in a cache"),
-        (!is_dense, "layouts other than bshd"),
-    ];
-    if let Some((_, what)) = refused.into_iter().find(|(is_there, _)| *is_there) {
-        return Err(Error::Unsupported { what, reason: "ranks that exchange heads do not cut it yet".into() });
-    }
     let shape = AttentionShape { num_heads, num_heads_kv: heads_kv.len() as u32, ..whole.shape };
-    let mut part = AttentionProblem::new(shape).with_element(whole.element).with_softmax_scale(whole.softmax_scale());
-    (part.mask, part.dropout) = (whole.mask, whole.dropout);
-    for modifier in whole.scores() {
-        part = part.with_score(match modifier {
-            ScoreMod::Alibi(slopes) => {
-                let all = whole.shape.num_heads.max(1) as usize;
-                let own = first as usize..(first + num_heads) as usize;
-                ScoreMod::Alibi(slopes.chunks(all).flat_map(|of| of.get(own.clone()).unwrap_or(&[])).copied().collect())
-            }
-            other => other.clone(),
-        });
-    }
+    let entries: Vec<_> = Entries::all(whole)?.iter().map(|entries| entries.of_heads(num_heads)).collect();
+    let slopes = |slopes: &[f32]| {
+        let own = first as usize..(first + num_heads) as usize;
+        let of_sequences = slopes.chunks(whole.shape.num_heads.max(1) as usize);
+        of_sequences.flat_map(|of| of.get(own.clone()).unwrap_or(&[])).copied().collect()
+    };
+    let part = recut(whole, shape, (&entries, [shape.seqlen_q, shape.seqlen_kv]), slopes);
     let shard = Shard::of_lengths(shape.seqlen_q, shape.seqlen_kv).with_first_head(first, whole.shape.num_heads);
-    Ok(part.with_shard(shard))
+    let part = part.with_shard(shard);
+    Ok(if whole.has_sink() { part.with_sink() } else { part })
 }

@@ -1,7 +1,8 @@
 //! The forward pass of a ring.
 
+use super::modifiers::with_all;
 use super::part::Parts;
-use super::{Block, RingAttention, rounds};
+use super::{RingAttention, rounds};
 use crate::error::Error;
 use crate::gpu::{storage, submit};
 use crate::partition::Span;
@@ -75,19 +76,28 @@ impl Forward {
         encoder: &mut wgpu::CommandEncoder,
         call: &Call,
         row: usize,
-        [q, k, v]: [&wgpu::Buffer; 3],
+        ([q, k, v], entries): ([&wgpu::Buffer; 3], &[(Operand, &wgpu::Buffer)]),
         is_first: bool,
     ) -> Result<(), Error> {
         let (o, lse) = (&self.o[row], &self.lse[row]);
         let (o_part, lse_part) = if is_first { (o, lse) } else { (&self.o_part, &self.lse_part) };
         let [q, k, v, o_part, lse_part] = [q, k, v, o_part, lse_part].map(|buffer| buffer.slice(..));
-        self.operation.encode_call(encoder, &ForwardBuffers::new(q, k, v, o_part, lse_part), call)?;
+        let buffers = with_all(ForwardBuffers::new(q, k, v, o_part, lse_part), entries);
+        self.operation.encode_call(encoder, &buffers, call)?;
         if !is_first {
             let mut rows = Call::new();
             rows.seqlen_q = call.seqlen_q;
             self.fold.encode_call(encoder, &MergeBuffers::new(o_part, lse_part, o.slice(..), lse.slice(..)), &rows)?;
         }
         Ok(())
+    }
+
+    /// Running results of rows that have seen no key: O is 0, LSE their sink.
+    fn encode_start(&self, encoder: &mut wgpu::CommandEncoder, start: &wgpu::Buffer) {
+        for (o, lse) in self.o.iter().zip(&self.lse) {
+            encoder.clear_buffer(o, 0, None);
+            encoder.copy_buffer_to_buffer(start, 0, lse, 0, start.size());
+        }
     }
 
     /// O in the problem's element.
@@ -104,10 +114,12 @@ impl Forward {
 
 impl<T: Transport> RingAttention<T> {
     pub(super) fn run_forward(&mut self) -> Result<Timeline, Error> {
+        self.modifiers.check()?;
         self.transport.barrier()?;
         let ranks = self.transport.ranks();
         let mut clock = Clock::new(&self.attention, ranks)?;
-        let mut has_result = vec![false; self.parts.rows.len()];
+        // A sink is a result before the first key.
+        let mut has_result = vec![self.parts.has_sink; self.parts.rows.len()];
         for step in 0..ranks {
             let passes_on = step + 1 < ranks;
             let sent = passes_on.then(|| self.staging.send(&self.attention, &self.block_at(step).0.buffers()));
@@ -129,17 +141,23 @@ impl<T: Transport> RingAttention<T> {
         let (block, of_rank) = self.block_at(step);
         submit(&self.attention, "the forward pass", |encoder| {
             clock.begin(encoder, step);
+            if let Some(start) = self.modifiers.start().filter(|_| step == 0) {
+                self.forward.encode_start(encoder, start);
+            }
             for (row, rows) in self.parts.rows.iter().enumerate() {
                 for (key, keys) in self.visible(*rows, of_rank) {
                     let call = self.parts.call(*rows, keys);
                     let tensors = [&self.q[row], &block.k[key], &block.v[key]];
-                    self.forward.encode(encoder, &call, row, tensors, !has_result[row])?;
+                    let entries = self.modifiers.of_pair(row, of_rank, key);
+                    self.forward.encode(encoder, &call, row, (tensors, &entries), !has_result[row])?;
                     has_result[row] = true;
                 }
                 // Rows that have seen nothing have a result too, of no keys.
                 if step + 1 == self.transport.ranks() && !has_result[row] {
                     let call = self.parts.call(*rows, Span { first: 0, len: 0 });
-                    self.forward.encode(encoder, &call, row, self.first_tensors(row, block), true)?;
+                    let tensors = [&self.q[row], &block.k[0], &block.v[0]];
+                    let entries = self.modifiers.of_pair(row, of_rank, 0);
+                    self.forward.encode(encoder, &call, row, (tensors, &entries), true)?;
                     has_result[row] = true;
                 }
             }
@@ -150,10 +168,6 @@ impl<T: Transport> RingAttention<T> {
             Ok(())
         })
         .map(drop)
-    }
-
-    fn first_tensors<'a>(&'a self, row: usize, block: &'a Block) -> [&'a wgpu::Buffer; 3] {
-        [&self.q[row], &block.k[0], &block.v[0]]
     }
 
     /// The spans of a rank's keys that some of these rows see, with their numbers.

@@ -3,6 +3,7 @@
 mod add;
 mod backward;
 mod forward;
+mod modifiers;
 mod part;
 
 use crate::error::Error;
@@ -15,6 +16,7 @@ use crate::timeline::Timeline;
 use crate::transport::Transport;
 use backward::Gradients;
 use forward::Forward;
+use modifiers::Modifiers;
 use part::{Parts, largest_span};
 use wgpu_flash_attention::{AttentionProblem, Element, FlashAttention, Operand, wgpu};
 
@@ -42,7 +44,11 @@ impl Block {
 /// `[spans][batch, num_heads, rows of the span]` in f32.
 ///
 /// All ranks make the same calls in the same order. Causal masks, windows, softcap, ALiBi, dropout and the caller's own WGSL go by
-/// positions of the whole problem. A mask in own WGSL saves no work: all pairs are computed.
+/// positions of the whole problem. A boolean mask, or one in own WGSL, saves no work: all pairs are computed.
+///
+/// A bias and a boolean mask are contiguous in the whole problem. A rank has the entries of its rows for all keys: `[spans][batch or
+/// 1, num_heads or 1, rows of the span or 1, seqlen_kv or 1]`, those of a mask in packed bits, with a 1 where the whole repeats
+/// them. Sinks are those of all heads on all ranks, f32 `[num_heads]`.
 pub struct RingAttention<T: Transport> {
     transport: T,
     attention: FlashAttention,
@@ -53,6 +59,7 @@ pub struct RingAttention<T: Transport> {
     passing: Option<Block>,
     staging: Staging,
     forward: Forward,
+    modifiers: Modifiers,
     gradients: Option<Gradients>,
 }
 
@@ -61,7 +68,7 @@ impl<T: Transport> RingAttention<T> {
     ///
     /// # Errors
     /// [`Error::Mismatch`] if a rank has another problem; [`Error::Unsupported`] for problems with lengths of sequences, caches,
-    /// boolean and block masks, sinks, a bias or data for own WGSL; those of the library.
+    /// block masks, data for own WGSL, or the gradient of a bias that repeats along rows or keys; those of the library.
     pub fn new(
         mut transport: T,
         attention: &FlashAttention,
@@ -78,12 +85,14 @@ impl<T: Transport> RingAttention<T> {
             let sizes: Vec<u64> = passing.iter().flat_map(Block::buffers).map(wgpu::Buffer::size).collect();
             let staging = Staging::new(attention, &sizes)?;
             let forward = Forward::new(attention, &parts)?;
-            Ok((parts, q, own, passing, staging, forward))
+            let modifiers = Modifiers::new(attention, &parts)?;
+            Ok((parts, q, own, passing, staging, forward, modifiers))
         });
         match made {
-            Ok((parts, q, own, passing, staging, forward)) => {
+            Ok((parts, q, own, passing, staging, forward, modifiers)) => {
                 let attention = attention.clone();
-                Ok(Self { transport, attention, parts, q, own, passing, staging, forward, gradients: None })
+                let gradients = None;
+                Ok(Self { transport, attention, parts, q, own, passing, staging, forward, modifiers, gradients })
             }
             Err(error) => Err(tell(&mut transport, attention, error)),
         }
@@ -119,15 +128,19 @@ impl<T: Transport> RingAttention<T> {
         let blocks = self.passing.iter().chain([&self.own]);
         let blocks: u64 = blocks.flat_map(Block::buffers).map(wgpu::Buffer::size).sum();
         let q: u64 = self.q.iter().map(wgpu::Buffer::size).sum();
-        blocks + q + self.forward.bytes() + self.gradients.as_ref().map_or(0, Gradients::bytes)
+        blocks + q + self.forward.bytes() + self.modifiers.bytes() + self.gradients.as_ref().map_or(0, Gradients::bytes)
     }
 
-    /// Sets a tensor of this rank: [`Operand::Q`], [`Operand::K`], [`Operand::V`], and for the gradients [`Operand::DO`].
+    /// Sets a tensor of this rank: [`Operand::Q`], [`Operand::K`], [`Operand::V`], and for the gradients [`Operand::DO`]; where the
+    /// problem has them, [`Operand::Sink`], those of all heads, [`Operand::Bias`] and [`Operand::KeyMask`].
     ///
     /// # Errors
     /// [`Error::Length`] for another number of bytes than the rank's part has; [`Error::Unsupported`] for other tensors;
     /// [`Error::Gpu`].
     pub fn set(&mut self, operand: Operand, bytes: &[u8]) -> Result<(), Error> {
+        if self.modifiers.set(&self.attention, &self.parts, operand, bytes)? {
+            return Ok(());
+        }
         let spans = self.spans(operand)?.to_vec();
         let expected: usize = spans.iter().map(|span| self.parts.bytes_of(operand, *span)).sum();
         if bytes.len() != expected {
@@ -199,11 +212,16 @@ impl<T: Transport> RingAttention<T> {
     }
 
     /// A tensor of this rank: [`Operand::O`] and [`Operand::Lse`] after a forward call, [`Operand::Dq`], [`Operand::Dk`] and
-    /// [`Operand::Dv`] after a backward call, these in f32.
+    /// [`Operand::Dv`] after a backward call, these in f32. With a sink also [`Operand::DSink`], f32 `[num_heads]`, the sum over all
+    /// ranks; with the gradient of a bias [`Operand::DBias`], which lies as the bias does on this rank, in its type.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for other tensors; [`Error::Gpu`].
     pub fn get(&self, operand: Operand) -> Result<Vec<u8>, Error> {
+        if let (Operand::DSink | Operand::DBias, Some(gradients)) = (operand, &self.gradients) {
+            let found = gradients.of_modifier(&self.attention, &self.parts, operand)?;
+            return found.ok_or_else(|| not_here(operand));
+        }
         let of_gradients = self.gradients.as_ref().and_then(|gradients| gradients.buffers(operand));
         let buffers = self.forward.results(operand).or(of_gradients).ok_or_else(|| not_here(operand))?;
         let is_of_keys = matches!(operand, Operand::Dk | Operand::Dv);
@@ -240,8 +258,13 @@ impl<T: Transport> RingAttention<T> {
     fn block_at(&self, step: usize) -> (&Block, usize) {
         let (rank, ranks) = (self.transport.rank(), self.transport.ranks());
         let of_rank = (rank + ranks - step) % ranks;
-        let passing = self.passing.as_ref().filter(|_| of_rank != rank);
-        (passing.unwrap_or(&self.own), of_rank)
+        (self.block_of(of_rank), of_rank)
+    }
+
+    /// Where the keys of a rank are while this rank has them.
+    fn block_of(&self, of_rank: usize) -> &Block {
+        let passing = self.passing.as_ref().filter(|_| of_rank != self.transport.rank());
+        passing.unwrap_or(&self.own)
     }
 }
 

@@ -1,10 +1,10 @@
 //! The parts of a problem that calls on one device solve.
 
+use crate::entries::Entries;
 use crate::error::Error;
 use crate::partition::{GRAIN, Span};
-use wgpu_flash_attention::{
-    AttentionLayout, AttentionProblem, AttentionShape, Call, Element, KeyMask, Operand, ScoreMod, Shard,
-};
+use crate::recut::{recut, refuse};
+use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, Shard};
 
 /// The most bytes of a buffer: 2 GiB, which all drivers allow.
 const LARGEST_BUFFER: u64 = 2 << 30;
@@ -19,7 +19,13 @@ pub(super) fn largest_span(problem: &AttentionProblem) -> Result<u32, Error> {
         let reason = format!("a row of {row} bytes; make batch or num_heads smaller");
         return Err(Error::Unsupported { what: "rows this large", reason });
     }
-    Ok(most.min(1 << 29) as u32)
+    // Entries have a buffer for each span of rows with each span of keys.
+    let most_entries = |entries: &Entries| {
+        let of_pair = LARGEST_BUFFER / entries.bytes(1, 1).max(1);
+        if entries.has_all() { of_pair.isqrt() } else { of_pair }
+    };
+    let most = Entries::all(problem)?.iter().map(most_entries).fold(most, u64::min);
+    Ok(most.clamp(u64::from(GRAIN), 1 << 29) as u32)
 }
 
 /// A rank's rows, all ranks' keys, and the problem of the longest of each.
@@ -27,15 +33,23 @@ pub(super) struct Parts {
     pub rows: Vec<Span>,
     /// Of each rank.
     pub keys: Vec<Vec<Span>>,
-    /// The whole problem's part with the longest spans.
+    /// The whole problem's part with the longest spans, without its sink.
     pub longest: AttentionProblem,
     /// Its rows and keys in buffers: rounded up, so that each sequence begins at a whole word.
-    room: AttentionShape,
+    pub room: AttentionShape,
+    /// Of a bias and of a boolean mask.
+    pub entries: Vec<Entries>,
+    /// Keys of the whole.
+    pub seqlen_kv: u32,
+    pub has_sink: bool,
+    pub has_bias_gradient: bool,
 }
 
 impl Parts {
     pub fn new(whole: &AttentionProblem, rows: Vec<Span>, keys: Vec<Vec<Span>>) -> Result<Self, Error> {
         refuse(whole)?;
+        let entries = Entries::all(whole)?;
+        refuse_sums(whole, &entries)?;
         let most = |spans: &mut dyn Iterator<Item = &Span>| spans.map(|span| span.len).max().unwrap_or(0);
         let shape = AttentionShape {
             // All ranks have buffers of one size: those of keys pass around.
@@ -43,16 +57,17 @@ impl Parts {
             seqlen_kv: most(&mut keys.iter().flatten()),
             ..whole.shape
         };
-        let mut longest = whole.clone();
-        longest.shape = shape;
         let room = AttentionShape {
             seqlen_q: shape.seqlen_q.next_multiple_of(GRAIN),
             seqlen_kv: shape.seqlen_kv.next_multiple_of(GRAIN),
             ..shape
         };
-        longest.layout = AttentionLayout::bshd(&room);
-        let shard = Shard::of_lengths(whole.shape.seqlen_q, whole.shape.seqlen_kv);
-        Ok(Self { rows, keys, longest: longest.with_shard(shard), room })
+        let longest = recut(whole, shape, (&entries, [room.seqlen_q, room.seqlen_kv]), <[f32]>::to_vec);
+        let longest = longest.with_layout(AttentionLayout::bshd(&room));
+        let longest = longest.with_shard(Shard::of_lengths(whole.shape.seqlen_q, whole.shape.seqlen_kv));
+        let (has_sink, has_bias_gradient) = (whole.has_sink(), whole.has_bias_gradient());
+        let seqlen_kv = whole.shape.seqlen_kv;
+        Ok(Self { rows, keys, longest, room, entries, seqlen_kv, has_sink, has_bias_gradient })
     }
 
     pub fn num_key_spans(&self) -> usize {
@@ -118,23 +133,12 @@ impl Parts {
     }
 }
 
-/// Refuses problems whose parts need more than positions.
-fn refuse(whole: &AttentionProblem) -> Result<(), Error> {
-    let has_bias = whole.scores().iter().any(|modifier| matches!(modifier, ScoreMod::Bias { .. }));
-    let is_dense = whole.layout == AttentionLayout::bshd(&whole.shape) && whole.gradient_layout.is_none();
-    let refused = [
-        (whole.has_lengths(), "sequences with lengths of their own"),
-        (whole.cache().is_some(), "K and V in a cache"),
-        (whole.key_masks().iter().any(|mask| !matches!(mask, KeyMask::Wgsl(_))), "a boolean mask or a block mask"),
-        (whole.has_sink(), "a sink"),
-        (has_bias, "a bias"),
-        (whole.aux_len().is_some(), "data for own WGSL"),
-        (!is_dense, "layouts other than bshd"),
-        (whole.shard.is_some(), "a problem that is a part of another"),
-    ];
-    let Some((_, what)) = refused.into_iter().find(|(is_there, _)| *is_there) else { return Ok(()) };
-    Err(Error::Unsupported {
-        what,
-        reason: "a ring of ranks does not cut it; one device does all of such a problem".into(),
-    })
+/// Refuses gradients that several ranks would have to sum up.
+fn refuse_sums(whole: &AttentionProblem, entries: &[Entries]) -> Result<(), Error> {
+    let repeats = |entries: &Entries| entries.operand == Operand::Bias && !entries.has_all();
+    if !whole.has_bias_gradient() || !entries.iter().any(repeats) {
+        return Ok(());
+    }
+    let reason = "each rank has a part of each sum; give the bias an entry for each row and key, and sum its gradient";
+    Err(Error::Unsupported { what: "the gradient of a bias that repeats along rows or keys", reason: reason.into() })
 }

@@ -140,14 +140,32 @@ fn a_rank_that_is_silent_is_named() {
 }
 
 #[test]
-fn problems_that_need_more_than_positions_are_refused() {
-    let bias = ScoreMod::Bias { layout: EntryLayout::contiguous([1, 2, 64, 64]), element: Element::F32 };
+fn problems_that_cannot_be_cut_are_refused() {
+    let bias = |layout| ScoreMod::Bias { layout, element: Element::F32 };
+    let transposed = EntryLayout { stride_row: 1, stride_key: 64, ..EntryLayout::contiguous([1, 2, 64, 64]) };
+    let repeated = problem().with_score(bias(EntryLayout::contiguous([1, 2, 1, 64]))).with_bias_gradient();
     for (problem, text) in [
         (problem().with_lengths(vec![3], vec![4]), "sequences with lengths of their own"),
-        (problem().with_sink(), "a sink"),
-        (problem().with_score(bias), "a bias"),
+        (problem().with_score(bias(transposed)), "entries in another layout"),
+        (repeated, "the gradient of a bias that repeats along rows or keys"),
     ] {
         let results = run_in_process(vec![device(); 2], TIMEOUT, |transport, _| ring(transport, &problem).map(drop));
         assert!(texts(results).iter().any(|found| found.contains(text)));
     }
+}
+
+/// A rank that did not set what the problem has ends all.
+#[test]
+fn tensors_that_are_not_set_are_named() {
+    let results = run_in_process(vec![device(); 2], TIMEOUT, |transport, _| {
+        let is_first = transport.rank() == 0;
+        let mut ring = ring(transport, &problem().with_sink())?;
+        if is_first {
+            ring.set(Operand::Sink, &[0; 8])?;
+        }
+        ring.forward().map(drop)
+    });
+    let texts = texts(results);
+    assert!(texts[1].contains("not set") && texts[1].contains("sink"), "{texts:?}");
+    assert!(texts[0].starts_with("rank 1 failed: "), "{texts:?}");
 }

@@ -1,7 +1,10 @@
 use std::sync::OnceLock;
 use std::time::Duration;
-use wgpu_flash_attention::reference::{self, Arithmetic, ErrorTerms};
-use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, ElementType, FlashAttention, Operand};
+use wgpu_flash_attention::reference::{self, Arithmetic, Case, ErrorTerms};
+use wgpu_flash_attention::{
+    AttentionProblem, AttentionShape, BackwardSlices, Element, ElementType, EntryLayout, FlashAttention, ForwardSlices,
+    KeyMask, Operand, ScoreMod,
+};
 use wgpu_flash_attention_distributed::{Error, InProcess, RingAttention, Scheme, Span, adapters, run_in_process};
 
 pub const TIMEOUT: Duration = Duration::from_secs(300);
@@ -16,12 +19,16 @@ pub fn device() -> FlashAttention {
     DEVICE.get_or_init(open).clone()
 }
 
-/// Q, K, V and dO of a whole problem, rounded to its element.
+/// Q, K, V and dO of a whole problem, rounded to its element; the entries of its bias and of its mask, and the logits of its
+/// sink, empty where it has none.
 pub struct Inputs {
     pub q: Vec<f64>,
     pub k: Vec<f64>,
     pub v: Vec<f64>,
     pub d_o: Vec<f64>,
+    pub bias: Vec<f64>,
+    pub key_mask: Vec<u32>,
+    pub sink: Vec<f64>,
 }
 
 impl Inputs {
@@ -29,7 +36,7 @@ impl Inputs {
         let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } =
             problem.shape;
         let mut state = seed;
-        let mut draw = |len: u32| -> Vec<f64> {
+        let mut draw_as = |len: u32, element: Element| -> Vec<f64> {
             let mut value = || {
                 // SplitMix64, twelve halves of words for a nearly normal number.
                 let mut sum = 0.0;
@@ -40,16 +47,81 @@ impl Inputs {
                     let word = word ^ (word >> 31);
                     sum += (word as u32) as f64 / 4_294_967_296.0 + (word >> 32) as f64 / 4_294_967_296.0 - 1.0;
                 }
-                problem.element.round(sum)
+                element.round(sum)
             };
             (0..len).map(|_| value()).collect()
         };
-        Self {
-            q: draw(batch * seqlen_q * num_heads * head_dim),
-            k: draw(batch * seqlen_kv * num_heads_kv * head_dim),
-            v: draw(batch * seqlen_kv * num_heads_kv * head_dim_v),
-            d_o: draw(batch * seqlen_q * num_heads * head_dim_v),
+        let mut draw = |len| draw_as(len, problem.element);
+        let q = draw(batch * seqlen_q * num_heads * head_dim);
+        let k = draw(batch * seqlen_kv * num_heads_kv * head_dim);
+        let v = draw(batch * seqlen_kv * num_heads_kv * head_dim_v);
+        let d_o = draw(batch * seqlen_q * num_heads * head_dim_v);
+        let sink = draw_as(if problem.has_sink() { num_heads } else { 0 }, Element::F32);
+        let mut bias = bias_of(problem)
+            .map_or(Vec::new(), |(layout, element)| draw_as(layout.required_len(&problem.shape) as u32, element));
+        bias.iter_mut().skip(5).step_by(13).for_each(|entry| *entry = f64::NEG_INFINITY);
+        let words = mask_of(problem).map_or(0, |layout| layout.required_words(&problem.shape) as u32);
+        // About half of all keys.
+        let key_mask = (1..=words).map(|word| word.wrapping_mul(0x9e37_79b9).rotate_left(word % 32)).collect();
+        Self { q, k, v, d_o, bias, key_mask, sink }
+    }
+
+    /// The problem with its entries, for the oracle.
+    pub fn case<'a>(&'a self, problem: &'a AttentionProblem) -> Case<'a> {
+        Case::new(problem, &self.bias, &self.key_mask).with_sink(&self.sink)
+    }
+
+    /// What modifies the scores of some rows, as ranks take it.
+    pub fn of_rows(&self, problem: &AttentionProblem, rows: &[Span]) -> Vec<(Operand, Vec<u8>)> {
+        let mut all = Vec::new();
+        if let Some((layout, element)) = bias_of(problem) {
+            let keys = if layout.stride_key == 0 { 1 } else { problem.shape.seqlen_kv };
+            all.push((Operand::Bias, to_bytes(element, &cut_entries(&self.bias, problem, &layout, keys, rows))));
         }
+        if let Some(layout) = mask_of(problem) {
+            let words = if layout.stride_key == 0 { 1 } else { problem.shape.seqlen_kv.div_ceil(32) };
+            let own = cut_entries(&self.key_mask, problem, &layout, words, rows);
+            all.push((Operand::KeyMask, own.into_iter().flat_map(u32::to_le_bytes).collect()));
+        }
+        if problem.has_sink() {
+            all.push((Operand::Sink, to_bytes(Element::F32, &self.sink)));
+        }
+        all
+    }
+}
+
+/// Layout and type of a problem's bias.
+pub fn bias_of(problem: &AttentionProblem) -> Option<(EntryLayout, Element)> {
+    problem.scores().iter().find_map(|modifier| match modifier {
+        ScoreMod::Bias { layout, element } => Some((*layout, *element)),
+        _ => None,
+    })
+}
+
+fn mask_of(problem: &AttentionProblem) -> Option<EntryLayout> {
+    problem.key_masks().iter().find_map(|mask| match mask {
+        KeyMask::Boolean(layout) => Some(*layout),
+        _ => None,
+    })
+}
+
+/// Sequences and heads with entries of their own, together.
+pub fn groups(problem: &AttentionProblem, layout: &EntryLayout) -> u32 {
+    let own = |stride, count| if stride == 0 { 1 } else { count };
+    own(layout.stride_batch, problem.shape.batch) * own(layout.stride_head, problem.shape.num_heads)
+}
+
+/// The entries of some spans of rows, `width` numbers a row, span after span.
+fn cut_entries<T: Copy>(
+    all: &[T],
+    problem: &AttentionProblem,
+    layout: &EntryLayout,
+    width: u32,
+    rows: &[Span],
+) -> Vec<T> {
+    match layout.stride_row {
+        0 => all.repeat(rows.len()),
+        _ => cut(all, groups(problem, layout), problem.shape.seqlen_q, width, rows),
     }
 }
 
@@ -72,7 +144,7 @@ pub fn from_bytes(element: Element, bytes: &[u8]) -> Vec<f64> {
 }
 
 /// The rows of some spans of `[batch, rows, width]`, span after span.
-pub fn cut(whole: &[f64], batch: u32, rows: u32, width: u32, spans: &[Span]) -> Vec<f64> {
+pub fn cut<T: Copy>(whole: &[T], batch: u32, rows: u32, width: u32, spans: &[Span]) -> Vec<T> {
     let of = |span: &Span| {
         let (first, len) = ((span.first * width) as usize, (span.len * width) as usize);
         (0..batch as usize).flat_map(move |b| {
@@ -104,6 +176,9 @@ pub struct Results {
     pub lse: Vec<f64>,
     /// dQ, dK and dV, if they were asked for.
     pub gradients: Option<[Vec<f64>; 3]>,
+    /// Of a sink and of a bias; empty without.
+    pub d_sink: Vec<f64>,
+    pub d_bias: Vec<f64>,
 }
 
 /// What one rank returns: spans of rows and keys, and its tensors.
@@ -113,6 +188,8 @@ struct Part {
     o: Vec<f64>,
     lse: Vec<f64>,
     gradients: Option<[Vec<f64>; 3]>,
+    d_sink: Vec<f64>,
+    d_bias: Vec<f64>,
 }
 
 /// A whole problem on so many ranks.
@@ -129,8 +206,15 @@ pub fn on_ranks(scheme: Scheme, ranks: usize, problem: &AttentionProblem, given:
         zeros(batch * seqlen_kv * num_heads_kv * head_dim),
         zeros(batch * seqlen_kv * num_heads_kv * head_dim_v),
     ];
+    let bias = bias_of(problem).filter(|_| backward && problem.has_bias_gradient());
+    let groups = bias.map_or(0, |(layout, _)| groups(problem, &layout));
+    let mut d_bias = vec![f64::NAN; (groups * seqlen_q * seqlen_kv) as usize];
+    let mut d_sink = Vec::new();
     for part in parts {
         let part = part.unwrap_or_else(|error| panic!("{error}\n{problem:?}"));
+        assert!(d_sink.is_empty() || d_sink == part.d_sink, "ranks differ in dSink");
+        d_sink = part.d_sink;
+        paste(&mut d_bias, &part.d_bias, [groups, seqlen_q, seqlen_kv], &part.rows);
         paste(&mut o, &part.o, [batch, seqlen_q, num_heads * head_dim_v], &part.rows);
         paste(&mut lse, &part.lse, [batch * num_heads, seqlen_q, 1], &part.rows);
         if let Some([dq, dk, dv]) = part.gradients {
@@ -139,7 +223,7 @@ pub fn on_ranks(scheme: Scheme, ranks: usize, problem: &AttentionProblem, given:
             paste(&mut gradients[2], &dv, [batch, seqlen_kv, num_heads_kv * head_dim_v], &part.keys);
         }
     }
-    Results { o, lse, gradients: backward.then_some(gradients) }
+    Results { o, lse, gradients: backward.then_some(gradients), d_sink, d_bias }
 }
 
 fn rank(
@@ -159,17 +243,26 @@ fn rank(
     ring.set(Operand::Q, &bytes(&given.q, seqlen_q, num_heads * head_dim, &rows))?;
     ring.set(Operand::K, &bytes(&given.k, seqlen_kv, num_heads_kv * head_dim, &keys))?;
     ring.set(Operand::V, &bytes(&given.v, seqlen_kv, num_heads_kv * head_dim_v, &keys))?;
+    for (operand, bytes) in given.of_rows(problem, &rows) {
+        ring.set(operand, &bytes)?;
+    }
     ring.forward()?;
     let o = from_bytes(element, &ring.get(Operand::O)?);
     let lse = from_bytes(Element::F32, &ring.get(Operand::Lse)?);
-    let mut gradients = None;
+    let (mut gradients, mut d_sink, mut d_bias) = (None, Vec::new(), Vec::new());
     if backward {
         ring.set(Operand::DO, &bytes(&given.d_o, seqlen_q, num_heads * head_dim_v, &rows))?;
         ring.backward()?;
         let read = |operand| ring.get(operand).map(|bytes| from_bytes(Element::F32, &bytes));
         gradients = Some([read(Operand::Dq)?, read(Operand::Dk)?, read(Operand::Dv)?]);
+        if problem.has_sink() {
+            d_sink = read(Operand::DSink)?;
+        }
+        if let Some((_, element)) = bias_of(problem).filter(|_| problem.has_bias_gradient()) {
+            d_bias = from_bytes(element, &ring.get(Operand::DBias)?);
+        }
     }
-    Ok(Part { rows, keys, o, lse, gradients })
+    Ok(Part { rows, keys, o, lse, gradients, d_sink, d_bias })
 }
 
 /// The same on one device, by the slice form.
@@ -185,14 +278,38 @@ fn alone<T: ElementType>(problem: &AttentionProblem, given: &Inputs, backward: b
     let of = |values: &[f64]| values.iter().map(|value| T::from_f64(*value)).collect::<Vec<T>>();
     let (q, k, v, d_o) = (of(&given.q), of(&given.k), of(&given.v), of(&given.d_o));
     let device = device();
-    let forward = pollster::block_on(device.forward(problem, &q, &k, &v)).unwrap();
+    let (bias, sink) = (of(&given.bias), given.sink.iter().map(|value| *value as f32).collect::<Vec<f32>>());
+    let in_f32: Vec<f32> = given.bias.iter().map(|value| *value as f32).collect();
+    let bias_element = bias_of(problem).map(|(_, element)| element);
+    macro_rules! with_all {
+        ($slices:expr) => {{
+            let mut slices = $slices;
+            match bias_element {
+                Some(Element::F32) => slices = slices.with_bias(&in_f32),
+                Some(_) => slices = slices.with_bias(&bias),
+                None => {}
+            }
+            if mask_of(problem).is_some() {
+                slices = slices.with_key_mask(&given.key_mask);
+            }
+            if problem.has_sink() {
+                slices = slices.with_sink(&sink);
+            }
+            slices
+        }};
+    }
+    let slices = with_all!(ForwardSlices::new(&q, &k, &v));
+    let forward = pollster::block_on(device.forward_with(problem, &slices)).unwrap();
     let wide = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<f64>>();
-    let gradients = backward.then(|| {
-        let slices = wgpu_flash_attention::BackwardSlices::new(&q, &k, &v, &forward.o, &forward.lse, &d_o);
+    let o = forward.o.iter().map(|value| value.to_f64()).collect();
+    let mut results = Results { o, lse: wide(&forward.lse), gradients: None, d_sink: Vec::new(), d_bias: Vec::new() };
+    if backward {
+        let slices = with_all!(BackwardSlices::new(&q, &k, &v, &forward.o, &forward.lse, &d_o));
         let of = pollster::block_on(device.backward_in_f32(problem, &slices)).unwrap();
-        [wide(&of.dq), wide(&of.dk), wide(&of.dv)]
-    });
-    Results { o: forward.o.iter().map(|value| value.to_f64()).collect(), lse: wide(&forward.lse), gradients }
+        results.gradients = Some([wide(&of.dq), wide(&of.dk), wide(&of.dv)]);
+        (results.d_sink, results.d_bias) = (wide(&of.dsink), wide(&of.dbias));
+    }
+    results
 }
 
 /// Root of the mean square of the error.

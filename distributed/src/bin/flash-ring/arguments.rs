@@ -85,6 +85,9 @@ pub struct CheckOptions {
     pub ranks: RankOptions,
     #[command(flatten)]
     pub problem: ProblemOptions,
+    /// A logit for each head joins the softmax's sum
+    #[arg(long)]
+    pub sink: bool,
     /// Also the gradients
     #[arg(long)]
     pub backward: bool,

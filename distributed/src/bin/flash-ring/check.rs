@@ -6,8 +6,9 @@ use crate::launch::{Failure, Work, launch};
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use std::ops::Range;
+use wgpu_flash_attention::reference::{self, Case};
 use wgpu_flash_attention::{
-    AttentionProblem, AttentionShape, BackwardSlices, Element, ElementType, FlashAttention, Operand, reference,
+    AttentionProblem, AttentionShape, BackwardSlices, Element, ElementType, FlashAttention, ForwardSlices, Operand,
 };
 use wgpu_flash_attention_distributed::{Error, RingAttention, Span, Transport, wgpu_flash_attention};
 
@@ -37,9 +38,10 @@ pub fn check(options: &CheckOptions) -> Result<(), Failure> {
     if is_well { Ok(()) } else { Err(Error::Unsupported { what: "this answer", reason }.into()) }
 }
 
-/// Q, K, V and dO of the whole, in their type's bytes.
+/// Q, K, V and dO of the whole, in their type's bytes; the logits of its sink, none without one.
 struct Whole {
     bytes: [Vec<u8>; 4],
+    sink: Vec<f32>,
 }
 
 /// Tensors as the library returns them.
@@ -56,7 +58,10 @@ impl Work for CheckOptions {
     type Answer = Value;
 
     fn rank<T: Transport>(&self, transport: T, device: FlashAttention) -> Result<Option<Value>, Error> {
-        let problem = self.problem.problem();
+        let mut problem = self.problem.problem();
+        if self.sink {
+            problem = problem.with_sink();
+        }
         let whole = Whole::new(self, &problem);
         let mut ring = RingAttention::new(transport, &device, self.problem.scheme.scheme(), &problem)?;
         let found = on_ranks(self, &mut ring, &problem, &whole)?;
@@ -106,7 +111,10 @@ impl Whole {
             let numbers = Numbers::new(problem.element, options.problem.seed, number);
             numbers.all(shape.batch, len, width)
         });
-        Self { bytes }
+        // From −2 to 2, about where scores are.
+        let logit = |head: u32| (head as f32 * 0.7 + 0.3).sin() * 2.0;
+        let heads = if problem.has_sink() { shape.num_heads } else { 0 };
+        Self { bytes, sink: (0..heads).map(logit).collect() }
     }
 
     fn values(&self, tensor: usize, element: Element) -> Vec<f64> {
@@ -143,6 +151,10 @@ fn on_ranks<T: Transport>(
             .collect();
         ring.set(operand, &own)?;
     }
+    if problem.has_sink() {
+        let bytes: Vec<u8> = whole.sink.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+        ring.set(Operand::Sink, &bytes)?;
+    }
     ring.forward()?;
     let o = decode(problem.element, &ring.get(Operand::O)?);
     let mut gradients = [const { Vec::new() }; 3];
@@ -174,11 +186,18 @@ fn alone<T: ElementType>(
 ) -> Result<Answer, Error> {
     let of = |tensor| -> Vec<T> { whole.values(tensor, problem.element).into_iter().map(T::from_f64).collect() };
     let [q, k, v] = [0, 1, 2].map(of);
-    let forward = pollster::block_on(device.forward(problem, &q, &k, &v))?;
+    let mut slices = ForwardSlices::new(&q, &k, &v);
+    if problem.has_sink() {
+        slices = slices.with_sink(&whole.sink);
+    }
+    let forward = pollster::block_on(device.forward_with(problem, &slices))?;
     let mut gradients = [const { Vec::new() }; 3];
     if options.backward {
         let d_o = of(3);
-        let slices = BackwardSlices::new(&q, &k, &v, &forward.o, &forward.lse, &d_o);
+        let mut slices = BackwardSlices::new(&q, &k, &v, &forward.o, &forward.lse, &d_o);
+        if problem.has_sink() {
+            slices = slices.with_sink(&whole.sink);
+        }
         let found = pollster::block_on(device.backward_in_f32(problem, &slices))?;
         gradients = [found.dq, found.dk, found.dv].map(|values| values.into_iter().map(f64::from).collect());
     }
@@ -222,18 +241,20 @@ impl Own<'_> {
         let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } =
             self.problem.shape;
         let [q, k, v, d_o] = [0, 1, 2, 3].map(|tensor| self.whole.values(tensor, self.problem.element));
+        let sink: Vec<f64> = self.whole.sink.iter().map(|logit| f64::from(*logit)).collect();
+        let case = Case::new(self.problem, &[], &[]).with_sink(&sink);
         let mut errors = Errors::default();
         if !self.is_small() {
-            errors[0] = self.errors_of_some_rows(found, one, [&q, &k, &v]);
+            errors[0] = self.errors_of_some_rows(found, one, (case, [&q, &k, &v]));
             return errors;
         }
-        let expected = reference::forward(self.problem, &q, &k, &v);
+        let expected = reference::forward(case, &q, &k, &v);
         let of_rows = |width| (ranges(batch, seqlen_q, self.rows), width);
         errors[0] = squares(&found.o, &one.o, [&expected.o, &expected.o], of_rows(num_heads * head_dim_v));
         if backward {
             // Each for the O that its forward pass gave: rounding moves D.
-            let of_one = reference::backward_for(self.problem, [&q, &k, &v, &one.o], &d_o, None);
-            let of_ranks = reference::backward_for(self.problem, [&q, &k, &v, o], &d_o, None);
+            let of_one = reference::backward_for(case, [&q, &k, &v, &one.o], &d_o, None);
+            let of_ranks = reference::backward_for(case, [&q, &k, &v, o], &d_o, None);
             let both = [[&of_ranks.dq, &of_one.dq], [&of_ranks.dk, &of_one.dk], [&of_ranks.dv, &of_one.dv]];
             let widths = [num_heads * head_dim, num_heads_kv * head_dim, num_heads_kv * head_dim_v];
             for (tensor, (expected, width)) in both.into_iter().zip(widths).enumerate() {
@@ -247,7 +268,7 @@ impl Own<'_> {
     }
 
     /// Of O alone, in some rows of this rank.
-    fn errors_of_some_rows(&self, found: &Answer, one: &Answer, [q, k, v]: [&[f64]; 3]) -> [f64; 2] {
+    fn errors_of_some_rows(&self, found: &Answer, one: &Answer, (case, [q, k, v]): (Case, [&[f64]; 3])) -> [f64; 2] {
         let AttentionShape { batch, num_heads, seqlen_q, head_dim_v, .. } = self.problem.shape;
         let rows: Vec<usize> = ranges(batch, seqlen_q, self.rows).flatten().collect();
         let step = (rows.len() / SOME_ROWS as usize).max(1);
@@ -255,7 +276,7 @@ impl Own<'_> {
         for (index, row) in rows.iter().enumerate().step_by(step) {
             let (sequence, i) = (*row as u32 / seqlen_q.max(1), *row as u32 % seqlen_q.max(1));
             let head = index as u32 % num_heads;
-            let (expected, _) = reference::forward_row(self.problem, q, k, v, sequence, head, i);
+            let (expected, _) = reference::forward_row(case, q, k, v, sequence, head, i);
             let width = (num_heads * head_dim_v) as usize;
             let at = |row: usize| row * width + (head * head_dim_v) as usize;
             for (dim, expected) in expected.iter().enumerate() {

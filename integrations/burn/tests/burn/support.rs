@@ -221,7 +221,7 @@ impl Exact {
     fn errors(&self, found: &[f32]) -> impl Iterator<Item = f64> {
         assert_eq!(found.len(), self.values.len());
         let pairs = found.iter().zip(&self.values);
-        pairs.map(|(found, exact)| reference::error_before_storing(self.element, f64::from(*found), *exact))
+        pairs.map(move |(found, exact)| reference::error_before_storing(self.element, f64::from(*found), *exact))
     }
 
     /// That each element is within its bound.

@@ -138,8 +138,8 @@ fn with_dropout() {
 fn that_cannot_be_had() {
     let text =
         "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 { return score * 0.5; }";
-    let without_gradient = ScoreMod::Wgsl(ScoreWgsl::new(text).expect("the text is sound"));
-    let options = AttentionOptions::new().with_score(without_gradient);
+    let score_mod = ScoreMod::Wgsl(ScoreWgsl::new(text).expect("the text is sound"));
+    let options = AttentionOptions::new().with_score(score_mod);
     let [q, k, v, _] = leaves(DType::F32);
     let refused = attention(q.clone(), k.clone(), v.clone(), &options).unwrap_err();
     assert!(matches!(&refused, Error::Attention(_)) && refused.to_string().contains("score_mod_grad"), "{refused}");

@@ -1,4 +1,4 @@
-use crate::backend::{AttentionBackend, Inputs, MaybeFloat, MaybeInt, Outputs, Question, Tables};
+use crate::backend::{AttentionBackend, Inputs, MaybeFloat, MaybeInt, Others, Outputs, Question, Tables};
 use crate::buffers::element;
 use crate::device::{Installed, cube_device, installed};
 use crate::error::Error;
@@ -37,8 +37,8 @@ pub struct AttentionOutput {
 ///
 /// # Errors
 /// [`Error::NotInstalled`] and [`Error::NotWgpu`] for the device; [`Error::Shape`] and [`Error::Type`] for the tensors;
-/// [`Error::Attention`] for a problem that contradicts itself or that the device cannot run. What the device refuses later, such as
-/// memory, panics where Burn runs the operation.
+/// [`Error::Attention`] for a problem that contradicts itself or that the device cannot run, and for gradients that cannot be had where
+/// an input asks for one. What the device refuses later, such as memory, panics where Burn runs the operation.
 pub fn attention(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -71,15 +71,11 @@ pub fn attention(
         .with_seqlen_kv(number(seqlen_kv))
         .with_head_dim_v(number(head_dim_v));
     let asked = Asked::of(options, shape, q.dtype())?;
-    asked.check(&installed, options)?;
-    let inputs = Inputs::<Dispatch> {
-        q: q.into_dispatch(),
-        k: k.into_dispatch(),
-        v: v.into_dispatch(),
-        bias: asked.bias,
-        sink: asked.sink,
-        tables: asked.tables,
-    };
+    let has_gradient = [&q, &k, &v].into_iter().chain(&options.bias).any(Tensor::is_tracked)
+        || options.sink.as_ref().is_some_and(Tensor::is_tracked);
+    asked.check(&installed, options, has_gradient)?;
+    let (q, k, v) = (q.into_dispatch(), k.into_dispatch(), v.into_dispatch());
+    let inputs = Inputs::<Dispatch> { q, k, v, others: asked.others };
     Ok(output(Dispatch::flash_attention(inputs, asked.question)))
 }
 
@@ -102,9 +98,7 @@ pub(crate) fn expect(tensor: &'static str, found: &[usize], expected: &[usize], 
 /// The options, as the library has them.
 pub(crate) struct Asked {
     pub question: Question,
-    pub bias: MaybeFloat<Dispatch>,
-    pub sink: MaybeFloat<Dispatch>,
-    pub tables: Tables<Dispatch>,
+    pub others: Others<Dispatch>,
 }
 
 impl Asked {
@@ -168,23 +162,17 @@ impl Asked {
         if options.sink.is_some() {
             problem = problem.with_sink();
         }
-        let tables = Tables {
-            key_mask: maybe_int(key_mask(options, &shape)?.map(|words| words.into_dispatch())),
-            seqlens_q: maybe_int(seqlens_q.map(words)),
-            seqlens_kv: maybe_int(seqlens_kv.map(words)),
-            cu_seqlens_q: maybe_int(cu_seqlens_q.map(words)),
-            cu_seqlens_kv: maybe_int(cu_seqlens_kv.map(words)),
-        };
-        Ok(Self {
-            question: Question { problem, call },
-            bias: bias(options, &shape, dtype)?,
-            sink: sink(options, &shape)?,
-            tables,
-        })
+        let key_mask = MaybeInt::<Dispatch>::of(key_mask(options, &shape)?.map(|words| words.into_dispatch()));
+        let [seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv] = [seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv]
+            .map(|numbers| MaybeInt::<Dispatch>::of(numbers.map(words)));
+        let tables = Tables { key_mask, seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv };
+        let others = Others { bias: bias(options, &shape, dtype)?, sink: sink(options, &shape)?, tables };
+        Ok(Self { question: Question { problem, call }, others })
     }
 
     /// Refuses here what cannot be planned, with tensors that lie as usual: Burn runs the operation later, where nobody takes an error.
-    pub fn check(&self, installed: &Installed, options: &AttentionOptions) -> Result<(), Error> {
+    /// So are gradients, where an input asks for one.
+    pub fn check(&self, installed: &Installed, options: &AttentionOptions, has_gradient: bool) -> Result<(), Error> {
         let mut problem = self.question.problem.clone();
         if let Some(bias) = &options.bias {
             let layout = EntryLayout::contiguous(bias.dims().map(number));
@@ -195,12 +183,15 @@ impl Asked {
             let layout = EntryLayout::packed_bits([shape.batch, shape.num_heads, shape.seqlen_q, shape.seqlen_kv]);
             problem = problem.with_key_mask(KeyMask::Boolean(layout));
         }
-        installed.check(&problem)
+        installed.check(&problem)?;
+        if !has_gradient {
+            return Ok(());
+        }
+        if options.bias.as_ref().is_some_and(Tensor::is_tracked) {
+            problem = problem.with_bias_gradient();
+        }
+        installed.check_backward(&problem)
     }
-}
-
-fn maybe_int(tensor: Option<burn::backend::DispatchTensor>) -> MaybeInt<Dispatch> {
-    tensor.map_or(MaybeInt::None, MaybeInt::Some)
 }
 
 /// Numbers of 32 bits, as WGSL has them.

@@ -1,5 +1,6 @@
 //! The operations as Burn knows them: a backend extension, deferred by fusion, with gradients of its own.
 
+use crate::error::Error;
 use crate::run;
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -55,6 +56,21 @@ pub struct Tables<B: Backend> {
     pub cu_seqlens_kv: MaybeInt<B>,
 }
 
+/// What a forward pass reads beside Q, K and V.
+#[derive(ExtensionType, Clone, Debug)]
+#[extension_type(fusion)]
+pub struct Others<B: Backend> {
+    /// What is added to the scores.
+    #[extension_type]
+    pub bias: MaybeFloat<B>,
+    /// A logit of each head.
+    #[extension_type]
+    pub sink: MaybeFloat<B>,
+    /// What is seen.
+    #[extension_type]
+    pub tables: Tables<B>,
+}
+
 /// What a forward pass reads.
 #[derive(ExtensionType, Clone, Debug)]
 #[extension_type(fusion)]
@@ -65,15 +81,9 @@ pub struct Inputs<B: Backend> {
     pub k: FloatTensor<B>,
     /// Values.
     pub v: FloatTensor<B>,
-    /// What is added to the scores.
+    /// The rest.
     #[extension_type]
-    pub bias: MaybeFloat<B>,
-    /// A logit of each head.
-    #[extension_type]
-    pub sink: MaybeFloat<B>,
-    /// What is seen.
-    #[extension_type]
-    pub tables: Tables<B>,
+    pub others: Others<B>,
 }
 
 /// What a forward pass over a cache reads.
@@ -86,15 +96,9 @@ pub struct CachedInputs<B: Backend> {
     pub k: IntTensor<B>,
     /// The words of the cache of values.
     pub v: IntTensor<B>,
-    /// What is added to the scores.
+    /// The rest.
     #[extension_type]
-    pub bias: MaybeFloat<B>,
-    /// A logit of each head.
-    #[extension_type]
-    pub sink: MaybeFloat<B>,
-    /// What is seen.
-    #[extension_type]
-    pub tables: Tables<B>,
+    pub others: Others<B>,
 }
 
 /// What a forward pass writes.
@@ -228,7 +232,7 @@ fn cached_outputs(inputs: &CachedInputsMetadata, question: &Question) -> Outputs
 }
 
 fn gradients(inputs: &InputsMetadata, _: &SavedMetadata, question: &Question) -> InputGradientsMetadata {
-    let InputsMetadata { q, k, v, bias, sink, .. } = inputs.clone();
+    let InputsMetadata { q, k, v, others: OthersMetadata { bias, sink, .. } } = inputs.clone();
     let dbias = if question.problem.has_bias_gradient() { bias } else { MaybeFloatMetadata::None };
     InputGradientsMetadata { dq: q, dk: k, dv: v, dbias, dsink: sink }
 }
@@ -238,40 +242,32 @@ fn appended(inputs: &AppendInputsMetadata, _: &AppendProblem) -> AppendedMetadat
     AppendedMetadata { k_cache, v_cache, seqlens, q }
 }
 
+/// Burn takes no error here. [`attention`](crate::attention) has planned the problem, so that none is left but the device's.
+fn done<T>(what: &str, result: Result<T, Error>) -> T {
+    result.unwrap_or_else(|error| panic!("{what}: {error}"))
+}
+
 impl AttentionBackend for CubeBackend {
     fn flash_attention(inputs: Inputs<Self>, question: Question) -> Outputs<Self> {
-        run::forward(inputs, &question).unwrap_or_else(|error| panic!("attention: {error}"))
+        done("attention", run::forward(inputs, &question))
     }
 
     fn flash_attention_backward(inputs: Inputs<Self>, saved: Saved<Self>, question: Question) -> InputGradients<Self> {
-        run::backward(inputs, saved, &question).unwrap_or_else(|error| panic!("gradients of attention: {error}"))
+        done("gradients of attention", run::backward(inputs, saved, &question))
     }
 
     fn flash_attention_cached(inputs: CachedInputs<Self>, question: Question) -> Outputs<Self> {
-        run::cached(inputs, &question).unwrap_or_else(|error| panic!("attention over a cache: {error}"))
+        done("attention over a cache", run::cached(inputs, &question))
     }
 
     fn flash_attention_append(inputs: AppendInputs<Self>, append: AppendProblem) -> Appended<Self> {
-        run::append(inputs, append).unwrap_or_else(|error| panic!("append to a cache: {error}"))
+        done("append to a cache", run::append(inputs, append))
     }
 }
 
 impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B, C> {
     fn flash_attention(inputs: Inputs<Self>, question: Question) -> Outputs<Self> {
-        let Inputs { q, k, v, bias, sink, tables } = inputs;
-        let tables = tables.into_inner();
-        match (bias, sink) {
-            (MaybeFloat::None, MaybeFloat::None) => tracked::<B, C, 3>([q, k, v], [false, false], tables, question),
-            (MaybeFloat::Some(bias), MaybeFloat::None) => {
-                tracked::<B, C, 4>([q, k, v, bias], [true, false], tables, question)
-            }
-            (MaybeFloat::None, MaybeFloat::Some(sink)) => {
-                tracked::<B, C, 4>([q, k, v, sink], [false, true], tables, question)
-            }
-            (MaybeFloat::Some(bias), MaybeFloat::Some(sink)) => {
-                tracked::<B, C, 5>([q, k, v, bias, sink], [true, true], tables, question)
-            }
-        }
+        tracked(inputs, question)
     }
 
     fn flash_attention_backward(_: Inputs<Self>, _: Saved<Self>, _: Question) -> InputGradients<Self> {
@@ -279,77 +275,71 @@ impl<B: AttentionBackend, C: CheckpointStrategy> AttentionBackend for Autodiff<B
     }
 
     fn flash_attention_cached(inputs: CachedInputs<Self>, question: Question) -> Outputs<Self> {
-        let CachedInputs { q, k, v, bias, sink, tables } = inputs;
-        let (bias, sink, tables) = (bias.into_inner(), sink.into_inner(), tables.into_inner());
-        let inputs = CachedInputs { q: q.into_primitive(), k, v, bias, sink, tables };
+        let CachedInputs { q, k, v, others } = inputs;
+        let inputs = CachedInputs { q: q.into_primitive(), k, v, others: others.into_inner() };
         let Outputs { o, lse } = B::flash_attention_cached(inputs, question);
         Outputs { o: Self::from_inner(o), lse: Self::from_inner(lse) }
     }
 
     fn flash_attention_append(inputs: AppendInputs<Self>, append: AppendProblem) -> Appended<Self> {
         let AppendInputs { k_cache, v_cache, seqlens, k, v, q, cos, sin } = inputs;
-        let inputs = AppendInputs {
-            k_cache,
-            v_cache,
-            seqlens,
-            k: k.into_primitive(),
-            v: v.into_primitive(),
-            q: q.into_inner(),
-            cos: cos.into_inner(),
-            sin: sin.into_inner(),
-        };
+        let [k, v] = [k, v].map(|tensor| tensor.into_primitive());
+        let [q, cos, sin] = [q, cos, sin].map(MaybeFloat::into_inner);
+        let inputs = AppendInputs { k_cache, v_cache, seqlens, k, v, q, cos, sin };
         let Appended { k_cache, v_cache, seqlens, q } = B::flash_attention_append(inputs, append);
-        let q = match q {
-            MaybeFloat::None => MaybeFloat::None,
-            MaybeFloat::Some(q) => MaybeFloat::Some(Self::from_inner(q)),
-        };
-        Appended { k_cache, v_cache, seqlens, q }
+        Appended { k_cache, v_cache, seqlens, q: MaybeFloat::of(q.tensor().map(Self::from_inner)) }
     }
 }
+
+impl<B: Backend> MaybeFloat<B> {
+    pub(crate) fn of(tensor: Option<FloatTensor<B>>) -> Self {
+        tensor.map_or(Self::None, Self::Some)
+    }
+
+    pub(crate) fn tensor(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::None => None,
+            Self::Some(tensor) => Some(tensor),
+        }
+    }
+}
+
+impl<B: Backend> MaybeInt<B> {
+    pub(crate) fn of(tensor: Option<IntTensor<B>>) -> Self {
+        tensor.map_or(Self::None, Self::Some)
+    }
+
+    pub(crate) fn tensor(self) -> Option<IntTensor<B>> {
+        match self {
+            Self::None => None,
+            Self::Some(tensor) => Some(tensor),
+        }
+    }
+}
+
+// What lies below autodiff.
 
 impl<B: Backend, C: CheckpointStrategy> MaybeFloat<Autodiff<B, C>> {
     fn into_inner(self) -> MaybeFloat<B> {
-        match self {
-            MaybeFloat::None => MaybeFloat::None,
-            MaybeFloat::Some(tensor) => MaybeFloat::Some(tensor.into_primitive()),
-        }
-    }
-}
-
-impl<B: Backend, C: CheckpointStrategy> MaybeInt<Autodiff<B, C>> {
-    fn into_inner(self) -> MaybeInt<B> {
-        match self {
-            MaybeInt::None => MaybeInt::None,
-            MaybeInt::Some(tensor) => MaybeInt::Some(tensor),
-        }
+        MaybeFloat::of(self.tensor().map(|tensor| tensor.into_primitive()))
     }
 }
 
 impl<B: Backend, C: CheckpointStrategy> Tables<Autodiff<B, C>> {
     fn into_inner(self) -> Tables<B> {
-        let Tables { key_mask, seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv } = self;
-        Tables {
-            key_mask: key_mask.into_inner(),
-            seqlens_q: seqlens_q.into_inner(),
-            seqlens_kv: seqlens_kv.into_inner(),
-            cu_seqlens_q: cu_seqlens_q.into_inner(),
-            cu_seqlens_kv: cu_seqlens_kv.into_inner(),
-        }
+        let Self { key_mask, seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv } = self;
+        let all = [key_mask, seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv];
+        let [key_mask, seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv] =
+            all.map(|numbers| MaybeInt::of(numbers.tensor()));
+        Tables { key_mask, seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv }
     }
 }
 
-/// The inputs, in their order: Q, K, V, and the bias and the sink where they are there.
-fn inputs_of<B: Backend, const N: usize>(
-    tensors: [FloatTensor<B>; N],
-    [has_bias, has_sink]: [bool; 2],
-    tables: Tables<B>,
-) -> Inputs<B> {
-    let mut tensors = tensors.into_iter();
-    let mut next = || tensors.next().expect("as many tensors as inputs");
-    let (q, k, v) = (next(), next(), next());
-    let bias = if has_bias { MaybeFloat::Some(next()) } else { MaybeFloat::None };
-    let sink = if has_sink { MaybeFloat::Some(next()) } else { MaybeFloat::None };
-    Inputs { q, k, v, bias, sink, tables }
+impl<B: Backend, C: CheckpointStrategy> Others<Autodiff<B, C>> {
+    fn into_inner(self) -> Others<B> {
+        let Self { bias, sink, tables } = self;
+        Others { bias: bias.into_inner(), sink: sink.into_inner(), tables: tables.into_inner() }
+    }
 }
 
 /// The gradient of O, on its way from the step of O to that of LSE.
@@ -365,12 +355,12 @@ struct LseStep;
 #[derive(Debug)]
 struct OutputStep;
 
-/// What the step of LSE needs.
+/// What the step of LSE needs. Q, K, V, bias and sink are nodes; Burn may compute their tensors again.
 #[derive(Clone, Debug)]
-struct LseState<B: Backend, const N: usize> {
-    inputs: [NodeId; N],
-    /// Whether a bias and a sink are among them.
-    has: [bool; 2],
+struct LseState<B: Backend> {
+    qkv: [NodeId; 3],
+    bias: Option<NodeId>,
+    sink: Option<NodeId>,
     tables: Tables<B>,
     o: FloatTensor<B>,
     lse: FloatTensor<B>,
@@ -378,35 +368,40 @@ struct LseState<B: Backend, const N: usize> {
     question: Question,
 }
 
-fn tracked<B: AttentionBackend, C: CheckpointStrategy, const N: usize>(
-    inputs: [FloatTensor<Autodiff<B, C>>; N],
-    has: [bool; 2],
-    tables: Tables<B>,
+fn tracked<B: AttentionBackend, C: CheckpointStrategy>(
+    inputs: Inputs<Autodiff<B, C>>,
     question: Question,
 ) -> Outputs<Autodiff<B, C>> {
-    let nodes = inputs.each_ref().map(|input| input.node());
-    let prepared = Backward::<B, N>::prepare::<C>(LseStep, nodes).compute_bound().stateful();
-    let run = |inputs: [FloatTensor<Autodiff<B, C>>; N]| {
-        let inputs = inputs_of(inputs.map(|input| input.into_primitive()), has, tables.clone());
+    let Inputs { q, k, v, others: Others { bias, sink, tables } } = inputs;
+    let (bias, sink, tables) = (bias.tensor(), sink.tensor(), tables.into_inner());
+    // The parents of a node are a fixed number: Q stands in for what is left out, and gets nothing from there.
+    let nodes = [&q, &k, &v, bias.as_ref().unwrap_or(&q), sink.as_ref().unwrap_or(&q)].map(|tensor| tensor.node());
+    let prepared = Backward::<B, 5>::prepare::<C>(LseStep, nodes).compute_bound().stateful();
+    let inner = |tensor: &FloatTensor<Autodiff<B, C>>| tensor.primitive().clone();
+    let [bias_inner, sink_inner] = [&bias, &sink].map(|tensor| MaybeFloat::<B>::of(tensor.as_ref().map(inner)));
+    let others = Others { bias: bias_inner, sink: sink_inner, tables: tables.clone() };
+    let run = || {
+        let inputs = Inputs { q: inner(&q), k: inner(&k), v: inner(&v), others };
         B::flash_attention(inputs, question.clone())
     };
     match prepared {
         OpsKind::Tracked(mut prepared) => {
-            let ids = inputs.each_ref().map(|input| prepared.checkpoint(input));
-            let Outputs { o, lse } = run(inputs);
-            let d_o: HandedOn<B> = Arc::default();
-            let (o_saved, lse_saved, handed_on) = (o.clone(), lse.clone(), d_o.clone());
-            let state = LseState { inputs: ids, has, tables, o: o_saved, lse: lse_saved, d_o, question };
-            let shape = lse.clone();
+            let qkv = [&q, &k, &v].map(|input| prepared.checkpoint(input));
+            let [bias, sink] = [&bias, &sink].map(|input| input.as_ref().map(|input| prepared.checkpoint(input)));
+            let Outputs { o, lse } = run();
+            let handed_on: HandedOn<B> = Arc::default();
+            let state =
+                LseState { qkv, bias, sink, tables, o: o.clone(), lse: lse.clone(), d_o: handed_on.clone(), question };
+            let of_output = (handed_on, lse.clone());
             let lse = prepared.finish(state, lse);
             let o = match Backward::<B, 1>::prepare::<C>(OutputStep, [lse.node()]).compute_bound().stateful() {
-                OpsKind::Tracked(prepared) => prepared.finish((handed_on, shape), o),
+                OpsKind::Tracked(prepared) => prepared.finish(of_output, o),
                 OpsKind::UnTracked(prepared) => prepared.finish(o),
             };
             Outputs { o, lse }
         }
         OpsKind::UnTracked(prepared) => {
-            let Outputs { o, lse } = run(inputs);
+            let Outputs { o, lse } = run();
             Outputs { o: Autodiff::<B, C>::from_inner(o), lse: prepared.finish(lse) }
         }
     }
@@ -429,38 +424,29 @@ impl<B: AttentionBackend> Backward<B, 1> for OutputStep {
     }
 }
 
-impl<B: AttentionBackend, const N: usize> Backward<B, N> for LseStep {
-    type State = LseState<B, N>;
+impl<B: AttentionBackend> Backward<B, 5> for LseStep {
+    type State = LseState<B>;
 
-    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 5>, grads: &mut Gradients, checkpointer: &mut Checkpointer) {
         let d_lse = grads.consume::<B>(&ops.node);
-        let LseState { inputs, has, tables, o, lse, d_o, mut question } = ops.state;
-        let tensors = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let LseState { qkv, bias, sink, tables, o, lse, d_o, mut question } = ops.state;
+        let mut tensor = |id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id);
+        let [q, k, v] = qkv.map(&mut tensor);
+        let [bias, sink] = [bias, sink].map(|id| MaybeFloat::<B>::of(id.map(&mut tensor)));
         let d_o = d_o.lock().unwrap_or_else(PoisonError::into_inner).take();
         // The loss may not use O.
         let d_o = d_o.unwrap_or_else(|| B::float_zeros(o.shape(), &o.device(), o.dtype().into()));
-        let [has_bias, _] = has;
-        if has_bias && ops.parents[3].is_some() {
+        if matches!(bias, MaybeFloat::Some(_)) && ops.parents[3].is_some() {
             question.problem = question.problem.with_bias_gradient();
         }
-        let saved = Saved { o, lse, d_o, d_lse };
-        let gradients = B::flash_attention_backward(inputs_of(tensors, has, tables), saved, question);
+        let inputs = Inputs { q, k, v, others: Others { bias, sink, tables } };
+        let gradients = B::flash_attention_backward(inputs, Saved { o, lse, d_o, d_lse }, question);
         let InputGradients { dq, dk, dv, dbias, dsink } = gradients;
-        let [of_bias, of_sink] = [(has[0], dbias), (has[1], dsink)].map(|(has, tensor)| has.then(|| tensor.tensor()));
-        let of_inputs = [dq, dk, dv].map(Some).into_iter().chain(of_bias).chain(of_sink);
-        for (parent, gradient) in ops.parents.into_iter().zip(of_inputs) {
+        let gradients = [Some(dq), Some(dk), Some(dv), dbias.tensor(), dsink.tensor()];
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<B>(parent.id, gradient);
             }
-        }
-    }
-}
-
-impl<B: Backend> MaybeFloat<B> {
-    fn tensor(self) -> Option<FloatTensor<B>> {
-        match self {
-            MaybeFloat::None => None,
-            MaybeFloat::Some(tensor) => Some(tensor),
         }
     }
 }

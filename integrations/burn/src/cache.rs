@@ -236,15 +236,13 @@ impl KvCache {
         let mut asked = Asked::of(options, shape, q.dtype())?;
         let layout = CacheLayout::contiguous(&shape, self.element);
         asked.question.problem = asked.question.problem.with_cache(layout).with_seqlens_kv_at_call();
-        asked.check(&installed, options)?;
-        asked.tables.seqlens_kv = MaybeInt::Some(self.seqlens.clone().into_dispatch());
+        asked.check(&installed, options, false)?;
+        asked.others.tables.seqlens_kv = MaybeInt::Some(self.seqlens.clone().into_dispatch());
         let inputs = CachedInputs::<Dispatch> {
             q: q.into_dispatch(),
             k: self.k.clone().into_dispatch(),
             v: self.v.clone().into_dispatch(),
-            bias: asked.bias,
-            sink: asked.sink,
-            tables: asked.tables,
+            others: asked.others,
         };
         Ok(output(Dispatch::flash_attention_cached(inputs, asked.question)))
     }

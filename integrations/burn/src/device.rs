@@ -61,6 +61,7 @@ pub(crate) struct Installed {
     append: Mutex<Vec<(AppendProblem, PreparedAppend)>>,
     /// Problems that can be planned.
     checked: Mutex<Vec<(AttentionProblem, ())>>,
+    checked_backward: Mutex<Vec<(AttentionProblem, ())>>,
     checked_appends: Mutex<Vec<(AppendProblem, ())>>,
 }
 
@@ -72,6 +73,7 @@ impl Installed {
             backward: Mutex::default(),
             append: Mutex::default(),
             checked: Mutex::default(),
+            checked_backward: Mutex::default(),
             checked_appends: Mutex::default(),
         }
     }
@@ -91,6 +93,11 @@ impl Installed {
     /// Whether a problem can be planned.
     pub fn check(&self, problem: &AttentionProblem) -> Result<(), Error> {
         kept(&self.checked, problem, || self.attention.plan_forward(problem).build().map(|_| ()))
+    }
+
+    /// As `check`, of its gradients.
+    pub fn check_backward(&self, problem: &AttentionProblem) -> Result<(), Error> {
+        kept(&self.checked_backward, problem, || self.attention.plan_backward(problem).build().map(|_| ()))
     }
 
     /// As `check`, of an append.

@@ -1,8 +1,8 @@
 //! Attention on CubeCL's tensors.
 
 use crate::backend::{
-    AppendInputs, Appended, CachedInputs, InputGradients, Inputs, MaybeFloat, MaybeInt, Outputs, Question, Saved,
-    Tables,
+    AppendInputs, Appended, CachedInputs, InputGradients, Inputs, MaybeFloat, MaybeInt, Others, Outputs, Question,
+    Saved, Tables,
 };
 use crate::buffers::{Bound, element, empty_contiguous, empty_rows};
 use crate::device::{Installed, installed};
@@ -16,22 +16,17 @@ use wgpu_flash_attention::{
     ForwardBuffers, KeyMask, Operand, ScoreMod, TensorLayout,
 };
 
-type Maybe = MaybeFloat<CubeBackend>;
-
 /// Tensors that a call reads beside Q, K and V.
-struct Others(Vec<(Operand, Bound)>);
+struct BoundOthers(Vec<(Operand, Bound)>);
 
-impl Others {
+impl BoundOthers {
     /// Binds what is there, and says so in the problem.
-    fn of(
-        (bias, sink, tables): (Maybe, Maybe, Tables<CubeBackend>),
-        installed: &Installed,
-        problem: &mut AttentionProblem,
-    ) -> Result<Self, Error> {
+    fn of(others: Others<CubeBackend>, installed: &Installed, problem: &mut AttentionProblem) -> Result<Self, Error> {
+        let Others { bias, sink, tables } = others;
         let mut others = Vec::new();
         let mut with = |operand, bound| others.push((operand, bound));
         // Where a gradient has an entry for each of the bias, so has the bias.
-        if let MaybeFloat::Some(bias) = bias {
+        if let Some(bias) = bias.tensor() {
             let repeats = |bias: &CubeTensor| {
                 bias.meta
                     .shape()
@@ -47,13 +42,13 @@ impl Others {
             with(Operand::Bias, bound);
         }
         let Tables { key_mask, seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv } = tables;
-        if let MaybeInt::Some(words) = key_mask {
+        if let Some(words) = key_mask.tensor() {
             let bound = Bound::contiguous(words, 16);
             let layout = EntryLayout { stride_key: 1, ..bound.entries() };
             *problem = problem.clone().with_key_mask(KeyMask::Boolean(layout));
             with(Operand::KeyMask, bound);
         }
-        if let MaybeFloat::Some(sink) = sink {
+        if let Some(sink) = sink.tensor() {
             with(Operand::Sink, Bound::contiguous(sink, 16));
         }
         let alignment = u64::from(installed.attention.device().limits().min_storage_buffer_offset_alignment);
@@ -64,7 +59,7 @@ impl Others {
             (Operand::CuSeqlensKv, cu_seqlens_kv),
         ];
         for (operand, numbers) in lengths {
-            if let MaybeInt::Some(numbers) = numbers {
+            if let Some(numbers) = numbers.tensor() {
                 with(operand, Bound::contiguous(numbers, alignment.max(16)));
             }
         }
@@ -95,24 +90,24 @@ fn rows(like: &CubeTensor, dim: usize, is_zero: bool) -> CubeTensor {
 }
 
 pub(crate) fn forward(inputs: Inputs<CubeBackend>, question: &Question) -> Result<Outputs<CubeBackend>, Error> {
-    let Inputs { q, k, v, bias, sink, tables } = inputs;
+    let Inputs { q, k, v, others } = inputs;
     let installed = installed(&q.device, "q")?;
     let [q, k, v] = [q, k, v].map(Bound::of_rows);
     let mut problem = question.problem.clone();
-    let is_zero = leaves_rows(&problem, &tables);
-    let others = Others::of((bias, sink, tables), &installed, &mut problem)?;
+    let is_zero = leaves_rows(&problem, &others.tables);
+    let others = BoundOthers::of(others, &installed, &mut problem)?;
     let o = Bound::new(rows(&q.tensor, problem.shape.head_dim_v as usize, is_zero));
     let layout = AttentionLayout { q: q.layout(), k: k.layout(), v: v.layout(), o: o.layout() };
     finish(&installed, problem.with_layout(layout), question, [q, k, v, o], others)
 }
 
 pub(crate) fn cached(inputs: CachedInputs<CubeBackend>, question: &Question) -> Result<Outputs<CubeBackend>, Error> {
-    let CachedInputs { q, k, v, bias, sink, tables } = inputs;
+    let CachedInputs { q, k, v, others } = inputs;
     let installed = installed(&q.device, "q")?;
     let q = Bound::of_rows(q);
     let [k, v] = [k, v].map(Bound::new);
     let mut problem = question.problem.clone();
-    let others = Others::of((bias, sink, tables), &installed, &mut problem)?;
+    let others = BoundOthers::of(others, &installed, &mut problem)?;
     let o = Bound::new(rows(&q.tensor, problem.shape.head_dim_v as usize, false));
     let unused = TensorLayout { offset: 0, ..q.layout() };
     let layout = AttentionLayout { q: q.layout(), k: unused, v: unused, o: o.layout() };
@@ -124,7 +119,7 @@ fn finish(
     problem: AttentionProblem,
     question: &Question,
     [q, k, v, o]: [Bound; 4],
-    others: Others,
+    others: BoundOthers,
 ) -> Result<Outputs<CubeBackend>, Error> {
     let shape = q.tensor.meta.shape();
     let lse = Bound::new(empty_contiguous(&q.tensor, &[shape[0], shape[1], shape[2]], DType::F32));
@@ -140,13 +135,13 @@ pub(crate) fn backward(
     saved: Saved<CubeBackend>,
     question: &Question,
 ) -> Result<InputGradients<CubeBackend>, Error> {
-    let Inputs { q, k, v, bias, sink, tables } = inputs;
+    let Inputs { q, k, v, others } = inputs;
     let installed = installed(&q.device, "q")?;
     let [q, k, v, o, d_o] = [q, k, v, saved.o, saved.d_o].map(Bound::of_rows);
     let [lse, d_lse] = [saved.lse, saved.d_lse].map(|tensor| Bound::contiguous(tensor, 16));
     let mut problem = question.problem.clone();
-    let is_zero = leaves_rows(&problem, &tables);
-    let others = Others::of((bias, sink, tables), &installed, &mut problem)?;
+    let is_zero = leaves_rows(&problem, &others.tables);
+    let others = BoundOthers::of(others, &installed, &mut problem)?;
     let gradient = |of: &Bound| Bound::new(rows(&of.tensor, of.tensor.meta.shape()[3], is_zero));
     let [dq, dk, dv] = [gradient(&q), gradient(&k), gradient(&v)];
     let problem = problem
@@ -165,8 +160,8 @@ pub(crate) fn backward(
     let buffers = buffers.with(Operand::DBias, dbias.as_ref().map(Bound::slice));
     let buffers = buffers.with(Operand::DSink, dsink.as_ref().map(Bound::slice));
     installed.submit(|encoder| prepared.encode_call(encoder, &buffers, &question.call))?;
-    let maybe = |bound: Option<Bound>| bound.map_or(MaybeFloat::None, |bound| MaybeFloat::Some(bound.tensor));
-    Ok(InputGradients { dq: dq.tensor, dk: dk.tensor, dv: dv.tensor, dbias: maybe(dbias), dsink: maybe(dsink) })
+    let [dbias, dsink] = [dbias, dsink].map(|bound| MaybeFloat::of(bound.map(|bound| bound.tensor)));
+    Ok(InputGradients { dq: dq.tensor, dk: dk.tensor, dv: dv.tensor, dbias, dsink })
 }
 
 pub(crate) fn append(inputs: AppendInputs<CubeBackend>, append: AppendProblem) -> Result<Appended<CubeBackend>, Error> {
@@ -179,12 +174,8 @@ pub(crate) fn append(inputs: AppendInputs<CubeBackend>, append: AppendProblem) -
     let seqlens = Bound::contiguous(seqlens, 16);
     let new_seqlens = Bound::new(empty_contiguous(&k.tensor, seqlens.tensor.meta.shape(), seqlens.tensor.dtype));
     let mut layout = AttentionLayout { k: k.layout(), v: v.layout(), ..append.layout };
-    let bound = |tensor: Maybe, bind: fn(CubeTensor) -> Bound| match tensor {
-        MaybeFloat::None => None,
-        MaybeFloat::Some(tensor) => Some(bind(tensor)),
-    };
-    let q = bound(q, Bound::of_rows);
-    let [cos, sin] = [cos, sin].map(|table| bound(table, |table| Bound::contiguous(table, 16)));
+    let q = q.tensor().map(Bound::of_rows);
+    let [cos, sin] = [cos, sin].map(|table| table.tensor().map(|table| Bound::contiguous(table, 16)));
     let rotated = q.as_ref().map(|q| Bound::new(rows(&q.tensor, q.tensor.meta.shape()[3], false)));
     if let (Some(q), Some(rotated)) = (&q, &rotated) {
         (layout.q, layout.o) = (q.layout(), rotated.layout());
@@ -198,6 +189,6 @@ pub(crate) fn append(inputs: AppendInputs<CubeBackend>, append: AppendProblem) -
         .with(Operand::RotaryCos, cos.as_ref().map(Bound::slice))
         .with(Operand::RotarySin, sin.as_ref().map(Bound::slice));
     installed.submit(|encoder| prepared.encode(encoder, &buffers))?;
-    let q = rotated.map_or(MaybeFloat::None, |rotated| MaybeFloat::Some(rotated.tensor));
+    let q = MaybeFloat::of(rotated.map(|rotated| rotated.tensor));
     Ok(Appended { k_cache: k_cache.tensor, v_cache: v_cache.tensor, seqlens: new_seqlens.tensor, q })
 }

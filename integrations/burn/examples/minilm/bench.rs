@@ -1,12 +1,11 @@
 //! Timings of batches with this library's attention and with Burn's, in one run, and whether both give the same embeddings.
 
-use std::time::Instant;
-
 use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use serde::Serialize;
 
 use crate::model::{Attention, MiniLm};
+use crate::timing::timed;
 
 /// Times one after another; the middle one counts.
 const REPEATS: usize = 5;
@@ -30,19 +29,10 @@ pub fn run(model: &MiniLm, device: &Device, batches: &[usize], json: bool) -> Re
         let tokens = sentences.iter().map(Vec::len).sum();
         let mut burn: Option<Vec<f32>> = None;
         for attention in [Attention::Burn, Attention::Flash] {
-            let mut seconds = Vec::new();
-            let mut embeddings = Vec::new();
-            // The first time is for pipelines and memory.
-            for repeat in 0..=REPEATS {
-                device.sync()?;
-                let start = Instant::now();
-                embeddings = model.embed(&sentences, attention)?.try_into_data()?.try_into_vec::<f32>()?;
-                if repeat > 0 {
-                    seconds.push(start.elapsed().as_secs_f64());
-                }
-            }
-            seconds.sort_by(f64::total_cmp);
-            let seconds = seconds[REPEATS / 2];
+            let embed = |()| -> Result<Vec<f32>> {
+                Ok(model.embed(&sentences, attention)?.try_into_data()?.try_into_vec::<f32>()?)
+            };
+            let (seconds, embeddings) = timed(device, REPEATS, || Ok(()), embed)?;
             let burn = burn.get_or_insert_with(|| embeddings.clone());
             rows.push(Row {
                 attention,

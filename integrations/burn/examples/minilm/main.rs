@@ -5,6 +5,8 @@
 
 mod bench;
 mod model;
+#[path = "../common/timing.rs"]
+mod timing;
 mod tokens;
 
 use std::path::PathBuf;

@@ -1,13 +1,12 @@
 //! Timings of the model with this library's attention and with Burn's, in one run, and whether both give the same answer.
 
-use std::time::Instant;
-
 use anyhow::{Result, ensure};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use serde::Serialize;
 
 use crate::cache::{Attention, Storage};
-use crate::model::SmolLm;
+use crate::model::{SmolLm, Text};
+use crate::timing::timed;
 
 /// Times one after another; the middle one counts.
 const REPEATS: usize = 3;
@@ -27,10 +26,8 @@ struct Row {
     decode_difference: f64,
 }
 
-struct Timing {
-    seconds: f64,
-    logits: Vec<f32>,
-}
+/// Seconds, and the last logits.
+type Timing = (f64, Vec<f32>);
 
 pub fn run(
     model: &SmolLm,
@@ -45,24 +42,35 @@ pub fn run(
     for &length in lengths {
         ensure!(length > steps, "--lengths {length} must be longer than --steps {steps}");
         let tokens: Vec<u32> = (0..length).map(|i| (i * 7919 % model.config.vocabulary) as u32).collect();
-        let timed = |attention| -> Result<[Timing; 2]> {
-            let storage = storage_of(attention, storage);
-            Ok([
-                prefill(model, device, attention, storage, &tokens)?,
-                decode(model, device, attention, storage, &tokens, steps)?,
-            ])
+        let (first, last) = tokens.split_at(length - steps);
+        let timings = |attention| -> Result<[Timing; 2]> {
+            let start = || model.start(attention, storage_of(attention, storage), length);
+            let prefill = timed(device, REPEATS, start, |mut text| logits(text.read(&tokens)?))?;
+            let prepare = || -> Result<Text> {
+                let mut text = start()?;
+                text.read(first)?;
+                Ok(text)
+            };
+            let decode = timed(device, REPEATS, prepare, |mut text| {
+                let mut seen = Vec::new();
+                for &token in last {
+                    seen = logits(text.read(&[token])?)?;
+                }
+                Ok(seen)
+            })?;
+            Ok([prefill, (decode.0 / steps as f64, decode.1)])
         };
-        let (burn, flash) = (timed(Attention::Burn)?, timed(Attention::Flash)?);
+        let (burn, flash) = (timings(Attention::Burn)?, timings(Attention::Flash)?);
         for (attention, [prefill, decode]) in [(Attention::Burn, &burn), (Attention::Flash, &flash)] {
             rows.push(Row {
                 attention,
                 length,
-                prefill_milliseconds: 1e3 * prefill.seconds,
-                prefill_tokens_per_second: length as f64 / prefill.seconds,
-                decode_milliseconds: 1e3 * decode.seconds,
-                decode_tokens_per_second: 1.0 / decode.seconds,
-                prefill_difference: difference(&prefill.logits, &burn[0].logits),
-                decode_difference: difference(&decode.logits, &burn[1].logits),
+                prefill_milliseconds: 1e3 * prefill.0,
+                prefill_tokens_per_second: length as f64 / prefill.0,
+                decode_milliseconds: 1e3 * decode.0,
+                decode_tokens_per_second: 1.0 / decode.0,
+                prefill_difference: difference(&prefill.1, &burn[0].1),
+                decode_difference: difference(&decode.1, &burn[1].1),
             });
         }
     }
@@ -92,52 +100,8 @@ fn storage_of(attention: Attention, storage: Storage) -> Storage {
     if attention == Attention::Burn && storage == Storage::Int8 { Storage::F16 } else { storage }
 }
 
-fn prefill(model: &SmolLm, device: &Device, attention: Attention, storage: Storage, tokens: &[u32]) -> Result<Timing> {
-    let mut seconds = Vec::new();
-    let mut logits = Vec::new();
-    // The first time is for pipelines and memory.
-    for repeat in 0..=REPEATS {
-        let mut text = model.start(attention, storage, tokens.len())?;
-        device.sync()?;
-        let start = Instant::now();
-        logits = text.read(tokens)?.try_into_data()?.try_into_vec::<f32>()?;
-        if repeat > 0 {
-            seconds.push(start.elapsed().as_secs_f64());
-        }
-    }
-    Ok(Timing { seconds: middle(seconds), logits })
-}
-
-/// The last `steps` tokens, one by one, after all others.
-fn decode(
-    model: &SmolLm,
-    device: &Device,
-    attention: Attention,
-    storage: Storage,
-    tokens: &[u32],
-    steps: usize,
-) -> Result<Timing> {
-    let (first, last) = tokens.split_at(tokens.len() - steps);
-    let mut seconds = Vec::new();
-    let mut logits = Vec::new();
-    for repeat in 0..=REPEATS {
-        let mut text = model.start(attention, storage, tokens.len())?;
-        text.read(first)?;
-        device.sync()?;
-        let start = Instant::now();
-        for &token in last {
-            logits = text.read(&[token])?.try_into_data()?.try_into_vec::<f32>()?;
-        }
-        if repeat > 0 {
-            seconds.push(start.elapsed().as_secs_f64() / steps as f64);
-        }
-    }
-    Ok(Timing { seconds: middle(seconds), logits })
-}
-
-fn middle(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
+fn logits(logits: Tensor<1>) -> Result<Vec<f32>> {
+    Ok(logits.try_into_data()?.try_into_vec::<f32>()?)
 }
 
 /// ‖a − b‖ / ‖b‖

@@ -9,6 +9,8 @@ mod cache;
 mod gguf;
 mod model;
 mod sampler;
+#[path = "../common/timing.rs"]
+mod timing;
 mod tokenizer;
 
 use std::io::{BufRead, Write};

@@ -5,7 +5,6 @@
 
 mod gpt;
 
-use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
 use clap::Parser;

@@ -1,61 +1,64 @@
-//! Gradients against Burn's own of naive attention, and with dropout against finite differences.
+//! Gradients against the oracle in f64, and beside Burn's own of naive attention. (The library's tests hold the oracle to finite
+//! differences.)
 
 use burn::tensor::{DType, Tensor};
-use wgpu_flash_attention_burn::{AttentionOptions, AttentionOutput, attention};
+use wgpu_flash_attention::{AttentionProblem, Dropout, ScoreWgsl};
+use wgpu_flash_attention_burn::{AttentionOptions, AttentionOutput, Error, ScoreMod, attention};
 
-use crate::support::{Naive, causal, close, device, naive, ours, tensor, values};
+use crate::support::{Naive, Oracle, causal, device, naive, ours, tensor, values};
 
 const SHAPES: [[usize; 4]; 3] = [[2, 4, 20, 32], [2, 2, 33, 32], [2, 2, 33, 24]];
 
-/// Q, K, V and a bias that require gradients, all from the same numbers.
-fn leaves(dtype: DType, exact: bool) -> [Tensor<4>; 4] {
+/// Q, K, V and a bias that require gradients.
+fn leaves(dtype: DType) -> [Tensor<4>; 4] {
     let device = device().autodiff();
-    [SHAPES[0], SHAPES[1], SHAPES[2], [1, 4, 20, 33]].map(|shape| {
-        let numbers = tensor(shape, shape[2] as u64 + shape[3] as u64, dtype, &device);
-        let numbers = if exact { numbers.cast(DType::F32) } else { numbers };
-        numbers.detach().require_grad()
-    })
+    [SHAPES[0], SHAPES[1], SHAPES[2], [1, 4, 20, 33]]
+        .map(|shape| tensor(shape, shape[2] as u64 + shape[3] as u64, dtype, &device).require_grad())
+}
+
+/// (`detach` keeps what a leaf requires.)
+fn without_gradient(tensor: Tensor<4>) -> Tensor<4> {
+    tensor.set_require_grad(false)
+}
+
+/// The gradients of O and of LSE in [`loss`].
+fn weights(output: &AttentionOutput) -> (Tensor<4>, Tensor<3>) {
+    let device = output.o.device();
+    let (of_o, of_lse) = (output.o.dtype(), output.lse.dtype());
+    (tensor(output.o.dims(), 77, of_o, &device), tensor(output.lse.dims(), 78, of_lse, &device))
 }
 
 /// A loss of O, of LSE, or of both.
-fn loss(output: AttentionOutput, of_o: bool, of_lse: bool) -> Tensor<1> {
-    let device = output.o.device();
-    let mut loss = Tensor::<1>::zeros([1], &device);
+fn loss(output: AttentionOutput, [of_o, of_lse]: [bool; 2]) -> Tensor<1> {
+    let (d_o, d_lse) = weights(&output);
+    let mut loss = Tensor::<1>::zeros([1], &output.o.device());
     if of_o {
-        let weights: Tensor<4> = tensor(output.o.dims(), 77, output.o.dtype(), &device);
-        loss = loss + (output.o * weights.detach()).cast(DType::F32).sum();
+        loss = loss + (output.o * d_o).cast(DType::F32).sum();
     }
     if of_lse {
-        let weights: Tensor<3> = tensor(output.lse.dims(), 78, output.lse.dtype(), &device);
-        loss = loss + (output.lse * weights.detach()).cast(DType::F32).sum();
+        loss = loss + (output.lse * d_lse).cast(DType::F32).sum();
     }
     loss
 }
 
-fn gradients(
-    leaves: &[Tensor<4>; 4],
-    run: impl Fn(&[Tensor<4>; 4]) -> AttentionOutput,
-    [of_o, of_lse]: [bool; 2],
-) -> [Vec<f32>; 4] {
-    let gradients = loss(run(leaves), of_o, of_lse).backward();
-    leaves.each_ref().map(|leaf| values(leaf.grad(&gradients).expect("it requires a gradient")))
-}
-
 fn check(dtype: DType, of: [bool; 2]) {
     let device = device().autodiff();
-    let with_ours = |[q, k, v, bias]: &[Tensor<4>; 4]| {
-        ours(q, k, v, &AttentionOptions::new().with_causal().with_bias(bias.clone()))
+    let leaves = leaves(dtype);
+    let [q, k, v, bias] = &leaves;
+    let gradients_of = |output: AttentionOutput| {
+        let gradients = loss(output, of).backward();
+        leaves.each_ref().map(|leaf| values(leaf.grad(&gradients).expect("it requires a gradient")))
     };
-    let by_burn = |[q, k, v, bias]: &[Tensor<4>; 4]| {
-        let seen = Some(causal(20, 33, &device));
-        naive(q.clone(), k.clone(), v.clone(), &Naive { bias: Some(bias.clone()), seen, softcap: None })
-    };
-    let found = gradients(&leaves(dtype, false), with_ours, of);
-    let same_type = gradients(&leaves(dtype, false), by_burn, of);
-    let exact = gradients(&leaves(dtype, true), by_burn, of);
+    let output = ours(q, k, v, &AttentionOptions::new().with_causal().with_bias(bias.clone()));
+    let (d_o, d_lse) = weights(&output);
+    let oracle = Oracle::new([q, k, v]).with_bias(bias).with(AttentionProblem::with_causal);
+    let exact = oracle.backward(&output.o, &(d_o * f32::from(u8::from(of[0]))), of[1].then_some(&d_lse));
+    let found = gradients_of(output);
+    let seen = Some(causal(20, 33, &device));
+    let modified = Naive { bias: Some(bias.clone()), seen, softcap: None };
+    let by_burn = gradients_of(naive(q.clone(), k.clone(), v.clone(), &modified));
     for (index, name) in ["dQ", "dK", "dV", "dBias"].into_iter().enumerate() {
-        // A loss of LSE alone has no gradient in V: Burn gives none.
-        close(&format!("{name} in {dtype:?} of {of:?}"), &found[index], &same_type[index], &exact[index], 3.0);
+        exact[index].expect_beside(&format!("{name} in {dtype:?} of {of:?}"), &found[index], &by_burn[index], 3.0);
     }
 }
 
@@ -73,71 +76,78 @@ fn of_o_and_lse() {
 /// LSE alone, without a gradient of O.
 #[test]
 fn of_lse() {
-    let leaves = leaves(DType::F32, true);
-    let of_lse = |output: AttentionOutput, leaf: &Tensor<4>| {
-        let gradients = loss(output, false, true).backward();
-        values(leaf.grad(&gradients).expect("it requires a gradient"))
-    };
-    let [q, k, v, _] = &leaves;
-    for leaf in [q, k] {
-        let found = of_lse(ours(q, k, v, &AttentionOptions::new()), leaf);
-        let exact = of_lse(naive(q.clone(), k.clone(), v.clone(), &Naive::default()), leaf);
-        close("a gradient of LSE", &found, &exact, &exact, 3.0);
+    let [q, k, v, _] = leaves(DType::F32);
+    let output = ours(&q, &k, &v, &AttentionOptions::new());
+    let (d_o, d_lse) = weights(&output);
+    let exact = Oracle::new([&q, &k, &v]).backward(&output.o, &d_o.zeros_like(), Some(&d_lse));
+    let gradients = loss(output, [false, true]).backward();
+    for (leaf, exact) in [q, k, v].iter().zip(&exact) {
+        exact.expect("a gradient of LSE", &values(leaf.grad(&gradients).expect("it requires a gradient")));
     }
 }
 
-/// A sink's gradient: a key whose score is the sink and whose value is 0.
 #[test]
 fn of_a_sink() {
     let device = device().autodiff();
     let [q, k, v] = SHAPES.map(|shape| tensor(shape, shape[3] as u64, DType::F32, &device));
     let sink: Tensor<1> = tensor([4], 3, DType::F32, &device).require_grad();
     let output = ours(&q, &k, &v, &AttentionOptions::new().with_sink(sink.clone()));
-    let found = values(sink.grad(&loss(output, true, true).backward()).expect("it requires a gradient"));
-    let exact_sink: Tensor<1> = sink.clone().detach().require_grad();
-    let zeros = |tensor: &Tensor<4>| {
-        let [batch, heads, _, dim] = tensor.dims();
-        Tensor::cat(vec![tensor.clone(), Tensor::zeros([batch, heads, 1, dim], &device)], 2)
-    };
-    let of_keys = Tensor::<4>::zeros([1, 4, 1, 33], &device);
-    let bias = Tensor::cat(vec![of_keys, exact_sink.clone().reshape([1, 4, 1, 1])], 3);
-    let output = naive(q, zeros(&k), zeros(&v), &Naive { bias: Some(bias), ..Naive::default() });
-    let exact = values(exact_sink.grad(&loss(output, true, true).backward()).expect("it requires a gradient"));
-    close("dsink", &found, &exact, &exact, 3.0);
+    let (d_o, d_lse) = weights(&output);
+    let [.., exact] = Oracle::new([&q, &k, &v]).with_sink(&sink).backward(&output.o, &d_o, Some(&d_lse));
+    let gradients = loss(output, [true, true]).backward();
+    exact.expect("dsink", &values(sink.grad(&gradients).expect("it requires a gradient")));
 }
 
-/// With dropout: the same seed drops the same, so that the loss has finite differences.
+/// A bias and a sink at once, with a gradient for the sink alone.
+#[test]
+fn of_a_sink_beside_a_bias() {
+    let [q, k, v, bias] = leaves(DType::F32).map(without_gradient);
+    let sink: Tensor<1> = tensor([4], 3, DType::F32, &device().autodiff()).require_grad();
+    let output = ours(&q, &k, &v, &AttentionOptions::new().with_bias(bias.clone()).with_sink(sink.clone()));
+    let (d_o, d_lse) = weights(&output);
+    let oracle = Oracle::new([&q, &k, &v]).with_bias(&bias).with_sink(&sink);
+    let [.., exact] = oracle.backward(&output.o, &d_o, Some(&d_lse));
+    let gradients = loss(output, [true, true]).backward();
+    exact.expect("dsink", &values(sink.grad(&gradients).expect("it requires a gradient")));
+    assert!(bias.grad(&gradients).is_none() && q.grad(&gradients).is_none());
+}
+
+/// The oracle drops the same probabilities for the same seed.
 #[test]
 fn with_dropout() {
-    let device = device().autodiff();
-    let shapes = [[1, 2, 9, 16], [1, 2, 11, 16], [1, 2, 11, 16]];
-    let options = AttentionOptions::new().with_causal().with_dropout(0.3, 42, 7);
-    let run = |[q, k, v]: &[Tensor<4>; 3]| loss(ours(q, k, v, &options), true, false);
-    let leaves = shapes.map(|shape| tensor(shape, shape[2] as u64, DType::F32, &device).require_grad());
-    let gradients = run(&leaves).backward();
-    let step = 0.01f32;
-    for index in 0..3 {
-        let found = values(leaves[index].grad(&gradients).expect("it requires a gradient"));
-        let direction: Tensor<4> = tensor(shapes[index], 99 + index as u64, DType::F32, &device);
-        let moved = |by: f32| {
-            let mut moved = leaves.each_ref().map(|leaf| leaf.clone().detach());
-            moved[index] = moved[index].clone() + direction.clone() * by;
-            f64::from(values(run(&moved))[0])
-        };
-        let difference = (moved(step) - moved(-step)) / f64::from(2.0 * step);
-        let along: f64 = found.iter().zip(values(direction.clone())).map(|(g, d)| f64::from(*g) * f64::from(d)).sum();
-        // The third derivative times step² / 6, and f32's rounding of the losses over the step.
-        let size = found.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt().max(1.0);
-        assert!(
-            (difference - along).abs() <= 5e-3 * size,
-            "{index}: {along} along a direction, {difference} by differences"
-        );
+    let [q, k, v, _] = leaves(DType::F32);
+    let options = |seed| AttentionOptions::new().with_causal().with_dropout(0.3, seed, 7);
+    let output = ours(&q, &k, &v, &options(42));
+    let o = values(output.o.clone());
+    assert_eq!(o, values(ours(&q, &k, &v, &options(42)).o));
+    assert_ne!(o, values(ours(&q, &k, &v, &options(43)).o));
+    let oracle = Oracle::new([&q, &k, &v]).with(|mut problem| {
+        problem.dropout = Some(Dropout::new(0.3, 42).with_philox_offset(7));
+        problem.with_causal()
+    });
+    let (d_o, d_lse) = weights(&output);
+    let exact = oracle.backward(&output.o, &d_o, Some(&d_lse));
+    let gradients = loss(output, [true, true]).backward();
+    for (leaf, exact) in [q, k, v].iter().zip(&exact) {
+        exact.expect("a gradient with dropout", &values(leaf.grad(&gradients).expect("it requires a gradient")));
     }
-    // Another seed drops others.
-    let other = AttentionOptions::new().with_causal().with_dropout(0.3, 43, 7);
-    let [q, k, v] = &leaves;
-    assert_ne!(values(ours(q, k, v, &options).o), values(ours(q, k, v, &other).o));
-    assert_eq!(values(ours(q, k, v, &options).o), values(ours(q, k, v, &options).o));
+}
+
+/// A gradient that cannot be had is refused where attention is called, not in the backward pass. Without one, the call is sound.
+#[test]
+fn that_cannot_be_had() {
+    let text =
+        "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 { return score * 0.5; }";
+    let score_mod = ScoreMod::Wgsl(ScoreWgsl::new(text).expect("the text is sound"));
+    let options = AttentionOptions::new().with_score(score_mod);
+    let [q, k, v, _] = leaves(DType::F32);
+    let refused = attention(q.clone(), k.clone(), v.clone(), &options).unwrap_err();
+    assert!(matches!(&refused, Error::Attention(_)) && refused.to_string().contains("score_mod_grad"), "{refused}");
+    // What depends on a tensor with a gradient asks for one, too.
+    let depends = k.clone() * v.mean().reshape([1, 1, 1, 1]);
+    let [q, k, v] = [q, k, depends.clone()].map(without_gradient);
+    attention(q.clone(), depends, k.clone(), &options).unwrap_err();
+    ours(&q, &k, &v, &options);
 }
 
 /// Gradients reach what requires them, and nothing else is asked for them.

@@ -1,29 +1,39 @@
-//! Forward answers against naive attention in Burn.
+//! Forward answers against the oracle in f64, and beside naive attention in Burn.
 
 use burn::tensor::{Bool, DType, Int, Shape, Tensor, TensorData};
-use wgpu_flash_attention_burn::{AttentionOptions, CacheElement, Error, KvCache, attention};
+use wgpu_flash_attention::AttentionProblem;
+use wgpu_flash_attention_burn::{AttentionOptions, CacheElement, Error, KvCache, ScoreMod, attention};
 
-use crate::support::{Naive, causal, close, device, naive, ours, tensor, values};
-
-/// In one type against f32.
-fn check(name: &str, shapes: [[usize; 4]; 3], options: &AttentionOptions, modified: &Naive, dtype: DType) {
-    let device = device();
-    let [q, k, v] = [0, 1, 2].map(|index| tensor(shapes[index], 10 + index as u64, dtype, &device));
-    let found = ours(&q, &k, &v, options);
-    let same_type = naive(q.clone(), k.clone(), v.clone(), modified);
-    let [q, k, v] = [q, k, v].map(|tensor| tensor.cast(DType::F32));
-    let exact = naive(q, k, v, modified);
-    assert_eq!(found.o.dtype(), dtype);
-    close(name, &values(found.o), &values(same_type.o), &values(exact.o), 2.0);
-    close(&format!("{name}, LSE"), &values(found.lse), &values(same_type.lse), &values(exact.lse), 2.0);
-}
+use crate::support::{Naive, Oracle, causal, device, naive, ours, tensor, values};
 
 const GROUPED: [[usize; 4]; 3] = [[2, 4, 20, 32], [2, 2, 33, 32], [2, 2, 33, 40]];
 
+fn inputs(dtype: DType) -> [Tensor<4>; 3] {
+    [0, 1, 2].map(|index| tensor(GROUPED[index], 10 + index as u64, dtype, &device()))
+}
+
+/// Against the oracle, and beside naive attention in the same type.
+fn check(
+    name: &str,
+    dtype: DType,
+    options: &AttentionOptions,
+    modified: &Naive,
+    oracle: impl FnOnce(Oracle) -> Oracle,
+) {
+    let [q, k, v] = inputs(dtype);
+    let [o, lse] = oracle(Oracle::new([&q, &k, &v])).forward();
+    let found = ours(&q, &k, &v, options);
+    assert_eq!(found.o.dtype(), dtype);
+    let by_burn = naive(q, k, v, modified);
+    o.expect_beside(&format!("{name}, O in {dtype:?}"), &values(found.o), &values(by_burn.o), 2.0);
+    lse.expect(&format!("{name}, LSE in {dtype:?}"), &values(found.lse));
+}
+
 #[test]
 fn dense() {
-    check("f32", GROUPED, &AttentionOptions::new(), &Naive::default(), DType::F32);
-    check("f16", GROUPED, &AttentionOptions::new(), &Naive::default(), DType::F16);
+    for dtype in [DType::F32, DType::F16] {
+        check("dense", dtype, &AttentionOptions::new(), &Naive::default(), |oracle| oracle);
+    }
 }
 
 #[test]
@@ -32,17 +42,24 @@ fn masks_and_modifiers() {
     let seen = causal(20, 33, &device);
     let options = AttentionOptions::new().with_causal().with_softcap(2.0);
     let modified = Naive { softcap: Some(2.0), seen: Some(seen.clone()), bias: None };
-    check("causal, softcap", GROUPED, &options, &modified, DType::F16);
+    check("causal, softcap", DType::F16, &options, &modified, |oracle| {
+        oracle.with(|problem| problem.with_causal().with_score(ScoreMod::Softcap(2.0)))
+    });
 
+    // The mask is causal as a boolean one.
     let bias: Tensor<4> = tensor([1, 4, 20, 33], 5, DType::F32, &device);
     let options = AttentionOptions::new().with_bias(bias.clone()).with_key_mask(seen.clone());
-    check("bias, mask", GROUPED, &options, &Naive { bias: Some(bias), seen: Some(seen), softcap: None }, DType::F32);
+    let modified = Naive { bias: Some(bias.clone()), seen: Some(seen), softcap: None };
+    check("bias, mask", DType::F32, &options, &modified, |oracle| {
+        oracle.with_bias(&bias).with(AttentionProblem::with_causal)
+    });
 
     // One mask of keys for all rows, 33 of them.
-    let of_keys: Vec<bool> = (0..66).map(|key| key % 3 != 1).collect();
-    let of_keys = Tensor::<4, Bool>::from_data(TensorData::new(of_keys, Shape::from([2, 1, 1, 33])), &device);
+    let shown: Vec<bool> = (0..66).map(|key| key % 3 != 1).collect();
+    let of_keys = Tensor::<4, Bool>::from_data(TensorData::new(shown.clone(), Shape::from([2, 1, 1, 33])), &device);
     let options = AttentionOptions::new().with_key_mask(of_keys.clone());
-    check("keys", GROUPED, &options, &Naive { seen: Some(of_keys), ..Naive::default() }, DType::F32);
+    let modified = Naive { seen: Some(of_keys), ..Naive::default() };
+    check("keys", DType::F32, &options, &modified, |oracle| oracle.with_key_mask([2, 1, 1, 33], &shown));
 }
 
 /// Views are read where they lie, and O lies as Q does.
@@ -71,7 +88,7 @@ fn views() {
     assert_eq!(repeated, values(ours(&cat, &k, &v, &options).o), "a batch that repeats");
 }
 
-/// Packed sequences give what each gives alone.
+/// Packed sequences give what each alone is.
 #[test]
 fn packed_sequences() {
     let device = device();
@@ -83,8 +100,8 @@ fn packed_sequences() {
     let found = ours(&q, &k, &v, &packed);
     for pair in sums.windows(2).filter(|pair| pair[0] < pair[1]) {
         let part = |tensor: &Tensor<4>| tensor.clone().narrow(2, pair[0], pair[1] - pair[0]);
-        let alone = ours(&part(&q), &part(&k), &part(&v), &options);
-        close("packed", &values(part(&found.o)), &values(alone.o.clone()), &values(alone.o), 1.0);
+        let [o, _] = Oracle::new([&part(&q), &part(&k), &part(&v)]).with(AttentionProblem::with_causal).forward();
+        o.expect("packed", &values(part(&found.o)));
     }
 }
 

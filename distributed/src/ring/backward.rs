@@ -150,9 +150,7 @@ impl Gradients {
             _ => None,
         }
     }
-}
 
-impl Gradients {
     /// dSink or dBias, if there is one.
     pub fn of_modifier(
         &self,

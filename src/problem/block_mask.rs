@@ -92,6 +92,11 @@ pub(crate) struct Area {
     pub offset: i64,
 }
 
+/// How many places each of the sequences of these ids has.
+fn places_of_each(ids: &[u32], sequences: u32) -> usize {
+    ids.len() / sequences.max(1) as usize
+}
+
 impl BlockMask {
     fn of(pattern: Pattern) -> Self {
         Self { pattern, lists: Kept::default() }
@@ -120,7 +125,7 @@ impl BlockMask {
     /// Documents in one sequence: a row sees the keys with the id of its position. `ids` is `[batch or 1, seqlen_kv]`, with
     /// `batch` sequences or 1 for all. Add a causal mask for language models.
     pub fn documents(batch: u32, ids: &[u32]) -> Self {
-        let of_each = (ids.len() / batch.max(1) as usize).max(1);
+        let of_each = places_of_each(ids, batch).max(1);
         let bounds_of =
             |run: &[u32]| run.iter().fold([u32::MAX, 0], |[least, most], id| [least.min(*id), most.max(*id)]);
         let bounds = ids.chunks_exact(of_each).flat_map(|ids| ids.chunks(RUN)).map(bounds_of).collect();
@@ -231,7 +236,7 @@ impl BlockMask {
     /// The document at a place of a sequence, if there is such a place.
     fn id(&self, batch: u32, place: i64) -> Option<u32> {
         let Pattern::Documents { ids, batch: sequences, .. } = &self.pattern else { return None };
-        let of_each = ids.len() / (*sequences).max(1) as usize;
+        let of_each = places_of_each(ids, *sequences);
         let batch = if *sequences == 1 { 0 } else { batch as usize };
         let place = usize::try_from(place).ok().filter(|place| *place < of_each)?;
         ids.get(batch * of_each + place).copied()
@@ -269,7 +274,7 @@ impl BlockMask {
     /// No id of these places is less or more than this; `None` if there are no such places.
     fn bounds_of_ids(&self, batch: u32, places: Range<i64>) -> Option<[u32; 2]> {
         let Pattern::Documents { ids, batch: sequences, bounds } = &self.pattern else { return None };
-        let of_each = ids.len() / (*sequences).max(1) as usize;
+        let of_each = places_of_each(ids, *sequences);
         let [first, end] = [places.start, places.end].map(|place| place.clamp(0, of_each as i64) as usize);
         let of_sequence = if *sequences == 1 { 0 } else { batch as usize * of_each.div_ceil(RUN) };
         let runs = bounds.get(of_sequence + first / RUN..of_sequence + end.div_ceil(RUN)).filter(|_| first < end)?;
@@ -324,7 +329,7 @@ impl BlockMask {
             Pattern::Strided(step) => vec![*step],
             Pattern::Prefix(len) => vec![*len],
             Pattern::Documents { ids, batch, .. } => {
-                let stride = if *batch == 1 { 0 } else { ids.len() as u32 / (*batch).max(1) };
+                let stride = if *batch == 1 { 0 } else { places_of_each(ids, *batch) as u32 };
                 [stride].into_iter().chain(ids.iter().copied()).collect()
             }
             Pattern::Blocks(blocks) => blocks.table(),

@@ -206,10 +206,21 @@ fn a_device_destroyed_in_the_middle() {
     assert_eq!(solve(&new_attention()), Ok(expected));
 }
 
-/// Thousands of operations, prepared and dropped: the process does not grow.
+/// Thousands of operations, prepared and dropped: the process does not grow. Other tests would grow it meanwhile, so it is one of
+/// its own.
 #[cfg(target_os = "linux")]
 #[test]
 fn thousands_of_prepares_are_flat() {
+    const ALONE: &str = "FLASH_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let program = std::env::current_exe().expect("a test has a path");
+        let name = "faults::thousands_of_prepares_are_flat";
+        let child = std::process::Command::new(program).args(["--exact", name, "--nocapture"]).env(ALONE, "1").output();
+        let output = child.expect("the program of this test starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "the test has another name");
+        return;
+    }
     let resident = || {
         let statm = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
         statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("a number of pages") * 4096

@@ -6,6 +6,8 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Tensor};
 use wgpu_flash_attention_burn::{AttentionOptions, CacheElement, KvCache, attention};
 
+use crate::rotary::Angles;
+
 /// Whose attention the model calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -46,20 +48,32 @@ impl Cache {
     }
 
     /// Stores K and V `[rows, heads_kv, head_dim]` of new tokens, and returns the attention of their Q `[rows, heads, head_dim]`
-    /// over all tokens, each of which sees itself and those before it: `[rows, heads, head_dim]`.
-    pub fn attend(&mut self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Result<Tensor<3>> {
+    /// over all tokens, each of which sees itself and those before it: `[rows, heads, head_dim]`. Q and K are turned by their
+    /// positions first.
+    pub fn attend(&mut self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, angles: &Angles) -> Result<Tensor<3>> {
+        // `[1, heads, rows, head_dim]`, a view.
+        let of_heads = |tensor: Tensor<3>| tensor.swap_dims(0, 1).unsqueeze::<4>();
         match self {
             Self::Flash(cache) => {
-                // `[1, heads, rows, head_dim]`, a view.
-                let [q, k, v] = [q, k, v].map(|tensor| tensor.swap_dims(0, 1).unsqueeze::<4>());
                 let causal = AttentionOptions::new().with_causal();
-                let is_first = cache.is_empty();
-                cache.append(k.clone(), v.clone())?;
-                // The first tokens need not be read back from the cache.
-                let output = if is_first { attention(q, k, v, &causal)? } else { cache.attention(q, &causal)? };
+                let output = if cache.is_empty() {
+                    // The first tokens need not be read back from the cache.
+                    let positions = 0..q.dims()[0];
+                    let [q, k] = [q, k].map(|tensor| of_heads(angles.turn(tensor, positions.clone())));
+                    let v = of_heads(v);
+                    cache.append(k.clone(), v.clone())?;
+                    attention(q, k, v, &causal)?
+                } else {
+                    let q = cache.append_rotated(of_heads(q), of_heads(k), of_heads(v), &angles.of_pairs)?;
+                    cache.attention(q, &causal)?
+                };
                 Ok(output.o.squeeze_dim::<3>(0).swap_dims(0, 1))
             }
-            Self::Burn(cache) => cache.attend(q, k, v),
+            Self::Burn(cache) => {
+                let positions = cache.length..cache.length + q.dims()[0];
+                let [q, k] = [q, k].map(|tensor| angles.turn(tensor, positions.clone()));
+                cache.attend(q, k, v)
+            }
         }
     }
 }

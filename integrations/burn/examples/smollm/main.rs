@@ -8,6 +8,7 @@ mod bench;
 mod cache;
 mod gguf;
 mod model;
+mod rotary;
 mod sampler;
 #[path = "../common/timing.rs"]
 mod timing;

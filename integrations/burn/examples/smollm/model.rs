@@ -15,6 +15,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::cache::{Attention, Cache, Storage};
 use crate::gguf::Gguf;
+use crate::rotary::Angles;
 
 /// What the header of the file says.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,23 +127,8 @@ impl SmolLm {
         let Config { heads_kv, head_dim, .. } = self.config;
         let cache = |_| Cache::new(attention, storage, [heads_kv, capacity, head_dim], &self.device);
         let caches = self.layers.iter().map(cache).collect::<Result<_>>()?;
-        let (cos, sin) = self.rotary_tables(capacity);
-        Ok(Text { model: self, caches, cos, sin, length: 0, capacity })
-    }
-
-    /// cos and sin of the angle of each position and dimension, `[capacity, head_dim]` in f32. The dimensions 2i and 2i + 1
-    /// are a pair and turn by position · theta^(−2i / head_dim). The sine has the sign that it has in the rotation.
-    fn rotary_tables(&self, capacity: usize) -> (Tensor<2>, Tensor<2>) {
-        let (dim, theta) = (self.config.head_dim, f64::from(self.config.theta));
-        let angle = |index: usize| {
-            let (position, pair) = (index / dim, index % dim / 2);
-            position as f64 * theta.powf(-2.0 * pair as f64 / dim as f64)
-        };
-        let cos: Vec<f32> = (0..capacity * dim).map(|index| angle(index).cos() as f32).collect();
-        let sign = |index: usize| if index.is_multiple_of(2) { -1.0 } else { 1.0 };
-        let sin: Vec<f32> = (0..capacity * dim).map(|index| (sign(index) * angle(index).sin()) as f32).collect();
-        let table = |values| Tensor::from_data(TensorData::new(values, [capacity, dim]), (&self.device, DType::F32));
-        (table(cos), table(sin))
+        let angles = Angles::new(capacity, head_dim, f64::from(self.config.theta), &self.device);
+        Ok(Text { model: self, caches, angles, length: 0, capacity })
     }
 }
 
@@ -150,8 +136,7 @@ impl SmolLm {
 pub struct Text<'a> {
     model: &'a SmolLm,
     caches: Vec<Cache>,
-    cos: Tensor<2>,
-    sin: Tensor<2>,
+    angles: Angles,
     length: usize,
     capacity: usize,
 }
@@ -174,18 +159,14 @@ impl Text<'_> {
         let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
         let tokens = Tensor::<1, Int>::from_data(TensorData::new(tokens, [rows]), device);
 
-        let positions = self.length..self.length + rows;
-        let (cos, sin) = (self.cos.clone().slice(positions.clone()), self.sin.clone().slice(positions));
-
         let mut x = self.model.embedding.clone().select(0, tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut self.caches) {
             let h = rms_norm(x.clone(), &layer.attention_norm, config.epsilon).cast(*element);
             let heads =
                 |weight: &Tensor<2>, count: usize| project(h.clone(), weight).reshape([rows, count, config.head_dim]);
-            let q = rotate(heads(&layer.q, config.heads), &cos, &sin);
-            let k = rotate(heads(&layer.k, config.heads_kv), &cos, &sin);
-            let v = heads(&layer.v, config.heads_kv);
-            let o = cache.attend(q, k, v)?.reshape([rows, config.hidden]);
+            let (q, k, v) =
+                (heads(&layer.q, config.heads), heads(&layer.k, config.heads_kv), heads(&layer.v, config.heads_kv));
+            let o = cache.attend(q, k, v, &self.angles)?.reshape([rows, config.hidden]);
             x = x + project(o, &layer.output).cast(DType::F32);
 
             let h = rms_norm(x.clone(), &layer.inner_norm, config.epsilon).cast(*element);
@@ -207,14 +188,4 @@ fn project(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
 fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, epsilon: f32) -> Tensor<2> {
     let mean = x.clone().square().mean_dim(1);
     x / (mean + epsilon).sqrt() * weight.clone().unsqueeze::<2>()
-}
-
-/// The rotary embedding of Q or K `[rows, heads, head_dim]`: of each pair (a, b), (a cos − b sin, b cos + a sin). A GGUF file
-/// has the rows of Wq and Wk in an order that makes neighbours pairs.
-fn rotate(x: Tensor<3>, cos: &Tensor<2>, sin: &Tensor<2>) -> Tensor<3> {
-    let ([rows, heads, dim], element) = (x.dims(), x.dtype());
-    let x = x.cast(DType::F32);
-    let swapped = x.clone().reshape([rows, heads, dim / 2, 2]).flip([3]).reshape([rows, heads, dim]);
-    let turned = x * cos.clone().unsqueeze_dim::<3>(1) + swapped * sin.clone().unsqueeze_dim::<3>(1);
-    turned.cast(element)
 }

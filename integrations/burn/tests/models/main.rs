@@ -15,6 +15,8 @@ mod minilm;
 #[path = "../../examples/smollm/model.rs"]
 mod model;
 mod reference;
+#[path = "../../examples/smollm/rotary.rs"]
+mod rotary;
 #[path = "../../examples/smollm/sampler.rs"]
 mod sampler;
 mod small_minilm;

@@ -1,6 +1,6 @@
 //! What encoding a prepared operation costs the host, in microseconds per encode: nothing is submitted.
 //!
-//! `cargo bench --bench host_overhead`
+//! `cargo bench --bench host_overhead`, and with `--features tracing` what its spans cost, without and under a subscriber.
 
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,16 @@ fn host_overhead(criterion: &mut Criterion) {
         });
     });
 
+    let labelled = attention.clone().with_label("bench");
+    let labelled = pollster::block_on(labelled.prepare_forward(&problem)).expect("the problem is sound");
+    group.bench_function("the same call, with a label", |bencher| {
+        bencher.iter_custom(|count| {
+            encodes(&attention, count, |encoder, _| {
+                labelled.encode(encoder, &slices(&own)).expect("the buffers fit");
+            })
+        });
+    });
+
     let mut seed = 0;
     group.bench_function("a new seed each time", |bencher| {
         bencher.iter_custom(|count| {
@@ -91,6 +101,22 @@ fn host_overhead(criterion: &mut Criterion) {
     });
     group.finish();
     one_token(criterion, &attention);
+
+    // Last, because it stays.
+    #[cfg(feature = "tracing")]
+    {
+        tracing::subscriber::set_global_default(spans::Counted::default()).expect("there is no other");
+        let mut group = criterion.benchmark_group("encode");
+        group.sample_size(20);
+        group.bench_function("the same call, under a subscriber", |bencher| {
+            bencher.iter_custom(|count| {
+                encodes(&attention, count, |encoder, _| {
+                    prepared.encode(encoder, &slices(&own)).expect("the buffers fit");
+                })
+            });
+        });
+        group.finish();
+    }
 }
 
 /// One token of one layer over a cache, as in a generation: every layer has buffers of its own, and the lengths before and after
@@ -151,6 +177,33 @@ fn one_token(criterion: &mut Criterion, attention: &FlashAttention) {
         });
     });
     group.finish();
+}
+
+/// The least that a subscriber can do: it takes every span of the library and counts it.
+#[cfg(feature = "tracing")]
+mod spans {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
+    #[derive(Default)]
+    pub struct Counted(AtomicU64);
+
+    impl Subscriber for Counted {
+        fn enabled(&self, metadata: &Metadata) -> bool {
+            metadata.target() == "wgpu_flash_attention"
+        }
+
+        fn new_span(&self, _: &Attributes) -> Id {
+            Id::from_u64(self.0.fetch_add(1, Ordering::Relaxed) + 1)
+        }
+
+        fn record(&self, _: &Id, _: &Record) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, _: &Event) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
 }
 
 criterion_group!(benches, host_overhead);

@@ -456,7 +456,7 @@ impl FlashAttention {
     }
 
     fn submit(&self, operation: &Operation, inputs: &[Input<'_>], outputs: &[Operand]) -> Result<Vec<Readback>, Error> {
-        span!("submit", operation = %operation.plan.title());
+        span!("submit", operation = %operation.title);
         let output = |operand: Operand, usage| {
             self.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(operand.name()),

@@ -23,6 +23,8 @@ pub(super) struct Operation {
     nothing: wgpu::Buffer,
     bind_groups: Arc<BindGroups>,
     listed: Arc<Mutex<Option<Listed>>>,
+    /// What spans call it.
+    pub title: Arc<str>,
     /// Of compute passes, if the caller wants to see them.
     label: Option<Arc<str>>,
 }
@@ -72,9 +74,10 @@ impl Operation {
             // No error is raised on a lost device, and nothing can be made.
             return Err(Error::DeviceLost("no buffer can be created".into()));
         }
-        let label = attention.label.as_deref().map(|label| format!("{label}: {}", plan.title()).into());
+        let title: Arc<str> = plan.title().into();
+        let label = attention.label.as_deref().map(|label| format!("{label}: {title}").into());
         let (bind_groups, listed) = (Arc::default(), Arc::default());
-        Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups, listed, label })
+        Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups, listed, title, label })
     }
 
     /// See [`FlashAttention::or_lost`].

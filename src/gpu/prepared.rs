@@ -133,7 +133,7 @@ impl<D> Prepared<D> {
         buffers: &Buffers<D>,
         call: &Call,
     ) -> Result<(), Error> {
-        span!("encode", operation = %self.plan().title());
+        span!("encode", operation = %self.operation.title);
         let dispatches = self.operation.dispatches(&buffers.slices, call);
         let recorded = dispatches.and_then(|dispatches| self.operation.record(encoder, &buffers.slices, &dispatches));
         recorded.map_err(|error| self.operation.or_lost(error))
@@ -151,7 +151,7 @@ impl<D> Prepared<D> {
         buffers: &Buffers<D>,
         call: &Call,
     ) -> Result<(), Error> {
-        span!("encode", operation = %self.plan().title());
+        span!("encode", operation = %self.operation.title);
         let dispatches = self.operation.dispatches(&buffers.slices, call);
         let recorded =
             dispatches.and_then(|dispatches| self.operation.record_in_pass(pass, &buffers.slices, &dispatches));
@@ -170,7 +170,7 @@ impl<D> Prepared<D> {
         call: &Call,
         range: Range<usize>,
     ) -> Result<(), Error> {
-        span!("encode", operation = %self.plan().title(), ?range);
+        span!("encode", operation = %self.operation.title, ?range);
         let recorded = self.operation.encode(encoder, &buffers.slices, call, range);
         recorded.map_err(|error| self.operation.or_lost(error))
     }

@@ -68,7 +68,7 @@ pub mod unstable {
         Access, Chain, Dispatch, Kernel, LengthsAtCall, Origins, Params, Pass, RowReduce, Specialization, Storage,
         Window,
     };
-    pub use crate::problem::fault_in_browsers;
+    pub use crate::problem::{fault_in_browsers, fault_of_compiler};
     pub use crate::shader::{Dialect, Origin, ShaderSource};
 }
 

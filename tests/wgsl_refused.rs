@@ -238,6 +238,28 @@ fn messages() {
     assert_eq!(fault.source_line(), "  return half * skore;");
 }
 
+/// Of a very long line, the message shows what stands around the fault, wherever that is, and of a very long name its beginning.
+#[test]
+fn long_lines_are_cut() {
+    let long = "1.0 + ".repeat(150);
+    for (body, before, after) in [
+        (format!("return skore + {long}1.0;"), "", "…"),
+        (format!("let a = {long}1.0; let b = skore; let c = {long}1.0; return score;"), "…", "…"),
+        (format!("let a = {long}1.0; return skore;"), "…", ""),
+    ] {
+        let fault = refused(&with_body(&body));
+        assert_eq!(fault.column() as usize, 1 + body.find("skore").unwrap(), "{fault}");
+        let line = fault.source_line();
+        assert!(line.starts_with(before) && line.ends_with(after) && line.chars().count() <= 102, "{fault}");
+        let text = fault.to_string();
+        let [.., quoted, mark] = text.lines().collect::<Vec<_>>()[..] else { panic!("{fault}") };
+        let marked: String = quoted.chars().skip(mark.chars().count() - 1).take(5).collect();
+        assert_eq!(marked, "skore", "{fault}");
+    }
+    let fault = refused(&with_body(&format!("return {};", "x".repeat(5000))));
+    assert!(fault.message().contains("no definition in scope") && fault.to_string().len() < 500, "{fault}");
+}
+
 /// The deepest texts that are taken, on a stack like the smallest that a main thread has.
 #[test]
 fn deep_texts_need_little_stack() {

@@ -41,5 +41,5 @@ pub use score::{ScoreMod, alibi_slopes};
 pub use shape::AttentionShape;
 pub use shard::Shard;
 pub(crate) use shown::shown;
-pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions, fault_in_browsers};
+pub use wgsl::{AuxType, MaskWgsl, ScoreWgsl, WgslFault, WgslOptions, fault_in_browsers, fault_of_compiler};
 pub(crate) use wgsl::{Role, Snippet};

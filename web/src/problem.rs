@@ -3,7 +3,7 @@ use wasm_bindgen::prelude::*;
 use wgpu_flash_attention::{
     Algorithm, AppendProblem, AttentionLayout, AttentionProblem, AttentionShape, AuxType, BlockKind, BlockMask,
     CacheElement, Element, EntryLayout, Error, KeyMask, KvCache, MaskWgsl, Rotary, ScoreMod, ScoreWgsl, TensorLayout,
-    WgslOptions, alibi_slopes,
+    WgslOptions, alibi_slopes, unstable,
 };
 
 /// The most heads whose slopes of ALiBi are made here. Memory for more may not exist.
@@ -302,4 +302,10 @@ fn element(name: &str) -> Result<Element, Failure> {
 fn wgsl_options(reads_u32: bool, max_turns: Option<u32>) -> WgslOptions {
     let options = WgslOptions::new().with_aux(if reads_u32 { AuxType::U32 } else { AuxType::F32 });
     max_turns.into_iter().fold(options, WgslOptions::with_max_turns)
+}
+
+/// What the browser's compiler found in a text of `score_mod` or `mask_mod`, as the crate tells of faults that it finds.
+#[wasm_bindgen]
+pub fn fault_of_compiler(function: &str, text: &str, line: u32, column: u32, message: &str) -> String {
+    unstable::fault_of_compiler(function, text, line, column, message).to_string()
 }

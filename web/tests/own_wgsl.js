@@ -109,6 +109,15 @@ export async function faultsOfOwnWgsl() {
   await refused({ ...body('return score;'), scoreModGrad: '\nfn score_mod_grad(grad: f32, score: f32, b: u32, h: u32, q: u32, k: u32) -> f32 { return 1u; }' },
     'scoreModGrad, line 2, column');
   await refused({ ...body('return aux[0];'), aux: Uint32Array.of(1) }, 'scoreMod, line 2, column');
+  // Of a very long line, what stands around the fault.
+  const long = '1.0 + '.repeat(150);
+  for (const wrong of ['skore', '1u']) {
+    const error = await flash.forward({ ...good, ...body(`let a = ${long}1.0; return score + ${wrong}; /* ${long} */`) }).catch((error) => error);
+    const [, quoted, mark] = error.message.split('\n');
+    assert(/^ {2}\| ….*…$/.test(quoted) && quoted.length < 110, `a long line: ${error.message}`);
+    assert(quoted.slice(mark.indexOf('^')).startsWith(wrong) || quoted.slice(mark.indexOf('^')).startsWith('score + '), `the mark: ${error.message}`);
+  }
+  await refused(body(`return ${'x'.repeat(5000)};`), `identifier: \`${'x'.repeat(59)}…`);
   // Options that do not fit each other.
   await refused({ scoreMod: 5 }, 'scoreMod is of type Number; pass a text in WGSL');
   await refused({ scoreModGrad: 'x' }, 'scoreModGrad is given without scoreMod');

@@ -3,7 +3,7 @@ import type { Device } from './device.js';
 import { InvalidProblemError } from './errors.js';
 import type { AttentionProblem } from './options.js';
 import { GpuTensor, tagOf } from './tensor.js';
-import type { Problem } from './wasm.js';
+import { fault_of_compiler, type Problem } from './wasm.js';
 
 type Own = Pick<AttentionProblem, 'scoreMod' | 'scoreModGrad' | 'maskMod' | 'aux' | 'maxTurns'>;
 
@@ -84,7 +84,9 @@ function described(name: string, text: string, { lineNum, linePos, message }: GP
     column = Math.max(1, 1 + rows[marks]!.indexOf('^') - drawn.length + (lines[line - 1] ?? '').length);
   }
   const words = rows.filter((row) => !/[│┌╰]/.test(row)).map((row) => row.trim()).filter((row) => row !== '').join('; ');
-  return `${name}, line ${line}, column ${column}: ${words}\n  | ${lines[line - 1] ?? ''}\n  | ${' '.repeat(Math.max(0, column - 1))}^`;
+  // The browser counts halves of UTF-16.
+  const characters = [...(lines[line - 1] ?? '').slice(0, Math.max(0, column - 1))].length;
+  return fault_of_compiler(name, text, line, characters + 1, words);
 }
 
 /** @internal A fault of a text, with the option and the line in it. */

@@ -253,11 +253,20 @@ impl Snippet {
 
 /// Why a browser's module would refuse a text of `score_mod` (or of `mask_mod`), if it would. It judges by the tokens alone.
 pub fn fault_in_browsers(function: &str, text: &str) -> Option<WgslFault> {
-    let role = if function == Role::Mask.function() { Role::Mask } else { Role::Score };
+    let role = role_of(function);
     let judge = || {
         let tokens = tokens::tokens(text)?;
         scan::scan(&tokens, role)?;
         rewrite::rewrite(text, &tokens, role.prefix())
     };
     judge().err().map(|(at, message)| WgslFault::new(role.function(), text, at, message))
+}
+
+/// What a browser's compiler found in a text of `score_mod` (or of `mask_mod`), in its words, at a line and a column.
+pub fn fault_of_compiler(function: &str, text: &str, line: u32, column: u32, message: &str) -> WgslFault {
+    WgslFault::of_compiler(role_of(function).function(), text, line, column, message)
+}
+
+fn role_of(function: &str) -> Role {
+    if function == Role::Mask.function() { Role::Mask } else { Role::Score }
 }

@@ -43,13 +43,13 @@ export function growth(attention, { UnsupportedError }) {
     for (let power = FIRST; power <= LAST; power += 2) {
       // The last one must not pass the edge, however large the letters are.
       const [at, anchor] = power === LAST ? [WIDTH - 4, 'end'] : [x(power), 'middle'];
-      nodes.push(element('text', { x: at, y: BOTTOM + 22, 'text-anchor': anchor, class: 'quiet' }, String(2 ** power)));
+      nodes.push(element('text', { x: at, y: BOTTOM + 30, 'text-anchor': anchor, class: 'quiet' }, String(2 ** power)));
     }
     for (let power = LEAST; power <= MOST; power += 6) {
       nodes.push(element('line', { x1: LEFT, x2: RIGHT, y1: y(2 ** power), y2: y(2 ** power), class: 'grid' }));
       nodes.push(element('text', { x: LEFT - 8, y: y(2 ** power) + 5, 'text-anchor': 'end', class: 'quiet' }, bytes(2 ** power)));
     }
-    nodes.push(element('text', { x: RIGHT, y: BOTTOM + 46, 'text-anchor': 'end', class: 'quiet' }, 'N, the length of the text'));
+    nodes.push(element('text', { x: RIGHT, y: BOTTOM + 56, 'text-anchor': 'end', class: 'quiet' }, 'N, the length of the text'));
     const at = Math.log2(seqlen);
     if (at >= FIRST && at <= LAST) nodes.push(element('line', { x1: x(at), x2: x(at), y1: TOP, y2: BOTTOM, class: 'here' }));
     for (const [name, line] of Object.entries({ standard, flash })) {
@@ -59,7 +59,8 @@ export function growth(attention, { UnsupportedError }) {
       const isEnd = power < LAST;
       nodes.push(element('circle', { cx: x(power), cy: y(count), r: 5, class: `point ${name}` }));
       const label = isEnd ? `${name} ends here: N = ${2 ** power}` : name;
-      nodes.push(element('text', { x: x(power) - 10, y: y(count) - 10, 'text-anchor': 'end', class: name }, label));
+      // That of flash may stand close below the other line.
+      nodes.push(element('text', { x: x(power) - 10, y: y(count) - (name === 'flash' ? 7 : 10), 'text-anchor': 'end', class: name }, label));
     }
     const last = (line) => line.length === 0 ? 'nothing that this GPU can hold' : `${bytes(line.at(-1)[1])} at N = ${2 ** line.at(-1)[0]}`;
     // Where it no longer grows, its rows are computed in parts.

@@ -74,6 +74,7 @@ tiles();
 start().catch((error) => {
   status.textContent = 'There is nothing to run on: see above.';
   document.querySelector('#gpu-name').textContent = 'none';
+  document.querySelector('#estimate').textContent = 'How fast it is cannot be told without a GPU.';
   if (!document.querySelector('#heat').dataset.head) {
     for (const id of ['#heat-controls', '#heat-view figure']) document.querySelector(id).hidden = true;
     document.querySelector('#heat-cell').textContent = 'The map needs WebGPU.';

@@ -76,7 +76,7 @@ export function tiles() {
     const { what, i, j, m, l, o, alpha, before } = current;
     const nodes = [];
     const rectangle = (x, y, width, height, className) => nodes.push(element('rect', { x, y, width: Math.max(0, width), height, class: className }));
-    const text = (x, y, content, className = '', anchor = 'start') => nodes.push(element('text', { x, y, class: className, 'text-anchor': anchor }, content));
+    const text = (x, y, content, className = '', anchor = 'start') => nodes.push(element('text', { x, y, class: className, 'text-anchor': anchor }, content.replace('-', '−')));
     const side = TILE * CELL;
 
     // The score matrix, tile by tile; only the one in the chip's memory exists. O on its right: a tile for each tile of Q.
@@ -156,8 +156,8 @@ export function tiles() {
     caption.textContent = what === 'write'
       ? `${place}: tile ${i + 1} of Q has seen every tile it may see; O and LSE are written. So far flash moved ${moved} numbers, standard attention ${standard} for the same rows; its share grows with N².`
       : what === 'shrink'
-        ? `${place}: tile ${j + 1} of K brings a larger score, m = ${m.toFixed(2)}. What was summed before shrinks by α = ${alpha.toFixed(3)}: l = ${l.toFixed(3)}.`
-        : `${place}: tile ${i + 1} of Q meets tile ${j + 1} of K and V, which is added. m = ${m.toFixed(2)}, l = ${l.toFixed(3)}.${diagonal}`;
+        ? `${place}: tile ${j + 1} of K brings a larger score, m = ${m.toFixed(2).replace('-', '−')}. What was summed before shrinks by α = ${alpha.toFixed(3)}: l = ${l.toFixed(3)}.`
+        : `${place}: tile ${i + 1} of Q meets tile ${j + 1} of K and V, which is added. m = ${m.toFixed(2).replace('-', '−')}, l = ${l.toFixed(3)}.${diagonal}`;
   }
 
   function restart() {
@@ -176,7 +176,6 @@ export function tiles() {
     clearInterval(timer);
     timer = isPlaying ? setInterval(advance, 1100) : undefined;
     play.textContent = isPlaying ? 'Pause' : 'Play';
-    play.setAttribute('aria-pressed', String(isPlaying));
     // Someone who listens wants the steps, not a stream of them.
     caption.setAttribute('aria-live', isPlaying ? 'off' : 'polite');
   }

@@ -14,6 +14,7 @@ import webpack from 'webpack';
 import { row } from '../demo/reference.js';
 import { serve } from '../server.mjs';
 import { browsers } from './browsers.mjs';
+import { blocks } from './readme.mjs';
 
 /** Relative; that of `flash demo`, for f32. */
 const BOUND = 1e-5;
@@ -110,8 +111,10 @@ describe('the tarball', { timeout: 600_000 }, () => {
   }));
 
   test('by esbuild, which is told of .wasm', () => served('esbuild', async (address) => {
-    const code = readFileSync(join(folder, 'src/main.mjs'), 'utf8').replace('create()', 'create({ wasm: address })');
-    writeFileSync(join(folder, 'src/address.mjs'), `import address from 'wgpu-flash-attention/wasm_bg.wasm';\n${code}`);
+    // The README's lines take the place of the import and of create.
+    const rest = readFileSync(join(folder, 'src/main.mjs'), 'utf8').split('\n').filter((line) => !/^import|FlashAttention\.create\(/.test(line));
+    const { code } = blocks('js').find(({ code }) => code.includes('wasm_bg.wasm'));
+    writeFileSync(join(folder, 'src/address.mjs'), `${code}\n${rest.join('\n')}`);
     await esbuild.build({
       entryPoints: [join(folder, 'src/address.mjs')], outfile: join(folder, 'esbuild/main.js'), bundle: true, format: 'esm', minify: true,
       loader: { '.wasm': 'file' }, logLevel: 'warning',
@@ -134,6 +137,15 @@ describe('the tarball', { timeout: 600_000 }, () => {
     writeFileSync(join(folder, 'single/main.js'), code);
     await rightAnswer(address);
   }, "default-src 'none'; img-src data:; script-src 'self' 'wasm-unsafe-eval'"));
+
+  test("the README's page without a bundler", () => served('plain', async (address) => {
+    cpSync(join(folder, 'node_modules/wgpu-flash-attention/pkg/single.js'), join(folder, 'plain/single.js'));
+    writeFileSync(join(folder, 'plain/index.html'), blocks('html')[0].code);
+    const { page } = browser;
+    await page.goto(address);
+    await page.waitForFunction(() => document.querySelector('output').textContent !== '', null, { timeout: 60_000 });
+    assert.equal(await page.textContent('output'), Array(64).fill(1).join(' '));
+  }));
 
   test('a policy without WebAssembly is explained', () => served('policy', async (address) => {
     cpSync(join(folder, 'node_modules/wgpu-flash-attention/pkg/single.js'), join(folder, 'policy/single.js'));

@@ -1,4 +1,4 @@
-// Prints how much forward and backward err on Dawn, and what `create` says without it.
+// Prints how much forward and backward err on Dawn, whether arrays in shared memory give the same, and what `create` says without it.
 import { FlashAttention } from 'wgpu-flash-attention';
 import { create } from 'webgpu';
 import { forward, largestError } from '../demo/reference.js';
@@ -15,5 +15,13 @@ const errors = Object.fromEntries(Object.entries({ o, lse, dq, dk, dv }).map(([n
   const largest = expected[name].reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
   return [name, largestError(found, expected[name]) / largest];
 }));
+// Dawn itself writes from no shared memory.
+const shared = [q, k, v].map((array) => {
+  const copy = new Float32Array(new SharedArrayBuffer(array.byteLength));
+  copy.set(array);
+  return copy;
+});
+const fromShared = await attention.forward({ ...problem, q: shared[0], k: shared[1], v: shared[2] });
+const isSame = fromShared.o.every((value, index) => value === o[index]);
 attention.destroy();
-console.log(JSON.stringify({ errors, words }));
+console.log(JSON.stringify({ errors, words, isSame }));

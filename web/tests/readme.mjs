@@ -37,7 +37,10 @@ export function programs() {
       whole.push({ name, code: `${code}\n${rest}`, isOfNode: code.includes(IN_NODE), isOfEsbuild: code.includes(FOR_ESBUILD) });
       continue;
     }
-    const start = code.startsWith('// Goes on from the example above.') ? before : first.code.replace(END, '');
+    const goesOn = code.startsWith('// Goes on from the example above.');
+    // Then the one above runs in this one.
+    if (goesOn) whole.pop();
+    const start = goesOn ? before : first.code.replace(END, '');
     whole.push({ name, code: `${start}\n${code}\n${END}` });
     before = `${start}\n${code}`;
   }

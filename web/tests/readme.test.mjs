@@ -24,7 +24,7 @@ describe('the examples of the README', { timeout: 900_000 }, () => {
   after(() => rmSync(folder, { recursive: true }));
 
   test('there are examples', () => {
-    assert(programs().length >= 14, `${programs().length} examples`);
+    assert(programs().length >= 13, `${programs().length} examples`);
   });
   for (const [index, { name, code, isOfNode, isOfEsbuild }] of programs().entries()) {
     if (isOfEsbuild) continue;

@@ -210,16 +210,19 @@ export class Runner {
   }
 
   /** Copies an array to a tensor of its own. Errors come to the scopes that are open. */
-  upload<E extends TensorElement>(data: Exclude<TensorData, GpuTensor> | Uint32Array, element: E): GpuTensor<E> {
-    const tensor = this.#allocate(data.length, element, arrayName(data)!);
+  upload<E extends TensorElement>(given: Exclude<TensorData, GpuTensor> | Uint32Array, element: E): GpuTensor<E> {
+    const tensor = this.#allocate(given.length, element, arrayName(given)!);
+    const view = new Uint8Array(given.buffer, given.byteOffset, given.byteLength);
+    // Not all implementations of WebGPU write from shared memory.
+    const isShared = typeof SharedArrayBuffer === 'function' && given.buffer instanceof SharedArrayBuffer;
+    const bytes = isShared ? view.slice() : view;
     const { queue } = this.#device.gpu;
     // Writes are of whole words: an odd last element goes with zeros behind it.
-    const body = data.byteLength - data.byteLength % 4;
-    const source = data.buffer as ArrayBuffer;
-    if (body > 0) queue.writeBuffer(tensor.buffer, 0, source, data.byteOffset, body);
-    if (body < data.byteLength) {
+    const body = bytes.length - bytes.length % 4;
+    if (body > 0) queue.writeBuffer(tensor.buffer, 0, bytes.buffer as ArrayBuffer, bytes.byteOffset, body);
+    if (body < bytes.length) {
       const tail = new Uint8Array(4);
-      tail.set(new Uint8Array(source, data.byteOffset + body, data.byteLength - body));
+      tail.set(bytes.subarray(body));
       queue.writeBuffer(tensor.buffer, body, tail);
     }
     return tensor;

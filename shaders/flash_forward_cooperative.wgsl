@@ -73,6 +73,12 @@ fn main(
     // unroll E in KEY_CHUNKS {
       var s_N_E = Eight(vec4<f32>(MASKED), vec4<f32>(MASKED));
     // }
+    // unroll LAZY in LAZY_MAXIMA {
+      var p_sum_N = 0.0;
+      // unroll E in KEY_CHUNKS {
+        var held_N_E = Held();
+      // }
+    // }
   // }
 
   // for each KV tile j of the split that some row of i sees. `next` counts visits: a turn of the inner loop computes S
@@ -83,15 +89,17 @@ fn main(
   let k_mine = k_share(tile, invocation);
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
-    var k_next_L = Loaded();
-    if visits.count > 0u {
-      place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L));
-      k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
-    }
+    if visits.count > 0u { place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L)); }
   // }
-  // unroll L in V_FETCHES {
-    var v_next_L = Loaded();
-    if visits.count > 0u { v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L); }
+  // unroll AHEAD in FETCHED_AHEAD {
+    // unroll L in K_FETCHES {
+      var k_next_L = Loaded();
+      if visits.count > 0u { k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L); }
+    // }
+    // unroll L in V_FETCHES {
+      var v_next_L = Loaded();
+      if visits.count > 0u { v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L); }
+    // }
   // }
   workgroupBarrier(); // K of the first tile is in place
   var next = 0u;
@@ -101,6 +109,13 @@ fn main(
 
       // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i; the same for the
       // gain of V
+      // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+        s_max_N = MASKED;
+        // unroll E in KEY_CHUNKS {
+          s_max_N = max(s_max_N, largest_of_eight(s_N_E));
+        // }
+        s_max_N = row_max(s_max_N) * s_factor_N;
+      // }
       // unroll N in ROW_FRAGMENTS {
         let m_new_N = select(m_N, s_max_N, s_max_N > m_N + MAX_GROWTH);
         var o_factor_N = exp2(m_N - m_new_N);
@@ -120,6 +135,16 @@ fn main(
           // }
           break;
         }
+      // }
+      // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+        // P = exp(S − m_i), anew
+        p_sum_N = 0.0;
+        // unroll E in KEY_CHUNKS {
+          let at_N_E = cell_at(tile.batch, head_N, row_N, tile_at(visits, next - 1u) * TILE_KV + first_of(mine, E));
+          let p_new_N_E = tile_probabilities(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN);
+          p_sum_N += sum_of(p_new_N_E);
+          held_N_E = held(dropped(p_new_N_E, at_N_E));
+        // }
       // }
 
       loop {
@@ -147,20 +172,34 @@ fn main(
 
         if !IS_FIRST_SEEN {
           // P = exp(S − m_i), l_i = l_i + rowsum(P), dropout(P)
-          let key_first = tile_at(visits, next - 1u) * TILE_KV;
-          // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
-            var plain_N_E = probabilities(s_N_E, s_factor_N, m_N);
-            if IS_MASKED_SEEN { plain_N_E = without_masked(plain_N_E, s_N_E); }
-            l_N += sum_of(plain_N_E);
-            if HAS_DROPOUT {
-              let at = cell_at(tile.batch, head_N, row_N, key_first + first_of(mine, E));
-              plain_N_E = only(kept_of(at), plain_N_E, 0.0);
-            }
-            p_N_E = lefts_of(mine, in_v_units(plain_N_E, first_of(mine, E), v_gain_N));
+          // unroll EAGER in EAGER_MAXIMA {
+            let key_first = tile_at(visits, next - 1u) * TILE_KV;
+            // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
+              let plain_N_E = tile_probabilities(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN);
+              l_N += sum_of(plain_N_E);
+              let kept_N_E = dropped(plain_N_E, cell_at(tile.batch, head_N, row_N, key_first + first_of(mine, E)));
+              p_N_E = lefts_of(mine, in_v_units(kept_N_E, first_of(mine, E), v_gain_N));
+            // }
+          // }
+          // unroll LAZY in LAZY_MAXIMA {
+            // unroll N in ROW_FRAGMENTS {
+              l_N += p_sum_N;
+            // }
+            // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
+              p_N_E = lefts_held(mine, held_N_E);
+            // }
           // }
         }
+        // unroll WITHIN in FETCHED_WITHIN {
+          // unroll L in K_FETCHES {
+            let k_next_L = fetch_k(k_mine, tile_at(visits, next + 1u), L);
+          // }
+          // unroll L in V_FETCHES {
+            let v_next_L = fetch_v(v_mine, tile_at(visits, next), L);
+          // }
+        // }
 
-        // rowmax(S) of the next tile, masked
+        // S of the next tile as plain values, masked. EAGER: rowmax(S).
         let next_key = tile_at(visits, next) * TILE_KV;
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
           var s_sum_N_E = Sums();
@@ -170,23 +209,46 @@ fn main(
             // }
             s_sum_N_E[G] = s_half_N_E_G;
           // }
-          s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
+          store_sums(mine, s_sum_N_E);
+          s_N_E = times(stored(mine), k_units_of(first_of(mine, E)));
+          // unroll LAZY in LAZY_MAXIMA, M in V_CHUNKS {
+            if !IS_FIRST_SEEN && !(HAS_WINDOW && IS_MASKED_SEEN) && M % ROW_FRAGMENTS == N {
+              // unroll G in CHUNK_FRAGMENTS, H in CHUNK_FRAGMENTS {
+                let v_E_G_M_H = v_by_columns(v_fragment(E, G, M, H));
+                // unroll R in ROW_FRAGMENTS {
+                  o_R_M[H] = accumulate(p_R_E[G], v_E_G_M_H, o_R_M[H]);
+                // }
+              // }
+            }
+          // }
+          scratch_barrier();
           let at_N_E = cell_at(tile.batch, head_N, row_N, next_key + first_of(mine, E));
           // unroll MODIFIED in MODIFIED_SCORES {
             s_N_E = natural_eight(scaled(s_N_E, scale_N * LN_2), at_N_E);
           // }
           if IS_MASKED_SEEN { s_N_E = only(seen(visible_keys(batch, i_N), at_N_E), s_N_E, MASKED); }
-          s_max_N = max(select(s_max_N, MASKED, E == 0u), largest_of_eight(s_N_E));
+          // unroll EAGER in EAGER_MAXIMA {
+            s_max_N = max(select(s_max_N, MASKED, E == 0u), largest_of_eight(s_N_E));
+          // }
         // }
         var grew = false;
-        // unroll N in ROW_FRAGMENTS {
+        // unroll EAGER in EAGER_MAXIMA, N in ROW_FRAGMENTS {
           s_max_N = row_max(s_max_N) * s_factor_N;
           grew = grew || s_max_N > m_N + MAX_GROWTH;
+        // }
+        // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+          p_sum_N = 0.0;
+          // unroll E in KEY_CHUNKS {
+            let p_new_N_E = tile_probabilities(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN);
+            p_sum_N += sum_of(p_new_N_E);
+            held_N_E = held(dropped(p_new_N_E, at_N_E));
+          // }
+          grew = grew || has_outgrown(p_sum_N);
         // }
         // A branch that a subgroup takes together or not at all: products need its lanes side by side.
         if subgroupAny(grew) { grew_at.x = next; }
 
-        if !IS_FIRST_SEEN {
+        if !IS_FIRST_SEEN && (HAS_WINDOW && IS_MASKED_SEEN || HAS_ROW_MAXIMA) {
           // O_i = O_i + dropout(P) V_j. A product with a matrix adds 0 · v for the keys that a row does not see, which
           // is not 0 if v is infinite or not a number: where some rows see less than others, such tiles (there should
           // be none) are left to plain arithmetic.
@@ -221,11 +283,15 @@ fn main(
         let has_grown = subgroupAny(grew_at.x == next);
         // unroll L in K_FETCHES {
           place_k(k_mine, 0u, true, L, k_next_L);
-          k_next_L = fetch_k(k_mine, tile_at(visits, next + 2u), L);
+          // unroll AHEAD in FETCHED_AHEAD {
+            k_next_L = fetch_k(k_mine, tile_at(visits, next + 2u), L);
+          // }
         // }
         // unroll L in V_FETCHES {
           place_v(v_mine, tile_at(visits, next), !IS_MASKED_SEEN, L, v_next_L);
-          v_next_L = fetch_v(v_mine, tile_at(visits, next + 1u), L);
+          // unroll AHEAD in FETCHED_AHEAD {
+            v_next_L = fetch_v(v_mine, tile_at(visits, next + 1u), L);
+          // }
         // }
         workgroupBarrier(); // the next V, and K of the tile after it, are in place
         next++;

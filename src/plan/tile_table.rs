@@ -2,6 +2,7 @@
 //! matrices fits WebGPU's least limits.
 
 use super::capabilities::{Capabilities, DeviceClass};
+use super::kernels::{RowMaxima, Storage};
 use super::tiles::Tiles;
 use crate::problem::{AttentionProblem, AttentionShape, Element, KeyMask};
 
@@ -68,6 +69,15 @@ pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &Attenti
         (Some(8), 32) => const { &[Tiles::cooperative(64, 32, 16, 32, 8), Tiles::cooperative(64, 32, 8, 32, 8)] },
         (Some(8), 8) => const { &[Tiles::cooperative(64, 8, 8, 8, 8)] },
         _ => &[],
+    }
+}
+
+/// The order of the forward kernel's loop over tiles on cooperative matrices.
+pub(super) fn row_maxima(storage: Storage, widest: u32) -> RowMaxima {
+    match (storage, widest) {
+        (Storage::F16, 0..=64) => RowMaxima::Lazy { fetches_ahead: true },
+        (Storage::F16, 65..=96 | 161..) => RowMaxima::Lazy { fetches_ahead: false },
+        _ => RowMaxima::Eager,
     }
 }
 

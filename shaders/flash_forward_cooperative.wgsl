@@ -5,13 +5,14 @@
 //     O_i = 0, l_i = 0, m_i = −∞
 //     for each KV tile j of the split that some row of i sees:
 //       S = Q_i K_jᵀ                                     on matrices, one tile ahead
-//       m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α = exp(m_old − m_i), l_i = α · l_i, O_i = α · O_i
+//       m_i = max(m_i, rowmax(S)) if m_i lags too far behind, α = exp(m_old − m_i), l_i = α · l_i, O_i = α · O_i
 //       P = exp(S − m_i), l_i = l_i + rowsum(P)          through scratch memory: a matrix's elements cannot be reached
 //       O_i = O_i + dropout(P) V_j                       on matrices
 //     O_i = O_i / l_i,   LSE_i = m_i + ln l_i
 //
-// m_i may lag behind the true maximum by 2⁸. P still fits f16, and the division at the end corrects O and LSE. This
-// saves nearly all rescaling of O.
+// m_i may lag behind the true maximum as long as P fits f16: the division at the end corrects O and LSE. This saves
+// nearly all rescaling of O. How a lag is noticed is in slot row_max: by the row's maximum in each tile (EAGER), or by
+// the sum of its P, which is then taken before the tile is used up (LAZY).
 //
 // Rows of f32 and bf16 do not fit f16, so each row has a unit (slot row_units): S is multiplied by those of its rows of
 // Q and K, P by that of its row of V.
@@ -20,8 +21,9 @@
 // registers. Between products they are plain values of its invocations (common/fragments.wgsl). Workgroup memory holds
 // the K and V tiles, and the scratch in which one becomes the other.
 //
-// The kernel computes S of the next tile while the softmax of this one runs, and loads the tiles after that. The tiles
-// that all rows see whole come first, so their loop needs no mask.
+// The kernel computes S of the next tile while the softmax of this one runs, and loads the tiles after that. With lazy
+// maxima, P V of this tile stands between the ways of S through the scratch instead, and the softmax of the next tile
+// ends the turn. The tiles that all rows see whole come first, so their loop needs no mask.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -73,11 +75,8 @@ fn main(
     // unroll E in KEY_CHUNKS {
       var s_N_E = Eight(vec4<f32>(MASKED), vec4<f32>(MASKED));
     // }
-    // unroll LAZY in LAZY_MAXIMA {
-      var p_sum_N = 0.0;
-      // unroll E in KEY_CHUNKS {
-        var held_N_E = Held();
-      // }
+    // unroll LAZY in LAZY_MAXIMA, E in KEY_CHUNKS {
+      var held_N_E = Held();
     // }
   // }
 
@@ -91,15 +90,13 @@ fn main(
   // unroll L in K_FETCHES {
     if visits.count > 0u { place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L)); }
   // }
-  // unroll AHEAD in FETCHED_AHEAD {
-    // unroll L in K_FETCHES {
-      var k_next_L = Loaded();
-      if visits.count > 0u { k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L); }
-    // }
-    // unroll L in V_FETCHES {
-      var v_next_L = Loaded();
-      if visits.count > 0u { v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L); }
-    // }
+  // unroll AHEAD in FETCHED_AHEAD, L in K_FETCHES {
+    var k_next_L = Loaded();
+    if visits.count > 0u { k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L); }
+  // }
+  // unroll AHEAD in FETCHED_AHEAD, L in V_FETCHES {
+    var v_next_L = Loaded();
+    if visits.count > 0u { v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L); }
   // }
   workgroupBarrier(); // K of the first tile is in place
   var next = 0u;
@@ -107,7 +104,7 @@ fn main(
     loop {
       if next >= end_SEEN(visits) { break; }
 
-      // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i; the same for the
+      // m_i = max(m_i, rowmax(S)) if it lags by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i; the same for the
       // gain of V
       // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
         s_max_N = MASKED;
@@ -136,15 +133,12 @@ fn main(
           break;
         }
       // }
-      // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+      // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS, E in KEY_CHUNKS {
         // P = exp(S − m_i), anew
-        p_sum_N = 0.0;
-        // unroll E in KEY_CHUNKS {
+        if !IS_FIRST_SEEN {
           let at_N_E = cell_at(tile.batch, head_N, row_N, tile_at(visits, next - 1u) * TILE_KV + first_of(mine, E));
-          let p_new_N_E = tile_probabilities(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN);
-          p_sum_N += sum_of(p_new_N_E);
-          held_N_E = held(dropped(p_new_N_E, at_N_E));
-        // }
+          held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
+        }
       // }
 
       loop {
@@ -181,25 +175,19 @@ fn main(
               p_N_E = lefts_of(mine, in_v_units(kept_N_E, first_of(mine, E), v_gain_N));
             // }
           // }
-          // unroll LAZY in LAZY_MAXIMA {
-            // unroll N in ROW_FRAGMENTS {
-              l_N += p_sum_N;
-            // }
-            // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
-              p_N_E = lefts_held(mine, held_N_E);
-            // }
+          // unroll LAZY in LAZY_MAXIMA, E in KEY_CHUNKS, N in ROW_FRAGMENTS {
+            l_N += held_N_E.sum;
+            p_N_E = lefts_held(mine, held_N_E);
           // }
         }
-        // unroll WITHIN in FETCHED_WITHIN {
-          // unroll L in K_FETCHES {
-            let k_next_L = fetch_k(k_mine, tile_at(visits, next + 1u), L);
-          // }
-          // unroll L in V_FETCHES {
-            let v_next_L = fetch_v(v_mine, tile_at(visits, next), L);
-          // }
+        // unroll WITHIN in FETCHED_WITHIN, L in K_FETCHES {
+          let k_next_L = fetch_k(k_mine, tile_at(visits, next + 1u), L);
+        // }
+        // unroll WITHIN in FETCHED_WITHIN, L in V_FETCHES {
+          let v_next_L = fetch_v(v_mine, tile_at(visits, next), L);
         // }
 
-        // S of the next tile as plain values, masked. EAGER: rowmax(S).
+        // S of the next tile as plain values, masked; its rowmax(S), or O_i = O_i + dropout(P) V_j of this one beside it
         let next_key = tile_at(visits, next) * TILE_KV;
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
           var s_sum_N_E = Sums();
@@ -212,6 +200,7 @@ fn main(
           store_sums(mine, s_sum_N_E);
           s_N_E = times(stored(mine), k_units_of(first_of(mine, E)));
           // unroll LAZY in LAZY_MAXIMA, M in V_CHUNKS {
+            // A share of the products for each fragment of rows.
             if !IS_FIRST_SEEN && !(HAS_WINDOW && IS_MASKED_SEEN) && M % ROW_FRAGMENTS == N {
               // unroll G in CHUNK_FRAGMENTS, H in CHUNK_FRAGMENTS {
                 let v_E_G_M_H = v_by_columns(v_fragment(E, G, M, H));
@@ -236,20 +225,18 @@ fn main(
           s_max_N = row_max(s_max_N) * s_factor_N;
           grew = grew || s_max_N > m_N + MAX_GROWTH;
         // }
-        // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
-          p_sum_N = 0.0;
-          // unroll E in KEY_CHUNKS {
-            let p_new_N_E = tile_probabilities(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN);
-            p_sum_N += sum_of(p_new_N_E);
-            held_N_E = held(dropped(p_new_N_E, at_N_E));
-          // }
-          grew = grew || has_outgrown(p_sum_N);
+        // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS, E in KEY_CHUNKS {
+          // P = exp(S − m_i) of the next tile
+          if !IS_FIRST_SEEN {
+            held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
+            grew = grew || is_too_much(held_N_E.sum);
+          }
         // }
         // A branch that a subgroup takes together or not at all: products need its lanes side by side.
         if subgroupAny(grew) { grew_at.x = next; }
 
         if !IS_FIRST_SEEN && (HAS_WINDOW && IS_MASKED_SEEN || HAS_ROW_MAXIMA) {
-          // O_i = O_i + dropout(P) V_j. A product with a matrix adds 0 · v for the keys that a row does not see, which
+          // O_i = O_i + dropout(P) V_j, where it is not done yet. A product with a matrix adds 0 · v for the keys that a row does not see, which
           // is not 0 if v is infinite or not a number: where some rows see less than others, such tiles (there should
           // be none) are left to plain arithmetic.
           var is_finite = true;

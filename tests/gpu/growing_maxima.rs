@@ -27,12 +27,10 @@ fn problem(heads: u32, rows: u32) -> AttentionProblem {
 fn grow(library: &Library, problem: &AttentionProblem) {
     let heads = problem.shape.num_heads as usize;
     // Where the greatest scores are: in all keys of the last tile, in one, or further up in each tile.
-    let places: [&dyn Fn(usize) -> f64; 4] = [
-        &|key| f64::from(key >= KEYS - 8),
-        &|key| f64::from(key == KEYS - 1),
-        &|key| f64::from(key == 100),
-        &|key| (key / 8) as f64,
-    ];
+    let places: [&dyn Fn(usize) -> f64; 4] =
+        [&|key| f64::from(key >= KEYS - 8), &|key| f64::from(key == KEYS - 1), &|key| f64::from(key == 100), &|key| {
+            (key / 8) as f64
+        }];
     for growth in [8.0, 11.0, 12.0, 12.5, 13.0, 14.0, 14.875, 15.0, 15.125, 15.875, 16.0, 17.0, 20.0, 500.0] {
         for place_of in places {
             let mut inputs = inputs(problem, 11);

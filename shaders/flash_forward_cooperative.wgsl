@@ -12,7 +12,7 @@
 //
 // m_i may lag behind the true maximum as long as P fits f16: the division at the end corrects O and LSE. This saves
 // nearly all rescaling of O. How a lag is noticed is in slot row_max: by the row's maximum in each tile (EAGER), or by
-// the sum of its P, which is then taken before the tile is used up (LAZY).
+// the sum of its P, which are then taken in the turn that computes S (LAZY).
 //
 // Rows of f32 and bf16 do not fit f16, so each row has a unit (slot row_units): S is multiplied by those of its rows of
 // Q and K, P by that of its row of V.
@@ -75,8 +75,11 @@ fn main(
     // unroll E in KEY_CHUNKS {
       var s_N_E = Eight(vec4<f32>(MASKED), vec4<f32>(MASKED));
     // }
-    // unroll LAZY in LAZY_MAXIMA, E in KEY_CHUNKS {
-      var held_N_E = Held();
+    // unroll LAZY in LAZY_MAXIMA {
+      var p_sum_N = 0.0;
+      // unroll E in KEY_CHUNKS {
+        var held_N_E = Held();
+      // }
     // }
   // }
 
@@ -88,11 +91,15 @@ fn main(
   let k_mine = k_share(tile, invocation);
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
-    if visits.count > 0u { place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L)); }
-  // }
-  // unroll AHEAD in FETCHED_AHEAD, L in K_FETCHES {
-    var k_next_L = Loaded();
-    if visits.count > 0u { k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L); }
+    // unroll AHEAD in FETCHED_AHEAD {
+      var k_next_L = Loaded();
+    // }
+    if visits.count > 0u {
+      place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L));
+      // unroll AHEAD in FETCHED_AHEAD {
+        k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
+      // }
+    }
   // }
   // unroll AHEAD in FETCHED_AHEAD, L in V_FETCHES {
     var v_next_L = Loaded();
@@ -133,11 +140,15 @@ fn main(
           break;
         }
       // }
-      // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS, E in KEY_CHUNKS {
-        // P = exp(S − m_i), anew
+      // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
         if !IS_FIRST_SEEN {
-          let at_N_E = cell_at(tile.batch, head_N, row_N, tile_at(visits, next - 1u) * TILE_KV + first_of(mine, E));
-          held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
+          // P = exp(S − m_i), anew
+          p_sum_N = 0.0;
+          // unroll E in KEY_CHUNKS {
+            let at_N_E = cell_at(tile.batch, head_N, row_N, tile_at(visits, next - 1u) * TILE_KV + first_of(mine, E));
+            held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
+            p_sum_N += held_N_E.sum;
+          // }
         }
       // }
 
@@ -168,15 +179,21 @@ fn main(
           // P = exp(S − m_i), l_i = l_i + rowsum(P), dropout(P)
           // unroll EAGER in EAGER_MAXIMA {
             let key_first = tile_at(visits, next - 1u) * TILE_KV;
-            // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
-              let plain_N_E = tile_probabilities(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN);
-              l_N += sum_of(plain_N_E);
-              let kept_N_E = dropped(plain_N_E, cell_at(tile.batch, head_N, row_N, key_first + first_of(mine, E)));
-              p_N_E = lefts_of(mine, in_v_units(kept_N_E, first_of(mine, E), v_gain_N));
-            // }
+          // }
+          // unroll EAGER in EAGER_MAXIMA, E in KEY_CHUNKS, N in ROW_FRAGMENTS {
+            var plain_N_E = probabilities(s_N_E, s_factor_N, m_N);
+            if IS_MASKED_SEEN { plain_N_E = without_masked(plain_N_E, s_N_E); }
+            l_N += sum_of(plain_N_E);
+            if HAS_DROPOUT {
+              let at = cell_at(tile.batch, head_N, row_N, key_first + first_of(mine, E));
+              plain_N_E = only(kept_of(at), plain_N_E, 0.0);
+            }
+            p_N_E = lefts_of(mine, in_v_units(plain_N_E, first_of(mine, E), v_gain_N));
+          // }
+          // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+            l_N += p_sum_N;
           // }
           // unroll LAZY in LAZY_MAXIMA, E in KEY_CHUNKS, N in ROW_FRAGMENTS {
-            l_N += held_N_E.sum;
             p_N_E = lefts_held(mine, held_N_E);
           // }
         }
@@ -187,7 +204,7 @@ fn main(
           let v_next_L = fetch_v(v_mine, tile_at(visits, next), L);
         // }
 
-        // S of the next tile as plain values, masked; its rowmax(S), or O_i = O_i + dropout(P) V_j of this one beside it
+        // S of the next tile as plain values, masked, and rowmax(S)
         let next_key = tile_at(visits, next) * TILE_KV;
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
           var s_sum_N_E = Sums();
@@ -197,20 +214,25 @@ fn main(
             // }
             s_sum_N_E[G] = s_half_N_E_G;
           // }
-          store_sums(mine, s_sum_N_E);
-          s_N_E = times(stored(mine), k_units_of(first_of(mine, E)));
-          // unroll LAZY in LAZY_MAXIMA, M in V_CHUNKS {
-            // A share of the products for each fragment of rows.
-            if !IS_FIRST_SEEN && !(HAS_WINDOW && IS_MASKED_SEEN) && M % ROW_FRAGMENTS == N {
-              // unroll G in CHUNK_FRAGMENTS, H in CHUNK_FRAGMENTS {
-                let v_E_G_M_H = v_by_columns(v_fragment(E, G, M, H));
-                // unroll R in ROW_FRAGMENTS {
-                  o_R_M[H] = accumulate(p_R_E[G], v_E_G_M_H, o_R_M[H]);
-                // }
-              // }
-            }
+          // unroll EAGER in EAGER_MAXIMA {
+            s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
           // }
-          scratch_barrier();
+          // unroll LAZY in LAZY_MAXIMA {
+            // O_i = O_i + dropout(P) V_j between the ways of S, a share of the products for each fragment of rows
+            store_sums(mine, s_sum_N_E);
+            s_N_E = stored(mine);
+            // unroll M in V_CHUNKS {
+              if !IS_FIRST_SEEN && !(HAS_WINDOW && IS_MASKED_SEEN) && M % ROW_FRAGMENTS == N {
+                // unroll G in CHUNK_FRAGMENTS, H in CHUNK_FRAGMENTS {
+                  let v_E_G_M_H = v_by_columns(v_fragment(E, G, M, H));
+                  // unroll R in ROW_FRAGMENTS {
+                    o_R_M[H] = accumulate(p_R_E[G], v_E_G_M_H, o_R_M[H]);
+                  // }
+                // }
+              }
+            // }
+            scratch_barrier();
+          // }
           let at_N_E = cell_at(tile.batch, head_N, row_N, next_key + first_of(mine, E));
           // unroll MODIFIED in MODIFIED_SCORES {
             s_N_E = natural_eight(scaled(s_N_E, scale_N * LN_2), at_N_E);
@@ -225,23 +247,30 @@ fn main(
           s_max_N = row_max(s_max_N) * s_factor_N;
           grew = grew || s_max_N > m_N + MAX_GROWTH;
         // }
-        // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS, E in KEY_CHUNKS {
-          // P = exp(S − m_i) of the next tile
+        // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
           if !IS_FIRST_SEEN {
-            held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
-            grew = grew || is_too_much(held_N_E.sum);
+            // P = exp(S − m_i) of the next tile
+            p_sum_N = 0.0;
+            // unroll E in KEY_CHUNKS {
+              held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
+              p_sum_N += held_N_E.sum;
+            // }
+            grew = grew || is_too_much(p_sum_N);
           }
         // }
         // A branch that a subgroup takes together or not at all: products need its lanes side by side.
         if subgroupAny(grew) { grew_at.x = next; }
 
-        if !IS_FIRST_SEEN && (HAS_WINDOW && IS_MASKED_SEEN || HAS_ROW_MAXIMA) {
-          // O_i = O_i + dropout(P) V_j, where it is not done yet. A product with a matrix adds 0 · v for the keys that a row does not see, which
+        if !IS_FIRST_SEEN {
+          // O_i = O_i + dropout(P) V_j. A product with a matrix adds 0 · v for the keys that a row does not see, which
           // is not 0 if v is infinite or not a number: where some rows see less than others, such tiles (there should
           // be none) are left to plain arithmetic.
           var is_finite = true;
           if HAS_WINDOW && IS_MASKED_SEEN { is_finite = v_tile_is_finite(subgroup_invocation_id); }
           loop {
+            // unroll LAZY in LAZY_MAXIMA {
+              if !(HAS_WINDOW && IS_MASKED_SEEN) { break; } // they are done
+            // }
             if HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite) { break; }
             // unroll E in KEY_CHUNKS, G in CHUNK_FRAGMENTS, M in V_CHUNKS, H in CHUNK_FRAGMENTS {
               let v_E_G_M_H = v_by_columns(v_fragment(E, G, M, H));

@@ -185,16 +185,10 @@ fn sum_of(p: Eight) -> f32 {
   return (sum.x + sum.y) + (sum.z + sum.w);
 }
 
-// P, 0 where S is masked, and what dropout leaves of it.
-fn tile_probabilities(s: Eight, factor: f32, m: f32, is_masked: bool) -> Eight {
-  let p = probabilities(s, factor, m);
+// P, 0 where S is masked.
+fn without_masked(p: Eight, s: Eight) -> Eight {
   let masked = vec4<f32>(MASKED);
-  if is_masked { return only(Which(!(s.low == masked), !(s.high == masked)), p, 0.0); }
-  return p;
-}
-fn dropped(p: Eight, at: Cell) -> Eight {
-  if HAS_DROPOUT { return only(kept_of(at), p, 0.0); }
-  return p;
+  return only(Which(!(s.low == masked), !(s.high == masked)), p, 0.0);
 }
 
 // P in units of the rows of V, at most V_UNIT_MOST where the row sees them.

@@ -77,12 +77,12 @@ impl RowReduce {
     }
 }
 
-/// On cooperative matrices, forward: the slot `shaders/slots/row_max/`, and when tiles are fetched.
+/// On cooperative matrices, forward: when a row's maximum is taken, and when tiles are fetched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowMaxima {
     /// The maximum of each row is taken in each tile.
     Eager,
-    /// It is taken only where it has grown much.
+    /// It is taken only where P has grown too large: the slot `shaders/slots/row_max/`.
     Lazy {
         /// Whether K and V are fetched a turn before they are placed, not in the same turn.
         fetches_ahead: bool,

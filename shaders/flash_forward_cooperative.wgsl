@@ -5,13 +5,14 @@
 //     O_i = 0, l_i = 0, m_i = −∞
 //     for each KV tile j of the split that some row of i sees:
 //       S = Q_i K_jᵀ                                     on matrices, one tile ahead
-//       m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α = exp(m_old − m_i), l_i = α · l_i, O_i = α · O_i
+//       m_i = max(m_i, rowmax(S)) if m_i lags too far behind, α = exp(m_old − m_i), l_i = α · l_i, O_i = α · O_i
 //       P = exp(S − m_i), l_i = l_i + rowsum(P)          through scratch memory: a matrix's elements cannot be reached
 //       O_i = O_i + dropout(P) V_j                       on matrices
 //     O_i = O_i / l_i,   LSE_i = m_i + ln l_i
 //
-// m_i may lag behind the true maximum by 2⁸. P still fits f16, and the division at the end corrects O and LSE. This
-// saves nearly all rescaling of O.
+// m_i may lag behind the true maximum as long as P fits f16: the division at the end corrects O and LSE. This saves
+// nearly all rescaling of O. How a lag is noticed is in slot row_max: by the row's maximum in each tile (EAGER), or by
+// the sum of its P, which are then taken in the turn that computes S (LAZY).
 //
 // Rows of f32 and bf16 do not fit f16, so each row has a unit (slot row_units): S is multiplied by those of its rows of
 // Q and K, P by that of its row of V.
@@ -20,8 +21,9 @@
 // registers. Between products they are plain values of its invocations (common/fragments.wgsl). Workgroup memory holds
 // the K and V tiles, and the scratch in which one becomes the other.
 //
-// The kernel computes S of the next tile while the softmax of this one runs, and loads the tiles after that. The tiles
-// that all rows see whole come first, so their loop needs no mask.
+// The kernel computes S of the next tile while the softmax of this one runs, and loads the tiles after that. With lazy
+// maxima, P V of this tile stands between the ways of S through the scratch instead, and the softmax of the next tile
+// ends the turn. The tiles that all rows see whole come first, so their loop needs no mask.
 
 @compute @workgroup_size(INVOCATIONS)
 fn main(
@@ -73,6 +75,12 @@ fn main(
     // unroll E in KEY_CHUNKS {
       var s_N_E = Eight(vec4<f32>(MASKED), vec4<f32>(MASKED));
     // }
+    // unroll LAZY in LAZY_MAXIMA {
+      var p_sum_N = 0.0;
+      // unroll E in KEY_CHUNKS {
+        var held_N_E = Held();
+      // }
+    // }
   // }
 
   // for each KV tile j of the split that some row of i sees. `next` counts visits: a turn of the inner loop computes S
@@ -83,13 +91,17 @@ fn main(
   let k_mine = k_share(tile, invocation);
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
-    var k_next_L = Loaded();
+    // unroll AHEAD in FETCHED_AHEAD {
+      var k_next_L = Loaded();
+    // }
     if visits.count > 0u {
       place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L));
-      k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
+      // unroll AHEAD in FETCHED_AHEAD {
+        k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
+      // }
     }
   // }
-  // unroll L in V_FETCHES {
+  // unroll AHEAD in FETCHED_AHEAD, L in V_FETCHES {
     var v_next_L = Loaded();
     if visits.count > 0u { v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L); }
   // }
@@ -99,8 +111,15 @@ fn main(
     loop {
       if next >= end_SEEN(visits) { break; }
 
-      // m_i = max(m_i, rowmax(S)) if that grew by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i; the same for the
+      // m_i = max(m_i, rowmax(S)) if it lags by more than 2⁸, α, l_i = α · l_i, O_i = α · O_i; the same for the
       // gain of V
+      // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+        s_max_N = MASKED;
+        // unroll E in KEY_CHUNKS {
+          s_max_N = max(s_max_N, largest_of_eight(s_N_E));
+        // }
+        s_max_N = row_max(s_max_N) * s_factor_N;
+      // }
       // unroll N in ROW_FRAGMENTS {
         let m_new_N = select(m_N, s_max_N, s_max_N > m_N + MAX_GROWTH);
         var o_factor_N = exp2(m_N - m_new_N);
@@ -119,6 +138,17 @@ fn main(
             o_N_M = rescaled(mine, o_N_M, o_factor_N);
           // }
           break;
+        }
+      // }
+      // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+        if !IS_FIRST_SEEN {
+          // P = exp(S − m_i), anew
+          p_sum_N = 0.0;
+          // unroll E in KEY_CHUNKS {
+            let at_N_E = cell_at(tile.batch, head_N, row_N, tile_at(visits, next - 1u) * TILE_KV + first_of(mine, E));
+            held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
+            p_sum_N += held_N_E.sum;
+          // }
         }
       // }
 
@@ -147,8 +177,10 @@ fn main(
 
         if !IS_FIRST_SEEN {
           // P = exp(S − m_i), l_i = l_i + rowsum(P), dropout(P)
-          let key_first = tile_at(visits, next - 1u) * TILE_KV;
-          // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
+          // unroll EAGER in EAGER_MAXIMA {
+            let key_first = tile_at(visits, next - 1u) * TILE_KV;
+          // }
+          // unroll EAGER in EAGER_MAXIMA, E in KEY_CHUNKS, N in ROW_FRAGMENTS {
             var plain_N_E = probabilities(s_N_E, s_factor_N, m_N);
             if IS_MASKED_SEEN { plain_N_E = without_masked(plain_N_E, s_N_E); }
             l_N += sum_of(plain_N_E);
@@ -158,9 +190,21 @@ fn main(
             }
             p_N_E = lefts_of(mine, in_v_units(plain_N_E, first_of(mine, E), v_gain_N));
           // }
+          // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+            l_N += p_sum_N;
+          // }
+          // unroll LAZY in LAZY_MAXIMA, E in KEY_CHUNKS, N in ROW_FRAGMENTS {
+            p_N_E = lefts_held(mine, held_N_E);
+          // }
         }
+        // unroll WITHIN in FETCHED_WITHIN, L in K_FETCHES {
+          let k_next_L = fetch_k(k_mine, tile_at(visits, next + 1u), L);
+        // }
+        // unroll WITHIN in FETCHED_WITHIN, L in V_FETCHES {
+          let v_next_L = fetch_v(v_mine, tile_at(visits, next), L);
+        // }
 
-        // rowmax(S) of the next tile, masked
+        // S of the next tile as plain values, masked, and rowmax(S)
         let next_key = tile_at(visits, next) * TILE_KV;
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
           var s_sum_N_E = Sums();
@@ -170,18 +214,49 @@ fn main(
             // }
             s_sum_N_E[G] = s_half_N_E_G;
           // }
-          s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
+          // unroll EAGER in EAGER_MAXIMA {
+            s_N_E = times(plain(mine, s_sum_N_E), k_units_of(first_of(mine, E)));
+          // }
+          // unroll LAZY in LAZY_MAXIMA {
+            // O_i = O_i + dropout(P) V_j between the ways of S, a share of the products for each fragment of rows
+            store_sums(mine, s_sum_N_E);
+            s_N_E = stored(mine);
+            // unroll M in V_CHUNKS {
+              if !IS_FIRST_SEEN && !(HAS_WINDOW && IS_MASKED_SEEN) && M % ROW_FRAGMENTS == N {
+                // unroll G in CHUNK_FRAGMENTS, H in CHUNK_FRAGMENTS {
+                  let v_E_G_M_H = v_by_columns(v_fragment(E, G, M, H));
+                  // unroll R in ROW_FRAGMENTS {
+                    o_R_M[H] = accumulate(p_R_E[G], v_E_G_M_H, o_R_M[H]);
+                  // }
+                // }
+              }
+            // }
+            scratch_barrier();
+          // }
           let at_N_E = cell_at(tile.batch, head_N, row_N, next_key + first_of(mine, E));
           // unroll MODIFIED in MODIFIED_SCORES {
             s_N_E = natural_eight(scaled(s_N_E, scale_N * LN_2), at_N_E);
           // }
           if IS_MASKED_SEEN { s_N_E = only(seen(visible_keys(batch, i_N), at_N_E), s_N_E, MASKED); }
-          s_max_N = max(select(s_max_N, MASKED, E == 0u), largest_of_eight(s_N_E));
+          // unroll EAGER in EAGER_MAXIMA {
+            s_max_N = max(select(s_max_N, MASKED, E == 0u), largest_of_eight(s_N_E));
+          // }
         // }
         var grew = false;
-        // unroll N in ROW_FRAGMENTS {
+        // unroll EAGER in EAGER_MAXIMA, N in ROW_FRAGMENTS {
           s_max_N = row_max(s_max_N) * s_factor_N;
           grew = grew || s_max_N > m_N + MAX_GROWTH;
+        // }
+        // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+          if !IS_FIRST_SEEN {
+            // P = exp(S − m_i) of the next tile
+            p_sum_N = 0.0;
+            // unroll E in KEY_CHUNKS {
+              held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
+              p_sum_N += held_N_E.sum;
+            // }
+            grew = grew || is_too_much(p_sum_N);
+          }
         // }
         // A branch that a subgroup takes together or not at all: products need its lanes side by side.
         if subgroupAny(grew) { grew_at.x = next; }
@@ -193,6 +268,9 @@ fn main(
           var is_finite = true;
           if HAS_WINDOW && IS_MASKED_SEEN { is_finite = v_tile_is_finite(subgroup_invocation_id); }
           loop {
+            // unroll LAZY in LAZY_MAXIMA {
+              if !(HAS_WINDOW && IS_MASKED_SEEN) { break; } // they are done
+            // }
             if HAS_WINDOW && IS_MASKED_SEEN && subgroupAny(!is_finite) { break; }
             // unroll E in KEY_CHUNKS, G in CHUNK_FRAGMENTS, M in V_CHUNKS, H in CHUNK_FRAGMENTS {
               let v_E_G_M_H = v_by_columns(v_fragment(E, G, M, H));
@@ -221,11 +299,15 @@ fn main(
         let has_grown = subgroupAny(grew_at.x == next);
         // unroll L in K_FETCHES {
           place_k(k_mine, 0u, true, L, k_next_L);
-          k_next_L = fetch_k(k_mine, tile_at(visits, next + 2u), L);
+          // unroll AHEAD in FETCHED_AHEAD {
+            k_next_L = fetch_k(k_mine, tile_at(visits, next + 2u), L);
+          // }
         // }
         // unroll L in V_FETCHES {
           place_v(v_mine, tile_at(visits, next), !IS_MASKED_SEEN, L, v_next_L);
-          v_next_L = fetch_v(v_mine, tile_at(visits, next + 1u), L);
+          // unroll AHEAD in FETCHED_AHEAD {
+            v_next_L = fetch_v(v_mine, tile_at(visits, next + 1u), L);
+          // }
         // }
         workgroupBarrier(); // the next V, and K of the tile after it, are in place
         next++;

@@ -41,6 +41,6 @@ pub use tuning::{TunedTiles, Tuning, Workload};
 
 #[cfg(target_arch = "wasm32")]
 pub(crate) use kernels::shortened;
-pub(crate) use kernels::{File, Piece, RowPlace, RowTarget, Slot, matrix_wgsl, wgsl};
+pub(crate) use kernels::{File, Piece, RowMaxima, RowPlace, RowTarget, Slot, matrix_wgsl, wgsl};
 pub(crate) use tensor::Tensor;
 pub(crate) use tiles::Owns;

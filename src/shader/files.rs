@@ -2,7 +2,8 @@
 
 use crate::operand::Operand;
 use crate::plan::{
-    Access, File, Kernel, Piece, RowPlace, RowReduce, RowTarget, Slot, Specialization, Storage, matrix_wgsl, wgsl,
+    Access, File, Kernel, Piece, RowMaxima, RowPlace, RowReduce, RowTarget, Slot, Specialization, Storage, matrix_wgsl,
+    wgsl,
 };
 use crate::problem::{AuxType, CacheElement, Element, RotaryPairs};
 
@@ -230,6 +231,10 @@ impl Slot {
             Slot::MatrixParts => match storage.matrix_parts() {
                 1 => matrix_wgsl!("slots/matrix_parts/one.wgsl"),
                 _ => matrix_wgsl!("slots/matrix_parts/two.wgsl"),
+            },
+            Slot::RowMax => match specialization.row_maxima() {
+                RowMaxima::Eager => return None,
+                RowMaxima::Lazy { .. } => matrix_wgsl!("slots/row_max/lazy.wgsl"),
             },
             Slot::RowUnits if storage.has_row_units() => matrix_wgsl!("slots/row_units/own.wgsl"),
             Slot::RowUnits => matrix_wgsl!("slots/row_units/one.wgsl"),

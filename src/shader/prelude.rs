@@ -3,7 +3,7 @@
 use super::dialect::Dialect;
 use super::unroll::Lists;
 use crate::operand::{Operand, Usage};
-use crate::plan::{LengthsAtCall, Owns, RowReduce, Specialization, Storage};
+use crate::plan::{LengthsAtCall, Owns, RowMaxima, RowReduce, Specialization, Storage};
 use crate::problem::{CacheElement, Role};
 use std::fmt::Display;
 
@@ -121,6 +121,14 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let has_rest = specialization.storage.matrix_parts() > 1;
     lists.names("REST_PARTS", if has_rest { vec!["rest"] } else { vec![] });
     lists.names("PARTS", if has_rest { vec!["half", "rest"] } else { vec!["half"] });
+    let (is_lazy, is_ahead) = match specialization.row_maxima() {
+        RowMaxima::Eager => (false, true),
+        RowMaxima::Lazy { fetches_ahead } => (true, fetches_ahead),
+    };
+    lists.names("EAGER_MAXIMA", if is_lazy { vec![] } else { vec!["eager"] });
+    lists.names("LAZY_MAXIMA", if is_lazy { vec!["lazy"] } else { vec![] });
+    lists.names("FETCHED_AHEAD", if is_ahead { vec!["ahead"] } else { vec![] });
+    lists.names("FETCHED_WITHIN", if is_ahead { vec![] } else { vec!["within"] });
     // Tensors are as wide as K (Q, K and their gradients) or as V (V, O and theirs).
     lists.names("WIDTHS", vec!["K", "V"]);
     lists.names("V_THEN_K", vec!["V", "K"]);

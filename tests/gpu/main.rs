@@ -18,6 +18,7 @@ mod entries;
 mod errors;
 mod faults;
 mod forward;
+mod growing_maxima;
 mod infinities;
 mod kv_cache;
 mod lengths;

@@ -32,6 +32,7 @@ macro_rules! text {
             common!("quads"),
             matrix_common!("fragments"),
             matrix_common!("cooperative_tiles"),
+            OneOf(Slot::RowMax),
         ]
     };
 }

@@ -24,7 +24,7 @@ pub use specialization::{Access, Chain, LengthsAtCall, RowReduce, Specialization
 
 pub(super) use append::rows_of_workgroup;
 pub(crate) use spec::{Grid, KernelSpec, Traffic};
-pub(crate) use specialization::{AppendText, CachedText, OwnWgsl, RowPlace, RowTarget};
+pub(crate) use specialization::{AppendText, CachedText, OwnWgsl, RowMaxima, RowPlace, RowTarget};
 #[cfg(target_arch = "wasm32")]
 pub(crate) use text::shortened;
 pub(crate) use text::{File, Piece, Slot, matrix_wgsl, wgsl};

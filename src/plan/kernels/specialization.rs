@@ -3,6 +3,7 @@
 use super::kernel::Kernel;
 use crate::operand::Operand;
 use crate::plan::capabilities::Capabilities;
+use crate::plan::tile_table::row_maxima;
 use crate::plan::tiles::Tiles;
 use crate::problem::{AttentionProblem, CacheElement, Element, Role, RotaryPairs, Snippet};
 
@@ -74,6 +75,18 @@ impl RowReduce {
             _ => RowReduce::Workgroup,
         }
     }
+}
+
+/// On cooperative matrices, forward: when a row's maximum is taken, and when tiles are fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowMaxima {
+    /// The maximum of each row is taken in each tile.
+    Eager,
+    /// It is taken only where P has grown too large: the slot `shaders/slots/row_max/`.
+    Lazy {
+        /// Whether K and V are fetched a turn before they are placed, not in the same turn.
+        fetches_ahead: bool,
+    },
 }
 
 /// What is done one after another: the names of files of a slot, in their order. Modifiers of the scores are files of
@@ -329,6 +342,11 @@ impl Specialization {
     /// Whether it holds functions in the caller's own WGSL.
     pub fn has_own_wgsl(&self) -> bool {
         self.wgsl.snippets().next().is_some()
+    }
+
+    /// On cooperative matrices, forward.
+    pub(crate) fn row_maxima(&self) -> RowMaxima {
+        row_maxima(self.storage, self.head_dim.max(self.head_dim_v))
     }
 
     /// On cooperative matrices: how many lanes fetch a row of so many quads together. If they compute the row's unit, it is

@@ -86,6 +86,7 @@ pub(crate) enum Slot {
     RotaryPairs,
     Rotated,
     RowEnd,
+    RowMax,
     RowPlace,
     RowReduce,
     RowSource,

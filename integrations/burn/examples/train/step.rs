@@ -25,7 +25,7 @@ pub enum Attention {
     /// softmax(Q Kᵀ) V, of Burn's operations.
     BurnOperations,
     /// Burn's `attention`.
-    BurnAttention,
+    BurnModule,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -121,7 +121,7 @@ fn step(inputs: &[Tensor<4>; 3], d_o: &Tensor<4>, by: Attention) -> Result<[Tens
             let scale = (q.dims()[3] as f64).sqrt().recip();
             softmax((q * scale).matmul(k.swap_dims(2, 3)), 3).matmul(v)
         }
-        Attention::BurnAttention => burn_attention(q, k, v, None, None, Default::default()),
+        Attention::BurnModule => burn_attention(q, k, v, None, None, Default::default()),
     };
     // The gradient of this sum is dO.
     let gradients = (o.clone() * d_o.clone()).cast(DType::F32).sum().backward();

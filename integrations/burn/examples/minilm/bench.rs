@@ -17,48 +17,48 @@ struct Row {
     tokens: usize,
     milliseconds: f64,
     sentences_per_second: f64,
-    /// The largest difference of a number in an embedding from that with Burn's attention.
+    /// The largest difference of a number in an embedding from that with this library's attention.
     difference: f32,
 }
 
+/// Prints a row as soon as it is known, as JSON one line for each.
 pub fn run(model: &MiniLm, device: &Device, batches: &[usize], json: bool) -> Result<()> {
-    let mut rows = Vec::new();
+    if !json {
+        println!("attention  sentences  tokens        ms  sentences/s  difference of embeddings");
+    }
     for &count in batches {
         ensure!(count > 0, "--batches 0");
         let sentences = sentences(count, model.config.vocab_size);
         let tokens = sentences.iter().map(Vec::len).sum();
-        let mut burn: Option<Vec<f32>> = None;
-        for attention in [Attention::Burn, Attention::Flash] {
+        let mut flash: Option<Vec<f32>> = None;
+        for attention in [Attention::Flash, Attention::Burn] {
             let embed = |()| -> Result<Vec<f32>> {
                 Ok(model.embed(&sentences, attention)?.try_into_data()?.try_into_vec::<f32>()?)
             };
             let (seconds, embeddings) = timed(device, REPEATS, || Ok(()), embed)?;
-            let burn = burn.get_or_insert_with(|| embeddings.clone());
-            rows.push(Row {
+            let flash = flash.get_or_insert_with(|| embeddings.clone());
+            let row = Row {
                 attention,
                 sentences: count,
                 tokens,
                 milliseconds: 1e3 * seconds,
                 sentences_per_second: count as f64 / seconds,
-                difference: embeddings.iter().zip(burn).map(|(a, b)| (a - *b).abs()).fold(0.0, f32::max),
-            });
+                difference: embeddings.iter().zip(flash).map(|(a, b)| (a - *b).abs()).fold(0.0, f32::max),
+            };
+            if json {
+                println!("{}", serde_json::to_string(&row)?);
+                continue;
+            }
+            println!(
+                "{:<9} {:>10} {:>7} {:>9.2} {:>12.1}  {:.1e}",
+                format!("{:?}", row.attention).to_lowercase(),
+                row.sentences,
+                row.tokens,
+                row.milliseconds,
+                row.sentences_per_second,
+                row.difference,
+            );
         }
-    }
-    if json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-        return Ok(());
-    }
-    println!("attention  sentences  tokens        ms  sentences/s  difference of embeddings");
-    for row in rows {
-        println!(
-            "{:<9} {:>10} {:>7} {:>9.2} {:>12.1}  {:.1e}",
-            format!("{:?}", row.attention).to_lowercase(),
-            row.sentences,
-            row.tokens,
-            row.milliseconds,
-            row.sentences_per_second,
-            row.difference,
-        );
     }
     Ok(())
 }

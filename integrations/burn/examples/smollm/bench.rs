@@ -21,7 +21,7 @@ struct Row {
     /// Reading one more token and its logits, when nearly `length` tokens are there.
     decode_milliseconds: f64,
     decode_tokens_per_second: f64,
-    /// ‖logits − Burn's‖ / ‖Burn's‖ after the prefill, and after the last decoded token.
+    /// ‖logits − this library's‖ / ‖this library's‖ after the prefill, and after the last decoded token.
     prefill_difference: f64,
     decode_difference: f64,
 }
@@ -29,6 +29,7 @@ struct Row {
 /// Seconds, and the last logits.
 type Timing = (f64, Vec<f32>);
 
+/// Prints a row as soon as it is known, as JSON one line for each.
 pub fn run(
     model: &SmolLm,
     device: &Device,
@@ -38,7 +39,9 @@ pub fn run(
     json: bool,
 ) -> Result<()> {
     ensure!(steps > 0, "--steps is 0");
-    let mut rows = Vec::new();
+    if !json {
+        println!("attention  tokens   prefill ms  tokens/s   decode ms  tokens/s   difference of logits");
+    }
     for &length in lengths {
         ensure!(length > steps, "--lengths {length} must be longer than --steps {steps}");
         let tokens: Vec<u32> = (0..length).map(|i| (i * 7919 % model.config.vocabulary) as u32).collect();
@@ -60,25 +63,24 @@ pub fn run(
             })?;
             Ok([prefill, (decode.0 / steps as f64, decode.1)])
         };
-        let (burn, flash) = (timings(Attention::Burn)?, timings(Attention::Flash)?);
-        for (attention, [prefill, decode]) in [(Attention::Burn, &burn), (Attention::Flash, &flash)] {
-            rows.push(Row {
+        let mut flash: Option<[Vec<f32>; 2]> = None;
+        for attention in [Attention::Flash, Attention::Burn] {
+            let [(prefill, after_prefill), (decode, after_decode)] = timings(attention)?;
+            let flash = flash.get_or_insert_with(|| [after_prefill.clone(), after_decode.clone()]);
+            let row = Row {
                 attention,
                 length,
-                prefill_milliseconds: 1e3 * prefill.0,
-                prefill_tokens_per_second: length as f64 / prefill.0,
-                decode_milliseconds: 1e3 * decode.0,
-                decode_tokens_per_second: 1.0 / decode.0,
-                prefill_difference: difference(&prefill.1, &burn[0].1),
-                decode_difference: difference(&decode.1, &burn[1].1),
-            });
-        }
-    }
-    if json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-    } else {
-        println!("attention  tokens   prefill ms  tokens/s   decode ms  tokens/s   difference of logits");
-        for row in rows {
+                prefill_milliseconds: 1e3 * prefill,
+                prefill_tokens_per_second: length as f64 / prefill,
+                decode_milliseconds: 1e3 * decode,
+                decode_tokens_per_second: 1.0 / decode,
+                prefill_difference: difference(&after_prefill, &flash[0]),
+                decode_difference: difference(&after_decode, &flash[1]),
+            };
+            if json {
+                println!("{}", serde_json::to_string(&row)?);
+                continue;
+            }
             println!(
                 "{:<9} {:>7} {:>12.1} {:>9.0} {:>11.2} {:>9.1}   {:.1e} {:.1e}",
                 format!("{:?}", row.attention).to_lowercase(),

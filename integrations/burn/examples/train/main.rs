@@ -2,17 +2,27 @@
 //! operations: the same numbers to begin with, the same batches, dropout in both. Writes both curves into one SVG.
 //!
 //!     cargo run --release --example train -- --steps 300 --svg target/train.svg
+//!
+//! Or times the training step of attention alone, beside that of Burn's operations:
+//!
+//!     cargo run --release --features burn/autotune --example train -- \
+//!         --bench --batch 2 --heads 16 --context 4096 --head-dim 64 --element f16
 
 mod gpt;
+mod step;
+#[path = "../common/timing.rs"]
+mod timing;
 
+use anyhow::{Result, ensure};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
 use clap::Parser;
 use gpt::{By, Gpt, Sizes};
 use plotters::prelude::*;
-use std::error::Error;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use step::{Attention, Element, Problem};
 
 #[derive(Parser)]
 #[command(about = "Trains a small GPT with this crate's attention, and with Burn's own operations")]
@@ -40,9 +50,24 @@ struct Options {
     /// Of the weights, the batches and dropout.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// The folder of the repository, whose texts are learned.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))]
+    text: PathBuf,
     /// Where the curves go.
     #[arg(long, default_value = "target/train.svg")]
     svg: PathBuf,
+    /// Times the training step of attention alone, without a mask and without dropout.
+    #[arg(long)]
+    bench: bool,
+    /// Of Q, K, V and O in the timings.
+    #[arg(long, default_value = "f16", requires = "bench")]
+    element: Element,
+    /// The one attention to time, and to print as JSON.
+    #[arg(long, requires = "bench")]
+    only: Option<Attention>,
+    /// Losses and times, or timings, as JSON: one line for each attention.
+    #[arg(long)]
+    json: bool,
 }
 
 /// Losses in nats, and the seconds of each step.
@@ -66,27 +91,37 @@ impl Training {
     }
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> Result<()> {
     let options = Options::parse();
-    let text = text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))?;
-    if options.steps == 0 || options.context == 0 || text.len() <= options.context + 1 {
-        return Err(format!("--steps and --context must be at least 1, and --context below {}", text.len()).into());
+    if options.bench {
+        let &Options { batch, heads, context, head_dim, element, seed, .. } = &options;
+        let problem = Problem { shape: [batch, heads, context, head_dim], element, seed };
+        return options.only.map_or_else(|| step::run(options.json), |only| step::run_one(&problem, only));
     }
-    println!("{} bytes of text, {} steps of {} x {} bytes", text.len(), options.steps, options.batch, options.context);
+    let text = text(&options.text)?;
+    let most = text.len().saturating_sub(2);
+    ensure!(options.steps > 0 && (1..=most).contains(&options.context), "--steps from 1, --context from 1 to {most}");
+    eprintln!("{} bytes of text, {} steps of {} x {} bytes", text.len(), options.steps, options.batch, options.context);
     let device = wgpu_flash_attention_burn::init()?.autodiff();
     let mut trainings = Vec::new();
     for by in [By::ThisCrate, By::Burn] {
         let training = train(&options, &text, by, &device)?;
-        println!("{by}: loss {:.3}, {:.1} ms a step", training.last_loss(), 1e3 * training.step_seconds());
+        let (loss, milliseconds) = (training.last_loss(), 1e3 * training.step_seconds());
+        if options.json {
+            let losses = &training.losses;
+            println!("{}", json!({ "attention": by.to_string(), "milliseconds": milliseconds, "losses": losses }));
+        } else {
+            println!("{by}: loss {loss:.3}, {milliseconds:.1} ms a step");
+        }
         trainings.push((by, training));
     }
     draw(&options.svg, &trainings)?;
-    println!("wrote {}", options.svg.display());
+    eprintln!("wrote {}", options.svg.display());
     Ok(())
 }
 
 /// All texts in Markdown and WGSL of the repository's root, docs and shaders, in the order of their names.
-fn text(root: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
+fn text(root: &Path) -> Result<Vec<u8>> {
     let mut files = Vec::new();
     for folder in ["", "docs", "shaders"] {
         for entry in std::fs::read_dir(root.join(folder))? {
@@ -103,7 +138,7 @@ fn text(root: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
     Ok(text)
 }
 
-fn train(options: &Options, text: &[u8], by: By, device: &Device) -> Result<Training, Box<dyn Error>> {
+fn train(options: &Options, text: &[u8], by: By, device: &Device) -> Result<Training> {
     let &Options { batch, context, layers, heads, head_dim, dropout, .. } = options;
     device.seed(options.seed);
     let sizes = Sizes { context, layers, heads, head_dim };
@@ -130,13 +165,13 @@ fn train(options: &Options, text: &[u8], by: By, device: &Device) -> Result<Trai
         training.losses.push(loss.into_scalar());
         training.seconds.push(start.elapsed().as_secs_f64());
         if (step + 1) % 20 == 0 {
-            println!("{by}: step {}, loss {:.3}", step + 1, training.losses[step]);
+            eprintln!("{by}: step {}, loss {:.3}", step + 1, training.losses[step]);
         }
     }
     Ok(training)
 }
 
-fn draw(path: &Path, trainings: &[(By, Training)]) -> Result<(), Box<dyn Error>> {
+fn draw(path: &Path, trainings: &[(By, Training)]) -> Result<()> {
     let steps = trainings.iter().map(|(_, training)| training.losses.len()).max().unwrap_or(1);
     let largest =
         trainings.iter().flat_map(|(_, training)| &training.losses).fold(0f32, |largest, loss| largest.max(*loss));

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use wgpu_flash_attention::{AttentionProblem, Dropout, ScoreWgsl};
 use wgpu_flash_attention_burn::{AttentionOptions, AttentionOutput, Error, ScoreMod, attention};
 
-use crate::support::{Naive, Oracle, causal, device, naive, ours, tensor, values};
+use crate::support::{Naive, Oracle, causal, device, naive, normal, of_values, ours, tensor, values};
 
 const SHAPES: [[usize; 4]; 3] = [[2, 4, 20, 32], [2, 2, 33, 32], [2, 2, 33, 24]];
 
@@ -131,6 +131,78 @@ fn with_dropout() {
     for (leaf, exact) in [q, k, v].iter().zip(&exact) {
         exact.expect("a gradient with dropout", &values(leaf.grad(&gradients).expect("it requires a gradient")));
     }
+}
+
+/// The same without an oracle of gradients: a seed drops the same probabilities at all points near Q, K and V, so that the loss
+/// has a slope, and the gradient is that slope in every direction.
+#[test]
+fn with_dropout_by_differences() {
+    const STEP: f32 = 0.0625;
+    let device = device().autodiff();
+    let shapes = [[1, 2, 9, 16], [1, 1, 12, 16], [1, 1, 12, 8]];
+    // Multiples of 2^-8: what a step adds to them is not rounded.
+    let numbers = |shape: [usize; 4], seed| -> Vec<f32> {
+        normal(shape.iter().product(), seed).iter().map(|number| (number * 256.0).round() / 256.0).collect()
+    };
+    let options = AttentionOptions::new().with_causal().with_dropout(0.3, 42, 7);
+    let oracle = |[q, k, v]: [&Tensor<4>; 3]| {
+        Oracle::new([q, k, v]).with(|mut problem| {
+            problem.dropout = Some(Dropout::new(0.3, 42).with_philox_offset(7));
+            problem.with_causal()
+        })
+    };
+    let at: [Vec<f32>; 3] = [0, 1, 2].map(|index| numbers(shapes[index], index as u64));
+    let leaves = [0, 1, 2].map(|index| of_values(shapes[index], at[index].clone(), &device).require_grad());
+    let output = ours(&leaves[0], &leaves[1], &leaves[2], &options);
+    let (d_o, d_lse) = weights(&output);
+    let exact = oracle(leaves.each_ref()).backward(&output.o, &d_o, Some(&d_lse));
+    let gradients = loss(output, [true, true]).backward();
+    let (d_o, d_lse) = (values(d_o), values(d_lse));
+
+    for (moved, name) in ["dQ", "dK", "dV"].into_iter().enumerate() {
+        let gradient = values(leaves[moved].grad(&gradients).expect("it requires a gradient"));
+        let size = gradient.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>().sqrt();
+        for seed in 10..14 {
+            let direction = numbers(shapes[moved], seed);
+            // The loss when one input goes so many steps, and how far rounding may take it.
+            let loss = |steps: f32| {
+                let mut point = at.clone();
+                for (number, along) in point[moved].iter_mut().zip(&direction) {
+                    *number += steps * STEP * along;
+                }
+                let [q, k, v] = [0, 1, 2].map(|index| of_values(shapes[index], point[index].clone(), &device));
+                let output = ours(&q, &k, &v, &options);
+                let [of_o, of_lse] = oracle([&q, &k, &v]).forward();
+                let sum = weighted(&d_o, &values(output.o)) + weighted(&d_lse, &values(output.lse));
+                (sum, of_o.bound_of_sum(&d_o) + of_lse.bound_of_sum(&d_lse))
+            };
+            let difference = |steps: f32| {
+                let ((ahead, of_ahead), (behind, of_behind)) = (loss(steps), loss(-steps));
+                let width = 2.0 * f64::from(steps * STEP);
+                ((ahead - behind) / width, (of_ahead + of_behind) / width)
+            };
+            // Richardson: (4 D(h) - D(2h)) / 3 has no error of the order h², and a sixteenth of that of twice the step. So its
+            // error is a fifteenth of their difference, and terms of a higher order. Here all of the difference is allowed.
+            let [(near, of_near), (middle, of_middle), (far, of_far)] = [1.0, 2.0, 4.0].map(difference);
+            let (slope, coarse) = ((4.0 * near - middle) / 3.0, (4.0 * middle - far) / 3.0);
+            let rounding = (4.0 * of_near + 5.0 * of_middle + of_far) / 3.0 + exact[moved].bound_of_sum(&direction);
+            let tolerance = (slope - coarse).abs() + rounding;
+            let along = weighted(&direction, &gradient);
+            eprintln!("{name}: {along:.5} along direction {seed}, by differences {slope:.5} within {tolerance:.1e}");
+            assert!(
+                (along - slope).abs() <= tolerance,
+                "{name} gives {along}, differences {slope}: over {tolerance:e}"
+            );
+            // In a direction of a normal distribution, a gradient of this size has a slope of about this size.
+            assert!(tolerance < 0.05 * size, "{name}: a tolerance of {tolerance:e} proves nothing beside {size:e}");
+        }
+    }
+}
+
+/// The sum of products, in f64.
+fn weighted(weights: &[f32], values: &[f32]) -> f64 {
+    assert_eq!(weights.len(), values.len());
+    weights.iter().zip(values).map(|(weight, value)| f64::from(*weight) * f64::from(*value)).sum()
 }
 
 /// A gradient that cannot be had is refused where attention is called, not in the backward pass. Without one, the call is sound.

@@ -224,6 +224,12 @@ impl Exact {
         pairs.map(move |(found, exact)| reference::error_before_storing(self.element, f64::from(*found), *exact))
     }
 
+    /// How far rounding may take the sum of all elements, each with a weight.
+    pub fn bound_of_sum(&self, weights: &[f32]) -> f64 {
+        assert_eq!(weights.len(), self.bounds.len());
+        weights.iter().zip(&self.bounds).map(|(weight, bound)| f64::from(weight.abs()) * bound).sum()
+    }
+
     /// That each element is within its bound.
     pub fn expect(&self, name: &str, found: &[f32]) {
         for (index, (error, bound)) in self.errors(found).zip(&self.bounds).enumerate() {

@@ -24,6 +24,7 @@ pub(super) struct Operation {
     bind_groups: Arc<BindGroups>,
     listed: Arc<Mutex<Option<Listed>>>,
     /// What spans call it.
+    #[cfg(feature = "tracing")]
     pub title: Arc<str>,
     /// Of compute passes, if the caller wants to see them.
     label: Option<Arc<str>>,
@@ -74,10 +75,22 @@ impl Operation {
             // No error is raised on a lost device, and nothing can be made.
             return Err(Error::DeviceLost("no buffer can be created".into()));
         }
-        let title: Arc<str> = plan.title().into();
-        let label = attention.label.as_deref().map(|label| format!("{label}: {title}").into());
+        let label = attention.label.as_deref().map(|label| format!("{label}: {}", plan.title()).into());
+        #[cfg(feature = "tracing")]
+        let title = plan.title().into();
         let (bind_groups, listed) = (Arc::default(), Arc::default());
-        Ok(Self { attention: attention.clone(), plan, pipelines, scratch, nothing, bind_groups, listed, title, label })
+        Ok(Self {
+            attention: attention.clone(),
+            plan,
+            pipelines,
+            scratch,
+            nothing,
+            bind_groups,
+            listed,
+            label,
+            #[cfg(feature = "tracing")]
+            title,
+        })
     }
 
     /// See [`FlashAttention::or_lost`].

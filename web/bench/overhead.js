@@ -4,6 +4,8 @@
 function remembering(encoder, told) {
   const known = ['setPipeline', 'setBindGroup', 'dispatchWorkgroups'];
   return {
+    label: encoder.label,
+    finish: () => encoder.finish(),
     beginComputePass(descriptor) {
       const pass = encoder.beginComputePass(descriptor);
       const calls = known.map((name) => [name, (...all) => {

@@ -12,9 +12,6 @@ export GALLIVM_PERF ?= nopt
 demo: driver
 	$(CARGO) run --quiet --example flash -- demo
 
-# On Mesa's software driver with subgroups of 4, not 8, which compile in up to a third less time. (Not the others: with matrices
-# Mesa 26 takes 8 alone.)
-test: export LP_NATIVE_VECTOR_WIDTH ?= 128
 test: driver
 	$(CARGO) test
 	$(CARGO) test --features serde,tracing --test features

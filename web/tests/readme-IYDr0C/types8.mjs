@@ -1,0 +1,14 @@
+import { FlashAttention } from 'wgpu-flash-attention';
+
+const shape = { batch: 1, numHeads: 8, seqlen: 256, headDim: 64 };
+const random = (length) => Float32Array.from({ length }, () => Math.random() - 0.5);
+const [q, k, v] = [1, 2, 3].map(() => random(256 * 8 * 64));   // each [batch, seqlen, numHeads, headDim]
+
+const attention = await FlashAttention.create();
+const { o, lse, stats } = await attention.forward({ q, k, v, shape, causal: true });
+console.log(o, lse, `${stats.milliseconds} ms`);
+
+const biased = { q, k, v, shape, bias: { data: new Float32Array(8 * 256 * 256), shape: [1, 8, 256, 256] } };
+const outcome = await attention.forward(biased);
+const { dBias } = await attention.backward({ ...biased, o: outcome.o, lse: outcome.lse, dO: random(256 * 8 * 64), dBias: true });
+attention.destroy();

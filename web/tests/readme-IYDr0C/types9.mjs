@@ -1,0 +1,12 @@
+import { FlashAttention } from 'wgpu-flash-attention';
+
+const shape = { batch: 1, numHeads: 8, seqlen: 256, headDim: 64 };
+const random = (length) => Float32Array.from({ length }, () => Math.random() - 0.5);
+const [q, k, v] = [1, 2, 3].map(() => random(256 * 8 * 64));   // each [batch, seqlen, numHeads, headDim]
+
+const attention = await FlashAttention.create();
+const { o, lse, stats } = await attention.forward({ q, k, v, shape, causal: true });
+console.log(o, lse, `${stats.milliseconds} ms`);
+
+const { probabilities } = await attention.probabilities({ q, k, lse, shape, causal: true, heads: [3, 4], rows: [0, 16] });
+attention.destroy();

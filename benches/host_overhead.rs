@@ -57,22 +57,17 @@ fn host_overhead(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("encode");
     group.sample_size(20);
 
-    group.bench_function("the same call", |bencher| {
-        bencher.iter_custom(|count| {
-            encodes(&attention, count, |encoder, _| {
-                prepared.encode(encoder, &slices(&own)).expect("the buffers fit");
-            })
-        });
-    });
+    let same_call = |prepared: &PreparedForward, count| {
+        encodes(&attention, count, |encoder, _| {
+            prepared.encode(encoder, &slices(&own)).expect("the buffers fit");
+        })
+    };
+    group.bench_function("the same call", |bencher| bencher.iter_custom(|count| same_call(&prepared, count)));
 
     let labelled = attention.clone().with_label("bench");
     let labelled = pollster::block_on(labelled.prepare_forward(&problem)).expect("the problem is sound");
     group.bench_function("the same call, with a label", |bencher| {
-        bencher.iter_custom(|count| {
-            encodes(&attention, count, |encoder, _| {
-                labelled.encode(encoder, &slices(&own)).expect("the buffers fit");
-            })
-        });
+        bencher.iter_custom(|count| same_call(&labelled, count));
     });
 
     let mut seed = 0;
@@ -109,11 +104,7 @@ fn host_overhead(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group("encode");
         group.sample_size(20);
         group.bench_function("the same call, under a subscriber", |bencher| {
-            bencher.iter_custom(|count| {
-                encodes(&attention, count, |encoder, _| {
-                    prepared.encode(encoder, &slices(&own)).expect("the buffers fit");
-                })
-            });
+            bencher.iter_custom(|count| same_call(&prepared, count));
         });
         group.finish();
     }

@@ -13,6 +13,9 @@ const score = (i, j) => {
 };
 const value = (j, d) => Math.sin(0.8 * j + 1.1 * d);
 
+/** With the sign that is as wide as a digit. */
+const minus = (text) => text.replace('-', '−');
+
 /**
  * The steps of all Q tiles: the tile, what happens, and of the tile's last row m, l, α and O after it. `before` is what they were, and
  * `moved` how many numbers were read or written in this step.
@@ -76,7 +79,7 @@ export function tiles() {
     const { what, i, j, m, l, o, alpha, before } = current;
     const nodes = [];
     const rectangle = (x, y, width, height, className) => nodes.push(element('rect', { x, y, width: Math.max(0, width), height, class: className }));
-    const text = (x, y, content, className = '', anchor = 'start') => nodes.push(element('text', { x, y, class: className, 'text-anchor': anchor }, content.replace('-', '−')));
+    const text = (x, y, content, className = '', anchor = 'start') => nodes.push(element('text', { x, y, class: className, 'text-anchor': anchor }, minus(content)));
     const side = TILE * CELL;
 
     // The score matrix, tile by tile; only the one in the chip's memory exists. O on its right: a tile for each tile of Q.
@@ -156,8 +159,8 @@ export function tiles() {
     caption.textContent = what === 'write'
       ? `${place}: tile ${i + 1} of Q has seen every tile it may see; O and LSE are written. So far flash moved ${moved} numbers, standard attention ${standard} for the same rows; its share grows with N².`
       : what === 'shrink'
-        ? `${place}: tile ${j + 1} of K brings a larger score, m = ${m.toFixed(2).replace('-', '−')}. What was summed before shrinks by α = ${alpha.toFixed(3)}: l = ${l.toFixed(3)}.`
-        : `${place}: tile ${i + 1} of Q meets tile ${j + 1} of K and V, which is added. m = ${m.toFixed(2).replace('-', '−')}, l = ${l.toFixed(3)}.${diagonal}`;
+        ? `${place}: tile ${j + 1} of K brings a larger score, m = ${minus(m.toFixed(2))}. What was summed before shrinks by α = ${alpha.toFixed(3)}: l = ${l.toFixed(3)}.`
+        : `${place}: tile ${i + 1} of Q meets tile ${j + 1} of K and V, which is added. m = ${minus(m.toFixed(2))}, l = ${l.toFixed(3)}.${diagonal}`;
   }
 
   function restart() {

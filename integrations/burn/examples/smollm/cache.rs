@@ -6,7 +6,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Tensor};
 use wgpu_flash_attention_burn::{AttentionOptions, CacheElement, KvCache, attention};
 
-use crate::rotary::Angles;
+use crate::rotary::AnglesOfRows;
 
 /// Whose attention the model calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
@@ -50,7 +50,7 @@ impl Cache {
     /// Stores K and V `[rows, heads_kv, head_dim]` of new tokens, and returns the attention of their Q `[rows, heads, head_dim]`
     /// over all tokens, each of which sees itself and those before it: `[rows, heads, head_dim]`. Q and K are turned by their
     /// positions first.
-    pub fn attend(&mut self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, angles: &Angles) -> Result<Tensor<3>> {
+    pub fn attend(&mut self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, angles: &AnglesOfRows) -> Result<Tensor<3>> {
         // `[1, heads, rows, head_dim]`, a view.
         let of_heads = |tensor: Tensor<3>| tensor.swap_dims(0, 1).unsqueeze::<4>();
         match self {
@@ -58,22 +58,16 @@ impl Cache {
                 let causal = AttentionOptions::new().with_causal();
                 let output = if cache.is_empty() {
                     // The first tokens need not be read back from the cache.
-                    let positions = 0..q.dims()[0];
-                    let [q, k] = [q, k].map(|tensor| of_heads(angles.turn(tensor, positions.clone())));
-                    let v = of_heads(v);
+                    let [q, k, v] = [angles.turn(q), angles.turn(k), v].map(of_heads);
                     cache.append(k.clone(), v.clone())?;
                     attention(q, k, v, &causal)?
                 } else {
-                    let q = cache.append_rotated(of_heads(q), of_heads(k), of_heads(v), &angles.of_pairs)?;
+                    let q = cache.append_rotated(of_heads(q), of_heads(k), of_heads(v), angles.of_pairs)?;
                     cache.attention(q, &causal)?
                 };
                 Ok(output.o.squeeze_dim::<3>(0).swap_dims(0, 1))
             }
-            Self::Burn(cache) => {
-                let positions = cache.length..cache.length + q.dims()[0];
-                let [q, k] = [q, k].map(|tensor| angles.turn(tensor, positions.clone()));
-                cache.attend(q, k, v)
-            }
+            Self::Burn(cache) => cache.attend(angles.turn(q), angles.turn(k), v),
         }
     }
 }

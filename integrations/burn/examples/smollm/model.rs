@@ -159,6 +159,8 @@ impl Text<'_> {
         let tokens: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
         let tokens = Tensor::<1, Int>::from_data(TensorData::new(tokens, [rows]), device);
 
+        let angles = self.angles.at(self.length..self.length + rows);
+
         let mut x = self.model.embedding.clone().select(0, tokens);
         for (layer, cache) in self.model.layers.iter().zip(&mut self.caches) {
             let h = rms_norm(x.clone(), &layer.attention_norm, config.epsilon).cast(*element);
@@ -166,7 +168,7 @@ impl Text<'_> {
                 |weight: &Tensor<2>, count: usize| project(h.clone(), weight).reshape([rows, count, config.head_dim]);
             let (q, k, v) =
                 (heads(&layer.q, config.heads), heads(&layer.k, config.heads_kv), heads(&layer.v, config.heads_kv));
-            let o = cache.attend(q, k, v, &self.angles)?.reshape([rows, config.hidden]);
+            let o = cache.attend(q, k, v, &angles)?.reshape([rows, config.hidden]);
             x = x + project(o, &layer.output).cast(DType::F32);
 
             let h = rms_norm(x.clone(), &layer.inner_norm, config.epsilon).cast(*element);

@@ -12,7 +12,7 @@ pub struct Angles {
     cos: Tensor<2>,
     sin: Tensor<2>,
     /// As a cache takes them, which turns K and Q where it writes K.
-    pub of_pairs: Rotary,
+    of_pairs: Rotary,
 }
 
 impl Angles {
@@ -35,13 +35,29 @@ impl Angles {
         }
     }
 
-    /// Q or K `[rows, heads, head_dim]` of these positions: of each pair (a, b), (a cos − b sin, b cos + a sin), in f32.
-    pub fn turn(&self, x: Tensor<3>, positions: Range<usize>) -> Tensor<3> {
-        let ([rows, heads, dim], element) = (x.dims(), x.dtype());
+    /// Those of some positions, for all layers.
+    pub fn at(&self, positions: Range<usize>) -> AnglesOfRows<'_> {
         let of_rows = |table: &Tensor<2>| table.clone().slice(positions.clone()).unsqueeze_dim::<3>(1);
+        AnglesOfRows { cos: of_rows(&self.cos), sin: of_rows(&self.sin), of_pairs: &self.of_pairs }
+    }
+}
+
+/// cos and sin of a call's rows.
+pub struct AnglesOfRows<'a> {
+    /// `[rows, 1, head_dim]`.
+    cos: Tensor<3>,
+    sin: Tensor<3>,
+    /// Of all positions: a cache knows its own.
+    pub of_pairs: &'a Rotary,
+}
+
+impl AnglesOfRows<'_> {
+    /// Q or K `[rows, heads, head_dim]`: of each pair (a, b), (a cos − b sin, b cos + a sin), in f32.
+    pub fn turn(&self, x: Tensor<3>) -> Tensor<3> {
+        let ([rows, heads, dim], element) = (x.dims(), x.dtype());
         let x = x.cast(DType::F32);
         let swapped = x.clone().reshape([rows, heads, dim / 2, 2]).flip([3]).reshape([rows, heads, dim]);
-        let turned = x * of_rows(&self.cos) + swapped * of_rows(&self.sin);
+        let turned = x * self.cos.clone() + swapped * self.sin.clone();
         turned.cast(element)
     }
 }

@@ -91,22 +91,27 @@ fn main(
   let k_mine = k_share(tile, invocation);
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
-    // unroll AHEAD in FETCHED_AHEAD {
+    // unroll EAGER in EAGER_MAXIMA {
       var k_next_L = Loaded();
     // }
     if visits.count > 0u {
       place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L));
-      // unroll AHEAD in FETCHED_AHEAD {
+      // unroll EAGER in EAGER_MAXIMA {
         k_next_L = fetch_k(k_mine, tile_at(visits, 1u), L);
       // }
     }
   // }
-  // unroll AHEAD in FETCHED_AHEAD, L in V_FETCHES {
+  // unroll EAGER in EAGER_MAXIMA, L in V_FETCHES {
     var v_next_L = Loaded();
     if visits.count > 0u { v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L); }
   // }
   workgroupBarrier(); // K of the first tile is in place
   var next = 0u;
+  // unroll LAZY in LAZY_MAXIMA {
+    // The tile of which a turn computes S, and the one behind it: K and V are fetched in the turn that places them.
+    var tile_next = tile_at(visits, 0u);
+    var tile_after = tile_at(visits, 1u);
+  // }
   // unroll SEEN in FIRST_WHOLE_AND_PARTIAL {
     loop {
       if next >= end_SEEN(visits) { break; }
@@ -197,14 +202,14 @@ fn main(
             p_N_E = lefts_held(mine, held_N_E);
           // }
         }
-        // unroll WITHIN in FETCHED_WITHIN, L in K_FETCHES {
-          let k_next_L = fetch_k(k_mine, tile_at(visits, next + 1u), L);
+        // unroll LAZY in LAZY_MAXIMA, L in K_FETCHES {
+          let k_next_L = fetch_k(k_mine, tile_after, L);
         // }
-        // unroll WITHIN in FETCHED_WITHIN, L in V_FETCHES {
-          let v_next_L = fetch_v(v_mine, tile_at(visits, next), L);
+        // unroll LAZY in LAZY_MAXIMA, L in V_FETCHES {
+          let v_next_L = fetch_v(v_mine, tile_next, L);
         // }
 
-        // S of the next tile as plain values, masked, and rowmax(S)
+        // S of the next tile as plain values, masked
         let next_key = tile_at(visits, next) * TILE_KV;
         // unroll E in KEY_CHUNKS, N in ROW_FRAGMENTS {
           var s_sum_N_E = Sums();
@@ -242,24 +247,6 @@ fn main(
             s_max_N = max(select(s_max_N, MASKED, E == 0u), largest_of_eight(s_N_E));
           // }
         // }
-        var grew = false;
-        // unroll EAGER in EAGER_MAXIMA, N in ROW_FRAGMENTS {
-          s_max_N = row_max(s_max_N) * s_factor_N;
-          grew = grew || s_max_N > m_N + MAX_GROWTH;
-        // }
-        // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
-          if !IS_FIRST_SEEN {
-            // P = exp(S − m_i) of the next tile
-            p_sum_N = 0.0;
-            // unroll E in KEY_CHUNKS {
-              held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
-              p_sum_N += held_N_E.sum;
-            // }
-            grew = grew || is_too_much(p_sum_N);
-          }
-        // }
-        // A branch that a subgroup takes together or not at all: products need its lanes side by side.
-        if subgroupAny(grew) { grew_at.x = next; }
 
         if !IS_FIRST_SEEN {
           // O_i = O_i + dropout(P) V_j. A product with a matrix adds 0 · v for the keys that a row does not see, which
@@ -296,27 +283,57 @@ fn main(
         }
 
         workgroupBarrier(); // V, and K of the next tile, are read
-        let has_grown = subgroupAny(grew_at.x == next);
-        // unroll L in K_FETCHES {
-          place_k(k_mine, 0u, true, L, k_next_L);
-          // unroll AHEAD in FETCHED_AHEAD {
-            k_next_L = fetch_k(k_mine, tile_at(visits, next + 2u), L);
-          // }
+        var grew = false;
+        // unroll STEP in LAST_STEPS {
+          if PLACES_STEP {
+            // unroll L in K_FETCHES {
+              place_k(k_mine, 0u, true, L, k_next_L);
+              // unroll EAGER in EAGER_MAXIMA {
+                k_next_L = fetch_k(k_mine, tile_at(visits, next + 2u), L);
+              // }
+            // }
+            // unroll L in V_FETCHES {
+              place_v(v_mine, tile_at(visits, next), !IS_MASKED_SEEN, L, v_next_L);
+              // unroll EAGER in EAGER_MAXIMA {
+                v_next_L = fetch_v(v_mine, tile_at(visits, next + 1u), L);
+              // }
+            // }
+          } else {
+            // unroll EAGER in EAGER_MAXIMA, N in ROW_FRAGMENTS {
+              // rowmax(S) of the next tile
+              s_max_N = row_max(s_max_N) * s_factor_N;
+              grew = grew || s_max_N > m_N + MAX_GROWTH;
+            // }
+            // unroll LAZY in LAZY_MAXIMA, N in ROW_FRAGMENTS {
+              if !IS_FIRST_SEEN {
+                // P = exp(S − m_i) of the next tile
+                p_sum_N = 0.0;
+                // unroll E in KEY_CHUNKS {
+                  held_N_E = taken(s_N_E, s_factor_N, m_N, IS_MASKED_SEEN, at_N_E);
+                  p_sum_N += held_N_E.sum;
+                // }
+                grew = grew || is_too_much(p_sum_N);
+              }
+            // }
+          }
         // }
-        // unroll L in V_FETCHES {
-          place_v(v_mine, tile_at(visits, next), !IS_MASKED_SEEN, L, v_next_L);
-          // unroll AHEAD in FETCHED_AHEAD {
-            v_next_L = fetch_v(v_mine, tile_at(visits, next + 1u), L);
-          // }
-        // }
+        // A branch that a subgroup takes together or not at all: products need its lanes side by side.
+        if subgroupAny(grew) { grew_at.x = next; }
         workgroupBarrier(); // the next V, and K of the tile after it, are in place
+        let has_grown = subgroupAny(grew_at.x == next);
         next++;
+        // unroll LAZY in LAZY_MAXIMA {
+          tile_next = tile_after;
+          tile_after = tile_at(visits, next + 1u);
+        // }
         // In whole tiles all rows see the same units of V.
         var v_unit = 0.0;
         if HAS_UNITS && !IS_MASKED_SEEN { v_unit = largest_v_unit(mine, vec2<i32>(0), Cell(0u, 0u, 0u, 0u), true); }
         let has_outgrown = subgroupAny(v_unit * v_gain_0 > V_UNIT_MOST);
-        if next >= end_SEEN(visits) || has_grown || has_outgrown || (HAS_UNITS && IS_MASKED_SEEN) { break; }
+        let is_last = IS_FIRST_SEEN || next >= end_SEEN(visits);
+        if is_last || has_grown || has_outgrown || (HAS_UNITS && IS_MASKED_SEEN) { break; }
       }
+      if IS_FIRST_SEEN { break; } // one tile: the compiler sees that there is no loop
     }
   // }
 

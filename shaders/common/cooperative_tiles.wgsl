@@ -24,6 +24,10 @@ fn end_first(visits: Visits) -> u32 { return min(visits.count, 1u); }
 fn end_whole(visits: Visits) -> u32 { return visits.num_whole; }
 fn end_partial(visits: Visits) -> u32 { return select(0u, visits.count + 1u, visits.count > 0u); }
 
+// The steps between the two barriers of a turn: fetched tiles are placed, and P or rowmax(S) is taken.
+const PLACES_place = true;
+const PLACES_take = false;
+
 // P times the units of the rows of V passes through f16 in a unit of its row of P, v_gain: the largest unit of V that
 // the row has seen becomes V_UNIT_GOAL with it, and may then grow up to V_UNIT_MOST. P is at most 2⁸.
 const V_UNIT_GOAL = 4.0;

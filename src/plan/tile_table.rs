@@ -62,7 +62,12 @@ pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &Attenti
         // bf16, head_dim 96; TFLOP/s of f16 in the same order: 216; 128 query rows 191, with 32 keys 194, 16 rows to a subgroup
         // 187.
         (Some(16), 32) if widest <= 96 => const { &[of_16(256, 16, 32), of_16(128, 16, 32)] },
-        // head_dim 128: 217 (112: 204, 160: 217, 192: 209); 32 rows to a subgroup and 16 keys 177, the registers spill.
+        // f16, head_dim 128: 1.214 ms; 16 rows to a subgroup and 32 keys 1.271.
+        (Some(16), 32) if problem.element == Element::F16 && widest <= 128 => {
+            const { &[of_16(128, 16, 32), of_16(128, 32, 16)] }
+        }
+        // bf16, head_dim 128; TFLOP/s of f16 in the same order: 217 (112: 204, 160: 217, 192: 209); 32 rows to a subgroup and 16
+        // keys 177, the registers spill.
         (Some(16), 32) if widest <= 192 => const { &[of_16(128, 32, 16), of_16(128, 16, 16)] },
         // head_dim 256: 166.
         (Some(16), 32) => const { &[of_16(128, 16, 16)] },
@@ -75,18 +80,16 @@ pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &Attenti
     }
 }
 
-/// How the forward kernel on cooperative matrices keeps row maxima, and when it fetches K and V. In ms on an NVIDIA H200, f16,
-/// 2×16×4096 rows and keys (causal 8192); in brackets with a maximum in each tile.
+/// How the forward kernel on cooperative matrices keeps row maxima. In ms on an NVIDIA H200, f16, 2×16×4096 rows and keys (causal
+/// 8192); in brackets with a maximum in each tile.
 pub(super) fn row_maxima(storage: Storage, widest: u32) -> RowMaxima {
     match (storage, widest) {
-        // head_dim 64: 0.632 (0.653), causal 1.273 (1.346), 1024 rows and keys 0.0586 (0.0597).
-        (Storage::F16, 0..=64) => RowMaxima::Lazy { fetches_ahead: true },
-        // head_dim 80: 0.823 (0.847); 96: 0.964 (0.994).
-        (Storage::F16, 65..=96) => RowMaxima::Lazy { fetches_ahead: false },
-        // head_dim 128: registers are short. Four lazy orders take 1.32 to 1.36 (1.278), causal 2.80 to 2.95 (2.735).
-        (Storage::F16, 97..=160) => RowMaxima::Eager,
-        // head_dim 192: 1.849 (2.195); 256: 3.120 (3.549).
-        (Storage::F16, _) => RowMaxima::Lazy { fetches_ahead: false },
+        // head_dim 64: 0.592 (0.653), causal 1.258 (1.346); 80: 0.810 (0.847); 96: 0.898 (0.994). P first: 0.622 at 64.
+        (Storage::F16, 0..=96) => RowMaxima::Lazy { takes_first: false },
+        // head_dim 128: 1.214 (1.271), causal 2.545 (2.703). P last: 1.320. 192: 1.827 (2.195), P last 1.906.
+        (Storage::F16, 97..=192) => RowMaxima::Lazy { takes_first: true },
+        // head_dim 256: 2.406 (3.549). P first: 2.513.
+        (Storage::F16, _) => RowMaxima::Lazy { takes_first: false },
         // Rows with units: P passes through f16 in units of V, which are not there yet when it would be taken. In an earlier
         // text this was not faster.
         (Storage::F32 | Storage::F16Packed | Storage::Bf16, _) => RowMaxima::Eager,

@@ -121,14 +121,13 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let has_rest = specialization.storage.matrix_parts() > 1;
     lists.names("REST_PARTS", if has_rest { vec!["rest"] } else { vec![] });
     lists.names("PARTS", if has_rest { vec!["half", "rest"] } else { vec!["half"] });
-    let (is_lazy, is_ahead) = match specialization.row_maxima() {
-        RowMaxima::Eager => (false, true),
-        RowMaxima::Lazy { fetches_ahead } => (true, fetches_ahead),
+    let (is_lazy, takes_first) = match specialization.row_maxima() {
+        RowMaxima::Eager => (false, false),
+        RowMaxima::Lazy { takes_first } => (true, takes_first),
     };
     lists.names("EAGER_MAXIMA", if is_lazy { vec![] } else { vec!["eager"] });
     lists.names("LAZY_MAXIMA", if is_lazy { vec!["lazy"] } else { vec![] });
-    lists.names("FETCHED_AHEAD", if is_ahead { vec!["ahead"] } else { vec![] });
-    lists.names("FETCHED_WITHIN", if is_ahead { vec![] } else { vec!["within"] });
+    lists.names("LAST_STEPS", if takes_first { vec!["take", "place"] } else { vec!["place", "take"] });
     // Tensors are as wide as K (Q, K and their gradients) or as V (V, O and theirs).
     lists.names("WIDTHS", vec!["K", "V"]);
     lists.names("V_THEN_K", vec!["V", "K"]);

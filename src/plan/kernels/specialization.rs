@@ -77,15 +77,16 @@ impl RowReduce {
     }
 }
 
-/// On cooperative matrices, forward: when a row's maximum is taken, and when tiles are fetched.
+/// On cooperative matrices, forward: when a row's maximum is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowMaxima {
-    /// The maximum of each row is taken in each tile.
+    /// The maximum of each row is taken in each tile. K and V are fetched a turn before they are placed.
     Eager,
-    /// It is taken only where P has grown too large: the slot `shaders/slots/row_max/`.
+    /// It is taken only where P has grown too large: the slot `shaders/slots/row_max/`. K and V are fetched in the turn
+    /// that places them.
     Lazy {
-        /// Whether K and V are fetched a turn before they are placed, not in the same turn.
-        fetches_ahead: bool,
+        /// Whether the next P is taken before fetched tiles are placed, not after.
+        takes_first: bool,
     },
 }
 

@@ -53,6 +53,14 @@ for parts in "" --parts; do
 done
 [ "$(ls "$folder" | tr '\n' ' ')" = "in out out.rank0 out.rank1 out.rank2 " ] || fail "run wrote $(ls "$folder")"
 rm "$folder"/out*
+# Each rank of these would write a part of another file.
+for other in "$folder/out2" "$folder/out --parts"; do
+  if mpi 2 "$program" run "$folder/in" "$folder/out" : -n 1 "$program" run "$folder/in" $other 2> "$errors"; then
+    fail "ranks wrote different files"
+  fi
+  grep -Eq "rank [0-2] has (OUTPUT|--parts) = " "$errors" || fail "nobody says that files differ"
+  [ "$(ls "$folder")" = in ] || fail "$(ls "$folder") is left"
+done
 
 ranks_of() { pgrep -x "$(basename "$program")" -a | awk -v mark="$1" 'index($0, mark) { print $1 }'; }
 none_of() {
@@ -84,7 +92,7 @@ echo "ended a rank by KILL, TERM, INT and HUP while it wrote: nothing is left"
 if mpi 3 bash -c "[ \$OMPI_COMM_WORLD_RANK != 1 ] || ulimit -f 30000; exec '$program' run '$folder/in' '$folder/out'" 2> "$errors"; then
   fail "a file was written beyond a limit"
 fi
-grep -q "rank 1 failed: .*out.unfinished: File too large" "$errors" || fail "nobody says that a file is too large for rank 1"
+grep -q "^flash-ring: rank 1: .*out.unfinished: File too large" "$errors" || fail "rank 1 does not say that its file is too large"
 [ "$(ls "$folder")" = in ] || fail "$(ls "$folder") is left"
 
 # A rank that is killed in the middle: the others end within ten seconds, and mpirun names it.

@@ -3,9 +3,13 @@
 use crate::arguments::RankOptions;
 use crate::signals;
 use crate::words::say;
+#[cfg(feature = "mpi")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use wgpu_flash_attention::FlashAttention;
 use wgpu_flash_attention::wgpu::Adapter;
+#[cfg(feature = "mpi")]
+use wgpu_flash_attention_distributed::{Bytes, WriteOnly};
 use wgpu_flash_attention_distributed::{Error, Transport, adapters, devices, run_in_process, wgpu_flash_attention};
 
 /// Ranks of one process. No machine has more GPUs, and messages grow with the square of ranks.
@@ -109,7 +113,7 @@ pub fn rows_at_once(row_bytes: u64) -> usize {
 #[cfg(feature = "mpi")]
 fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Result<Option<W::Answer>, Failure> {
     use wgpu_flash_attention_distributed::OverMpi;
-    let mut transport = match options.no_shared_memory {
+    let transport = match options.no_shared_memory {
         true => OverMpi::new_without_shared_memory(timeout),
         false => OverMpi::new(timeout),
     }?;
@@ -119,11 +123,44 @@ fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Resu
         let adapter = adapters[transport.rank_of_host() % adapters.len()].clone();
         Ok(devices(&[adapter], 1)?.remove(0))
     });
+    let has_said = AtomicBool::new(false);
+    let mut transport = SaysFirst { transport, has_said: &has_said };
     let result = told(&mut transport, device).and_then(|device| work.rank(transport, device));
     result.map_err(|error| {
-        say(&format!("rank {rank}: {error}"));
+        if !has_said.into_inner() {
+            say(&format!("rank {rank}: {error}"));
+        }
         Failure::Said
     })
+}
+
+/// Says an error before the other ranks are told of it: they end, and with the first of them `mpirun` ends this rank.
+#[cfg(feature = "mpi")]
+struct SaysFirst<'a, T> {
+    transport: T,
+    has_said: &'a AtomicBool,
+}
+
+#[cfg(feature = "mpi")]
+impl<T: Transport> Transport for SaysFirst<'_, T> {
+    fn rank(&self) -> usize {
+        self.transport.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.transport.ranks()
+    }
+
+    fn exchange(&mut self, to: usize, sent: Bytes, from: usize, received: WriteOnly<[u8]>) -> Result<(), Error> {
+        self.transport.exchange(to, sent, from, received)
+    }
+
+    fn fail(&mut self, cause: &str) {
+        if !self.has_said.swap(true, Ordering::Relaxed) {
+            say(&format!("rank {}: {cause}", self.rank()));
+        }
+        self.transport.fail(cause);
+    }
 }
 
 #[cfg(not(feature = "mpi"))]

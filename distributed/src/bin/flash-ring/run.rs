@@ -7,10 +7,10 @@ use crate::unfinished::{Destination, Unfinished};
 use crate::words::answer;
 use safetensors::Dtype;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use wgpu_flash_attention::{AttentionProblem, AttentionShape, Element, FlashAttention, Operand};
 use wgpu_flash_attention_distributed::{Error, RingAttention, Span, Transport, wgpu_flash_attention};
 
@@ -23,6 +23,9 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let seconds = start.elapsed().as_secs_f64();
     answer(&format!("{files}: {seqlen_q} rows of {batch} sequences, by {ranks} ranks in {seconds:.2} s"))
 }
+
+/// More bytes than a path has.
+const LONGEST_PATH: usize = 4096;
 
 /// What was done.
 pub struct Done {
@@ -49,6 +52,8 @@ impl Work for RunOptions {
     type Answer = Done;
 
     fn rank<T: Transport>(&self, mut transport: T, device: FlashAttention) -> Result<Option<Done>, Error> {
+        let agreed = self.agree(&mut transport);
+        told(&mut transport, agreed)?;
         let opened = self.open(transport.rank(), transport.ranks());
         let files = told(&mut transport, opened)?;
         let (problem, shape) = (files.problem.clone(), files.problem.shape);
@@ -61,6 +66,27 @@ impl Work for RunOptions {
 }
 
 impl RunOptions {
+    /// Ranks that were started for different files would each write a part of one.
+    fn agree(&self, transport: &mut impl Transport) -> Result<(), Error> {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned();
+        let mut own = self.output.as_os_str().as_encoded_bytes().to_vec();
+        // Longer ones are no paths.
+        own.resize(LONGEST_PATH, 0);
+        own.push(self.parts.into());
+        for (rank, other) in transport.all_gather(&own)?.into_iter().enumerate() {
+            let ((of_other, parts), (of_own, own_parts)) = (other.split_at(LONGEST_PATH), own.split_at(LONGEST_PATH));
+            if of_other != of_own {
+                let (found, expected) = (text(of_other), text(of_own));
+                return Err(Error::Mismatch { rank, name: "OUTPUT".into(), found, expected });
+            }
+            if parts != own_parts {
+                let [found, expected] = [parts, own_parts].map(|parts| (parts == [1]).to_string());
+                return Err(Error::Mismatch { rank, name: "--parts".into(), found, expected });
+            }
+        }
+        Ok(())
+    }
+
     /// What can go wrong with files, does so here, before anything is computed.
     fn open(&self, rank: usize, ranks: usize) -> Result<Files, Error> {
         let source = at(&self.input, Source::open(&self.input))?;
@@ -162,10 +188,11 @@ fn write_part<T: Transport>(ring: &mut RingAttention<T>, files: Files, [o, lse]:
         ("spans", "U64", vec![spans.len() as u64 / 2, 2], rows.len() as u64),
     ]);
     let mut file = at(path, Unfinished::open(path))?;
-    at(path, target.begin(&mut file))?;
+    at(path, target.begin(&mut file, &[]))?;
     for (tensor, bytes) in [o, lse, rows].iter().enumerate() {
         at(path, target.write(&mut file, tensor, 0, bytes))?;
     }
+    at(path, target.end(&mut file))?;
     at(path, close(file))?;
     // Only if all ranks come so far.
     ring.transport().barrier()?;
@@ -184,12 +211,20 @@ fn write_whole<T: Transport>(ring: &mut RingAttention<T>, files: Files, results:
         ("o", dtype(element), vec![batch, rows, heads, dim], batch * rows * of_row),
         ("lse", "F32", vec![batch, heads, rows], batch * heads * rows * 4),
     ]);
+    // No safetensors file begins so.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+    let mark = (now | 1 << 63).to_le_bytes();
     if files.made.is_some() {
-        at(path, Unfinished::open(path).and_then(|mut file| target.begin(&mut file)))?;
+        at(path, Unfinished::open(path).and_then(|mut file| target.begin(&mut file, &mark)))?;
     }
-    ring.transport().barrier()?;
+    let mark = ring.transport().all_gather(&mark)?.swap_remove(0);
     let spans = ring.rows().to_vec();
     let mut file = at(path, Unfinished::open(path))?;
+    let mut found = [0; 8];
+    at(path, file.read_exact(&mut found))?;
+    if found[..] != mark {
+        return at(path, Err(wrong("it is not the file of rank 0: all ranks must see one folder")));
+    }
     for (tensor, (bytes, (groups, of_row))) in results.iter().zip([(batch, of_row), (batch * heads, 4)]).enumerate() {
         let mut rest = &bytes[..];
         for range in ranges(groups, rows, &spans) {
@@ -200,7 +235,9 @@ fn write_whole<T: Transport>(ring: &mut RingAttention<T>, files: Files, results:
     }
     at(path, close(file))?;
     ring.transport().barrier()?;
-    at(path, files.made.map_or(Ok(()), Unfinished::finish))
+    let Some(made) = files.made else { return Ok(()) };
+    at(path, Unfinished::open(path).and_then(|mut file| target.end(&mut file).and_then(|()| close(file))))?;
+    at(path, made.finish())
 }
 
 /// Waits until the bytes are stored: file systems of networks say only then that they are not.

@@ -104,10 +104,18 @@ impl Target {
         Self { data, tensors: firsts.into_iter().chain([at]).collect(), header: bytes }
     }
 
-    /// Gives an empty file its header and its whole length.
-    pub fn begin(&self, file: &mut File) -> Result<()> {
-        file.write_all(&self.header)?;
-        file.set_len(self.data + self.tensors.last().copied().unwrap_or(0))
+    /// Gives an empty file its whole length, and a mark where the header will be.
+    pub fn begin(&self, file: &mut File, mark: &[u8]) -> Result<()> {
+        file.write_all(mark)?;
+        file.set_len(self.data + self.tensors.last().copied().unwrap_or(0))?;
+        // Ranks on other hosts look for it.
+        file.sync_data()
+    }
+
+    /// Writes the header in place of the mark: now it is a safetensors file.
+    pub fn end(&self, file: &mut File) -> Result<()> {
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&self.header)
     }
 
     /// Writes bytes of a tensor.
@@ -126,7 +134,9 @@ mod tests {
         let path = std::env::temp_dir().join(format!("flash-ring-cut-{}", std::process::id()));
         let target = Target::new(&[("a", "F32", vec![4], 16), ("b", "F32", vec![1 << 20], 4 << 20)]);
         let mut file = File::create(&path).unwrap();
-        target.begin(&mut file).unwrap();
+        target.begin(&mut file, &[255; 8]).unwrap();
+        assert!(Source::open(&path).is_err());
+        target.end(&mut file).unwrap();
         target.write(&mut file, 0, 8, &[1; 8]).unwrap();
         let (mut source, mut bytes) = (Source::open(&path).unwrap(), [0; 16]);
         source.read("a", 0, &mut bytes).unwrap();

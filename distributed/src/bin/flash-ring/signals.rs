@@ -46,7 +46,8 @@ fn end(signal: i32) {
     let rank = RANK.get().map_or(String::new(), |rank| format!("rank {rank}: "));
     let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
     let by_mpirun = RANK.get().is_some() && signal == libc::SIGTERM;
-    let why = if by_mpirun { ", which mpirun sends when another rank has ended: it says below which was first" } else { "" };
+    let why =
+        if by_mpirun { ", which mpirun sends when another rank has ended: it says below which was first" } else { "" };
     let removed: String = removed.iter().map(|path| format!("; {} is removed", path.display())).collect();
     crate::words::say(&format!("{rank}ended by {name}{why}{removed}"));
     // At once: destructors of drivers and of MPI may wait for what has ended.

@@ -99,7 +99,7 @@ impl Unfinished {
 
     /// Another handle of it, for any rank.
     pub fn open(path: &Path) -> Result<File> {
-        OpenOptions::new().write(true).open(path)
+        OpenOptions::new().read(true).write(true).open(path)
     }
 
     /// Gives it its name.

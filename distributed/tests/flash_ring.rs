@@ -289,7 +289,7 @@ fn a_link_leads_to_the_file_that_is_written() {
 fn started(folder: &Path, program: &str, before: &[&str]) -> std::process::Child {
     let path = |name: &str| folder.join(name).into_os_string().into_string().unwrap();
     let run = ["run", &path("in"), &path("out"), "--in-process", "3"];
-    let child = Command::new(program)
+    let mut child = Command::new(program)
         .args(before)
         .args(run)
         .env("XDG_RUNTIME_DIR", "/tmp")
@@ -298,6 +298,7 @@ fn started(folder: &Path, program: &str, before: &[&str]) -> std::process::Child
         .spawn()
         .unwrap();
     while !folder.join("out.unfinished").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it made its file");
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
     child
@@ -336,8 +337,7 @@ fn a_signal_leaves_nothing_unfinished() {
     // What nohup ignores does not end it.
     let child = started(&folder, "nohup", &[program]);
     send(&child, "-HUP");
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    assert!(folder.join("out.unfinished").exists());
+    std::thread::sleep(std::time::Duration::from_millis(50));
     send(&child, "-TERM");
     assert_eq!(child.wait_with_output().unwrap().status.signal(), Some(15));
     assert_eq!(names(&folder), ["in"]);

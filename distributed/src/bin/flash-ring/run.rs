@@ -18,7 +18,11 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let start = Instant::now();
     let Some(Done { ranks, shape }) = launch(&options.ranks, options)? else { return Ok(()) };
     let output = options.output.display();
-    let files = if options.parts { format!("{output}.rank0 to .rank{}", ranks - 1) } else { output.to_string() };
+    let files = match (options.parts, ranks - 1) {
+        (false, _) => output.to_string(),
+        (true, 0) => format!("{output}.rank0"),
+        (true, last) => format!("{output}.rank0 to .rank{last}"),
+    };
     let AttentionShape { batch, seqlen_q, .. } = shape;
     let seconds = start.elapsed().as_secs_f64();
     answer(&format!("{files}: {seqlen_q} rows of {batch} sequences, by {ranks} ranks in {seconds:.2} s"))

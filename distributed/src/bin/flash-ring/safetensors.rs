@@ -35,7 +35,7 @@ impl Source {
         if header > LONGEST {
             return Err(unsound(SafeTensorError::HeaderTooLarge));
         }
-        if header > found - LENGTH {
+        if header > found.saturating_sub(LENGTH) {
             return Err(unsound(SafeTensorError::InvalidHeaderLength));
         }
         let mut text = vec![0; header as usize];

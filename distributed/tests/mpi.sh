@@ -98,7 +98,7 @@ grep -q "^flash-ring: rank 1: .*out.unfinished: File too large" "$errors" || fai
 # A rank that is killed in the middle: the others end within ten seconds, and mpirun names it.
 for round in $(seq "${KILLS:-1}"); do
   mark=$$$round
-  mpi 4 "$program" bench --seqlen 101 $small --causal --repeats 100000 --seed "$mark" > /dev/null 2> "$errors" &
+  mpi 4 "$program" bench --seqlen 101 $small --causal --repeats 100000 --seed "$mark" --svg "$folder/figure" > /dev/null 2> "$errors" &
   job=$!
   until [ "$(ranks_of "--seed $mark" | wc -l)" = 4 ]; do sleep 0.1; done
   # They compile, greet each other, and then compute.
@@ -111,6 +111,7 @@ for round in $(seq "${KILLS:-1}"); do
   took=$(($(date +%s%3N) - start))
   echo "killed a rank: the others ended within $took ms"
   [ "$took" -lt 10000 ] || fail "the others took $took ms to end"
+  [ "$(ls "$folder")" = in ] || fail "$(ls "$folder") is left"
   grep -q "exited on signal 9" "$errors" || fail "mpirun does not name the rank"
 done
 echo "ranks over MPI: well"

@@ -33,7 +33,6 @@ fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, Error> {
 /// Makes the file of the figure, so that a run is not for nothing.
 fn make(path: &Path) -> Result<Unfinished, Error> {
     let destination = at(path, Destination::new(path))?;
-    destination.announce();
     at(destination.unfinished(), destination.create())
 }
 
@@ -44,6 +43,10 @@ impl Work for BenchOptions {
         let problem = self.problem.problem();
         let rank = transport.rank();
         let figure = self.svg.as_ref().filter(|_| rank == 0).map(|path| make(path)).transpose();
+        if let Some(Ok(destination)) = self.svg.as_deref().map(Destination::new) {
+            // If rank 0 dies, another removes it.
+            destination.announce();
+        }
         let figure = told(&mut transport, figure)?;
         let alone = match self.one_device && rank == 0 {
             true => Some(one_device(self, &device, &problem)),

@@ -14,6 +14,9 @@ const LENGTH: u64 = 8;
 /// The longest header, as the crate safetensors has it.
 const LONGEST: u64 = 100_000_000;
 
+/// Bytes that are written at once.
+const PIECE: usize = 1 << 20;
+
 /// A file that is read at positions. It may be cut shorter meanwhile: then reading fails.
 pub struct Source {
     file: File,
@@ -121,7 +124,8 @@ impl Target {
     /// Writes bytes of a tensor.
     pub fn write(&self, file: &mut File, tensor: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         file.seek(SeekFrom::Start(self.data + self.tensors[tensor] + offset))?;
-        file.write_all(bytes)
+        // A file that is being written cannot be removed, and `mpirun` waits for one second from SIGTERM to SIGKILL.
+        bytes.chunks(PIECE).try_for_each(|piece| file.write_all(piece))
     }
 }
 

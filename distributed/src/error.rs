@@ -56,6 +56,9 @@ pub enum Error {
     /// The device failed outside the library's own operations.
     #[error("the GPU failed: {0}")]
     Gpu(String),
+    /// Something beside attention failed in what a rank does: in the caller's own part of it.
+    #[error("{0}")]
+    Work(String),
     /// The transport itself failed.
     #[error("transport: {0}")]
     Transport(String),

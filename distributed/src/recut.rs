@@ -2,7 +2,10 @@
 
 use crate::entries::Entries;
 use crate::error::Error;
-use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, KeyMask, Operand, ScoreMod};
+use wgpu_flash_attention::{
+    AttentionLayout, AttentionProblem, AttentionShape, Error as AttentionError, InvalidProblem, KeyMask, MAX_LENGTH,
+    Operand, ScoreMod,
+};
 
 /// The whole in another shape, bshd: with these entries, which have room for so many rows and keys, and with slopes of ALiBi as
 /// `slopes` makes them. Without a sink, and without the gradient of a bias: who wants them adds them.
@@ -29,8 +32,21 @@ pub(crate) fn recut(
     whole.key_masks().iter().fold(part, |part, of_keys| part.with_key_mask(mask(of_keys)))
 }
 
-/// Refuses problems whose parts need more than positions and entries.
+/// Refuses problems whose parts need more than positions and entries, and lengths that no problem has: arithmetic on the others
+/// stays within its numbers.
 pub(crate) fn refuse(whole: &AttentionProblem) -> Result<(), Error> {
+    let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, .. } = whole.shape;
+    for (name, found) in [
+        ("batch", batch),
+        ("num_heads", num_heads),
+        ("num_heads_kv", num_heads_kv),
+        ("seqlen_q", seqlen_q),
+        ("seqlen_kv", seqlen_kv),
+    ] {
+        if found > MAX_LENGTH {
+            return Err(AttentionError::from(InvalidProblem::Length { name, found, max: MAX_LENGTH }).into());
+        }
+    }
     let is_dense = whole.layout == AttentionLayout::bshd(&whole.shape) && whole.gradient_layout.is_none();
     let refused = [
         (whole.has_lengths(), "sequences with lengths of their own"),

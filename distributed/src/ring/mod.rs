@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::gpu::{read, storage, upload};
 use crate::hello::greet;
 use crate::partition::{GRAIN, Scheme, Span, spans};
+use crate::recut::refuse;
 use crate::staging::Staging;
 use crate::tell;
 use crate::timeline::Timeline;
@@ -100,6 +101,7 @@ impl<T: Transport> RingAttention<T> {
 
     fn parts(transport: &mut T, scheme: Scheme, problem: &AttentionProblem) -> Result<Parts, Error> {
         greet(transport, scheme.name(), problem)?;
+        refuse(problem)?;
         let most = largest_span(problem)?;
         let shape = &problem.shape;
         let of = |seqlen, rank| spans(scheme, seqlen, transport.ranks(), rank, most);
@@ -146,6 +148,7 @@ impl<T: Transport> RingAttention<T> {
         if bytes.len() != expected {
             return Err(Error::Length { name: operand.name(), found: bytes.len(), expected });
         }
+        self.make_room(operand)?;
         let (mut rest, groups) = (bytes, self.parts.groups(operand));
         for (number, span) in spans.iter().enumerate() {
             let of_sequence = self.parts.bytes_of(operand, *span) / groups.max(1);
@@ -173,9 +176,7 @@ impl<T: Transport> RingAttention<T> {
         bytes: &[u8],
     ) -> Result<(), Error> {
         let len = self.spans(operand)?.get(span).map_or(0, |span| span.len);
-        if operand == Operand::DO && self.gradients.is_none() {
-            self.gradients = Some(Gradients::new(&self.attention, &self.parts, self.transport.ranks())?);
-        }
+        self.make_room(operand)?;
         let row = self.parts.row_bytes(operand);
         let expected = (u64::from(len.saturating_sub(first)) * row) as usize;
         let is_in_batch = (sequence as usize) < self.parts.groups(operand);
@@ -200,6 +201,14 @@ impl<T: Transport> RingAttention<T> {
         // A buffer has room for the longest span in each sequence.
         let at = u64::from(sequence) * self.parts.stride(operand) + u64::from(first) * row;
         buffers.get(span).map_or(Ok(()), |buffer| upload(&self.attention, buffer, at, bytes))
+    }
+
+    /// Gradients take memory only where dO is set.
+    fn make_room(&mut self, operand: Operand) -> Result<(), Error> {
+        if operand == Operand::DO && self.gradients.is_none() {
+            self.gradients = Some(Gradients::new(&self.attention, &self.parts, self.transport.ranks())?);
+        }
+        Ok(())
     }
 
     /// The spans of a tensor that is set.

@@ -3,7 +3,7 @@
 use crate::entries::Entries;
 use crate::error::Error;
 use crate::partition::{GRAIN, Span};
-use crate::recut::{recut, refuse};
+use crate::recut::recut;
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Call, Element, Operand, Shard};
 
 /// The most bytes of a buffer: 2 GiB, which all drivers allow.
@@ -11,9 +11,11 @@ const LARGEST_BUFFER: u64 = 2 << 30;
 
 /// The most rows, or keys, of a span, so that all of its tensors fit a buffer.
 pub(super) fn largest_span(problem: &AttentionProblem) -> Result<u32, Error> {
-    let AttentionShape { batch, num_heads, head_dim, head_dim_v, .. } = problem.shape;
+    let AttentionShape { batch, num_heads, num_heads_kv, head_dim, head_dim_v, .. } = problem.shape;
     // Partial results and gradients are f32.
-    let row = 4 * u64::from(batch) * u64::from(num_heads) * u64::from(head_dim.max(head_dim_v));
+    let row = (4 * u64::from(batch))
+        .saturating_mul(num_heads.max(num_heads_kv).into())
+        .saturating_mul(head_dim.max(head_dim_v).into());
     let most = LARGEST_BUFFER / row.max(1);
     if most < 4 {
         let reason = format!("a row of {row} bytes; make batch or num_heads smaller");
@@ -47,7 +49,6 @@ pub(super) struct Parts {
 
 impl Parts {
     pub fn new(whole: &AttentionProblem, rows: Vec<Span>, keys: Vec<Vec<Span>>) -> Result<Self, Error> {
-        refuse(whole)?;
         let entries = Entries::all(whole)?;
         refuse_sums(whole, &entries)?;
         let most = |spans: &mut dyn Iterator<Item = &Span>| spans.map(|span| span.len).max().unwrap_or(0);

@@ -72,7 +72,7 @@ pub fn run_in_process<R: Send>(
 impl InProcess {
     /// Waits until `ready` gives something of the board, which only rank `other` can bring about.
     fn wait<T>(&self, other: usize, mut ready: impl FnMut(&mut Board) -> Option<T>) -> Result<T, Error> {
-        let deadline = Instant::now() + self.timeout;
+        let start = Instant::now();
         let mut board = self.world.board();
         loop {
             if let Some((rank, cause)) = board.failed.clone() {
@@ -85,7 +85,7 @@ impl InProcess {
             if board.ended.contains(&other) {
                 return Err(Error::Rank { rank: other, cause: "it ended before the others".into() });
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = self.timeout.saturating_sub(start.elapsed());
             if left.is_zero() {
                 return Err(Error::Timeout { rank: other, seconds: self.timeout.as_secs() });
             }

@@ -31,7 +31,7 @@ pub struct TransferOptions {
     #[arg(long, default_value_t = 1 << 27)]
     pub bytes: usize,
     /// Timed exchanges; the median counts
-    #[arg(long, default_value_t = 9)]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeats: u32,
 }
 
@@ -41,7 +41,7 @@ pub struct RunOptions {
     pub ranks: RankOptions,
     /// A safetensors file with q, k and v, `[batch, seqlen, heads, head_dim]`
     pub input: PathBuf,
-    /// The file to write, with o and lse; of all ranks, or of each rank with --parts
+    /// The file to write, with o and lse
     pub output: PathBuf,
     /// Each rank writes its own rows, to OUTPUT.rank0, OUTPUT.rank1, …
     #[arg(long)]
@@ -106,7 +106,7 @@ pub struct BenchOptions {
     #[arg(long)]
     pub backward: bool,
     /// Timed calls; the median counts
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeats: u32,
     /// Calls before the first timed one
     #[arg(long, default_value_t = 2)]
@@ -132,7 +132,7 @@ pub struct RankOptions {
     #[arg(long, value_delimiter = ',')]
     pub adapters: Vec<usize>,
     /// Seconds after which a rank that waits for another gives up
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: u64,
     /// MPI moves all bytes, not only those between hosts: for tests, and for hosts whose processes cannot share memory
     #[arg(long)]

@@ -2,15 +2,17 @@
 
 use crate::arguments::BenchOptions;
 use crate::inputs::Numbers;
-use crate::launch::{Failure, Work, launch};
+use crate::launch::{Failure, Work, launch, rows_at_once, spare, told};
 use crate::svg;
+use crate::unfinished::{Destination, Unfinished};
+use crate::words::{answer, say};
 use serde_json::{Value, json};
+use std::fmt::Write;
+use std::io;
+use std::path::Path;
 use std::time::Instant;
 use wgpu_flash_attention::{AttentionProblem, BackwardBuffers, FlashAttention, ForwardBuffers, Operand, wgpu};
 use wgpu_flash_attention_distributed::{Activity, Error, Event, RingAttention, Timeline, Transport};
-
-/// Rows that are made at once, so that a rank needs no memory of the host for its whole part.
-const ROWS: usize = 4096;
 
 /// What takes longer is told of as it ends, in seconds.
 const LONG: f64 = 1.0;
@@ -19,17 +21,19 @@ const LONG: f64 = 1.0;
 const RECORD: usize = 1 << 16;
 
 pub fn bench(options: &BenchOptions) -> Result<(), Failure> {
-    let Some(answer) = launch(&options.ranks, options)? else { return Ok(()) };
-    if let Some(path) = &options.svg {
-        let figure = svg::timeline(&answer);
-        std::fs::write(path, figure).map_err(|error| Error::Transport(format!("{}: {error}", path.display())))?;
-    }
-    if options.json {
-        println!("{answer}")
-    } else {
-        print_text(&answer)
-    }
-    Ok(())
+    let Some(record) = launch(&options.ranks, options)? else { return Ok(()) };
+    answer(&if options.json { record.to_string() } else { text_of(&record) })
+}
+
+/// Names the file of the figure.
+fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, Error> {
+    result.map_err(|error| Error::Work(format!("{}: {error}", path.display())))
+}
+
+/// Makes the file of the figure, so that a run is not for nothing.
+fn make(path: &Path) -> Result<Unfinished, Error> {
+    let destination = at(path, Destination::new(path))?;
+    at(destination.unfinished(), destination.create())
 }
 
 impl Work for BenchOptions {
@@ -38,20 +42,27 @@ impl Work for BenchOptions {
     fn rank<T: Transport>(&self, mut transport: T, device: FlashAttention) -> Result<Option<Value>, Error> {
         let problem = self.problem.problem();
         let rank = transport.rank();
+        let figure = self.svg.as_ref().filter(|_| rank == 0).map(|path| make(path)).transpose();
+        if let Some(Ok(destination)) = self.svg.as_deref().map(Destination::new) {
+            // If rank 0 dies, another removes it.
+            destination.announce();
+        }
+        let figure = told(&mut transport, figure)?;
         let alone = match self.one_device && rank == 0 {
             true => Some(one_device(self, &device, &problem)),
             false => None,
         };
+        let alone = told(&mut transport, alone.transpose())?;
         // The others wait for as long as the transport does.
         transport.barrier()?;
-        let alone = alone.transpose().inspect_err(|error| transport.fail(&error.to_string()))?;
         let ranks = transport.ranks();
         let mut ring = RingAttention::new(transport, &device, self.problem.scheme.scheme(), &problem)?;
         let start = Instant::now();
-        fill(self, &mut ring, &problem)?;
+        let filled = fill(self, &mut ring, &problem);
+        told(ring.transport(), filled)?;
         if rank == 0 && start.elapsed().as_secs_f64() > LONG {
             let gib = ring.device_bytes() as f64 / f64::from(1 << 30);
-            eprintln!("flash-ring: all ranks have their inputs, {gib:.1} GiB of device memory each");
+            say(&format!("all ranks have their inputs, {gib:.1} GiB of device memory each"));
         }
         let mut passes = Vec::new();
         for backward in [false, true] {
@@ -74,7 +85,7 @@ impl Work for BenchOptions {
         let efficiency = of_one.zip(together).map(|(one, all)| one / all / ranks as f64);
         let of_problem = &self.problem;
         let flops = [problem.forward_flops(), problem.backward_flops()];
-        Ok((rank == 0).then(|| {
+        let record = (rank == 0).then(|| {
             json!({
                 "ranks": ranks,
                 "scheme": of_problem.scheme.scheme().name(),
@@ -93,7 +104,19 @@ impl Work for BenchOptions {
                 "efficiency": efficiency,
                 "passes": passes,
             })
-        }))
+        });
+        if let (Some(record), Some(figure)) = (&record, figure) {
+            let path = figure.path().to_owned();
+            at(&path, std::fs::write(&path, svg::timeline(record)).and_then(|()| figure.finish()))?;
+        }
+        Ok(record)
+    }
+}
+
+impl BenchOptions {
+    /// With those before the first timed one.
+    fn calls(&self) -> u64 {
+        u64::from(self.warm_up) + u64::from(self.repeats)
     }
 }
 
@@ -114,11 +137,14 @@ fn fill<T: Transport>(
     for (number, (operand, width, spans)) in (0..).zip(tensors) {
         if operand != Operand::DO || options.backward {
             let numbers = Numbers::new(problem.element, options.problem.seed, number);
+            let step = rows_at_once(u64::from(width) * problem.element.size());
+            // A rank without rows sets them too.
+            ring.set_rows(operand, 0, 0, 0, &[])?;
             for (span, rows) in spans.iter().enumerate() {
                 for (sequence, first) in
-                    (0..shape.batch).flat_map(|of| (0..rows.len).step_by(ROWS).map(move |at| (of, at)))
+                    (0..shape.batch).flat_map(|of| (0..rows.len).step_by(step).map(move |at| (of, at)))
                 {
-                    let end = rows.len.min(first + ROWS as u32);
+                    let end = rows.len.min(first + step as u32);
                     let made = numbers.rows(sequence, rows.first + first..rows.first + end, width);
                     ring.set_rows(operand, span, sequence, first, &made)?;
                 }
@@ -139,7 +165,7 @@ struct Calls {
 
 fn calls<T: Transport>(options: &BenchOptions, ring: &mut RingAttention<T>, backward: bool) -> Result<Calls, Error> {
     let mut timed = Vec::new();
-    for call in 0..options.warm_up + options.repeats.max(1) {
+    for call in 0..options.calls() {
         let timeline = if backward { ring.backward()? } else { ring.forward()? };
         let mut record = serde_json::to_vec(&record(&timeline)).unwrap_or_default();
         if record.len() > RECORD {
@@ -151,11 +177,10 @@ fn calls<T: Transport>(options: &BenchOptions, ring: &mut RingAttention<T>, back
             gathered.iter().map(|bytes| serde_json::from_slice(bytes).unwrap_or_default()).collect();
         let slowest = of_ranks.iter().filter_map(|rank| rank["seconds"].as_f64()).fold(0.0, f64::max);
         if slowest > LONG && ring.transport().rank() == 0 {
-            let (pass, count) =
-                (if backward { "backward" } else { "forward" }, options.warm_up + options.repeats.max(1));
-            eprintln!("flash-ring: {pass} call {} of {count}: {slowest:.2} s", call + 1);
+            let (pass, count) = (if backward { "backward" } else { "forward" }, options.calls());
+            say(&format!("{pass} call {} of {count}: {slowest:.2} s", call + 1));
         }
-        if call >= options.warm_up {
+        if call >= options.warm_up.into() {
             timed.push((slowest, of_ranks));
         }
     }
@@ -180,17 +205,25 @@ fn record(timeline: &Timeline) -> Value {
 fn one_device(options: &BenchOptions, device: &FlashAttention, problem: &AttentionProblem) -> Result<[f64; 2], Error> {
     let shape = &problem.shape;
     let problem = problem.clone().with_f32_gradients();
+    // Refuses what is no problem, before anything is made of its size.
+    let forward = pollster::block_on(device.prepare_forward(&problem))?;
     let tensors = [
         (shape.num_heads * shape.head_dim, shape.seqlen_q),
         (shape.num_heads_kv * shape.head_dim, shape.seqlen_kv),
         (shape.num_heads_kv * shape.head_dim_v, shape.seqlen_kv),
         (shape.num_heads * shape.head_dim_v, shape.seqlen_q),
     ];
+    let bytes = |(width, length): &(u32, u32)| {
+        let rows = u64::from(shape.batch) * u64::from(*length);
+        rows.checked_mul(u64::from(*width) * problem.element.size())
+    };
+    // One after another: each as it is made, and once more on its way to the device.
+    let largest = tensors.iter().map(bytes).reduce(|one, other| one.zip(other).map(|(one, other)| one.max(other)));
+    spare(&options.ranks, largest.flatten().and_then(|bytes| bytes.checked_mul(2)))?;
     let filled = (0..).zip(tensors).map(|(number, (width, length))| {
         Numbers::new(problem.element, options.problem.seed, number).all(shape.batch, length, width)
     });
     let given: Vec<wgpu::Buffer> = filled.map(|bytes| buffer(device, bytes.len() as u64, &bytes)).collect();
-    let forward = pollster::block_on(device.prepare_forward(&problem))?;
     let bytes = |operand| forward.plan().required_bytes(operand);
     let [o, lse] = [Operand::O, Operand::Lse].map(|operand| buffer(device, bytes(operand), &[]));
     let [q, k, v, d_o] = [0, 1, 2, 3].map(|tensor: usize| given[tensor].slice(..));
@@ -216,14 +249,14 @@ fn time(
     encode: impl Fn(&mut wgpu::CommandEncoder) -> Encoded,
 ) -> Result<f64, Error> {
     let mut times = Vec::new();
-    for call in 0..options.warm_up + options.repeats.max(1) {
+    for call in 0..options.calls() {
         let start = Instant::now();
         let mut encoder = device.device().create_command_encoder(&Default::default());
         encode(&mut encoder)?;
         device.queue().submit([encoder.finish()]);
         let waited = device.device().poll(wgpu::PollType::wait_indefinitely());
         waited.map_err(|error| Error::Gpu(error.to_string()))?;
-        if call >= options.warm_up {
+        if call >= options.warm_up.into() {
             times.push(start.elapsed().as_secs_f64());
         }
     }
@@ -243,10 +276,10 @@ fn buffer(device: &FlashAttention, size: u64, bytes: &[u8]) -> wgpu::Buffer {
     made
 }
 
-fn print_text(answer: &Value) {
+fn text_of(answer: &Value) -> String {
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
-    println!(
-        "{} ranks ({}, {}), {} on {}, {} tokens, {} heads over {}, head_dim {}",
+    let mut out = format!(
+        "{} ranks ({}, {}), {} on {}, {} tokens, {} heads over {}, head_dim {}\n  {:.2} GiB of device memory a rank",
         answer["ranks"],
         text(&answer["scheme"]),
         text(&answer["transport"]),
@@ -256,32 +289,25 @@ fn print_text(answer: &Value) {
         answer["num_heads"],
         answer["num_heads_kv"],
         answer["head_dim"],
+        number(&answer["device_bytes"]) / f64::from(1 << 30),
     );
-    println!("  {:.2} GiB of device memory a rank", number(&answer["device_bytes"]) / f64::from(1 << 30));
     if let Some(efficiency) = answer["efficiency"].as_f64() {
-        println!("  {efficiency:.3} of one device's speed times ranks, over all passes");
+        let _ = write!(out, "\n  {efficiency:.3} of one device's speed times ranks, over all passes");
     }
     let empty = Vec::new();
     for pass in answer["passes"].as_array().unwrap_or(&empty) {
-        let seconds = number(&pass["seconds"]);
-        let flops = number(&answer[format!("{}_flops", text(&pass["pass"]))]);
-        let efficiency = pass["efficiency"].as_f64().map_or(String::new(), |share| {
-            format!(
-                ", {:.3} of one device's speed times ranks ({:.2} ms)",
-                share,
-                1e3 * number(&pass["one_device_seconds"])
-            )
-        });
-        println!(
-            "  {}: {:.2} ms, {:.1} TFLOP/s{efficiency}",
-            text(&pass["pass"]),
-            1e3 * seconds,
-            flops / seconds / 1e12
-        );
+        let (name, seconds) = (text(&pass["pass"]), number(&pass["seconds"]));
+        let speed = number(&answer[format!("{name}_flops")]) / seconds / 1e12;
+        let _ = write!(out, "\n  {name}: {:.2} ms, {speed:.1} TFLOP/s", 1e3 * seconds);
+        if let Some(share) = pass["efficiency"].as_f64() {
+            let alone = 1e3 * number(&pass["one_device_seconds"]);
+            let _ = write!(out, ", {share:.3} of one device's speed times ranks ({alone:.2} ms)");
+        }
         for (rank, record) in pass["ranks"].as_array().unwrap_or(&empty).iter().enumerate() {
-            println!("    rank {rank}: {}", spans(record));
+            let _ = write!(out, "\n    rank {rank}: {}", spans(record));
         }
     }
+    out
 }
 
 fn text(value: &Value) -> &str {

@@ -2,7 +2,8 @@
 
 use crate::arguments::CheckOptions;
 use crate::inputs::Numbers;
-use crate::launch::{Failure, Work, launch};
+use crate::launch::{Failure, Work, launch, spare, told};
+use crate::words;
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use std::ops::Range;
@@ -24,14 +25,16 @@ const TENSORS: [&str; 4] = ["O", "dQ", "dK", "dV"];
 pub fn check(options: &CheckOptions) -> Result<(), Failure> {
     let Some(answer) = launch(&options.ranks, options)? else { return Ok(()) };
     if options.json {
-        println!("{answer}");
+        words::answer(&answer.to_string())?;
     } else {
-        println!("{} ranks, {}", answer["ranks"], answer["problem"].as_str().unwrap_or(""));
+        let mut text = format!("{} ranks, {}", answer["ranks"], answer["problem"].as_str().unwrap_or(""));
         let empty = Vec::new();
         for tensor in answer["tensors"].as_array().unwrap_or(&empty) {
             let [ranks, one] = ["error", "one_device_error"].map(|name| tensor[name].as_f64().unwrap_or(f64::NAN));
-            println!("  {}: error {ranks:.3e}, of one device {one:.3e}", tensor["tensor"].as_str().unwrap_or(""));
+            let name = tensor["tensor"].as_str().unwrap_or("");
+            text += &format!("\n  {name}: error {ranks:.3e}, of one device {one:.3e}");
         }
+        words::answer(&text)?;
     }
     let is_well = answer["is_well"].as_bool().unwrap_or(false);
     let reason = "ranks err more than one device may be expected to".into();
@@ -51,6 +54,16 @@ struct Answer {
     gradients: [Vec<f64>; 3],
 }
 
+/// What a rank needs of the host's memory, about: of each number of Q, K, V and dO the bytes, a copy, its f64, and the f64 of a
+/// number of each of three answers.
+fn host_bytes(problem: &AttentionProblem) -> Option<u64> {
+    let AttentionShape { batch, num_heads, num_heads_kv, seqlen_q, seqlen_kv, head_dim, head_dim_v } = problem.shape;
+    let widths = u64::from(head_dim) + u64::from(head_dim_v);
+    let [rows, keys] = [(seqlen_q, num_heads), (seqlen_kv, num_heads_kv)]
+        .map(|(length, heads)| (u64::from(batch) * u64::from(length)).checked_mul(u64::from(heads) * widths));
+    rows?.checked_add(keys?)?.checked_mul(2 * problem.element.size() + 32)
+}
+
 /// Sums of squares of errors: of ranks, and of one device.
 type Errors = [[f64; 2]; 4];
 
@@ -62,8 +75,10 @@ impl Work for CheckOptions {
         if self.sink {
             problem = problem.with_sink();
         }
-        let whole = Whole::new(self, &problem);
         let mut ring = RingAttention::new(transport, &device, self.problem.scheme.scheme(), &problem)?;
+        let room = spare(&self.ranks, host_bytes(&problem));
+        told(ring.transport(), room)?;
+        let whole = Whole::new(self, &problem);
         let found = on_ranks(self, &mut ring, &problem, &whole)?;
         let one = match problem.element {
             Element::F16 => alone::<f16>(self, &device, &problem, &whole),
@@ -224,7 +239,7 @@ impl Own<'_> {
     fn gather_o(&self, transport: &mut impl Transport, found: &Answer) -> Result<Vec<f64>, Error> {
         let AttentionShape { batch, num_heads, seqlen_q, head_dim_v, .. } = self.problem.shape;
         let width = num_heads * head_dim_v;
-        let mut own = vec![0.0; (batch * seqlen_q * width) as usize];
+        let mut own = vec![0.0; batch as usize * seqlen_q as usize * width as usize];
         paste(&mut own, &found.o, ranges(batch, seqlen_q, self.rows), width);
         let bytes: Vec<u8> = own.iter().flat_map(|o| o.to_le_bytes()).collect();
         let mut sum = vec![0.0; own.len()];
@@ -275,7 +290,7 @@ impl Own<'_> {
         let mut sums = [0.0; 2];
         for (index, row) in rows.iter().enumerate().step_by(step) {
             let (sequence, i) = (*row as u32 / seqlen_q.max(1), *row as u32 % seqlen_q.max(1));
-            let head = index as u32 % num_heads;
+            let head = index as u32 % num_heads.max(1);
             let (expected, _) = reference::forward_row(case, q, k, v, sequence, head, i);
             let width = (num_heads * head_dim_v) as usize;
             let at = |row: usize| row * width + (head * head_dim_v) as usize;
@@ -290,7 +305,7 @@ impl Own<'_> {
 
 /// Puts a rank's rows into the whole.
 fn paste(whole: &mut [f64], part: &[f64], ranges: impl Iterator<Item = Range<usize>>, width: u32) {
-    for (row, own) in ranges.flatten().zip(part.chunks_exact(width as usize)) {
+    for (row, own) in ranges.flatten().zip(part.chunks_exact(width.max(1) as usize)) {
         whole[row * width as usize..][..width as usize].copy_from_slice(own);
     }
 }
@@ -303,7 +318,7 @@ fn squares(
     (ranges, width): (impl Iterator<Item = Range<usize>>, u32),
 ) -> [f64; 2] {
     let mut sums = [0.0; 2];
-    for (row, own) in ranges.flatten().zip(part.chunks_exact(width as usize)) {
+    for (row, own) in ranges.flatten().zip(part.chunks_exact(width.max(1) as usize)) {
         for (dim, found) in own.iter().enumerate() {
             let at = row * width as usize + dim;
             sums[0] += (found - of_part[at]).powi(2);

@@ -1,10 +1,22 @@
 //! Ranks: threads of this process, or the process that it is itself under `mpirun`.
 
 use crate::arguments::RankOptions;
+use crate::signals;
+use crate::words::say;
+#[cfg(feature = "mpi")]
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use wgpu_flash_attention::FlashAttention;
 use wgpu_flash_attention::wgpu::Adapter;
-use wgpu_flash_attention_distributed::{Error, Transport, adapters, devices, run_in_process};
+#[cfg(feature = "mpi")]
+use wgpu_flash_attention_distributed::{Bytes, WriteOnly};
+use wgpu_flash_attention_distributed::{Error, Transport, adapters, devices, run_in_process, wgpu_flash_attention};
+
+/// Ranks of one process. No machine has more GPUs, and messages grow with the square of ranks.
+const MOST_RANKS: usize = 64;
+
+/// Bytes that a rank makes or reads at once, so that it needs no memory of the host for its whole part.
+const AT_ONCE: u64 = 32 << 20;
 
 /// Why the program ends.
 pub enum Failure {
@@ -20,10 +32,6 @@ impl From<Error> for Failure {
     }
 }
 
-fn say(rank: usize, error: &Error) {
-    eprintln!("flash-ring: rank {rank}: {error}");
-}
-
 /// What a rank does, over any transport.
 pub trait Work: Sync {
     /// What rank 0 returns; other ranks return `None`.
@@ -34,17 +42,30 @@ pub trait Work: Sync {
 
 /// Runs all ranks of this process; what rank 0 returns, if it is here.
 pub fn launch<W: Work>(options: &RankOptions, work: &W) -> Result<Option<W::Answer>, Failure> {
+    signals::handle();
     let timeout = Duration::from_secs(options.timeout);
     let Some(ranks) = options.in_process else { return over_mpi(options, timeout, work) };
-    if ranks == 0 {
-        return Err(Error::Unsupported { what: "--in-process 0", reason: "there must be a rank".into() }.into());
+    let refuse = |reason: String| Err(Error::Unsupported { what: "--in-process", reason }.into());
+    if ranks == 0 || ranks > MOST_RANKS {
+        return refuse(format!("there must be a rank, and {MOST_RANKS} at most"));
+    }
+    if let Some(processes) = processes() {
+        return refuse(format!(
+            "mpirun started {processes} processes, and each would do all of the work; leave it out"
+        ));
     }
     let devices = devices(&chosen(options)?, ranks)?;
     let mut results = run_in_process(devices, timeout, |transport, device| work.rank(transport, device));
     for (rank, result) in results.iter().enumerate() {
-        let _ = result.as_ref().inspect_err(|error| say(rank, error));
+        let _ = result.as_ref().inspect_err(|error| say(&format!("rank {rank}: {error}")));
     }
     if results.iter().any(Result::is_err) { Err(Failure::Said) } else { Ok(results.swap_remove(0)?) }
+}
+
+/// How many processes an MPI has started, by its environment; `None` if this is the only one.
+fn processes() -> Option<usize> {
+    let of = |name: &str| std::env::var(name).ok()?.parse().ok();
+    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"].into_iter().filter_map(of).find(|count| *count > 1)
 }
 
 fn chosen(options: &RankOptions) -> Result<Vec<Adapter>, Error> {
@@ -56,6 +77,39 @@ fn chosen(options: &RankOptions) -> Result<Vec<Adapter>, Error> {
     if options.adapters.is_empty() { Ok(all) } else { options.adapters.iter().map(number).collect() }
 }
 
+/// The result, of whose error the other ranks are told.
+pub fn told<T>(transport: &mut impl Transport, result: Result<T, Error>) -> Result<T, Error> {
+    result.inspect_err(|error| {
+        if !matches!(error, Error::Rank { .. }) {
+            transport.fail(&error.to_string());
+        }
+    })
+}
+
+/// Whether the host can spare so many bytes for each rank of this process. Without this, an allocation that cannot be would end the
+/// program. `None` is more than can be counted.
+pub fn spare(options: &RankOptions, bytes: Option<u64>) -> Result<(), Error> {
+    let ranks = options.in_process.unwrap_or(1);
+    let all = bytes.and_then(|bytes| usize::try_from(bytes).ok()).and_then(|bytes| bytes.checked_mul(ranks));
+    let mut room = Vec::<u8>::new();
+    let is_there = all.is_some_and(|all| room.try_reserve_exact(all).is_ok());
+    // Memory that nobody looks at need not be asked for.
+    std::hint::black_box(&room);
+    if is_there {
+        return Ok(());
+    }
+    let needed = bytes.map_or("more of the host's than can be counted".into(), |bytes| {
+        format!("about {:.1} GB of the host's", bytes as f64 / 1e9)
+    });
+    let reason = format!("a rank needs {needed}, and this process has {ranks} of them");
+    Err(Error::Unsupported { what: "too little memory", reason })
+}
+
+/// How many rows a rank makes or reads at once: a multiple of 4, as tensors of a rank want it.
+pub fn rows_at_once(row_bytes: u64) -> usize {
+    (AT_ONCE / row_bytes.max(1) / 4 * 4).clamp(4, 1 << 20) as usize
+}
+
 #[cfg(feature = "mpi")]
 fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Result<Option<W::Answer>, Failure> {
     use wgpu_flash_attention_distributed::OverMpi;
@@ -63,33 +117,51 @@ fn over_mpi<W: Work>(options: &RankOptions, timeout: Duration, work: &W) -> Resu
         true => OverMpi::new_without_shared_memory(timeout),
         false => OverMpi::new(timeout),
     }?;
-    say_when_ended(transport.rank());
-    let adapters = chosen(options)?;
-    let adapter = adapters[transport.rank_of_host() % adapters.len()].clone();
-    let device = devices(&[adapter], 1)?.remove(0);
     let rank = transport.rank();
-    let result = work.rank(transport, device);
+    signals::RANK.get_or_init(|| rank);
+    let device = chosen(options).and_then(|adapters| {
+        let adapter = adapters[transport.rank_of_host() % adapters.len()].clone();
+        Ok(devices(&[adapter], 1)?.remove(0))
+    });
+    let has_said = AtomicBool::new(false);
+    let mut transport = SaysFirst { transport, has_said: &has_said };
+    let result = told(&mut transport, device).and_then(|device| work.rank(transport, device));
     result.map_err(|error| {
-        say(rank, &error);
+        if !has_said.into_inner() {
+            say(&format!("rank {rank}: {error}"));
+        }
         Failure::Said
     })
 }
 
-/// When a rank dies without a word, `mpirun` ends the others.
-#[cfg(all(feature = "mpi", unix))]
-fn say_when_ended(rank: usize) {
-    let Ok(mut signals) = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]) else { return };
-    std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            eprintln!("flash-ring: rank {rank}: ended by mpirun, which says below which rank died");
-            // At once: destructors of drivers and of MPI may wait for what has ended.
-            signal_hook::low_level::exit(2);
-        }
-    });
+/// Says an error before the other ranks are told of it: they end, and with the first of them `mpirun` ends this rank.
+#[cfg(feature = "mpi")]
+struct SaysFirst<'a, T> {
+    transport: T,
+    has_said: &'a AtomicBool,
 }
 
-#[cfg(all(feature = "mpi", not(unix)))]
-fn say_when_ended(_: usize) {}
+#[cfg(feature = "mpi")]
+impl<T: Transport> Transport for SaysFirst<'_, T> {
+    fn rank(&self) -> usize {
+        self.transport.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.transport.ranks()
+    }
+
+    fn exchange(&mut self, to: usize, sent: Bytes, from: usize, received: WriteOnly<[u8]>) -> Result<(), Error> {
+        self.transport.exchange(to, sent, from, received)
+    }
+
+    fn fail(&mut self, cause: &str) {
+        if !self.has_said.swap(true, Ordering::Relaxed) {
+            say(&format!("rank {}: {cause}", self.rank()));
+        }
+        self.transport.fail(cause);
+    }
+}
 
 #[cfg(not(feature = "mpi"))]
 fn over_mpi<W: Work>(_: &RankOptions, _: Duration, _: &W) -> Result<Option<W::Answer>, Failure> {

@@ -8,8 +8,11 @@ mod inputs;
 mod launch;
 mod run;
 mod safetensors;
+mod signals;
 mod svg;
 mod transfer;
+mod unfinished;
+mod words;
 
 use arguments::{Arguments, Command};
 use clap::Parser;
@@ -28,7 +31,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if let Failure::Other(error) = failure {
-                eprintln!("flash-ring: {error}");
+                words::say(&error.to_string());
             }
             ExitCode::from(2)
         }

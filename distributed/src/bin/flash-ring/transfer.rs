@@ -1,7 +1,8 @@
 //! How fast bytes go from rank to rank.
 
 use crate::arguments::TransferOptions;
-use crate::launch::{Failure, Work, launch};
+use crate::launch::{Failure, Work, launch, spare, told};
+use crate::words::answer;
 use std::sync::Arc;
 use std::time::Instant;
 use wgpu_flash_attention_distributed::wgpu_flash_attention::FlashAttention;
@@ -11,15 +12,14 @@ pub fn transfer(options: &TransferOptions) -> Result<(), Failure> {
     let Some((ranks, mut seconds)) = launch(&options.ranks, options)? else { return Ok(()) };
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
-    println!(
+    answer(&format!(
         "{ranks} ranks, each sends {} bytes to the next: {:.2} ms, {:.2} GB/s ({:.2} to {:.2} ms)",
         options.bytes,
         1e3 * median,
         options.bytes as f64 / median / 1e9,
         1e3 * seconds[0],
         1e3 * seconds[seconds.len() - 1],
-    );
-    Ok(())
+    ))
 }
 
 impl Work for TransferOptions {
@@ -29,12 +29,14 @@ impl Work for TransferOptions {
     fn rank<T: Transport>(&self, mut transport: T, _: FlashAttention) -> Result<Option<Self::Answer>, Error> {
         let (rank, ranks) = (transport.rank(), transport.ranks());
         let (next, previous) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
-        let of = |rank: usize| (0..self.bytes).map(|byte| (byte % 251 + rank) as u8).collect::<Vec<u8>>();
-        let sent: Bytes = Arc::new(of(rank));
+        // What it sends, and what it receives.
+        told(&mut transport, spare(&self.ranks, (self.bytes as u64).checked_mul(2)))?;
+        let of = |rank: usize| (0..self.bytes).map(move |byte| (byte % 251 + rank) as u8);
+        let sent: Bytes = Arc::new(of(rank).collect::<Vec<u8>>());
         let mut received = vec![0; self.bytes];
         let mut seconds = Vec::new();
         // The first one touches all memory for the first time.
-        for exchange in 0..=self.repeats.max(1) {
+        for exchange in 0..=self.repeats {
             transport.barrier()?;
             let start = Instant::now();
             transport.exchange(next, sent.clone(), previous, WriteOnly::from_mut(&mut received[..]))?;
@@ -43,11 +45,9 @@ impl Work for TransferOptions {
                 seconds.push(start.elapsed().as_secs_f64());
             }
         }
-        if received != of(previous) {
-            let error = Error::Transport(format!("rank {previous} sent other bytes than came"));
-            transport.fail(&error.to_string());
-            return Err(error);
-        }
+        let is_whole = received.iter().copied().eq(of(previous));
+        let other = || Error::Transport(format!("rank {previous} sent other bytes than came"));
+        told(&mut transport, is_whole.then_some(()).ok_or_else(other))?;
         Ok((rank == 0).then_some((ranks, seconds)))
     }
 }

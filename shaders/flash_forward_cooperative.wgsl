@@ -107,8 +107,8 @@ fn main(
   // }
   workgroupBarrier(); // K of the first tile is in place
   var next = 0u;
-  // unroll LAZY in LAZY_MAXIMA {
-    // The tile of which a turn computes S, and the one behind it: K and V are fetched in the turn that places them.
+  // unroll CARRIED in CARRIED_NUMBERS {
+    // The tile of which a turn computes S, and the one behind it, whose K is fetched.
     var tile_next = tile_at(visits, 0u);
     var tile_after = tile_at(visits, 1u);
   // }
@@ -202,6 +202,10 @@ fn main(
             p_N_E = lefts_held(mine, held_N_E);
           // }
         }
+        // unroll COUNTED in COUNTED_NUMBERS {
+          let tile_next = tile_at(visits, next);
+          let tile_after = tile_at(visits, next + 1u);
+        // }
         // unroll LAZY in LAZY_MAXIMA, L in K_FETCHES {
           let k_next_L = fetch_k(k_mine, tile_after, L);
         // }
@@ -248,6 +252,16 @@ fn main(
           // }
         // }
 
+        // unroll EARLY in EARLY_MAXIMA {
+          // rowmax(S) of the next tile, before the products
+          var grew = false;
+          // unroll N in ROW_FRAGMENTS {
+            s_max_N = row_max(s_max_N) * s_factor_N;
+            grew = grew || s_max_N > m_N + MAX_GROWTH;
+          // }
+          if subgroupAny(grew) { grew_at.x = next; }
+        // }
+
         if !IS_FIRST_SEEN {
           // O_i = O_i + dropout(P) V_j. A product with a matrix adds 0 · v for the keys that a row does not see, which
           // is not 0 if v is infinite or not a number: where some rows see less than others, such tiles (there should
@@ -283,7 +297,12 @@ fn main(
         }
 
         workgroupBarrier(); // V, and K of the next tile, are read
-        var grew = false;
+        // unroll EARLY in EARLY_MAXIMA {
+          let has_grown = subgroupAny(grew_at.x == next);
+        // }
+        // unroll LATE in LATE_VOTES {
+          var grew = false;
+        // }
         // unroll STEP in LAST_STEPS {
           if PLACES_STEP {
             // unroll L in K_FETCHES {
@@ -299,7 +318,7 @@ fn main(
               // }
             // }
           } else {
-            // unroll EAGER in EAGER_MAXIMA, N in ROW_FRAGMENTS {
+            // unroll LATE in LATE_MAXIMA, N in ROW_FRAGMENTS {
               // rowmax(S) of the next tile
               s_max_N = row_max(s_max_N) * s_factor_N;
               grew = grew || s_max_N > m_N + MAX_GROWTH;
@@ -317,12 +336,16 @@ fn main(
             // }
           }
         // }
-        // A branch that a subgroup takes together or not at all: products need its lanes side by side.
-        if subgroupAny(grew) { grew_at.x = next; }
+        // unroll LATE in LATE_VOTES {
+          // A branch that a subgroup takes together or not at all: products need its lanes side by side.
+          if subgroupAny(grew) { grew_at.x = next; }
+        // }
         workgroupBarrier(); // the next V, and K of the tile after it, are in place
-        let has_grown = subgroupAny(grew_at.x == next);
+        // unroll LATE in LATE_VOTES {
+          let has_grown = subgroupAny(grew_at.x == next);
+        // }
         next++;
-        // unroll LAZY in LAZY_MAXIMA {
+        // unroll CARRIED in CARRIED_NUMBERS {
           tile_next = tile_after;
           tile_after = tile_at(visits, next + 1u);
         // }

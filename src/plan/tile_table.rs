@@ -62,8 +62,9 @@ pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &Attenti
         // bf16, head_dim 96; TFLOP/s of f16 in the same order: 216; 128 query rows 191, with 32 keys 194, 16 rows to a subgroup
         // 187.
         (Some(16), 32) if widest <= 96 => const { &[of_16(256, 16, 32), of_16(128, 16, 32)] },
-        // f16, head_dim 128: 1.214 ms; 16 rows to a subgroup and 32 keys 1.271.
-        (Some(16), 32) if problem.element == Element::F16 && widest <= 128 => {
+        // f16, head_dim 128: 1.218 ms; 16 rows to a subgroup and 32 keys 1.271. A core runs two workgroups of it: with 128 of
+        // them (512 rows of 32 heads) it takes 1.09 ms, the other 0.625.
+        (Some(16), 32) if problem.element == Element::F16 && widest <= 128 && shape.lse_len() > 32_768 => {
             const { &[of_16(128, 16, 32), of_16(128, 32, 16)] }
         }
         // bf16, head_dim 128; TFLOP/s of f16 in the same order: 217 (112: 204, 160: 217, 192: 209); 32 rows to a subgroup and 16
@@ -80,19 +81,23 @@ pub(super) fn forward_on_matrices(capabilities: &Capabilities, problem: &Attenti
     }
 }
 
-/// How the forward kernel on cooperative matrices keeps row maxima. In ms on an NVIDIA H200, f16, 2×16×4096 rows and keys (causal
-/// 8192); in brackets with a maximum in each tile.
-pub(super) fn row_maxima(storage: Storage, widest: u32) -> RowMaxima {
+/// How the forward kernel on cooperative matrices keeps row maxima; `rows` of a subgroup. In ms on an NVIDIA H200, f16, 2×16×4096
+/// rows and keys (causal 8192); in brackets with a maximum in each tile.
+pub(super) fn row_maxima(storage: Storage, widest: u32, rows: u32) -> RowMaxima {
     match (storage, widest) {
-        // head_dim 64: 0.592 (0.653), causal 1.258 (1.346); 80: 0.810 (0.847); 96: 0.898 (0.994). P first: 0.622 at 64.
+        // head_dim 64: 0.595 (0.653), causal 1.209 (1.346); 80: 0.809 (0.847); 96: 0.907 (0.994). P first: 0.622 at 64.
         (Storage::F16, 0..=96) => RowMaxima::Lazy { takes_first: false },
-        // head_dim 128: 1.214 (1.271), causal 2.545 (2.703). P last: 1.320. 192: 1.827 (2.195), P last 1.906.
-        (Storage::F16, 97..=192) => RowMaxima::Lazy { takes_first: true },
-        // head_dim 256: 2.406 (3.549). P first: 2.513.
+        // head_dim 128: 1.218 (1.271), causal 2.590 (2.703). P last: 1.320.
+        (Storage::F16, 97..=128) if rows == 32 => RowMaxima::Lazy { takes_first: true },
+        // 16 rows to a subgroup: 1.34 to 1.39 (1.271; after the products with V 1.670). head_dim 160: 1.675 (1.583).
+        (Storage::F16, 97..=160) => RowMaxima::Eager { is_early: true },
+        // head_dim 192: 1.827 (2.195), P last 1.906.
+        (Storage::F16, 161..=192) => RowMaxima::Lazy { takes_first: true },
+        // head_dim 256: 2.429 (3.549). P first: 2.513.
         (Storage::F16, _) => RowMaxima::Lazy { takes_first: false },
         // Rows with units: P passes through f16 in units of V, which are not there yet when it would be taken. In an earlier
-        // text this was not faster.
-        (Storage::F32 | Storage::F16Packed | Storage::Bf16, _) => RowMaxima::Eager,
+        // text this was not faster. bf16, head_dim 64: 0.955 (early 0.989), 128: 1.864 (1.986); f32 2.017 (2.037).
+        (Storage::F32 | Storage::F16Packed | Storage::Bf16, _) => RowMaxima::Eager { is_early: false },
     }
 }
 

@@ -233,7 +233,7 @@ impl Slot {
                 _ => matrix_wgsl!("slots/matrix_parts/two.wgsl"),
             },
             Slot::RowMax => match specialization.row_maxima() {
-                RowMaxima::Eager => return None,
+                RowMaxima::Eager { .. } => return None,
                 RowMaxima::Lazy { .. } => matrix_wgsl!("slots/row_max/lazy.wgsl"),
             },
             Slot::RowUnits if storage.has_row_units() => matrix_wgsl!("slots/row_units/own.wgsl"),

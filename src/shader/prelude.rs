@@ -121,12 +121,17 @@ fn tensor_lists(specialization: &Specialization) -> Lists {
     let has_rest = specialization.storage.matrix_parts() > 1;
     lists.names("REST_PARTS", if has_rest { vec!["rest"] } else { vec![] });
     lists.names("PARTS", if has_rest { vec!["half", "rest"] } else { vec!["half"] });
-    let (is_lazy, takes_first) = match specialization.row_maxima() {
-        RowMaxima::Eager => (false, false),
-        RowMaxima::Lazy { takes_first } => (true, takes_first),
+    let (is_lazy, is_early, takes_first) = match specialization.row_maxima() {
+        RowMaxima::Eager { is_early } => (false, is_early, false),
+        RowMaxima::Lazy { takes_first } => (true, false, takes_first),
     };
     lists.names("EAGER_MAXIMA", if is_lazy { vec![] } else { vec!["eager"] });
+    lists.names("EARLY_MAXIMA", if is_early { vec!["early"] } else { vec![] });
+    lists.names("LATE_MAXIMA", if is_lazy || is_early { vec![] } else { vec!["late"] });
+    lists.names("LATE_VOTES", if is_early { vec![] } else { vec!["late"] });
     lists.names("LAZY_MAXIMA", if is_lazy { vec!["lazy"] } else { vec![] });
+    lists.names("CARRIED_NUMBERS", if is_lazy && !takes_first { vec!["carried"] } else { vec![] });
+    lists.names("COUNTED_NUMBERS", if takes_first { vec!["counted"] } else { vec![] });
     lists.names("LAST_STEPS", if takes_first { vec!["take", "place"] } else { vec!["place", "take"] });
     // Tensors are as wide as K (Q, K and their gradients) or as V (V, O and theirs).
     lists.names("WIDTHS", vec!["K", "V"]);

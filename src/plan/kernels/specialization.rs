@@ -81,7 +81,10 @@ impl RowReduce {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowMaxima {
     /// The maximum of each row is taken in each tile. K and V are fetched a turn before they are placed.
-    Eager,
+    Eager {
+        /// Whether it is taken before the products with V, not after them.
+        is_early: bool,
+    },
     /// It is taken only where P has grown too large: the slot `shaders/slots/row_max/`. K and V are fetched in the turn
     /// that places them.
     Lazy {
@@ -347,7 +350,7 @@ impl Specialization {
 
     /// On cooperative matrices, forward.
     pub(crate) fn row_maxima(&self) -> RowMaxima {
-        row_maxima(self.storage, self.head_dim.max(self.head_dim_v))
+        row_maxima(self.storage, self.head_dim.max(self.head_dim_v), self.tiles.thread_rows)
     }
 
     /// On cooperative matrices: how many lanes fetch a row of so many quads together. If they compute the row's unit, it is

@@ -8,6 +8,8 @@
 //!     cargo run --release --features burn/autotune --example train -- \
 //!         --bench --batch 2 --heads 16 --context 4096 --head-dim 64 --element f16
 
+#[path = "../common/element.rs"]
+mod element;
 mod gpt;
 mod step;
 #[path = "../common/timing.rs"]
@@ -17,12 +19,13 @@ use anyhow::{Result, ensure};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
 use clap::Parser;
+use element::Element;
 use gpt::{By, Gpt, Sizes};
 use plotters::prelude::*;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use step::{Attention, Element, Problem};
+use step::{Attention, Problem};
 
 #[derive(Parser)]
 #[command(about = "Trains a small GPT with this crate's attention, and with Burn's own operations")]

@@ -12,6 +12,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, AutodiffBackend, Backend, ExtensionType, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl::client::Client;
 use std::sync::{Arc, Mutex, PoisonError};
 use wgpu_flash_attention::{AppendProblem, AttentionProblem, Call};
 
@@ -242,26 +243,35 @@ fn appended(inputs: &AppendInputsMetadata, _: &AppendProblem) -> AppendedMetadat
     AppendedMetadata { k_cache, v_cache, seqlens, q }
 }
 
+/// Runs an operation in the thread that owns the device, where each request for the buffer of a tensor is answered without a wait.
 /// Burn takes no error here. [`attention`](crate::attention) has planned the problem, so that none is left but the device's.
-fn done<T>(what: &str, result: Result<T, Error>) -> T {
-    result.unwrap_or_else(|error| panic!("{what}: {error}"))
+fn on_device<T: Send + 'static>(what: &str, client: Client, run: impl FnOnce() -> Result<T, Error> + Send) -> T {
+    match client.exclusive(run) {
+        Ok(Ok(done)) => done,
+        Ok(Err(error)) => panic!("{what}: {error}"),
+        Err(error) => panic!("{what}: {error}"),
+    }
 }
 
 impl AttentionBackend for CubeBackend {
     fn flash_attention(inputs: Inputs<Self>, question: Question) -> Outputs<Self> {
-        done("attention", run::forward(inputs, &question))
+        let client = inputs.q.client.clone();
+        on_device("attention", client, || run::forward(inputs, &question))
     }
 
     fn flash_attention_backward(inputs: Inputs<Self>, saved: Saved<Self>, question: Question) -> InputGradients<Self> {
-        done("gradients of attention", run::backward(inputs, saved, &question))
+        let client = inputs.q.client.clone();
+        on_device("gradients of attention", client, || run::backward(inputs, saved, &question))
     }
 
     fn flash_attention_cached(inputs: CachedInputs<Self>, question: Question) -> Outputs<Self> {
-        done("attention over a cache", run::cached(inputs, &question))
+        let client = inputs.q.client.clone();
+        on_device("attention over a cache", client, || run::cached(inputs, &question))
     }
 
     fn flash_attention_append(inputs: AppendInputs<Self>, append: AppendProblem) -> Appended<Self> {
-        done("append to a cache", run::append(inputs, append))
+        let client = inputs.k.client.clone();
+        on_device("append to a cache", client, || run::append(inputs, append))
     }
 }
 

@@ -1,11 +1,14 @@
-//! How both benches take times.
+//! How all benches take times.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use burn::tensor::Device;
 
-/// The middle of the times of `repeats` runs, in seconds, and what the last run gave. `prepare` is not timed. A run before
+/// What is slow is not repeated after this time.
+const ENOUGH: Duration = Duration::from_secs(10);
+
+/// The middle of the times of at most `repeats` runs, in seconds, and what the last run gave. `prepare` is not timed. A run before
 /// them, for pipelines and memory, does not count.
 pub fn timed<S, T>(
     device: &Device,
@@ -20,13 +23,15 @@ pub fn timed<S, T>(
         let given = run(prepared)?;
         Ok((start.elapsed().as_secs_f64(), given))
     };
-    let (_, mut given) = once()?;
-    let mut seconds = Vec::new();
-    for _ in 0..repeats {
+    once()?;
+    let start = Instant::now();
+    let (first, mut given) = once()?;
+    let mut seconds = vec![first];
+    while seconds.len() < repeats && start.elapsed() < ENOUGH {
         let (time, last) = once()?;
         seconds.push(time);
         given = last;
     }
     seconds.sort_by(f64::total_cmp);
-    Ok((seconds[repeats / 2], given))
+    Ok((seconds[seconds.len() / 2], given))
 }

@@ -8,26 +8,29 @@ use crate::cache::{Attention, Storage};
 use crate::model::{SmolLm, Text};
 use crate::timing::timed;
 
-/// Times one after another; the middle one counts.
+/// Times one after another, fewer if they are long; the middle one counts.
 const REPEATS: usize = 3;
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Phase {
+    /// Reading `length` tokens at once.
+    Prefill,
+    /// Reading one more token and its logits, when nearly `length` tokens are there.
+    Decode,
+}
 
 #[derive(Serialize)]
 struct Row {
-    attention: Attention,
+    phase: Phase,
     length: usize,
-    /// Reading `length` tokens at once.
-    prefill_milliseconds: f64,
-    prefill_tokens_per_second: f64,
-    /// Reading one more token and its logits, when nearly `length` tokens are there.
-    decode_milliseconds: f64,
-    decode_tokens_per_second: f64,
-    /// ‖logits − this library's‖ / ‖this library's‖ after the prefill, and after the last decoded token.
-    prefill_difference: f64,
-    decode_difference: f64,
+    attention: Attention,
+    /// Of the prompt, or of each decoded token.
+    milliseconds: f64,
+    tokens_per_second: f64,
+    /// ‖logits − this library's‖ / ‖this library's‖ after the last token.
+    difference: f64,
 }
-
-/// Seconds, and the last logits.
-type Timing = (f64, Vec<f32>);
 
 /// Prints a row as soon as it is known, as JSON one line for each.
 pub fn run(
@@ -40,58 +43,64 @@ pub fn run(
 ) -> Result<()> {
     ensure!(steps > 0, "--steps is 0");
     if !json {
-        println!("attention  tokens   prefill ms  tokens/s   decode ms  tokens/s   difference of logits");
+        println!("phase    tokens  attention           ms   tokens/s  difference of logits");
     }
     for &length in lengths {
         ensure!(length > steps, "--lengths {length} must be longer than --steps {steps}");
         let tokens: Vec<u32> = (0..length).map(|i| (i * 7919 % model.config.vocabulary) as u32).collect();
         let (first, last) = tokens.split_at(length - steps);
-        let timings = |attention| -> Result<[Timing; 2]> {
+        // Seconds of the prompt or of a decoded token, and the last logits.
+        let time = |phase, attention| -> Result<(f64, Vec<f32>)> {
             let start = || model.start(attention, storage_of(attention, storage), length);
-            let prefill = timed(device, REPEATS, start, |mut text| logits(text.read(&tokens)?))?;
-            let prepare = || -> Result<Text> {
-                let mut text = start()?;
-                text.read(first)?;
-                Ok(text)
-            };
-            let decode = timed(device, REPEATS, prepare, |mut text| {
-                let mut seen = Vec::new();
-                for &token in last {
-                    seen = logits(text.read(&[token])?)?;
+            match phase {
+                Phase::Prefill => timed(device, REPEATS, start, |mut text| logits(text.read(&tokens)?)),
+                Phase::Decode => {
+                    let prepare = || -> Result<Text> {
+                        let mut text = start()?;
+                        text.read(first)?;
+                        Ok(text)
+                    };
+                    let (seconds, logits) = timed(device, REPEATS, prepare, |mut text| {
+                        let mut seen = Vec::new();
+                        for &token in last {
+                            seen = logits(text.read(&[token])?)?;
+                        }
+                        Ok(seen)
+                    })?;
+                    Ok((seconds / steps as f64, logits))
                 }
-                Ok(seen)
-            })?;
-            Ok([prefill, (decode.0 / steps as f64, decode.1)])
-        };
-        let mut flash: Option<[Vec<f32>; 2]> = None;
-        for attention in [Attention::Flash, Attention::Burn] {
-            let [(prefill, after_prefill), (decode, after_decode)] = timings(attention)?;
-            let flash = flash.get_or_insert_with(|| [after_prefill.clone(), after_decode.clone()]);
-            let row = Row {
-                attention,
-                length,
-                prefill_milliseconds: 1e3 * prefill,
-                prefill_tokens_per_second: length as f64 / prefill,
-                decode_milliseconds: 1e3 * decode,
-                decode_tokens_per_second: 1.0 / decode,
-                prefill_difference: difference(&after_prefill, &flash[0]),
-                decode_difference: difference(&after_decode, &flash[1]),
-            };
-            if json {
-                println!("{}", serde_json::to_string(&row)?);
-                continue;
             }
-            println!(
-                "{:<9} {:>7} {:>12.1} {:>9.0} {:>11.2} {:>9.1}   {:.1e} {:.1e}",
-                format!("{:?}", row.attention).to_lowercase(),
-                row.length,
-                row.prefill_milliseconds,
-                row.prefill_tokens_per_second,
-                row.decode_milliseconds,
-                row.decode_tokens_per_second,
-                row.prefill_difference,
-                row.decode_difference,
-            );
+        };
+        // After the prefill, and after the last decoded token.
+        let mut flash = Vec::new();
+        for attention in [Attention::Flash, Attention::Burn] {
+            for (index, (phase, count)) in [(Phase::Prefill, length), (Phase::Decode, 1)].into_iter().enumerate() {
+                let (seconds, logits) = time(phase, attention)?;
+                if attention == Attention::Flash {
+                    flash.push(logits.clone());
+                }
+                let row = Row {
+                    phase,
+                    length,
+                    attention,
+                    milliseconds: 1e3 * seconds,
+                    tokens_per_second: count as f64 / seconds,
+                    difference: difference(&logits, &flash[index]),
+                };
+                if json {
+                    println!("{}", serde_json::to_string(&row)?);
+                    continue;
+                }
+                println!(
+                    "{:<7} {:>7}  {:<9} {:>12.2} {:>10.1}  {:.1e}",
+                    format!("{:?}", row.phase).to_lowercase(),
+                    row.length,
+                    format!("{:?}", row.attention).to_lowercase(),
+                    row.milliseconds,
+                    row.tokens_per_second,
+                    row.difference,
+                );
+            }
         }
     }
     Ok(())

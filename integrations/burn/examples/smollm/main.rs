@@ -6,6 +6,8 @@
 
 mod bench;
 mod cache;
+#[path = "../common/element.rs"]
+mod element;
 mod gguf;
 mod model;
 mod rotary;
@@ -18,10 +20,10 @@ use std::io::{BufRead, Write};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::DType;
 use clap::Parser;
 
 use cache::{Attention, Storage};
+use element::Element;
 use gguf::Gguf;
 use model::{SmolLm, Text};
 use sampler::Sampler;
@@ -73,12 +75,6 @@ struct Arguments {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Element {
-    F32,
-    F16,
-}
-
 fn default_model() -> PathBuf {
     PathBuf::from(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -88,17 +84,16 @@ fn default_model() -> PathBuf {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let (element, storage) = match arguments.element {
-        Element::F32 => (DType::F32, Storage::F32),
-        Element::F16 => (DType::F16, Storage::F16),
-    };
-    let storage = arguments.cache.unwrap_or(storage);
+    let storage = arguments.cache.unwrap_or(match arguments.element {
+        Element::F32 => Storage::F32,
+        Element::F16 => Storage::F16,
+    });
 
     let path = &arguments.model;
     let bytes = std::fs::read(path).with_context(|| format!("{}: `make models` brings it", path.display()))?;
     let file = Gguf::parse(bytes).with_context(|| path.display().to_string())?;
     let device = wgpu_flash_attention_burn::init()?;
-    let model = SmolLm::read(&file, element, &device)?;
+    let model = SmolLm::read(&file, arguments.element.into(), &device)?;
     if arguments.bench {
         return bench::run(&model, &device, storage, &arguments.lengths, arguments.steps, arguments.json);
     }

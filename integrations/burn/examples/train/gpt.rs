@@ -1,6 +1,6 @@
 //! A GPT over bytes.
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::activation::{gelu, softmax};
@@ -51,6 +51,15 @@ pub struct Gpt {
     heads: usize,
 }
 
+/// Draws all weights at once. Burn draws each where it is first used, behind what the attention before it has drawn.
+struct Draw;
+
+impl ModuleVisitor for Draw {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        param.val();
+    }
+}
+
 impl Gpt {
     pub fn new(sizes: &Sizes, device: &Device) -> Self {
         let width = sizes.heads * sizes.head_dim;
@@ -64,14 +73,16 @@ impl Gpt {
             up: linear(width, 4 * width),
             down: linear(4 * width, width),
         };
-        Self {
+        let model = Self {
             tokens: EmbeddingConfig::new(256, width).init(device),
             positions: EmbeddingConfig::new(sizes.context, width).init(device),
             layers: (0..sizes.layers).map(layer).collect(),
             norm: norm(),
             logits: linear(width, 256),
             heads: sizes.heads,
-        }
+        };
+        model.visit(&mut Draw);
+        model
     }
 
     /// The mean loss of a batch: `inputs` `[batch, context]`, `targets` `[batch · context]`.

@@ -8,6 +8,8 @@
 //!     cargo run --release --features burn/autotune --example train -- \
 //!         --bench --batch 2 --heads 16 --context 4096 --head-dim 64 --element f16
 
+#[path = "../common/element.rs"]
+mod element;
 mod gpt;
 mod step;
 #[path = "../common/timing.rs"]
@@ -17,12 +19,13 @@ use anyhow::{Result, ensure};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
 use clap::Parser;
+use element::Element;
 use gpt::{By, Gpt, Sizes};
 use plotters::prelude::*;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use step::{Attention, Element, Problem};
+use step::{Attention, Problem};
 
 #[derive(Parser)]
 #[command(about = "Trains a small GPT with this crate's attention, and with Burn's own operations")]
@@ -183,7 +186,7 @@ fn draw(path: &Path, trainings: &[(By, Training)]) -> Result<()> {
         .x_label_area_size(36)
         .y_label_area_size(48)
         .build_cartesian_2d(0..steps, 0f32..largest * 1.05)?;
-    chart.configure_mesh().x_desc("step").y_desc("loss in nats per byte").draw()?;
+    chart.configure_mesh().max_light_lines(1).x_desc("step").y_desc("loss in nats per byte").draw()?;
     for ((by, training), colour) in trainings.iter().zip([BLUE, RED]) {
         let label = format!("{by}: {:.1} ms a step", 1e3 * training.step_seconds());
         chart
@@ -191,7 +194,8 @@ fn draw(path: &Path, trainings: &[(By, Training)]) -> Result<()> {
             .label(label)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour));
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    let labels = &mut chart.configure_series_labels();
+    labels.position(SeriesLabelPosition::UpperRight).background_style(WHITE).border_style(BLACK).draw()?;
     area.present()?;
     Ok(())
 }

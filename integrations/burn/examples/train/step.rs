@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use wgpu_flash_attention_burn::{AttentionOptions, attention};
 
+use crate::element::Element;
 use crate::timing::timed;
 
 /// Times one after another; the middle one counts.
@@ -26,12 +27,6 @@ pub enum Attention {
     BurnOperations,
     /// Burn's `attention`.
     BurnModule,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Element {
-    F32,
-    F16,
 }
 
 pub struct Problem {
@@ -90,13 +85,11 @@ pub fn run(json: bool) -> Result<()> {
 /// Times one attention and prints its row.
 pub fn run_one(problem: &Problem, attention: Attention) -> Result<()> {
     let device = wgpu_flash_attention_burn::init()?;
-    let element = match problem.element {
-        Element::F32 => DType::F32,
-        Element::F16 => DType::F16,
-    };
     device.seed(problem.seed);
-    let normal =
-        || Tensor::<4>::random(problem.shape, Distribution::Normal(0.0, 1.0), (&device, DType::F32)).cast(element);
+    let normal = || {
+        Tensor::<4>::random(problem.shape, Distribution::Normal(0.0, 1.0), (&device, DType::F32))
+            .cast(DType::from(problem.element))
+    };
     let (inputs, d_o) = ([normal(), normal(), normal()], normal());
     let run = |()| {
         let found = step(&inputs, &d_o, attention)?;

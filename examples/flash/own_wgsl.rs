@@ -10,7 +10,8 @@ use crate::failure::{Failure, Result};
 #[derive(Args)]
 pub struct WgslFiles {
     /// A file in WGSL with fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32. It changes each
-    /// score after --softcap, before --alibi and a bias.
+    /// score after --softcap, before --alibi and a bias. In `flash run` it may read aux[i], numbers of the tensor aux in the
+    /// file: f32, u32 or i32, as they are stored.
     #[arg(long, value_name = "FILE")]
     pub score_mod: Option<PathBuf>,
     /// A file in WGSL with fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32, for
@@ -21,6 +22,9 @@ pub struct WgslFiles {
     /// key. Over a cache q_idx is the row's position, here and in score_mod.
     #[arg(long, value_name = "FILE")]
     pub mask_mod: Option<PathBuf>,
+    /// The most turns that all loops of one call of these functions may take together. [default: 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_turns: Option<u32>,
 }
 
 /// The same, read and checked.
@@ -31,9 +35,22 @@ pub struct OwnWgsl {
 }
 
 impl WgslFiles {
+    /// A file may hold both functions, but each is asked for by its option.
+    fn tell_of_unused(&self) {
+        let both = [(&self.score_mod, &self.mask_mod, "mask_mod"), (&self.mask_mod, &self.score_mod, "score_mod")];
+        for (given, other, name) in both {
+            let Some(path) = given.as_deref().filter(|_| other.is_none()) else { continue };
+            if read(path).is_ok_and(|text| defines(&text, name)) {
+                let option = name.replace('_', "-");
+                eprintln!("note: {name} of {0} is not used; add --{option} {0}", path.display());
+            }
+        }
+    }
+
     /// Reads the files. `aux` is the type of the numbers that they may read.
     pub fn read(&self, aux: AuxType) -> Result<OwnWgsl> {
         let options = WgslOptions::new().with_aux(aux);
+        let options = self.max_turns.map_or(options, |most| options.with_max_turns(most));
         let score = self.score_mod.as_deref().map(|path| {
             let files: Vec<&Path> = [path].into_iter().chain(self.score_mod_grad.as_deref()).collect();
             let texts = files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
@@ -43,15 +60,25 @@ impl WgslFiles {
             let text = read(path)?;
             MaskWgsl::with_options(&text, options).map_err(|fault| failure(&[path], &[text], &fault))
         });
-        Ok(OwnWgsl { score: score.transpose()?, mask: mask.transpose()? })
+        let own = OwnWgsl { score: score.transpose()?, mask: mask.transpose()? };
+        self.tell_of_unused();
+        Ok(own)
     }
+}
+
+/// Whether a text seems to define a function.
+fn defines(text: &str, name: &str) -> bool {
+    let before_name = |line: &str| line.trim_start().strip_prefix("fn").map(|rest| rest.trim_start().to_owned());
+    let mut after_fn = text.lines().filter_map(before_name);
+    after_fn.any(|rest| rest.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('(')))
 }
 
 /// The text of a file, which ends with a whole line.
 fn read(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::new(format_args!("cannot read {}: {error}", path.display())))?;
-    Ok(text + "\n")
+    // Some editors of Windows mark UTF-8.
+    Ok(text.trim_start_matches('\u{feff}').to_owned() + "\n")
 }
 
 /// Where the fault is in the files whose texts follow each other.

@@ -350,6 +350,7 @@ fn on_cpu(options: &RunOptions, problem: &AttentionProblem, inputs: &Inputs) -> 
     // The oracle panics on what the planner refuses, so the planner judges first, for a device without limits.
     let mut unlimited = Capabilities::webgpu_defaults();
     (unlimited.max_buffer, unlimited.max_binding) = (u64::MAX, u64::MAX);
+    unlimited.max_storage_buffers = u32::MAX;
     Plan::forward(problem, &unlimited).build()?;
     let chosen = options.probabilities.as_ref().map(|chosen| chosen.of(problem));
     if let Some(chosen) = &chosen {

@@ -295,7 +295,9 @@ impl Plan {
             "seqlen_kv"
         };
         let own = match self.passes[index].specialization.wgsl.snippets().any(|snippet| snippet.has_loops) {
-            true => ", give the loops of score_mod and mask_mod fewer turns (WgslOptions::with_max_turns)",
+            true => {
+                ", give the loops of score_mod and mask_mod fewer turns (WgslOptions::with_max_turns; flash: --max-turns)"
+            }
             false => "",
         };
         Error::Unsupported {

@@ -107,7 +107,7 @@ impl BlockMask {
         Self::longformer(window, 0)
     }
 
-    /// Longformer: |p − j| ≤ `window`, or j < `global`, or p < `global`.
+    /// Longformer: |p − j| ≤ `window`, or j < `global`, or p < `global`; with a `global` of 0 the window alone.
     pub fn longformer(window: u32, global: u32) -> Self {
         Self::of(Pattern::Longformer { window: window.min(MOST), global: global.min(MOST) })
     }
@@ -215,7 +215,8 @@ impl BlockMask {
         let position = i64::from(i) + offset;
         match &self.pattern {
             Pattern::Longformer { window, global } => {
-                distance(position) <= u64::from(*window) || i64::from(j).min(position) < i64::from(*global)
+                let is_global = *global > 0 && i64::from(j).min(position) < i64::from(*global);
+                distance(position) <= u64::from(*window) || is_global
             }
             Pattern::Strided(step) => {
                 let (distance, step) = (distance(position), u64::from(*step).max(1));
@@ -252,7 +253,9 @@ impl BlockMask {
         let nearest = if least <= 0 && most >= 0 { 0 } else { least.abs().min(most.abs()) };
         let (any, all) = match &self.pattern {
             Pattern::Longformer { window, global } => {
-                let (window, global) = (i64::from(*window), i64::from(*global));
+                // Without global tokens, rows before the first key have none either.
+                let global = if *global == 0 { i64::MIN } else { i64::from(*global) };
+                let window = i64::from(*window);
                 (nearest <= window || from.min(first) < global, farthest <= window || to < global || last < global)
             }
             Pattern::Strided(step) => {

@@ -49,6 +49,35 @@ fn what_is_built_in_can_be_written() {
     place.run(&with_ids, &["--mask-mod", &documents]).agrees(&place.run(&masked, &[]), 1e-5, "documents");
 }
 
+/// Old drivers end a shader after so many turns of its loops; the user says how many are enough.
+#[test]
+fn loops_take_as_many_turns_as_are_given() {
+    let place = Workplace::new();
+    let plain = place.write("plain", &file(&[]));
+    let head = "fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32";
+    let looped = format!(
+        "\u{feff}{head} {{\n  var s = 0.0;\n  for (var i = 0; i < 5; i++) {{ s += score / 5.0; }}\n  return s;\n}}\n"
+    );
+    let gradient = "fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 { return grad; }";
+    let looped = place.write("looped", (looped + gradient).as_bytes());
+    let expected = place.run(&plain, &[]);
+    place.run(&plain, &["--score-mod", &looped, "--max-turns", "5"]).agrees(&expected, 1e-5, "five turns");
+}
+
+#[test]
+fn a_function_that_is_not_asked_for_is_named() {
+    let place = Workplace::new();
+    let (input, output) = (place.write("in", &file(&[])), place.path("out"));
+    let both = place.write("both.wgsl", [SOFTCAP, SOFTCAP_GRAD, CAUSAL].concat().as_bytes());
+    for (option, unused) in [("--score-mod", "mask_mod"), ("--mask-mod", "score_mod")] {
+        let told = place.flash(&["run", &input, &output, option, &both]);
+        assert!(told.status.success(), "{}", text(&told.stderr));
+        assert!(text(&told.stderr).contains(&format!("note: {unused} of")), "{}", text(&told.stderr));
+    }
+    let told = place.flash(&["run", &input, &output, "--score-mod", &both, "--mask-mod", &both]);
+    assert!(!text(&told.stderr).contains("note:"), "{}", text(&told.stderr));
+}
+
 #[test]
 fn faults_are_shown_where_they_are() {
     let place = Workplace::new();

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use wgpu_flash_attention::{
     AttentionProblem, AttentionShape, BlockKind, BlockMask, Call, Element, EntryLayout, Error, FlashAttention,
-    InvalidProblem, KeyMask, MAX_LENGTH, MaskWgsl, Plan, ProbabilitiesSlices, ScoreMod,
+    InvalidProblem, KeyMask, MAX_LENGTH, MaskWgsl, Plan, ProbabilitiesSlices, ScoreMod, reference,
 };
 
 use crate::support::{
-    Variant, adapter, check, check_both, check_gradients, gradient_inputs, inputs, library, limited, with_matrices,
+    Inputs, Variant, adapter, check, check_both, check_gradients, gradient_inputs, inputs, library, limited,
+    with_matrices,
 };
 
 fn shape() -> AttentionShape {
@@ -95,6 +96,20 @@ fn on_matrices() {
         let problem = AttentionProblem::new(shape()).with_element(element);
         check_both(library, &masked(&problem.clone().with_causal().with_dropout(0.2, 3), mask.clone()), 31);
         check_both(library, &masked(&problem, mask), 32);
+    }
+}
+
+/// With more rows than keys, the first rows stand before the first key. The oracle shares the pattern, so a window tells what is right.
+#[test]
+fn rows_before_the_first_key_see_what_a_window_shows() {
+    let problem = AttentionProblem::new(shape().with_seqlen_kv(40));
+    for width in [0, 7, 45] {
+        let local = masked(&problem, BlockMask::local(width));
+        let window = problem.clone().with_window(Some(width), Some(width));
+        let Inputs { q, k, v, .. } = inputs(&problem, 48);
+        let [by_mask, by_window] = [&local, &window].map(|problem| reference::forward(problem, &q, &k, &v));
+        assert_eq!((by_mask.o, by_mask.lse), (by_window.o, by_window.lse), "{width}");
+        check_both(library(Variant::Full), &local, 48);
     }
 }
 

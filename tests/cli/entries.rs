@@ -97,6 +97,21 @@ fn flash_standard_and_reference_agree() {
     }
 }
 
+/// More tensors than a kernel may bind on small devices, and what changes no row beside them.
+#[test]
+fn the_oracle_knows_no_limits_of_devices() {
+    let place = Workplace::new();
+    let all = [2, 4, 9, 40];
+    let entries = [sink(&[-99.0; 4]), bias(all, |_| 0.0), mask(Dtype::BOOL, all, |_| true)];
+    let reference = |entries: &[Entries], options: &[&str]| {
+        let input = place.write("in", &file(entries));
+        place.run(&input, &[&["--algorithm", "reference", "--alibi"], options].concat())
+    };
+    let found = reference(&entries, &["--window", "20,20", "--block-mask", "local:20"]);
+    let expected = reference(&[], &["--window", "20,20"]);
+    Answer { gradients: found.gradients[..3].to_vec(), ..found }.agrees(&expected, 1e-5, "the oracle");
+}
+
 /// What an option says can be said by entries too.
 #[test]
 fn entries_mean_what_they_say() {

@@ -60,9 +60,10 @@ pub fn usage(error: &clap::Error) -> String {
     let text = error.to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let line = in_one_line(paragraph);
-    // clap's own usage line names the command.
+    // clap's own usage line names the command; beside a value that is wrong there is none.
     let usage = text.split("Usage: flash ").nth(1).and_then(|usage| usage.split_whitespace().next());
     let known = ["info", "demo", "run", "check", "bench", "tune", "fuzz"];
-    let command = usage.filter(|word| known.contains(word)).map_or(String::new(), |command| format!(" {command}"));
+    let given = usage.map(str::to_owned).or_else(|| std::env::args().nth(1));
+    let command = given.filter(|word| known.contains(&word.as_str())).map_or(String::new(), |word| format!(" {word}"));
     format!("{}; see `flash{command} --help`", line.strip_prefix("error: ").unwrap_or(&line))
 }

@@ -103,6 +103,8 @@ fn usage_errors_name_the_help_of_their_command() {
         (&["run", "a", "b", "--bogus"][..], "see `flash run --help`"),
         (&["bench", "--bogus"], "see `flash bench --help`"),
         (&["run", "a", "b", "--seed", "3"], "see `flash run --help`"),
+        (&["run", "a", "b", "--seed", "x"], "see `flash run --help`"),
+        (&["bench", "--block-mask", "moon:3"], "see `flash bench --help`"),
         (&["--bogus"], "see `flash --help`"),
     ] {
         one_line(arguments, &place.flash(arguments), help);

@@ -9,7 +9,7 @@ use wgpu_flash_attention::{Algorithm, DeviceClass, Element};
 
 use crate::arguments::BoundOptions;
 use crate::axes::Series;
-use crate::case::{Case, Problem, State};
+use crate::case::{Case, Given, Problem};
 use crate::ceilings::{self, Ceilings};
 use crate::device::{self, Gpu};
 use crate::failure::{Failure, Result};
@@ -173,7 +173,7 @@ fn fill(record: &mut Record, gpu: &Gpu, problem: &Problem, algorithm: Algorithm,
     let plan = gpu.attention.plan_forward(&attention).build()?;
     record.on_matrices = plan.passes().iter().any(|pass| pass.specialization.tiles.matrix_side.is_some());
     let inputs = inputs::normal(problem, 0, 1.0);
-    let given = State::new();
+    let given = Given::default();
     let case = Case::new(gpu, &inputs, 0, &given)?;
     let prepared = Whole { algorithm }.prepare(gpu, &case)?;
     let warm_up = Duration::from_millis(if is_software(gpu) { 0 } else { 1000 });

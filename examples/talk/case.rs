@@ -1,6 +1,7 @@
 //! What all methods are given: a problem, its inputs, and the inputs on the device.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wgpu_flash_attention::{AttentionLayout, AttentionProblem, AttentionShape, Element};
 
@@ -153,14 +154,59 @@ impl Tensor {
     }
 }
 
+/// What `--load` gives, and which of it was taken.
+#[derive(Default)]
+pub struct Given {
+    state: State,
+    taken: RefCell<BTreeSet<String>>,
+}
+
+impl Given {
+    pub fn new(state: State) -> Self {
+        Self { state, taken: RefCell::default() }
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.state.get(name)
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> Vec<&str> {
+        self.state.keys().map(String::as_str).collect()
+    }
+
+    /// Notes that a method uses this tensor.
+    pub fn take(&self, name: &str) {
+        self.taken.borrow_mut().insert(name.to_owned());
+    }
+
+    /// What was taken since the last call.
+    pub fn taken(&self) -> BTreeSet<String> {
+        self.taken.take()
+    }
+}
+
+/// In words, for messages.
+pub fn not_finite(value: f32) -> &'static str {
+    if value.is_nan() { "a NaN" } else { "an infinity" }
+}
+
 /// The tensor that `--load` gives under this name, of this shape, if it gives one.
 ///
 /// # Errors
-/// It has another shape, or not numbers in f32.
+/// It has another shape, not numbers in f32, or numbers that are not finite.
 pub fn given(case: &Case, name: &str, dims: &[usize]) -> Result<Option<Tensor>> {
     match case.given.get(name) {
         None => Ok(None),
-        Some(tensor) if tensor.dims == dims && matches!(tensor.values, Values::F32(_)) => Ok(Some(tensor.clone())),
+        Some(tensor) if tensor.dims == dims && matches!(tensor.values, Values::F32(_)) => {
+            if let Some(at) = tensor.f32s().iter().position(|x| !x.is_finite()) {
+                let value = not_finite(tensor.f32s()[at]);
+                return Err(Failure::new(format_args!("the loaded {name} has {value} at element {at}")));
+            }
+            case.given.take(name);
+            Ok(Some(tensor.clone()))
+        }
         Some(tensor) => Err(Failure::new(format_args!(
             "the loaded {name} has the shape {:?}, it must be f32 of {dims:?} here",
             tensor.dims
@@ -177,12 +223,12 @@ pub struct Case<'a> {
     /// The key of all random draws (Philox).
     pub seed: u64,
     /// What `--load` gives. A method uses the tensors of its names instead of drawing or learning them.
-    pub given: &'a State,
+    pub given: &'a Given,
 }
 
 impl<'a> Case<'a> {
     /// Uploads the inputs.
-    pub fn new(gpu: &Gpu, inputs: &'a Inputs, seed: u64, given: &'a State) -> Result<Self> {
+    pub fn new(gpu: &Gpu, inputs: &'a Inputs, seed: u64, given: &'a Given) -> Result<Self> {
         let element = inputs.problem.element;
         let filled = |name: &str, values: &[f32]| {
             gpu.filled(name, &elements::encode(element, values.iter().copied().map(f64::from)))

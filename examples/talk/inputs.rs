@@ -9,6 +9,9 @@ use crate::draws::Draws;
 use crate::failure::{Failure, Result};
 use crate::tensors;
 
+/// The widest head, of files as of --head-dim.
+const MOST_DIM: u32 = 256;
+
 /// Where Q, K and V come from.
 pub enum Source {
     /// N(0, 1), with Q and K this many times as large.
@@ -35,7 +38,7 @@ impl Source {
             "random" => Source::Normal(1.0),
             // A softmax with few large entries flatters sparse methods.
             "peaked" => Source::Normal(4.0),
-            path => Source::File(File::read(Path::new(path))?),
+            path => File::source(Path::new(path))?,
         })
     }
 
@@ -56,6 +59,29 @@ impl Source {
             Source::Normal(_) => None,
             Source::File(file) => Some(file.problem),
         }
+    }
+
+    /// Fails where a value of the file is not finite in this element.
+    ///
+    /// # Errors
+    /// The tensor, the place and the value.
+    pub fn check_element(&self, element: Element) -> Result<()> {
+        let Source::File(file) = self else { return Ok(()) };
+        let Problem { num_heads, num_heads_kv, seqlen, head_dim, .. } = file.problem;
+        for (name, values, heads) in
+            [("q", &file.q, num_heads), ("k", &file.k, num_heads_kv), ("v", &file.v, num_heads_kv)]
+        {
+            let Some(at) = values.iter().position(|x| !element.round(f64::from(*x)).is_finite()) else { continue };
+            let value = values[at];
+            let [heads, seqlen, dim] = [heads, seqlen, head_dim].map(|dim| dim as usize);
+            let place = [at / dim / seqlen / heads, at / dim / seqlen % heads, at / dim % seqlen, at % dim];
+            let reason = match value.is_finite() {
+                true => format!("{value} at {place:?}, which is too large for {}", element.name()),
+                false => format!("{} at {place:?}", crate::case::not_finite(value)),
+            };
+            return Err(Failure::new(format_args!("{}: {name} has {reason}", file.path.display())));
+        }
+        Ok(())
     }
 
     /// Q, K and V of a problem: of a file, its first tokens.
@@ -88,7 +114,8 @@ pub fn normal(problem: &Problem, seed: u64, scale: f64) -> Inputs {
 }
 
 impl File {
-    fn read(path: &Path) -> Result<Self> {
+    /// A file, all of whose values are finite.
+    fn source(path: &Path) -> Result<Source> {
         let state = tensors::read(path)?;
         let failure = |reason: &str| Failure::new(format_args!("{}: {reason}", path.display()));
         let tensor = |name: &str| -> Result<(Vec<u32>, Vec<f32>)> {
@@ -110,9 +137,14 @@ impl File {
         if !heads.is_multiple_of(heads_kv) {
             return Err(failure("the heads of q are not a multiple of those of k and v"));
         }
+        if dim > MOST_DIM {
+            return Err(failure(&format!("dim is {dim}, and {MOST_DIM} is the most here")));
+        }
         let (num_heads, num_heads_kv) = (heads, heads_kv);
         let problem =
             Problem { batch, num_heads, num_heads_kv, seqlen, head_dim: dim, element: Element::F32, causal: false };
-        Ok(Self { path: path.to_owned(), problem, q, k, v })
+        let file = Source::File(Self { path: path.to_owned(), problem, q, k, v });
+        file.check_element(Element::F32)?;
+        Ok(file)
     }
 }

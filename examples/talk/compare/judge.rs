@@ -63,8 +63,8 @@ pub fn from_twin(gpu: &Gpu, inputs: &Inputs, method: &dyn Method, state: &State,
                 true => elements::largest_error(found, expected.iter().copied()),
                 false => f64::INFINITY,
             };
-            error = error.max(own);
-            largest = expected.iter().fold(largest, |largest, value| largest.max(value.abs()));
+            error = larger(error, own);
+            largest = expected.iter().fold(largest, |largest, value| larger(largest, value.abs()));
         }
     }
     let rows = if problem.seqlen <= WHOLE_TO { "all" } else { "64 rows of the first and the last head" };
@@ -85,7 +85,7 @@ fn sampled(problem: &Problem) -> (Vec<Head>, Vec<u32>) {
 /// Compares O on the device with exact attention, all of it.
 pub fn from_exact(gpu: &Gpu, problem: &Problem, o: &wgpu::Buffer, exact: &[f32]) -> Result<FromExact> {
     let (len, d) = (problem.head_len(), problem.head_dim as usize);
-    let (mut difference, mut norm, mut largest_row) = (0.0, 0.0, 0.0f64);
+    let (mut difference, mut norm, mut largest_row) = (0.0, 0.0, 0.0);
     for head in problem.heads() {
         let found = of_head(gpu, problem, o, head)?;
         let exact = &exact[head.of_q(problem) * len..][..len];
@@ -94,10 +94,15 @@ pub fn from_exact(gpu: &Gpu, problem: &Problem, o: &wgpu::Buffer, exact: &[f32])
             let row_difference: f64 = found.iter().zip(exact).map(|(f, e)| (f - f64::from(*e)).powi(2)).sum();
             norm += row_norm;
             difference += row_difference;
-            largest_row = largest_row.max((row_difference / row_norm.max(f64::MIN_POSITIVE)).sqrt());
+            largest_row = larger(largest_row, (row_difference / row_norm.max(f64::MIN_POSITIVE)).sqrt());
         }
     }
     Ok(FromExact { relative: (difference / norm.max(f64::MIN_POSITIVE)).sqrt(), largest_row })
+}
+
+/// The larger of two, and NaN if one of them is: `f64::max` would drop it.
+fn larger(a: f64, b: f64) -> f64 {
+    if a > b || a.is_nan() { a } else { b }
 }
 
 fn of_head(gpu: &Gpu, problem: &Problem, o: &wgpu::Buffer, head: Head) -> Result<Vec<f64>> {

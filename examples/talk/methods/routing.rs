@@ -19,7 +19,7 @@ use super::{Cost, Method, Prepared};
 use crate::case::{self, Case, Head, Inputs, Problem, State, Tensor, Values};
 use crate::device::Gpu;
 use crate::draws::Draws;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 
 /// Bytes of scores that are made at a time, so that they may stay in a large GPU's cache until they are read.
 const SCORES_AT_ONCE: u64 = 32 << 20;
@@ -145,14 +145,16 @@ impl Ready {
 
         let mut steps = Vec::new();
         let mut extra_bytes = making.centroids.size() + making.members.size();
-        let members = dims_of_members(&problem);
-        let [rows, keys] = [ROWS, KEYS].map(|name| sparse::given_words(case, name, &members, seqlen));
+        let [rows, keys] = [ROWS, KEYS].map(|name| given_members(case, name));
         let has_members = match (rows?, keys?) {
             (Some(rows), Some(keys)) => {
                 gpu.attention.queue().write_buffer(&making.members, 0, bytemuck::cast_slice(&[rows, keys].concat()));
                 true
             }
-            _ => {
+            (Some(_), None) | (None, Some(_)) => {
+                return Err(Failure::new(format_args!("{ROWS} and {KEYS} are loaded together or not at all")));
+            }
+            (None, None) => {
                 steps.extend(lengths);
                 extra_bytes +=
                     making.inverse.iter().map(wgpu::Buffer::size).sum::<u64>() + making.choose(&mut steps)?;
@@ -276,6 +278,17 @@ fn attention_of_clusters(problem: &Problem) -> Result<AttentionProblem> {
         first_key = groups * len
     );
     sparse::gathered(problem, groups, len, problem.causal.then_some((&mask, Some(2 * groups * len))))
+}
+
+/// The rows or keys that `--load` gives: of each centroid rising, so that none is there twice.
+fn given_members<'a>(case: &Case<'a>, name: &str) -> Result<Option<&'a [u32]>> {
+    let problem = &case.inputs.problem;
+    let members = sparse::given_words(case, name, &dims_of_members(problem), problem.seqlen)?;
+    let rises = |members: &&[u32]| members.chunks_exact(length(problem) as usize).all(|own| own.is_sorted_by(|a, b| a < b));
+    match members.as_ref().is_none_or(rises) {
+        true => Ok(members),
+        false => Err(Failure::new(format_args!("the loaded {name} must rise for each centroid"))),
+    }
 }
 
 /// Tokens to start from: centroid c of a head is the direction of a row of Q or, for odd c, of K, of the first sequence, drawn

@@ -65,28 +65,64 @@ impl Method for Scatterbrain {
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let omega: Vec<Vec<f64>> = (0..omega.len() / d).map(|f| sparse::row(omega, f, d)).collect();
         let root = f64::from(head_dim).sqrt();
-        let features = |x: &[f64]| -> Vec<f64> {
-            let shift = -dot(x, x) / (2.0 * root);
-            omega.iter().map(|row| (dot(row, x) / root.sqrt() + shift).exp() / (omega.len() as f64).sqrt()).collect()
+        let features = |x: &[f64]| {
+            let shift = -dot(x, x) / (2.0 * root) - (omega.len() as f64).ln() / 2.0;
+            Features::new(omega.iter().map(|row| dot(row, x) / root.sqrt() + shift).collect())
         };
         let keys: Vec<Vec<f64>> = (0..seqlen as usize).map(|j| sparse::row(k, j, d)).collect();
-        let of_keys: Vec<Vec<f64>> = keys.iter().map(|key| features(key)).collect();
+        let of_keys: Vec<Features> = keys.iter().map(|key| features(key)).collect();
         let mut out = Vec::with_capacity(rows.len() * d);
         for &i in rows {
             let row = sparse::row(q, i as usize, d);
             let phi = features(&row);
             let [first, end] = [0, 1].map(|n| support[(i / CHUNK) as usize * 2 + n]);
             let end_key = if causal { i + 1 } else { seqlen };
-            let weight = |j: u32| match (first..end).contains(&(j / CHUNK)) {
-                true => (dot(&row, &keys[j as usize]) / root).exp(),
-                false => dot(&phi, &of_keys[j as usize]),
+            let exponent = |j: u32| match (first..end).contains(&(j / CHUNK)) {
+                true => dot(&row, &keys[j as usize]) / root,
+                false => phi.log_product(&of_keys[j as usize]),
             };
-            let weights: Vec<f64> = (0..end_key).map(weight).collect();
+            let exponents: Vec<f64> = (0..end_key).map(exponent).collect();
+            let most = largest(&exponents);
+            let weights: Vec<f64> = exponents.iter().map(|exponent| (exponent - most).exp()).collect();
             let sum: f64 = weights.iter().sum();
             let value = |e: usize| weights.iter().zip(v.chunks_exact(d)).map(|(w, v)| w * f64::from(v[e])).sum::<f64>();
             out.extend((0..d).map(|e| value(e) / sum));
         }
         out
+    }
+}
+
+fn largest(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+}
+
+/// The twin's φ(x). It neither overflows nor becomes zero, however large x is.
+struct Features {
+    logs: Vec<f64>,
+    /// The largest of them, and exp of each less that.
+    most: f64,
+    scaled: Vec<f64>,
+}
+
+impl Features {
+    fn new(logs: Vec<f64>) -> Self {
+        let most = largest(&logs);
+        let scaled = logs.iter().map(|log| (log - most).exp()).collect();
+        Self { logs, most, scaled }
+    }
+
+    /// ln(φ · φ').
+    fn log_product(&self, other: &Self) -> f64 {
+        // What is lost where a term is too small for f64 is nothing beside such a sum.
+        const SAFE: f64 = 1e-280;
+        let sum: f64 = self.scaled.iter().zip(&other.scaled).map(|(a, b)| a * b).sum();
+        if sum > SAFE {
+            return self.most + other.most + sum.ln();
+        }
+        // No feature is large in both, so that the largest product is elsewhere.
+        let logs: Vec<f64> = self.logs.iter().zip(&other.logs).map(|(a, b)| a + b).collect();
+        let most = largest(&logs);
+        most + logs.iter().map(|log| (log - most).exp()).sum::<f64>().ln()
     }
 }
 

@@ -18,7 +18,8 @@ pub struct Arguments {
 #[derive(Subcommand)]
 pub enum Command {
     /// Runs the methods, checks each against its f64 twin, and compares their time, memory and error with exact attention.
-    /// Exit status 1 if an answer is not that of its twin.
+    /// Exit status 1 if an answer is not that of its twin, if a method fails, if one that --methods names is not defined for a
+    /// problem, or if none ran.
     Compare(CompareOptions),
     /// Is attention compute-bound or memory-bound here? Times both exact algorithms under this adapter's measured ceilings.
     Bound(BoundOptions),
@@ -59,7 +60,7 @@ pub struct CompareOptions {
     /// it short.
     #[arg(long, value_name = "random|peaked|FILE", default_value = "random")]
     pub input: String,
-    /// The methods to run. [default: all]
+    /// The methods to run. [default: all that are defined for the problem]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub methods: Vec<String>,
     /// A row sees no key after its own. Methods that are not defined for it are left out.
@@ -90,17 +91,18 @@ pub struct CompareOptions {
     /// interrupted leaves what is done.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// As --out, in f32 and f16, with tables in Markdown on standard output in place of the table.
+    /// As --out, in f32 and f16, with tables in Markdown, in compare.md and on standard output, in place of the table.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "json", "element"])]
     pub record: Option<PathBuf>,
     /// Prints one JSON object a line instead of a table.
     #[arg(long)]
     pub json: bool,
     /// Writes inputs, answers (METHOD.o, exact.o) and what methods draw, learn or decide (such as performer.omega) into a
-    /// safetensors file. For one length and one element.
+    /// safetensors file, after every method anew. For one length and one element.
     #[arg(long, value_name = "FILE")]
     pub dump: Option<PathBuf>,
-    /// Takes what methods draw, learn or decide from such a file, as far as it is there.
+    /// Takes what methods draw, learn or decide from such a file, as far as it is there. Which method took what stands in its
+    /// notes; that none took anything is an error.
     #[arg(long, value_name = "FILE")]
     pub load: Option<PathBuf>,
 }

@@ -72,21 +72,22 @@ pub fn bound(options: &BoundOptions, adapter: Option<&str>, out: &mut dyn Write)
         }
     }
     let sentences = sentences(&records, &ceilings);
-    if table.is_some() {
-        writeln!(out)?;
-        sentences.iter().try_for_each(|sentence| writeln!(out, "{sentence}"))?;
-    }
     if let Some(folder) = &options.out {
         let subtitle = format!("{} · batch {}, heads {}", gpu.describe(), options.batch, heads(options, &gpu));
         let titles = ("Exact attention: compute-bound or memory-bound?", subtitle.as_str());
-        let figure = roof::figure(&lines(&records), &ceilings, titles, &sentences)?;
+        let figure = roof::figure(&lines(&records), &ceilings, &roofs(&records, &ceilings), titles, &sentences)?;
         Target::new(&folder.join("bound.svg"))?.write(figure.as_bytes())?;
         let json =
             serde_json::to_string_pretty(&records).map_err(|error| Failure::new(format_args!("no JSON: {error}")))?;
         Target::new(&folder.join("bound.json"))?.write((json + "\n").as_bytes())?;
         if table.is_some() {
-            writeln!(out, "wrote bound.json and bound.svg to {}", folder.display())?;
+            writeln!(out, "\nwrote bound.json and bound.svg to {}", folder.display())?;
         }
+    }
+    // The answer comes last.
+    if table.is_some() {
+        writeln!(out)?;
+        sentences.iter().try_for_each(|sentence| writeln!(out, "{sentence}"))?;
     }
     Ok(true)
 }
@@ -101,11 +102,13 @@ fn is_software(gpu: &Gpu) -> bool {
 
 fn problems(options: &BoundOptions, gpu: &Gpu) -> Vec<Problem> {
     let defaults = if is_software(gpu) { vec![256, 512, 1024] } else { vec![512, 1024, 2048, 4096, 8192, 16_384] };
-    let lengths = if options.seqlen.is_empty() { &defaults } else { &options.seqlen };
+    let mut lengths = if options.seqlen.is_empty() { defaults } else { options.seqlen.clone() };
+    lengths.sort_unstable();
+    lengths.dedup();
     let mut problems = Vec::new();
     for &element in &options.element {
         for &head_dim in &options.head_dim {
-            for &seqlen in lengths {
+            for &seqlen in &lengths {
                 let num_heads = heads(options, gpu);
                 problems.push(Problem {
                     batch: options.batch,
@@ -234,6 +237,19 @@ impl Record {
     }
 }
 
+/// The roofs of matrices that the records are judged by.
+fn roofs(records: &[Record], ceilings: &Ceilings) -> Vec<roof::Roof> {
+    let is_f32 = |record: &Record| record.element == Element::F32.name();
+    let has = |wanted: bool| records.iter().any(|record| record.on_matrices && is_f32(record) == wanted);
+    let of = |element: Element| compute_ceiling(ceilings, true, element);
+    let roofs = [
+        (has(false), (roof::OF_MATRICES, of(Element::F16))),
+        (has(true), ("a third of the measured ceiling of matrices: f32 takes three products", of(Element::F32))),
+    ];
+    let roofs = roofs.into_iter().filter(|roof| roof.0 && ceilings.matrices.is_some());
+    roofs.map(|roof| roof.1).collect()
+}
+
 /// One line for each algorithm, element and width.
 fn lines(records: &[Record]) -> Vec<Series> {
     const COLORS: [[plotters::style::RGBColor; 4]; 2] = {
@@ -316,24 +332,51 @@ fn sentences(records: &[Record], ceilings: &Ceilings) -> Vec<String> {
 const NEAR: f64 = 0.2;
 
 fn conclusion(records: &[Record]) -> String {
-    let of = |algorithm: Algorithm| records.iter().filter(move |record| record.algorithm == algorithm.name());
-    let all = |algorithm: Algorithm, bound: &str| {
-        let mut own = of(algorithm).filter(|record| record.bound.is_some()).peekable();
-        own.peek().is_some() && own.all(|record| record.bound == Some(bound))
+    let measured = || records.iter().filter(|record| record.bound.is_some());
+    if measured().next().is_none() {
+        return "So there is no answer: nothing could be measured.".to_owned();
+    }
+    if !records.iter().filter_map(Record::reached).any(|share| share >= NEAR) {
+        return "So neither is what limits attention on this device: both algorithms stay far below its ceilings."
+            .to_owned();
+    }
+    let of = |algorithm: Algorithm| -> Vec<&Record> {
+        measured().filter(|record| record.algorithm == algorithm.name()).collect()
     };
-    let is_near = records.iter().filter_map(Record::reached).any(|share| share >= NEAR);
-    let text = match (all(Algorithm::Standard, "memory"), all(Algorithm::Flash, "compute")) {
-        _ if !is_near => {
-            "So neither is what limits attention on this device: both algorithms stay far below its ceilings."
+    let (standard, flash) = (of(Algorithm::Standard), of(Algorithm::Flash));
+    let all = |own: &[&Record], bound: &str| !own.is_empty() && own.iter().all(|record| record.bound == Some(bound));
+    if all(&standard, "memory") && all(&flash, "compute") {
+        return "So attention itself is compute-bound here. Writing S and P to memory is what makes the standard algorithm \
+                memory-bound."
+            .to_owned();
+    }
+    let answers: Vec<String> = [("standard", &standard), ("flash", &flash)]
+        .into_iter()
+        .filter(|(_, own)| !own.is_empty())
+        .map(|(name, own)| format!("{name} attention is {}", bound_of(own)))
+        .collect();
+    format!("So {} here.", answers.join(", and "))
+}
+
+/// What binds an algorithm: on all its shapes, or on which.
+fn bound_of(own: &[&Record]) -> String {
+    let by_memory: Vec<&&Record> = own.iter().filter(|record| record.bound == Some("memory")).collect();
+    if by_memory.is_empty() || by_memory.len() == own.len() {
+        return if by_memory.is_empty() { "compute-bound" } else { "memory-bound" }.to_owned();
+    }
+    // The fewer ones are named, line by line.
+    let is_mostly_compute = 2 * by_memory.len() <= own.len();
+    let (most, few) = if is_mostly_compute { ("compute", "memory") } else { ("memory", "compute") };
+    let mut named: Vec<(String, Vec<String>)> = Vec::new();
+    for record in own.iter().filter(|record| record.bound == Some(few)) {
+        let line = format!("{}, head_dim {}", record.element, record.head_dim);
+        match named.iter_mut().find(|(other, _)| *other == line) {
+            Some((_, lengths)) => lengths.push(record.seqlen.to_string()),
+            None => named.push((line, vec![record.seqlen.to_string()])),
         }
-        (true, true) => {
-            "So attention itself is compute-bound here. Writing S and P to memory is what makes the standard algorithm \
-             memory-bound."
-        }
-        (false, true) => "So flash attention is compute-bound here; for standard attention it depends on the shape.",
-        _ => "So the answer depends on the shape here: read it from the lines above.",
-    };
-    text.to_owned()
+    }
+    let named = named.into_iter().map(|(line, lengths)| format!("{line}, seqlen {}", lengths.join(", ")));
+    format!("{most}-bound, but {few}-bound at {}", named.collect::<Vec<_>>().join("; "))
 }
 
 fn percent(share: f64) -> String {

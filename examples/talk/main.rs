@@ -48,6 +48,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use arguments::{Arguments, Command};
 use failure::{Failure, Result};
@@ -59,6 +60,10 @@ fn main() -> ExitCode {
             // --help and --version. A reader that has gone away is no error.
             let _ = error.print();
             return ExitCode::SUCCESS;
+        }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(2);
         }
         Err(error) => return complain(&usage(&error)),
     };
@@ -84,7 +89,10 @@ fn usage(error: &clap::Error) -> String {
     let text = error.to_string();
     let words: Vec<&str> = text.split("\n\n").next().unwrap_or_default().split_whitespace().collect();
     let line = words.join(" ");
-    format!("{}; see `talk --help`", line.strip_prefix("error: ").unwrap_or(&line))
+    // Not all errors of clap have a line of usage, which would name the command.
+    let command = std::env::args().skip(1).find(|word| ["compare", "bound"].contains(&word.as_str()));
+    let command = command.map_or(String::new(), |command| format!(" {command}"));
+    format!("{}; see `talk{command} --help`", line.strip_prefix("error: ").unwrap_or(&line))
 }
 
 fn complain(message: &str) -> ExitCode {

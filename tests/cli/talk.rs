@@ -156,6 +156,10 @@ fn files_and_tables() {
     );
     assert!(done.status.success(), "{}", text(&done.stderr));
     let page = text(&done.stdout);
+    assert_eq!(
+        std::fs::read_to_string(place.0.path().join("record/compare.md")).expect("the tables"),
+        page.split("\nwrote ").next().expect("tables")
+    );
     for part in ["Time, ms, f32:", "Time, ms, f16:", "| | N=64 |", "| linear | ", "Measured ceilings: "] {
         assert!(page.contains(part), "no '{part}' in {page}");
     }
@@ -265,6 +269,72 @@ fn bound_says_which_ceiling_is_the_lower_one() {
     };
     assert!(per_byte("flash") > 2.0 * per_byte("standard"));
     assert!(read("bound.svg").contains("compute-bound or memory-bound?"));
+    assert!(words.lines().last().expect("words").starts_with("So "), "{words}");
+}
+
+/// A file of q, k and v, `[1, 1, len / dim, dim]`, of which element 5 of one is this value.
+fn with_value(place: &Workplace, name: &str, value: f32, dim: usize) -> String {
+    let bytes = |tensor: &str| -> Vec<u8> {
+        let of = |i: usize| if i == 5 && tensor == name { value } else { 0.5 };
+        (0..4 * dim).map(of).flat_map(f32::to_le_bytes).collect()
+    };
+    let all = ["q", "k", "v"].map(|name| (name, bytes(name)));
+    let view = |bytes| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, 1, 4, dim], bytes);
+    let views = all.iter().map(|(name, bytes)| (*name, view(bytes).expect("a view")));
+    place.write(&format!("{name}{value}{dim}"), &safetensors::serialize(views, None).expect("a file"))
+}
+
+#[test]
+fn values_that_are_not_finite_are_refused_by_name() {
+    let place = Workplace::new();
+    for (name, value, dim, more, reason) in [
+        ("q", f32::NAN, 4, "f32", "q has a NaN at [0, 0, 1, 1]"),
+        ("v", f32::NEG_INFINITY, 4, "f32", "v has an infinity at [0, 0, 1, 1]"),
+        ("k", 70_000.0, 4, "f16", "k has 70000 at [0, 0, 1, 1], which is too large for f16"),
+        ("k", 3.4e38, 4, "f32,bf16", "which is too large for bf16"),
+        ("k", 1.0, 257, "f32", "dim is 257, and 256 is the most here"),
+    ] {
+        let file = with_value(&place, name, value, dim);
+        let done = talk(&place, &["compare", "--input", &file, "--element", more]);
+        assert_eq!(done.status.code(), Some(2), "{reason}");
+        assert!(text(&done.stderr).contains(reason), "no '{reason}' in: {}", text(&done.stderr));
+        assert_eq!(text(&done.stdout), "");
+    }
+    let fits = with_value(&place, "k", 60_000.0, 4);
+    let done = talk(&place, &["compare", "--input", &fits, "--element", "f16", "--methods", "flash", "--repeats", "1"]);
+    assert!(done.status.success(), "{}{}", text(&done.stdout), text(&done.stderr));
+}
+
+#[test]
+fn the_exit_status_says_whether_all_went_well() {
+    let place = Workplace::new();
+    let status = |options: &[&str]| {
+        let run = ["compare", "--seqlen", "20", "--repeats", "1", "--heads", "1"];
+        talk(&place, &[&run[..], options].concat()).status.code()
+    };
+    // Of all methods, those that are not defined are passed over.
+    assert_eq!(status(&["--causal", "--head-dim", "8"]), Some(0));
+    assert_eq!(status(&["--causal", "--methods", "flash"]), Some(0));
+    // Of methods that are named, none is.
+    assert_eq!(status(&["--causal", "--methods", "flash,linformer"]), Some(1));
+    assert_eq!(status(&["--head-dim", "6", "--methods", "performer"]), Some(1));
+}
+
+#[test]
+fn lengths_are_sorted_and_each_is_there_once() {
+    let place = Workplace::new();
+    let found = records(&place, &["--seqlen", "33,20,33", "--methods", "flash"]);
+    assert_eq!(found.iter().map(|record| number(record, "seqlen")).collect::<Vec<_>>(), [20.0, 33.0]);
+}
+
+#[test]
+fn without_a_command_there_is_help() {
+    let place = Workplace::new();
+    let done = talk(&place, &[]);
+    assert_eq!(done.status.code(), Some(2));
+    assert!(text(&done.stderr).contains("Commands:"), "{}", text(&done.stderr));
+    let done = talk(&place, &["compare", "--seqlen", "x"]);
+    assert!(text(&done.stderr).ends_with("see `talk compare --help`\n"), "{}", text(&done.stderr));
 }
 
 #[test]

@@ -261,17 +261,73 @@ fn loaded_sizes_are_taken() {
 fn what_is_loaded_must_fit() {
     let place = Workplace::new();
     let cases = [
-        ("reformer", "reformer.buckets", vec![4, 1, 2, 20], 2, "must be u32 of [4, 1, 2, 20] below 2"),
+        ("reformer", "reformer.buckets", vec![4, 1, 2, 20], 2, "contains 2; must be below 2"),
+        ("routing", "routing.keys", vec![1, 2, 4, 5], 7, "must rise for each centroid"),
         ("routing", "routing.rows", vec![1, 2, 4, 4], 0, "must be u32 of [1, 2, 4, 5] below 20"),
         ("scatterbrain", "scatterbrain.support", vec![1, 2], 0, "must have each row's own chunk"),
-        ("bigbird", "bigbird.blocks", vec![2, 1, 3], 1, "below 1"),
+        ("bigbird", "bigbird.blocks", vec![2, 1, 3], 1, "contains 1; must be below 1"),
     ];
     for (method, name, dims, value, reason) in cases {
         let bytes = bytes_of_words(&vec![value; dims.iter().product()]);
         let load = file(&place, method, &[(name, Dtype::U32, dims, bytes)]);
         let found = talk(&place, &["compare", "--json", "--seqlen", "20", "--methods", method, "--load", &load]);
+        assert_eq!(found.status.code(), Some(1), "{method}");
         let said = text(&found.stdout) + &text(&found.stderr);
         assert!(said.contains(reason), "{method}: {said}");
+    }
+}
+
+#[test]
+fn what_is_loaded_is_named() {
+    let place = Workplace::new();
+    let sizes = bytes_of_words(&[5, 3]);
+    let load = file(&place, "sizes", &[("longformer.sizes", Dtype::U32, vec![2], sizes)]);
+    let options = ["--seqlen", "20", "--methods", "flash,longformer", "--load", &load];
+    let found = records(&place, &options);
+    assert_eq!(found[0]["notes"], serde_json::json!([]));
+    assert_eq!(found[1]["notes"], serde_json::json!([["loaded", "longformer.sizes"]]));
+
+    let none = talk(&place, &["compare", "--seqlen", "20", "--methods", "flash", "--load", &load]);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(text(&none.stderr).contains("no method took a tensor"), "{}", text(&none.stderr));
+
+    let omega = [f32::NAN; 11 * 8].iter().copied().flat_map(f32::to_le_bytes).collect();
+    let load =
+        file(&place, "omega", &[("performer.omega", Dtype::F32, vec![17, 8], [omega, vec![0; 4 * 48]].concat())]);
+    let nan = ["compare", "--json", "--seqlen", "20", "--head-dim", "8", "--methods", "performer", "--load", &load];
+    let nan = talk(&place, &nan);
+    assert_eq!(nan.status.code(), Some(1));
+    assert!(text(&nan.stdout).contains("performer.omega has a NaN at element 0"), "{}", text(&nan.stdout));
+}
+
+/// Reformer's error is that of another attention than the others', and its record says so.
+#[test]
+fn records_say_what_their_errors_are_against() {
+    let place = Workplace::new();
+    let found = records(&place, &["--seqlen", "20", "--methods", "flash,reformer"]);
+    assert_eq!(found[0]["exact"], "attention");
+    assert_eq!(found[1]["exact"], "attention with K = Q / ‖Q‖");
+    assert_eq!(found[1]["notes"][0][0], "error against");
+}
+
+/// Exponents far beyond those of f64: scores of about a thousand on Scatterbrain's support, and features of which none is
+/// large in both Q and K. Values are whole numbers, so that f32 has the scores exactly.
+#[test]
+fn large_inputs_are_right() {
+    const SHAPE: [usize; 4] = [1, 1, 300, 16];
+    let place = Workplace::new();
+    let tensor = |first: i32, scale: f32| -> Vec<u8> {
+        let value = |i: i32| (((i + first) * 7919 % 101 - 50) as f32 / 64.0) * scale;
+        (0..300 * 16).map(value).flat_map(f32::to_le_bytes).collect()
+    };
+    let tensors = [("q", tensor(0, 1024.0)), ("k", tensor(5, 4.0)), ("v", tensor(9, 1.0))];
+    let input = file(&place, "large", &tensors.map(|(name, bytes)| (name, Dtype::F32, SHAPE.to_vec(), bytes)));
+    for causal in [&[][..], &["--causal"]] {
+        let found = records(&place, &[&["--input", &input, "--methods", "flash,scatterbrain"], causal].concat());
+        assert_eq!(found.len(), 2);
+        for record in found {
+            assert!(number(&record, "twin_error") <= 1e-4, "{record}");
+        }
     }
 }
 

@@ -6,10 +6,22 @@ use super::axes::{self, FAINT, FONT, INK, LogAxis, SIZE, Series};
 use super::ceilings::Ceilings;
 use crate::failure::Result;
 
+/// What the ceiling of matrices is called.
+pub const OF_MATRICES: &str = "measured ceiling of matrices: f16 in, f32 summed";
+
+/// A roof above that of plain arithmetic: what it is called, and operations a second.
+pub type Roof = (&'static str, f64);
+
 /// Lines of (FLOPs per byte, FLOPs a second), with sentences below.
-pub fn figure(lines: &[Series], ceilings: &Ceilings, titles: (&str, &str), sentences: &[String]) -> Result<String> {
+pub fn figure(
+    lines: &[Series],
+    ceilings: &Ceilings,
+    roofs: &[Roof],
+    titles: (&str, &str),
+    sentences: &[String],
+) -> Result<String> {
     let mut svg = String::new();
-    draw(&mut svg, lines, ceilings, titles, sentences).map_err(axes::undrawable)?;
+    draw(&mut svg, lines, ceilings, roofs, titles, sentences).map_err(axes::undrawable)?;
     Ok(svg)
 }
 
@@ -17,6 +29,7 @@ fn draw(
     svg: &mut String,
     lines: &[Series],
     ceilings: &Ceilings,
+    roofs: &[Roof],
     (title, subtitle): (&str, &str),
     sentences: &[String],
 ) -> std::result::Result<(), DrawingAreaErrorKind<std::io::Error>> {
@@ -32,7 +45,7 @@ fn draw(
     const HEADROOM: f64 = 12.0;
     let points = || lines.iter().flat_map(|line| &line.points);
     let ridge = ceilings.ridge();
-    let top = ceilings.matrices.unwrap_or(0.0).max(ceilings.compute);
+    let top = roofs.iter().map(|roof| roof.1).fold(ceilings.compute, f64::max);
     let x = LogAxis::around(points().map(|point| point.0).chain([ridge / 3.0, 3.0 * top / ceilings.bandwidth]), 2.0);
     let y = LogAxis::around(points().map(|point| point.1).chain([top * HEADROOM, ceilings.compute / 12.0]), 10.0);
     let (x_from, x_to, y_from) = (x.start(), x.end(), y.start());
@@ -61,7 +74,7 @@ fn draw(
         5,
         FAINT.stroke_width(1),
     ))?;
-    if let Some(matrices) = ceilings.matrices {
+    for (label, matrices) in roofs.iter().copied() {
         let style = FAINT.stroke_width(2);
         let ridge = matrices / ceilings.bandwidth;
         // The slope is the same, so it goes on where that of plain arithmetic ends.
@@ -71,7 +84,7 @@ fn draw(
         }
         chart
             .draw_series(LineSeries::new(roof, style))?
-            .label("measured ceiling of matrices: f16 in, f32 summed")
+            .label(label)
             .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 22, y)], style));
     }
     for line in lines {

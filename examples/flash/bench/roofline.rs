@@ -63,5 +63,6 @@ fn sentence(records: &[Record], series: &Series, ceilings: &Ceilings) -> String 
 pub fn figure(records: &[Record], ceilings: &Ceilings, subtitle: &str) -> Result<String> {
     let lines = figures::series(records, point);
     let title = format!("{}: compute-bound or memory-bound?", figures::title(records));
-    roof::figure(&lines, ceilings, (&title, subtitle), &sentences(records, ceilings))
+    let roofs: Vec<roof::Roof> = ceilings.matrices.map(|rate| (roof::OF_MATRICES, rate)).into_iter().collect();
+    roof::figure(&lines, ceilings, &roofs, (&title, subtitle), &sentences(records, ceilings))
 }

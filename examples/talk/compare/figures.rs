@@ -6,6 +6,7 @@ use super::markdown::distinct;
 use super::record::Record;
 use crate::axes::{self, FONT, INK, LogAxis, SIZE, undrawable};
 use crate::failure::Result;
+use crate::methods;
 use crate::text;
 
 /// Dark enough on white, and unlike each other; flash and standard have those of `flash bench`.
@@ -34,16 +35,19 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// One line for each method, of the records that have both coordinates.
+/// One line for each method, of the records that have both coordinates and are right.
 fn lines(records: &[&Record], point: impl Fn(&Record) -> Option<(f64, f64)>) -> Vec<Line> {
-    let methods = distinct(records.iter().map(|record| record.method));
-    let line = |(i, name): (usize, &'static str)| {
-        let own = records.iter().filter(|record| record.method == name);
+    let names = distinct(records.iter().map(|record| record.method));
+    let all: Vec<&str> = methods::all().iter().map(|method| method.name()).collect();
+    let line = |name: &'static str| {
+        let own = records.iter().filter(|record| record.method == name && record.is_good());
         let points: Vec<_> = own.filter_map(|record| point(record)).collect();
         let is_exact = matches!(name, "flash" | "standard");
-        Line { name, color: COLORS[i % COLORS.len()], is_exact, points }
+        // A method has its color in every figure, whichever others are there.
+        let place = all.iter().position(|other| *other == name).unwrap_or_default();
+        Line { name, color: COLORS[place % COLORS.len()], is_exact, points }
     };
-    methods.into_iter().enumerate().map(line).filter(|line| !line.points.is_empty()).collect()
+    names.into_iter().map(line).filter(|line| !line.points.is_empty()).collect()
 }
 
 /// Time against seqlen, of records of one element.

@@ -1,6 +1,6 @@
 //! Records as tables in Markdown, one for each question, a row for each method and a column for each length.
 
-use super::record::Record;
+use super::record::{Outcome, Record};
 use crate::ceilings::Ceilings;
 use crate::text;
 
@@ -44,8 +44,13 @@ fn table(records: &[&Record], cell: Cell) -> String {
     let heads: Vec<String> = lengths.iter().map(|seqlen| format!(" N={seqlen} |")).collect();
     let mut table = format!("| |{}\n|---|{}\n", heads.concat(), "---|".repeat(lengths.len()));
     for method in methods {
-        let of = |seqlen: &u32| records.iter().find(|record| record.method == method && record.seqlen == *seqlen);
-        let cells = lengths.iter().map(|seqlen| of(seqlen).and_then(|record| cell(record)).unwrap_or("–".to_owned()));
+        let of =
+            |seqlen: &u32| records.iter().copied().find(|record| record.method == method && record.seqlen == *seqlen);
+        let shown = |record: &Record| match record.outcome {
+            Outcome::Wrong => Some("WRONG".to_owned()),
+            _ => cell(record),
+        };
+        let cells = lengths.iter().map(|seqlen| of(seqlen).and_then(shown).unwrap_or("–".to_owned()));
         table += &format!("| {method} | {} |\n", cells.collect::<Vec<_>>().join(" | "));
     }
     table

@@ -13,30 +13,32 @@ use indicatif::{ProgressBar, ProgressStyle};
 use wgpu_flash_attention::{DeviceClass, Element};
 
 use crate::arguments::CompareOptions;
-use crate::case::{self, Case, Inputs, Problem, State, Tensor};
+use crate::case::{self, Case, Given, Inputs, Problem, State, Tensor};
 use crate::ceilings::{self, Ceilings};
 use crate::device::{self, Gpu};
 use crate::exact;
 use crate::failure::{Failure, Result};
 use crate::inputs::Source;
 use crate::methods::{self, Exact, Method};
-use crate::target::Target;
+use crate::target::{self, Target};
 use crate::tensors;
 use crate::text::Table;
 use crate::timing::{self, Effort};
-use record::Record;
+use record::{Outcome, Record};
 
 pub fn compare(options: &CompareOptions, adapter: Option<&str>, out: &mut dyn Write) -> Result<bool> {
     let methods = chosen(&options.methods)?;
     let source = Source::new(&options.input)?;
-    let given = options.load.as_deref().map(tensors::read).transpose()?.unwrap_or_default();
-    let dump = options.dump.as_deref().map(Target::new).transpose()?;
+    let given = Given::new(options.load.as_deref().map(tensors::read).transpose()?.unwrap_or_default());
+    // Whether it can be written is known before there is work to lose.
+    options.dump.as_deref().map(Target::new).transpose()?;
     if let Some(folder) = options.folder() {
         make_folder(folder)?;
     }
     let gpu = device::open(adapter)?;
     let problems = problems(options, &source, &gpu)?;
-    if dump.is_some() && problems.len() != 1 {
+    problems.iter().try_for_each(|problem| source.check_element(problem.element))?;
+    if options.dump.is_some() && problems.len() != 1 {
         return Err(Failure::new("--dump is for one length and one element: name them with --seqlen and --element"));
     }
     let ceilings = match options.folder() {
@@ -47,8 +49,16 @@ pub fn compare(options: &CompareOptions, adapter: Option<&str>, out: &mut dyn Wr
         true => None,
         false => Some(header(&gpu, &problems, &source, out)?),
     };
-    let mut run =
-        Run { options, gpu: &gpu, source: &source, given: &given, ceilings, records: Vec::new(), dumped: State::new() };
+    let mut run = Run {
+        options,
+        gpu: &gpu,
+        source: &source,
+        given: &given,
+        has_taken: false,
+        ceilings,
+        records: Vec::new(),
+        dumped: State::new(),
+    };
     let progress = progress(problems.len() * methods.len());
     for problem in &problems {
         run.on(problem, &methods, &progress, &mut |record| {
@@ -62,16 +72,31 @@ pub fn compare(options: &CompareOptions, adapter: Option<&str>, out: &mut dyn Wr
         })?;
     }
     progress.finish_and_clear();
-    if let Some(target) = dump {
-        target.write(&tensors::file(&run.dumped)?)?;
-    }
     if options.record.is_some() {
-        write!(out, "{}", markdown::page(&run.records, &gpu.describe(), run.ceilings.as_ref()))?;
+        write!(out, "{}", run.page())?;
     }
     if let (Some(folder), false) = (options.folder(), options.json) {
         writeln!(out, "\nwrote compare.json, compare.csv and figures to {}", folder.display())?;
     }
-    Ok(run.records.iter().all(Record::is_good))
+    // A method that failed has said why.
+    let has_failed = run.records.iter().any(|record| record.outcome == Outcome::Failed);
+    if let (Some(path), false) = (&options.load, run.has_taken || has_failed) {
+        let path = path.display();
+        let names = given.names().join(", ");
+        return Err(Failure::new(format_args!("no method took a tensor of {path}, which has: {names}")));
+    }
+    Ok(is_success(&run.records, !options.methods.is_empty()))
+}
+
+/// Whether every answer was right and every method ran that should: those that are named must be defined for each problem, and
+/// of all methods at least one.
+fn is_success(records: &[Record], are_named: bool) -> bool {
+    let is_fine = |record: &Record| match record.outcome {
+        Outcome::Good => true,
+        Outcome::Undefined => !are_named,
+        Outcome::Failed | Outcome::Wrong => false,
+    };
+    records.iter().all(is_fine) && records.iter().any(Record::is_good)
 }
 
 /// A comparison under way.
@@ -79,8 +104,9 @@ struct Run<'a> {
     options: &'a CompareOptions,
     gpu: &'a Gpu,
     source: &'a Source,
-    /// What `--load` gives.
-    given: &'a State,
+    /// What `--load` gives, and whether a method has taken any of it.
+    given: &'a Given,
+    has_taken: bool,
     ceilings: Option<Ceilings>,
     records: Vec<Record>,
     /// What `--dump` writes.
@@ -100,21 +126,35 @@ impl Run<'_> {
         let inputs = self.source.inputs(problem, self.options.seed);
         // One upload for all methods.
         let case = Case::new(self.gpu, &inputs, self.options.seed, self.given);
+        if self.options.dump.is_some() {
+            self.dump("q", problem, problem.num_heads, inputs.q.clone());
+            self.dump("k", problem, problem.num_heads_kv, inputs.k.clone());
+            self.dump("v", problem, problem.num_heads_kv, inputs.v.clone());
+        }
         let mut exact = ExactOutputs::default();
         let mut flash_ms = None;
-        for method in methods {
+        for (i, method) in methods.iter().enumerate() {
             progress.set_message(format!("{} tokens, {}: {}", problem.seqlen, problem.element.name(), method.name()));
             let mut record =
                 Record::new(method.name(), problem, &self.source.name(), self.options.seed, self.gpu.describe());
+            record.exact = method.exact().name();
             let result = match (method.supports(problem), &case) {
                 (Ok(()), Ok(case)) => self.measure(method.as_ref(), case, &mut exact, &mut record),
                 (Ok(()), Err(failure)) => Err(Failure::new(failure.line())),
-                (Err(reason), _) => Err(Failure::new(reason)),
+                (Err(reason), _) => {
+                    (record.outcome, record.error) = (Outcome::Undefined, Some(reason));
+                    Ok(())
+                }
             };
             if let Err(failure) = result {
-                record.error = Some(failure.line().to_owned());
+                (record.outcome, record.error) = (Outcome::Failed, Some(failure.line().to_owned()));
             }
-            if record.method == "flash" {
+            let taken = self.given.taken();
+            if record.outcome != Outcome::Failed {
+                self.has_taken |= !taken.is_empty();
+                record.notes.extend(taken.into_iter().map(|name| ("loaded".to_owned(), name)));
+            }
+            if record.method == "flash" && record.is_good() {
                 flash_ms = record.ms_median;
             }
             record.times_flash = record.ms_median.zip(flash_ms).map(|(ms, flash)| ms / flash);
@@ -122,19 +162,7 @@ impl Run<'_> {
             print(&record)?;
             self.records.push(record);
             self.write_files()?;
-        }
-        if self.options.dump.is_some() {
-            let Inputs { q, k, v, .. } = inputs;
-            self.dump("q", problem, problem.num_heads, q);
-            self.dump("k", problem, problem.num_heads_kv, k);
-            self.dump("v", problem, problem.num_heads_kv, v);
-            for (exact, o) in exact.all {
-                let name = match exact {
-                    Exact::Attention => "exact.o",
-                    Exact::SharedQk => "exact_shared_qk.o",
-                };
-                self.dump(name, problem, problem.num_heads, o);
-            }
+            self.write_dump(problem, &exact, i + 1 == methods.len())?;
         }
         Ok(())
     }
@@ -158,6 +186,9 @@ impl Run<'_> {
         record.time(&time, &prepared.cost(), self.ceilings.as_ref());
         record.judge(&twin, &deviation);
         record.notes = prepared.report(gpu)?;
+        if method.exact() != Exact::Attention {
+            record.notes.push(("error against".to_owned(), method.exact().name().to_owned()));
+        }
         if self.options.dump.is_some() {
             let o = case::read(gpu, problem.element, prepared.output(), 0, problem.q_len())?;
             let o = o.into_iter().map(|value| value as f32).collect();
@@ -172,6 +203,24 @@ impl Run<'_> {
         self.dumped.insert(name.to_owned(), Tensor::f32(&dims, values));
     }
 
+    /// The dump anew, so that what is interrupted leaves what is done; on standard output only once.
+    fn write_dump(&mut self, problem: &Problem, exact: &ExactOutputs, is_last: bool) -> Result<()> {
+        let Some(path) = self.options.dump.as_deref() else { return Ok(()) };
+        if target::is_pipe(path) && !is_last {
+            return Ok(());
+        }
+        for (exact, o) in &exact.all {
+            let name = match exact {
+                Exact::Attention => "exact.o",
+                Exact::SharedQk => "exact_shared_qk.o",
+            };
+            if !self.dumped.contains_key(name) {
+                self.dump(name, problem, problem.num_heads, o.clone());
+            }
+        }
+        Target::new(path)?.write(&tensors::file(&self.dumped)?)
+    }
+
     fn effort(&self) -> Effort {
         // Idle GPUs take a while to reach their clocks; a software driver has none.
         let software = self.gpu.attention.capabilities().device_class == DeviceClass::Cpu;
@@ -179,6 +228,11 @@ impl Run<'_> {
         let budget = Duration::from_millis(400);
         let (least, most) = self.options.repeats.map_or((3, 20), |repeats| (repeats, repeats));
         Effort { least, most, budget, warm_up }
+    }
+
+    /// All tables in Markdown.
+    fn page(&self) -> String {
+        markdown::page(&self.records, &self.gpu.describe(), self.ceilings.as_ref())
     }
 
     /// All files anew, each whole or not at all: records, and three figures for each element.
@@ -189,6 +243,9 @@ impl Run<'_> {
             .map_err(|error| Failure::new(format_args!("no JSON: {error}")))?;
         write("compare.json".to_owned(), json + "\n")?;
         write("compare.csv".to_owned(), Record::csv(&self.records))?;
+        if self.options.record.is_some() {
+            write("compare.md".to_owned(), self.page())?;
+        }
         let elements = markdown::distinct(self.records.iter().map(|record| record.element));
         for element in &elements {
             let own: Vec<&Record> = self.records.iter().filter(|record| record.element == *element).collect();
@@ -262,13 +319,15 @@ fn problems(options: &CompareOptions, source: &Source, gpu: &Gpu) -> Result<Vec<
         None if software => vec![256, 512],
         None => (9..=16).map(|power| 1 << power).collect(),
     };
-    let lengths = if options.seqlen.is_empty() { &defaults } else { &options.seqlen };
+    let mut lengths = if options.seqlen.is_empty() { defaults } else { options.seqlen.clone() };
+    lengths.sort_unstable();
+    lengths.dedup();
     if let Some(file) = of_file
         && let Some(long) = lengths.iter().find(|seqlen| **seqlen > file.seqlen)
     {
         return Err(Failure::new(format_args!("the file has {} tokens, not {long}", file.seqlen)));
     }
-    for &seqlen in lengths {
+    for &seqlen in &lengths {
         Problem { seqlen, ..first }.check_size()?;
     }
     let elements = if options.record.is_some() { &[Element::F32, Element::F16] } else { &options.element[..] };

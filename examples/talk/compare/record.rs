@@ -6,11 +6,25 @@ use super::judge::{FromExact, FromTwin};
 use crate::case::Problem;
 use crate::ceilings::Ceilings;
 use crate::failure::Result;
-use crate::methods::Cost;
+use crate::methods::{Cost, Exact};
 use crate::text::{self, Column, Table, numbers, words};
 use crate::timing::Timing;
 
-/// One method on one problem. What could not be measured is null, and `error` says why.
+/// How a method fared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its answer is that of its twin.
+    Good,
+    /// It is not defined, or not written, for this problem.
+    Undefined,
+    /// It could not run to its end.
+    Failed,
+    /// Its answer is not that of its twin.
+    Wrong,
+}
+
+/// One method on one problem. What could not be measured is null, and `error` says why. Where an answer was measured and is
+/// not that of the twin, `error` says so: such a record counts nowhere.
 #[derive(Clone, Debug, Serialize)]
 pub struct Record {
     pub method: &'static str,
@@ -40,6 +54,8 @@ pub struct Record {
     pub relative_error: Option<f64>,
     /// The largest ‖O_i − exact_i‖ / ‖exact_i‖ of a row i.
     pub largest_row_error: Option<f64>,
+    /// What these errors are measured against: `attention`, or `attention with K = Q / ‖Q‖`.
+    pub exact: &'static str,
     /// What the exact answer comes from.
     pub exact_by: &'static str,
     /// The largest |difference| from the f64 twin, as a share of the largest |O|, and what it may be.
@@ -48,8 +64,10 @@ pub struct Record {
     pub twin_rows: Option<&'static str>,
     /// What else the method reports.
     pub notes: Vec<(String, String)>,
-    /// Why there is no time.
+    /// Why there is no time, or why it does not count.
     pub error: Option<String>,
+    #[serde(skip)]
+    pub outcome: Outcome,
 }
 
 impl Record {
@@ -76,12 +94,14 @@ impl Record {
             roof_ms: None,
             relative_error: None,
             largest_row_error: None,
+            exact: Exact::Attention.name(),
             exact_by: crate::exact::source(problem),
             twin_error: None,
             twin_bound: None,
             twin_rows: None,
             notes: Vec::new(),
             error: None,
+            outcome: Outcome::Good,
         }
     }
 
@@ -101,14 +121,20 @@ impl Record {
         self.twin_rows = Some(twin.rows);
         self.relative_error = Some(exact.relative);
         self.largest_row_error = Some(exact.largest_row);
+        // A NaN is in no bound.
+        if !(twin.error <= twin.bound) {
+            self.outcome = Outcome::Wrong;
+            self.error = Some(format!(
+                "differs from its twin by {} of the largest |O|, and {} is the most",
+                text::error(twin.error),
+                text::error(twin.bound)
+            ));
+        }
     }
 
-    /// Whether the answer was that of the twin. A method that could not run is an answer too.
+    /// Whether it counts in figures and tables.
     pub fn is_good(&self) -> bool {
-        match (self.twin_error, self.twin_bound) {
-            (Some(error), Some(bound)) => error <= bound,
-            _ => true,
-        }
+        self.outcome == Outcome::Good
     }
 
     pub fn columns() -> Vec<Column> {
@@ -137,9 +163,9 @@ impl Record {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
         let speed = self.flops.zip(self.ms_median).map(|(flops, ms)| text::per_second(flops / ms * 1e3, "FLOP"));
         let of_roof = self.roof_ms.zip(self.ms_median).map(|(roof, ms)| format!("{:.0} %", 100.0 * roof / ms));
-        let twin = match self.is_good() {
-            true => or_dash(self.twin_error.map(text::error)),
-            false => format!("{} WRONG", or_dash(self.twin_error.map(text::error))),
+        let twin = match self.outcome {
+            Outcome::Wrong => format!("{} WRONG", or_dash(self.twin_error.map(text::error))),
+            _ => or_dash(self.twin_error.map(text::error)),
         };
         let notes: Vec<String> = self.notes.iter().map(|(name, value)| format!("{name} {value}")).collect();
         [

@@ -96,6 +96,16 @@ pub enum Exact {
     SharedQk,
 }
 
+impl Exact {
+    /// For records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Exact::Attention => "attention",
+            Exact::SharedQk => "attention with K = Q / ‖Q‖",
+        }
+    }
+}
+
 /// What one run does, counted from the algorithm.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {

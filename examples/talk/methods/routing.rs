@@ -120,7 +120,7 @@ struct Ready {
 impl Ready {
     fn new(gpu: &Gpu, case: &Case, steps_of_means: u32) -> Result<Self> {
         let problem = case.inputs.problem;
-        let Problem { batch, num_heads, num_heads_kv, seqlen, head_dim, .. } = problem;
+        let Problem { batch, num_heads, num_heads_kv, head_dim, .. } = problem;
         let (columns, len) = (centroids(&problem), length(&problem));
         let (of_q, q_inverse) = sparse::row_lengths(gpu, &problem, &case.q, batch * num_heads)?;
         let (of_k, k_inverse) = sparse::row_lengths(gpu, &problem, &case.k, batch * num_heads_kv)?;
@@ -284,7 +284,8 @@ fn attention_of_clusters(problem: &Problem) -> Result<AttentionProblem> {
 fn given_members<'a>(case: &Case<'a>, name: &str) -> Result<Option<&'a [u32]>> {
     let problem = &case.inputs.problem;
     let members = sparse::given_words(case, name, &dims_of_members(problem), problem.seqlen)?;
-    let rises = |members: &&[u32]| members.chunks_exact(length(problem) as usize).all(|own| own.is_sorted_by(|a, b| a < b));
+    let rises =
+        |members: &&[u32]| members.chunks_exact(length(problem) as usize).all(|own| own.is_sorted_by(|a, b| a < b));
     match members.as_ref().is_none_or(rises) {
         true => Ok(members),
         false => Err(Failure::new(format_args!("the loaded {name} must rise for each centroid"))),

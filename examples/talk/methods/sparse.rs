@@ -296,7 +296,9 @@ pub fn given_words<'a>(case: &Case<'a>, name: &str, dims: &[u32], end: u32) -> R
     let has_shape = tensor.dims.iter().copied().eq(dims.iter().map(|dim| *dim as usize));
     match &tensor.values {
         Values::U32(values) if has_shape => match values.iter().find(|value| **value >= end) {
-            Some(value) => Err(Failure::new(format_args!("the loaded {name} contains {value}; must be below {end} here"))),
+            Some(value) => {
+                Err(Failure::new(format_args!("the loaded {name} contains {value}; must be below {end} here")))
+            }
             None => {
                 case.given.take(name);
                 Ok(Some(values))

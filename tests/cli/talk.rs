@@ -362,17 +362,12 @@ fn refusals_say_why() {
     }
 }
 
+/// Runs until this file is there, and then interrupts.
 #[cfg(unix)]
-#[test]
-fn what_is_interrupted_leaves_what_is_done() {
-    let place = Workplace::new();
-    let folder = place.path("out");
-    // Far more than can end by itself.
-    let arguments = ["compare", "--seqlen", "64,128,256,512,1024,2048,4096,8192", "--repeats", "50", "--out", &folder];
-    let mut command = command(&place, &arguments);
+fn interrupted(place: &Workplace, arguments: &[&str], file: &std::path::Path) {
+    let mut command = command(place, arguments);
     heed(&mut command, libc::SIGINT);
     let mut child = command.stdout(Stdio::null()).spawn().expect("the program starts");
-    let file = place.0.path().join("out/compare.json");
     let start = std::time::Instant::now();
     while !file.exists() && start.elapsed().as_secs() < 100 {
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -381,10 +376,33 @@ fn what_is_interrupted_leaves_what_is_done() {
     unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
     let status = child.wait().expect("the program ends");
     assert!(!status.success());
-    let records: Vec<Value> = serde_json::from_slice(&std::fs::read(&file).expect("the records")).expect("whole JSON");
-    assert!(!records.is_empty());
-    let left = std::fs::read_dir(place.0.path().join("out")).expect("the folder").flatten();
-    let temporary: Vec<_> =
-        left.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with('.')).collect();
-    assert!(temporary.is_empty(), "{temporary:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_interrupted_leaves_what_is_done() {
+    let place = Workplace::new();
+    let folder = place.path("out");
+    // Far more than can end by itself.
+    let much = ["compare", "--seqlen", "64,128,256,512,1024,2048,4096,8192", "--repeats", "50"];
+    for option in ["--out", "--record"] {
+        let file = place.0.path().join("out/compare.json");
+        interrupted(&place, &[&much[..], &[option, &folder]].concat(), &file);
+        let bytes = std::fs::read(&file).expect("the records");
+        let records: Vec<Value> = serde_json::from_slice(&bytes).expect("whole JSON");
+        assert!(!records.is_empty());
+        let left = std::fs::read_dir(&folder).expect("the folder").flatten();
+        let temporary: Vec<_> =
+            left.map(|entry| entry.file_name()).filter(|name| name.to_string_lossy().starts_with('.')).collect();
+        assert!(temporary.is_empty(), "{temporary:?}");
+        std::fs::remove_dir_all(&folder).expect("the folder goes");
+    }
+    let dump = place.path("dump");
+    let one = ["compare", "--seqlen", "256", "--repeats", "1000", "--methods", "flash,standard", "--dump", &dump];
+    interrupted(&place, &one, std::path::Path::new(&dump));
+    let bytes = std::fs::read(&dump).expect("the dump");
+    let tensors = SafeTensors::deserialize(&bytes).expect("a whole file");
+    for name in ["q", "k", "v", "flash.o", "exact.o"] {
+        assert!(tensors.tensor(name).is_ok(), "no {name} in {:?}", tensors.names());
+    }
 }

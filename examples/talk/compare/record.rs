@@ -121,8 +121,7 @@ impl Record {
         self.twin_rows = Some(twin.rows);
         self.relative_error = Some(exact.relative);
         self.largest_row_error = Some(exact.largest_row);
-        // A NaN is in no bound.
-        if !(twin.error <= twin.bound) {
+        if twin.error.is_nan() || twin.error > twin.bound {
             self.outcome = Outcome::Wrong;
             self.error = Some(format!(
                 "differs from its twin by {} of the largest |O|, and {} is the most",

@@ -61,7 +61,7 @@ impl Method for Reformer {
 
     fn prepare(&self, gpu: &Gpu, case: &Case) -> Result<Box<dyn Prepared>> {
         // What is loaded says how many rounds there are; shapes are judged there.
-        let loaded = [BUCKETS, ROTATIONS].iter().find_map(|name| case.given.get(*name));
+        let loaded = [BUCKETS, ROTATIONS].iter().find_map(|name| case.given.get(name));
         let rounds = loaded.map_or(self.rounds, |tensor| tensor.dims.first().map_or(1, |rounds| *rounds as u32));
         if !(1..=MOST_ROUNDS).contains(&rounds) {
             return Err(Failure::new(format_args!("{rounds} rounds are loaded; 1 to {MOST_ROUNDS} are possible")));

@@ -35,42 +35,42 @@ pub struct OwnWgsl {
 }
 
 impl WgslFiles {
-    /// A file may hold both functions, but each is asked for by its option.
-    fn tell_of_unused(&self) {
-        let both = [(&self.score_mod, &self.mask_mod, "mask_mod"), (&self.mask_mod, &self.score_mod, "score_mod")];
-        for (given, other, name) in both {
-            let Some(path) = given.as_deref().filter(|_| other.is_none()) else { continue };
-            if read(path).is_ok_and(|text| defines(&text, name)) {
-                let option = name.replace('_', "-");
-                eprintln!("note: {name} of {0} is not used; add --{option} {0}", path.display());
-            }
-        }
-    }
-
     /// Reads the files. `aux` is the type of the numbers that they may read.
     pub fn read(&self, aux: AuxType) -> Result<OwnWgsl> {
         let options = WgslOptions::new().with_aux(aux);
         let options = self.max_turns.map_or(options, |most| options.with_max_turns(most));
-        let score = self.score_mod.as_deref().map(|path| {
+        let score = self.score_mod.as_deref().map(|path| -> Result<ScoreWgsl> {
             let files: Vec<&Path> = [path].into_iter().chain(self.score_mod_grad.as_deref()).collect();
             let texts = files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
-            ScoreWgsl::with_options(&texts.concat(), options).map_err(|fault| failure(&files, &texts, &fault))
+            let own = ScoreWgsl::with_options(&texts.concat(), options);
+            let own = own.map_err(|fault| failure(&files, &texts, &fault))?;
+            if self.mask_mod.is_none() {
+                tell_if_unused(path, &texts[0], "mask_mod", "--mask-mod");
+            }
+            Ok(own)
         });
-        let mask = self.mask_mod.as_deref().map(|path| {
+        let mask = self.mask_mod.as_deref().map(|path| -> Result<MaskWgsl> {
             let text = read(path)?;
-            MaskWgsl::with_options(&text, options).map_err(|fault| failure(&[path], &[text], &fault))
+            let own = MaskWgsl::with_options(&text, options);
+            let own = own.map_err(|fault| failure(&[path], std::slice::from_ref(&text), &fault))?;
+            if self.score_mod.is_none() {
+                tell_if_unused(path, &text, "score_mod", "--score-mod");
+            }
+            Ok(own)
         });
-        let own = OwnWgsl { score: score.transpose()?, mask: mask.transpose()? };
-        self.tell_of_unused();
-        Ok(own)
+        Ok(OwnWgsl { score: score.transpose()?, mask: mask.transpose()? })
     }
 }
 
-/// Whether a text seems to define a function.
-fn defines(text: &str, name: &str) -> bool {
-    let before_name = |line: &str| line.trim_start().strip_prefix("fn").map(|rest| rest.trim_start().to_owned());
-    let mut after_fn = text.lines().filter_map(before_name);
-    after_fn.any(|rest| rest.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with('(')))
+/// A file may hold both functions, but each is asked for by its option.
+fn tell_if_unused(path: &Path, text: &str, name: &str, option: &str) {
+    let named = |line: &str| {
+        let rest = line.trim_start().strip_prefix("fn")?.trim_start().strip_prefix(name)?;
+        rest.trim_start().starts_with('(').then_some(())
+    };
+    if text.lines().any(|line| named(line).is_some()) {
+        eprintln!("note: {name} of {0} is not used; add {option} {0}", path.display());
+    }
 }
 
 /// The text of a file, which ends with a whole line.

@@ -1,5 +1,5 @@
-// |p − j| ≤ window, or j < global, or p < global: the table holds window and global. With no global tokens, rows before
-// the first key (p < 0) have none either.
+// |p − j| ≤ window, or j < global, or p < global: the table holds window and global. With no global tokens, rows
+// before the first key (p < 0) have none either.
 fn sees_longformer(cell: Cell) -> vec4<bool> {
   let table = tables[TABLE_longformer];
   let window = vec4<i32>(i32(tables[table]));

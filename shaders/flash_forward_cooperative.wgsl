@@ -368,11 +368,13 @@ fn main(
     let empty_N = l_row_N == 0.0 || (stands_for_infinity(m_N) && !is_nan_N);
     let row_cell_N = cell_at(tile.batch, head_N, row_N, 0u);
     let end_N = row_end(row_cell_N, select(m_N, MASKED, empty_N), select(l_row_N, 0.0, empty_N));
-    let factor_N = params.dropout_scale * end_N.share * inverse(v_gain_N);
+    // What makes O smaller comes first: two small factors in one might be 0, and O could overflow.
+    let v_unit_N = inverse(v_gain_N);
+    let factor_N = params.dropout_scale * end_N.share * max(v_unit_N, 1.0);
     let first_N = o_row(split, tile.ATO, head_N, row_N);
     let inside_N = row_N < EXTENT.row_count;
     // unroll M in V_CHUNKS {
-      let o_plain_N_M = only(every(!empty_N), scaled(plain(mine, o_N_M), factor_N), 0.0);
+      let o_plain_N_M = only(every(!empty_N), scaled(scaled(plain(mine, o_N_M), min(v_unit_N, 1.0)), factor_N), 0.0);
       let dim_N_M = first_of(mine, M);
       if inside_N && dim_N_M < HEAD_DIM_V { write_o(first_N, dim_N_M, o_plain_N_M.low); }
       if inside_N && dim_N_M + HIGH < HEAD_DIM_V { write_o(first_N, dim_N_M + HIGH, o_plain_N_M.high); }

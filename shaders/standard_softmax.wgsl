@@ -53,7 +53,9 @@ fn main(
       let scores = s[first + quad];
     // }
     // unroll MODIFIED in MODIFIED_SCORES {
+      // Kept for the second pass: computed once more it might be rounded otherwise, and P would not add up to 1.
       let scores = scored_if_seen(s[first + quad], cell_at(batch, head, row, quad * 4u));
+      s[first + quad] = scores;
     // }
     let m_new = max(m, max(max(scores.x, scores.y), max(scores.z, scores.w)));
     let p = select(exp2(scores - vec4<f32>(m_new)), vec4<f32>(0.0), scores == vec4<f32>(MASKED));
@@ -86,12 +88,7 @@ fn main(
     quad < range.end * (TILE_KV / 4u);
     quad += SOFTMAX_INVOCATIONS
   ) {
-    // unroll PLAIN in PLAIN_SCORES {
-      let scores = s[first + quad];
-    // }
-    // unroll MODIFIED in MODIFIED_SCORES {
-      let scores = scored_if_seen(s[first + quad], cell_at(batch, head, row, quad * 4u));
-    // }
+    let scores = s[first + quad];
     var p = select(exp2(scores - vec4<f32>(m)) * factor, vec4<f32>(0.0), scores == vec4<f32>(MASKED));
     // A row with NaN is NaN, even if all that it sees is dropped.
     if HAS_DROPOUT { p = dropout(p, params.batch_first + batch, params.head_first + head, i, quad * 4u); }

@@ -238,7 +238,10 @@ fn entries_of(
         let factor = problem.dropout.map_or(1.0, |dropout| if kept { dropout.keep_scale() } else { 0.0 });
         // What is dropped has no gradient, whatever it is.
         let dp = if kept { factor * dot(d_o_row, v_row) } else { 0.0 };
-        Entry { key, p: (s.value - lse).exp(), factor, dp, slope: s.slope, slope_of_bias }
+        // A score of −∞ has no gradient, however steep its modifiers are there.
+        let of_score = |slope: f64| if s.value == f64::NEG_INFINITY { 0.0 } else { slope };
+        let (slope, slope_of_bias) = (of_score(s.slope), of_score(slope_of_bias));
+        Entry { key, p: (s.value - lse).exp(), factor, dp, slope, slope_of_bias }
     };
     problem.keys((batch, head, row)).map(entry).collect()
 }

@@ -156,6 +156,9 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
     let scale = problem.softmax_scale().abs();
     let (num_rows, num_keys) = problem.rows_of(batch);
     let mut dq = Vec::with_capacity((heads_per_kv * num_rows) as usize * dim);
+    // For each row, the unit of its dS; and the largest term of dQ in such units, of all rows.
+    let mut units = Vec::with_capacity((heads_per_kv * num_rows) as usize);
+    let mut largest_in_units = 0.0f64;
     let mut dk = vec![Gathered::default(); num_keys as usize * dim];
     let mut dv = vec![Gathered::default(); num_keys as usize * dim_v];
     // The largest terms, which share their unit of f16 with all others.
@@ -166,6 +169,7 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
         let head = head_kv * heads_per_kv + member;
         let Some(gradients) = RowGradients::new(given, (batch, head, row)) else {
             dq.resize(dq.len() + dim, ErrorTerms::default());
+            units.push(0.0);
             continue;
         };
         let d_o_row = q_slice(&problem, d_o, &problem.gradient_layout().o, (batch, row, head), shape.head_dim_v);
@@ -176,6 +180,9 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
         gradients.add_to_dbias(&mut dbias, &problem, (batch, head, row));
         let (of_row, largest_of_row) = gradients.dq(&problem, k);
         dq.extend(of_row.into_iter().map(|gathered| gathered.finish(scale)));
+        let unit = gradients.unit_of_ds(d_o_row);
+        units.push(unit);
+        largest_in_units = largest_in_units.max(if unit == 0.0 { 0.0 } else { largest_of_row / unit });
         let largest_ds = gradients.sizes_of_ds().fold(0.0, f64::max);
         largest[0] = largest[0].max(largest_of_row);
         largest[1] = largest[1].max(largest_ds * max_of(q_row));
@@ -185,7 +192,11 @@ fn of_kv_head(given: &Given, (batch, head_kv): (u32, u32)) -> Group {
     // of it. A row's unit is up to twice what its largest element says: 2⁻³³ of the largest term. P of f16 problems has the
     // scale 2¹⁴ throughout.
     const LEFT: f64 = 1.0 / (1u64 << 33) as f64;
-    dq.iter_mut().for_each(|error| error.underflow += LEFT * scale * largest[0] * f64::from(num_keys));
+    for (row, unit) in dq.chunks_mut(dim.max(1)).zip(units) {
+        // f16 problems have no units. Where there are some, a row can be small beside others that share the scale of dS.
+        let largest_term = largest[0] + 2.0 * largest_in_units * unit;
+        row.iter_mut().for_each(|error| error.underflow = LEFT * scale * largest_term * f64::from(num_keys));
+    }
     let rows = f64::from(heads_per_kv * num_rows);
     let keep_scale = problem.dropout.map_or(1.0, |dropout| dropout.keep_scale());
     let finish = |gathered: Gathered, factor: f64, underflow: f64| {
@@ -225,6 +236,8 @@ impl RowGradients {
         let d_lse_row = d_lse.map_or(0.0, |d_lse| d_lse[problem.lse_index(batch, head, row)]);
         let mut delta = Sum::of(d_o_row.iter().zip(o_row).map(|(d_o, o)| d_o * o));
         delta.add(-d_lse_row);
+        // O, a product of D or dP, and a sum of them, may be flushed.
+        let flushed_of_delta = SMALLEST * (2.0 * delta.count + d_o_row.iter().map(|d_o| d_o.abs()).sum::<f64>());
         let of_entry = |entry: &Entry, score: Score| {
             let v_row = k_slice(&problem, v, &layout.v, (batch, entry.key, scores.head_kv), shape.head_dim_v);
             let kept = d_o_row.iter().zip(v_row).filter(|_| entry.factor != 0.0);
@@ -233,13 +246,17 @@ impl RowGradients {
             // Of S, and then, back through the modifiers, of softmax_scale · q · k or of the score to which a bias was added.
             let plain = value.abs() * (entry.plain + 2.0) + entry.p * 2.0 * dp.total.abs();
             let products = value.abs() * entry.products + entry.p * dp.rounding();
-            let flushed = SMALLEST * (1.0 + (dp.total - delta.total).abs());
+            let flushed_of_dp = SMALLEST * 2.0 * dp.count * entry.factor;
+            let flushed =
+                SMALLEST * (1.0 + (dp.total - delta.total).abs()) + entry.p * (flushed_of_delta + flushed_of_dp);
             let Score { slope, bend, slope_rounding, .. } = score;
+            // Each modifier passes a product on.
+            let passed = SMALLEST * problem.scores().len() as f64;
             Ds {
                 value: value * slope,
                 plain: plain * slope.abs() + value.abs() * (slope_rounding + bend.abs() * entry.product_plain),
                 products: products * slope.abs() + value.abs() * bend.abs() * entry.product,
-                flushed: flushed * slope.abs(),
+                flushed: flushed * slope.abs() + passed,
             }
         };
         let ds = scores.entries.iter().map(|entry| of_entry(entry, entry.score)).collect();
@@ -256,6 +273,11 @@ impl RowGradients {
     /// The plain error of a dS, with what it shares with its row.
     fn plain_error_of(&self, entry: &Entry, ds: &Ds, slope: f64) -> f64 {
         ds.plain + entry.p * slope.abs() * self.delta + self.of_lse() * ds.value.abs()
+    }
+
+    /// What a kernel on matrices divides the row's dS by, but for less than a factor of 2: the size of dO, and 2⁻¹² of D.
+    fn unit_of_ds(&self, d_o_row: &[f64]) -> f64 {
+        max_of(d_o_row).max(2f64.powi(-12) * self.delta_value.abs())
     }
 
     /// How large each dS may be in a kernel: where dP − D cancels, what is left is rounding.
@@ -283,11 +305,8 @@ impl RowGradients {
             }
             largest = largest.max(size * max_of(k_row));
         }
-        // Rows of other sizes of dS / dO share the unit of dS: as much as 2¹⁰ apart, they leave 2⁻²⁴ of the row's largest.
-        let underflow = 2f64.powi(-24) * largest * self.ds.len() as f64;
         for (dq, weighed) in dq.iter_mut().zip(weighed) {
             dq.errors.plain += self.delta * weighed.abs() + self.of_lse() * dq.sum.total.abs();
-            dq.errors.underflow = underflow;
         }
         (dq, largest)
     }

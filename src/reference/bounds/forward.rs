@@ -116,6 +116,8 @@ impl Row {
         let of_share = if share == 0.0 { 0.0 } else { 8.0 + 2.0 * (sink - lse).abs() + 2.0 * sink.abs() };
         let sum = Sum::of(entries.iter().map(|entry| entry.p).chain((share > 0.0).then_some(share)));
         let largest = entries.iter().fold(0.0, |largest: f64, entry| largest.max(entry.p));
+        // Where all scores are alike, each exp(S − m) is 1.
+        let sum = if entries.iter().all(|entry| entry.p == largest) { sum.without_drift() } else { sum };
         Self { batch, head_kv, entries, sum, lse, largest, sink: (share, of_share) }
     }
 
@@ -159,7 +161,8 @@ fn of_o(problem: &AttentionProblem, row: &Row, v: &[f64]) -> Vec<ErrorTerms> {
             error.plain += moved * entry.plain;
             error.products += moved * entry.products;
             error.merge += moved * row.weights();
-            error.flushed += SMALLEST * (distance + 2.0 + entry.factor * entry.p);
+            // P, and its product with V and the sum so far, before dropout's factor.
+            error.flushed += SMALLEST * (distance + 2.0 * keep_scale + entry.factor * entry.p);
         }
     }
     errors

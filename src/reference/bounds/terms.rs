@@ -10,10 +10,17 @@ const SPREAD: f64 = 1.5;
 
 /// √n stops to grow here, at 1,600 terms: kernels sum more of them in parts. O of a million keys is then right to
 /// 2 · SPREAD · 40 · U, 7e-6, and not to the 1e-4 of a sum that drifts. Terms that are all alike are another matter: they
-/// round the same way again and again, and n of them may drift by n · U / 2. No sum of flash attention has more than 32,768
-/// terms (`sums_of_equal_terms_do_not_drift`), but dK and dV on matrices, which add up 16 at a time: a million drift as
-/// 65,536 would.
+/// round the same way again and again ([`ALIKE`]).
 const LONGEST: f64 = 40.0;
+
+/// Equal terms, one after another, round to the same side while their partial sum stays between two powers of two: by half a
+/// unit in the last place each at most. A sum that grows to L from n of them spends half of them above L / 2, a quarter above
+/// L / 4, …: n · L · U · (1/2 + 1/8 + 1/32 + …).
+const ALIKE: f64 = 2.0 / 3.0;
+
+/// No sum of flash attention has more terms, but dK and dV on matrices, which add up 16 at a time: a million drift as 65,536 would
+/// (`sums_of_equal_terms_do_not_drift`).
+const LONGEST_SUM: f64 = 32_768.0;
 
 /// Where f32 has no normal numbers left, and devices may flush to 0.
 pub(super) const SMALLEST: f64 = f32::MIN_POSITIVE as f64;
@@ -93,6 +100,9 @@ pub(super) struct Sum {
     /// Σ of the terms' sizes.
     pub sizes: f64,
     pub count: f64,
+    /// The last term, and how many terms are equal to the one before them.
+    last: f64,
+    alike: f64,
 }
 
 impl Sum {
@@ -108,6 +118,13 @@ impl Sum {
         self.squares += term * term;
         self.sizes += term.abs();
         self.count += 1.0;
+        self.alike += if term == self.last && term != 0.0 { 1.0 } else { 0.0 };
+        self.last = term;
+    }
+
+    /// The sum of terms that a kernel adds without rounding, since they are whole numbers there.
+    pub fn without_drift(self) -> Self {
+        Self { alike: 0.0, ..self }
     }
 
     /// Adds all terms of another sum behind those of this one.
@@ -117,13 +134,16 @@ impl Sum {
         self.squares += other.squares;
         self.sizes += other.sizes;
         self.count += other.count;
+        self.alike += other.alike;
+        self.last = other.last;
     }
 
     /// The rounding of the sum in units of its arithmetic. Kernels add in other orders than this one, by tiles and by
     /// lanes: partial sums of terms in any order are about as large as the largest in this order, or as the root of
     /// the sum of squares, as a walk's.
     pub fn rounding(&self) -> f64 {
-        SPREAD * self.count.sqrt().min(LONGEST) * (self.largest + self.squares.sqrt())
+        let walk = SPREAD * self.count.sqrt().min(LONGEST) * (self.largest + self.squares.sqrt());
+        walk + ALIKE * self.alike.min(LONGEST_SUM) * self.largest
     }
 }
 

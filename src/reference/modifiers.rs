@@ -33,8 +33,7 @@ pub(super) fn modified(problem: Case<'_>, s: f64, cell: Cell) -> Score {
         return score;
     }
     // To natural units and back: two roundings each.
-    let finite = |value: f64| if value.is_finite() { value.abs() } else { 0.0 };
-    let conversion = 2.0 * finite(s) * score.slope.abs() + 2.0 * finite(score.value);
+    let conversion = 2.0 * size(s) * score.slope.abs() + 2.0 * size(score.value);
     Score { rounding: score.rounding + conversion, ..score }
 }
 
@@ -108,14 +107,17 @@ fn with_alibi(s: f64, problem: &AttentionProblem, slopes: &[f32], (batch, head, 
     let subtracted = f64::from(slopes[first + head as usize]) * distance;
     let value = s - subtracted;
     // Distances of more than 2²⁴ are rounded twice.
-    let rounding = 3.0 * subtracted.abs() + value.abs();
+    let rounding = 3.0 * subtracted.abs() + size(value);
     Score { value, slope: 1.0, bend: 0.0, rounding, slope_rounding: 0.0 }
 }
 
 /// s + bias.
 fn with_bias(s: f64, bias: f64) -> Score {
     let value = s + bias;
-    // −∞ is exact.
-    let rounding = if value.is_finite() { value.abs() } else { 0.0 };
-    Score { value, slope: 1.0, bend: 0.0, rounding, slope_rounding: 0.0 }
+    Score { value, slope: 1.0, bend: 0.0, rounding: size(value), slope_rounding: 0.0 }
+}
+
+/// What a value may be rounded by, in units of 2⁻²⁴: nothing, if it is infinite.
+fn size(value: f64) -> f64 {
+    if value.is_finite() { value.abs() } else { 0.0 }
 }

@@ -11,6 +11,8 @@ pub const KEPT: &[&str] = &[
     // Matrices in bf16: two small factors in one took O, 3e-35, to 0.
     "element=2 group=3 seqlen_q=135 head_dim=40 scale=374 alibi=1 sink=1 blocks_size=75 mask_mod=2 matrices=1 cache=3 \
      page_size=64 cache_layout=1 rotated_q=1 d_lse=1 values=2",
+    // Bounds: what ALiBi makes of −∞ is exact.
+    "seqlen_kv=15 softcap=1 alibi=1 score_mod=2 order=1",
     // The oracle: a score of −∞ times a slope of infinity was a gradient.
     "seed=5918035568433175720 backward=1 seqlen_kv=34 bias=9 score_mod=1 order=1 values=7",
     // Bounds: terms of one value, products that are flushed before the factor of dropout, and rows of dQ that share a scale

@@ -14,9 +14,11 @@ mod values;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +34,10 @@ use solve::{Libraries, Outcome, solve};
 
 /// Each thread holds a problem and its oracle.
 const MOST_THREADS: usize = 16;
+
+/// Threads that share a batch. When it begins they wait for its pipelines, and when it ends for the last of them: other batches
+/// fill that time.
+const THREADS_OF_BATCH: usize = 2;
 
 /// Runs that may be spent to make a case simpler.
 const MOST_STEPS: usize = 300;
@@ -52,13 +58,20 @@ struct Tally {
     /// How often the planner said what.
     refused: BTreeMap<String, u64>,
     largest_share: f64,
+    missed: usize,
+    /// Those of batches that have ended.
     misses: Vec<Miss>,
 }
 
 struct Miss {
     case: Case,
     reason: String,
-    is_told: bool,
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "flash fuzz --case '{}'\n  {}", self.case, self.reason)
+    }
 }
 
 thread_local! {
@@ -87,13 +100,10 @@ pub async fn fuzz(options: &FuzzOptions, choice: device::Choice<'_>, out: &mut d
         fuzzer.end_by_signals();
         let time = options.minutes.unwrap_or(if options.problems.is_some() { f64::INFINITY } else { 1.0 });
         let end = Duration::try_from_secs_f64(time * 60.0).ok().and_then(|time| start.checked_add(time));
-        fuzzer.draw(&limits, seed, options, end, out)?;
+        let most = options.problems.unwrap_or(u64::MAX);
+        fuzzer.tell(options, out, |tell| fuzzer.draw(&limits, seed, most, end, tell))?;
     } else {
-        let libraries = Libraries::new(&gpu.attention);
-        fuzzer.solve_all(&libraries, &given);
-        for miss in fuzzer.lock().misses.iter().filter(|_| !options.json) {
-            writeln!(out, "flash fuzz --case '{}'\n  {}", miss.case, miss.reason)?;
-        }
+        fuzzer.tell(options, out, |tell| fuzzer.solve_all(&given, tell))?;
     }
     let tally = fuzzer.tally.into_inner().unwrap_or_else(PoisonError::into_inner);
     tally.print(options, seed, start.elapsed(), out)?;
@@ -132,86 +142,90 @@ impl Fuzzer<'_> {
         }
     }
 
-    /// Draws and solves, batch by batch, until the time is over.
-    fn draw(
-        &self,
-        limits: &Limits,
-        seed: u64,
-        options: &FuzzOptions,
-        end: Option<Instant>,
-        out: &mut dyn Write,
-    ) -> Result<()> {
-        let most = options.problems.unwrap_or(u64::MAX);
-        let next = AtomicU64::new(0);
-        let is_over = || self.ended.load(Ordering::Relaxed) || end.is_some_and(|end| Instant::now() >= end);
-        while !is_over() && next.load(Ordering::Relaxed) < most {
-            let first = next.load(Ordering::Relaxed);
-            let last = (first + limits.batch()).min(most);
-            // Its pipelines are dropped with it.
-            let libraries = Libraries::new(&self.gpu.attention);
-            self.on_threads(|| {
-                while !is_over() {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= last {
-                        break;
-                    }
-                    self.solve(&libraries, &limits.case(seed, index));
-                }
+    /// Runs `work`, and writes what it tells.
+    fn tell(&self, options: &FuzzOptions, out: &mut dyn Write, work: impl FnOnce(Sender<String>) + Send) -> Result<()> {
+        let (tell, told) = channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| work(tell));
+            let written = told.iter().filter(|_| !options.json).try_for_each(|line| {
+                writeln!(out, "{line}")?;
+                Ok(out.flush()?)
             });
-            next.store(last, Ordering::Relaxed);
-            self.report(&libraries, options, out)?;
-        }
-        Ok(())
+            self.ended.store(true, Ordering::Relaxed);
+            written
+        })
     }
 
-    /// Tells of new misses, the first of them as simple as they can be.
-    fn report(&self, libraries: &Libraries, options: &FuzzOptions, out: &mut dyn Write) -> Result<()> {
-        let mut new: Vec<Miss> = std::mem::take(&mut self.lock().misses);
-        let (told, of_batch): (Vec<Miss>, Vec<Miss>) = new.drain(..).partition(|miss| miss.is_told);
-        for (number, mut miss) in of_batch.into_iter().enumerate() {
-            if !options.json {
-                writeln!(out, "flash fuzz --case '{}'\n  {}", miss.case, miss.reason)?;
-            }
-            if number < SIMPLIFIED {
-                out.flush()?;
-                self.shrink(libraries, &mut miss);
-                if !options.json {
-                    writeln!(out, "  at its simplest: flash fuzz --case '{}'\n  {}", miss.case, miss.reason)?;
+    /// Draws and solves, batch by batch, some batches at a time, until the time is over.
+    fn draw(&self, limits: &Limits, seed: u64, most: u64, end: Option<Instant>, tell: Sender<String>) {
+        let is_over = || self.ended.load(Ordering::Relaxed) || end.is_some_and(|end| Instant::now() >= end);
+        let next_batch = AtomicU64::new(0);
+        on_threads(threads().div_ceil(THREADS_OF_BATCH), || {
+            while !is_over() {
+                let first = next_batch.fetch_add(limits.batch(), Ordering::Relaxed);
+                let last = first.saturating_add(limits.batch()).min(most);
+                if first >= last {
+                    break;
                 }
-            }
-            miss.is_told = true;
-            self.lock().misses.push(miss);
-        }
-        out.flush()?;
-        self.lock().misses.extend(told);
-        Ok(())
-    }
-
-    fn solve_all(&self, libraries: &Libraries, cases: &[Case]) {
-        let next = AtomicU64::new(0);
-        self.on_threads(|| {
-            while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                self.solve(libraries, case);
+                // Its pipelines are dropped with it.
+                let libraries = Libraries::new(&self.gpu.attention);
+                let (next, missed) = (AtomicU64::new(first), Mutex::default());
+                on_threads(THREADS_OF_BATCH, || {
+                    while !is_over() {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        if index >= last {
+                            break;
+                        }
+                        self.solve(&libraries, &limits.case(seed, index), &missed);
+                    }
+                });
+                self.report(&libraries, missed, &tell);
             }
         });
     }
 
-    fn on_threads(&self, work: impl Fn() + Sync) {
-        let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_THREADS));
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(&work))));
+    /// Tells of the misses of a batch, the first of them as simple as they can be.
+    fn report(&self, libraries: &Libraries, missed: Mutex<Vec<Miss>>, tell: &Sender<String>) {
+        let missed = missed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (number, mut miss) in missed.into_iter().enumerate() {
+            // Who listens no more has ended the run.
+            let _ = tell.send(miss.to_string());
+            if number < SIMPLIFIED {
+                self.shrink(libraries, &mut miss);
+                let _ = tell.send(format!("  at its simplest: {miss}"));
+            }
+            self.lock().misses.push(miss);
+        }
+    }
+
+    fn solve_all(&self, cases: &[Case], tell: Sender<String>) {
+        let (next, missed) = (AtomicU64::new(0), Mutex::default());
+        let libraries = Libraries::new(&self.gpu.attention);
+        on_threads(threads(), || {
+            while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                self.solve(&libraries, case, &missed);
+            }
+        });
+        for miss in missed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let _ = tell.send(miss.to_string());
+            self.lock().misses.push(miss);
+        }
     }
 
     /// Solves a case and counts it.
-    fn solve(&self, libraries: &Libraries, case: &Case) {
+    fn solve(&self, libraries: &Libraries, case: &Case, missed: &Mutex<Vec<Miss>>) {
         let outcome = self.attempt(libraries, case);
         let mut tally = self.lock();
         tally.problems += 1;
         match outcome {
             Outcome::Good(share) => tally.largest_share = tally.largest_share.max(share),
             Outcome::Refused(reason) => *tally.refused.entry(reason).or_default() += 1,
-            Outcome::Bad(reason) => tally.misses.push(Miss { case: *case, reason, is_told: false }),
+            Outcome::Bad(reason) => {
+                tally.missed += 1;
+                missed.lock().unwrap_or_else(PoisonError::into_inner).push(Miss { case: *case, reason });
+            }
         }
-        if tally.misses.len() >= MOST_MISSES {
+        if tally.missed >= MOST_MISSES {
             self.ended.store(true, Ordering::Relaxed);
         }
     }
@@ -244,6 +258,14 @@ impl Fuzzer<'_> {
     fn lock(&self) -> std::sync::MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST_THREADS))
+}
+
+fn on_threads(threads: usize, work: impl Fn() + Sync) {
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(&work))));
 }
 
 impl Tally {

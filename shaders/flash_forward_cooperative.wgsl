@@ -92,7 +92,7 @@ fn main(
   let v_mine = v_share(tile, invocation);
   // unroll L in K_FETCHES {
     // unroll EAGER in EAGER_MAXIMA {
-      var k_next_L = Loaded();
+      var k_next_L = K_Fetched();
     // }
     if visits.count > 0u {
       place_k(k_mine, 0u, true, L, fetch_k(k_mine, tile_at(visits, 0u), L));
@@ -102,7 +102,7 @@ fn main(
     }
   // }
   // unroll EAGER in EAGER_MAXIMA, L in V_FETCHES {
-    var v_next_L = Loaded();
+    var v_next_L = V_Fetched();
     if visits.count > 0u { v_next_L = fetch_v(v_mine, tile_at(visits, 0u), L); }
   // }
   workgroupBarrier(); // K of the first tile is in place

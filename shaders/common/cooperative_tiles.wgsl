@@ -34,10 +34,10 @@ const V_UNIT_GOAL = 4.0;
 const V_UNIT_MOST = 128.0;
 const FIRST_V_GAIN = select(1.0, 8.507059173023462e37, HAS_UNITS); // 2¹²⁶
 
-// An invocation's share of the K or of the V tiles, a quad of a row: what stays the same from tile to tile. `place` and
-// `unit_place` are the quad's in workgroup memory and that of its row's unit, behind the tile where there is none;
-// `first` is the quad's place in the tensor in the tile of key 0, `last` that in the row of the last key, where `valid`
-// elements of a row are left, at least 1.
+// An invocation's share of the K or of the V tiles, a quad of a row, or several in rows wider than its units allow: what
+// stays the same from tile to tile. `place` and `unit_place` are the quad's in workgroup memory and that of its row's
+// unit, behind the tile where there is none; `first` is the quad's place in the tensor in the tile of key 0, `last` that
+// in the row of the last key, where `valid` elements of a row are left, at least 1.
 struct Share {
   row: u32,
   place: u32,
@@ -54,10 +54,16 @@ struct Share {
 // unroll W in WIDTHS, TENSOR in WALKED_W {
   // Whether rows are whole chunks, so that no dimension lies outside.
   const W_IS_WHOLE = HEAD_DIM_W == W_ROW_QUADS * 4u;
-  // Rows of a tile that a workgroup loads at a time: W_FETCH_LANES invocations share a row, a quad each. Where that is
-  // not exact, some load what others load too, or for nothing.
+  // Rows of a tile that a workgroup loads at a time: W_FETCH_LANES invocations share a row, W_FETCH_PARTS quads each,
+  // W_FETCH_LANES apart. Where that is not exact, some load what others load too, or for nothing.
   const W_FETCH_ROWS = INVOCATIONS / W_FETCH_LANES;
-  const W_FETCHES_ARE_EXACT = W_FETCHES * INVOCATIONS == TILE_KV * W_FETCH_LANES && W_FETCH_LANES == W_ROW_QUADS;
+  const W_ROWS_ARE_EXACT = W_FETCH_LANES * W_FETCH_PARTS == W_ROW_QUADS;
+  const W_FETCHES_ARE_EXACT = W_FETCHES * INVOCATIONS == TILE_KV * W_FETCH_LANES && W_ROWS_ARE_EXACT;
+  struct W_Fetched {
+    // unroll P in W_FETCH_PARTS {
+      part_P: Loaded,
+    // }
+  }
 
   // Where a fragment starts: the key fragment (chunk and place in it), then the fragment of head dimensions.
   fn TENSOR_fragment(key_chunk: u32, key_place: u32, chunk: u32, place: u32) -> u32 {
@@ -90,33 +96,48 @@ struct Share {
   }
 
   // Past the last key it is that key again (or, where indices wrap, another): what it gives is masked.
-  fn fetch_TENSOR(share: Share, tile: u32, fetch: u32) -> Loaded {
+  fn fetch_TENSOR(share: Share, tile: u32, fetch: u32) -> W_Fetched {
     // unroll ORDER in ROWS_IN_ORDER {
-      let index = share.first + (tile * TILE_KV + fetch * W_FETCH_ROWS) * params.TENSOR_stride_row;
-      return load_TENSOR(min(index, share.last), share.valid);
+      let index = min(share.first + (tile * TILE_KV + fetch * W_FETCH_ROWS) * params.TENSOR_stride_row, share.last);
     // }
     // unroll PLACE in PLACES_OF_KEYS, EXTENT in EXTENT_OF_SHARE {
       let key = tile * TILE_KV + fetch * W_FETCH_ROWS + share.row;
       let PLACE = place_of_key(share.last, min(key, EXTENT.seqlen_kv - 1u));
       let index = share.first + PLACE.page * params.TENSOR_stride_batch + PLACE.row * params.TENSOR_stride_row;
-      return load_TENSOR(index, share.valid);
     // }
+    var fetched = W_Fetched();
+    // unroll P in W_FETCH_PARTS {
+      // Past the last quad it is that one again.
+      let distance_P = min(P * W_FETCH_LANES * 4u, (share.valid - 1u) / 4u * 4u);
+      fetched.part_P = load_TENSOR(index + distance_P, share.valid - distance_P);
+    // }
+    return fetched;
   }
 
   // Without a branch, like everything in the loop over tiles: a row behind the tile goes to a place behind it. V is 0
   // past the last key, since 0 (its P) times a number that is none would reach O.
-  fn place_TENSOR(share: Share, tile: u32, are_keys: bool, fetch: u32, fetched: Loaded) {
-    let value = operand_W(fetched);
-    let place = share.place + fetch * W_FETCH_ROWS * W_STRIDE;
-    let exact_place = select(min(place, TILE_KV * W_STRIDE), place, W_FETCHES_ARE_EXACT);
+  fn place_TENSOR(share: Share, tile: u32, are_keys: bool, fetch: u32, fetched: W_Fetched) {
     // unroll EXTENT in EXTENT_OF_SHARE {
       let is_key = are_keys || tile * TILE_KV + fetch * W_FETCH_ROWS + share.row < EXTENT.seqlen_kv;
     // }
-    let is_inside = is_key && (W_IS_WHOLE || share.is_inside);
-    let scale = row_scale(largest_of_loaded(value), 1u, W_FETCH_LANES);
+    var largest = 0.0;
+    // unroll P in W_FETCH_PARTS {
+      let value_P = operand_W(fetched.part_P);
+      largest = max(largest, largest_of_loaded(value_P));
+    // }
+    let scale = row_scale(largest, 1u, W_FETCH_LANES);
     set_TENSOR_unit(min(share.unit_place + fetch * W_FETCH_ROWS, TILE_KV), inverse(scale));
-    // unroll PART in PARTS {
-      TENSOR_tile_PART[exact_place] = select(vec4<f16>(), to_PART(value, scale), is_inside);
+    // unroll P in W_FETCH_PARTS {
+      // The first part has its own place and says itself whether it is inside.
+      let is_in_row_P = P == 0 || W_ROWS_ARE_EXACT || share.place % W_STRIDE + P * W_FETCH_LANES < W_ROW_QUADS;
+      let place_P = share.place + fetch * W_FETCH_ROWS * W_STRIDE + P * W_FETCH_LANES;
+      let within_P = select(min(place_P, TILE_KV * W_STRIDE), place_P, W_FETCHES_ARE_EXACT);
+      let exact_place_P = select(TILE_KV * W_STRIDE, within_P, is_in_row_P);
+      let is_valid_P = select(P * W_FETCH_LANES * 4u < share.valid, share.is_inside, P == 0);
+      let is_inside_P = is_key && (W_IS_WHOLE || is_valid_P);
+      // unroll PART in PARTS {
+        TENSOR_tile_PART[exact_place_P] = select(vec4<f16>(), to_PART(value_P, scale), is_inside_P);
+      // }
     // }
   }
 // }

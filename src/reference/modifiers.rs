@@ -82,11 +82,12 @@ impl Score {
 }
 
 /// softcap · tanh(s / softcap). The shader's tanh errs by 12 units or less, of its exponential and its division; with 16-bit
-/// elements by four units of 1 more (`shaders/slots/tanh/`).
+/// elements by eight units of 1 more (`shaders/slots/tanh/`): 1 − 2 r², where r = 1 / √(e + 1) is right to two units and r² to five,
+/// and three come from e, which is right to four and counts half beside 1, and from their sum.
 fn softcapped(s: f64, softcap: f64, element: Element) -> Score {
     let share = (s / softcap).tanh();
     let slope = 1.0 - share * share;
-    let of_small = if element == Element::F32 { 0.0 } else { 4.0 };
+    let of_small = if element == Element::F32 { 0.0 } else { 8.0 };
     Score {
         value: softcap * share,
         slope,

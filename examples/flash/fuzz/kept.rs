@@ -13,6 +13,8 @@ pub const KEPT: &[&str] = &[
      page_size=64 cache_layout=1 rotated_q=1 d_lse=1 values=2",
     // Bounds: what ALiBi makes of −∞ is exact.
     "seqlen_kv=15 softcap=1 alibi=1 score_mod=2 order=1",
+    // Bounds: tanh of 16-bit elements errs by more than was said.
+    "seed=426107329297742667 element=1 heads_kv=3 seqlen_q=78 seqlen_kv=105 head_dim=8 causal=2 left=1 softcap=56",
     // The oracle: a score of −∞ times a slope of infinity was a gradient.
     "seed=5918035568433175720 backward=1 seqlen_kv=34 bias=9 score_mod=1 order=1 values=7",
     // Bounds: terms of one value, products that are flushed before the factor of dropout, and rows of dQ that share a scale

@@ -114,8 +114,6 @@ fn sides_fit(specialization: &Specialization) -> bool {
         && tiles.tile_kv.is_multiple_of(chunk)
         // The invocations load at least a row of K and V at a time.
         && widest <= 4 * tiles.invocations()
-        // Where rows have units, a subgroup loads whole rows.
-        && (!specialization.storage.has_row_units() || widest <= 4 * tiles.lanes)
 }
 
 fn bytes(specialization: &Specialization) -> u64 {
@@ -135,8 +133,8 @@ fn counts(specialization: &Specialization) -> Counts {
     let Specialization { tiles, head_dim, head_dim_v, .. } = *specialization;
     let chunk = chunk_fragments(tiles) * side(tiles);
     let (k_chunks, v_chunks) = (head_dim.div_ceil(chunk), head_dim_v.div_ceil(chunk));
-    let k_lanes = specialization.matrix_fetch_lanes(k_chunks * chunk / 4);
-    let v_lanes = specialization.matrix_fetch_lanes(v_chunks * chunk / 4);
+    let (k_quads, v_quads) = (k_chunks * chunk / 4, v_chunks * chunk / 4);
+    let [k_lanes, v_lanes] = [k_quads, v_quads].map(|quads| specialization.matrix_fetch_lanes(quads));
     // Whole rows are fetched at a time.
     let fetches = |lanes: u32| tiles.tile_kv.div_ceil((tiles.invocations() / lanes).max(1));
     vec![
@@ -149,6 +147,8 @@ fn counts(specialization: &Specialization) -> Counts {
         ("TILE_ROWS", tiles.tile_kv),
         ("K_FETCH_LANES", k_lanes),
         ("V_FETCH_LANES", v_lanes),
+        ("K_FETCH_PARTS", k_quads.div_ceil(k_lanes)),
+        ("V_FETCH_PARTS", v_quads.div_ceil(v_lanes)),
         ("K_FETCHES", fetches(k_lanes)),
         ("V_FETCHES", fetches(v_lanes)),
     ]

@@ -106,6 +106,17 @@ impl OwnWgsl {
         self.score.as_ref().is_some_and(ScoreWgsl::reads_aux) || self.mask.as_ref().is_some_and(MaskWgsl::reads_aux)
     }
 
+    /// Refuses gradients of a score_mod without its gradient. `asks` is what asks for them, `otherwise` how to do without.
+    pub fn expect_gradient(&self, asks: &str, otherwise: &str) -> Result<()> {
+        match &self.score {
+            Some(score) if !score.has_gradient() => Err(Failure::new(format_args!(
+                "{asks} asks for gradients, and --score-mod has no fn score_mod_grad: add it to the file, give it by \
+                 --score-mod-grad, or {otherwise}"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Adds score_mod.
     pub fn modify(&self, problem: AttentionProblem) -> AttentionProblem {
         let scores = self.score.iter().cloned().map(ScoreMod::Wgsl);

@@ -33,6 +33,153 @@ fn expect(text: &str, line: u32, column: u32, message: &str) {
     }
 }
 
+/// What the compiler says of itself, with its own numbers and notes, is said in plain words, at the line where it is.
+#[test]
+fn the_compilers_words_are_made_plain() {
+    let aux = "; aux is read as f32, which WgslOptions::with_aux or the tensor's type says";
+    let of_aux = |words: &str| format!("{words}{aux}");
+    let index = "; an index is one i32 or u32: convert it, as u32(x)";
+    let one_type = "; both sides must have one type: convert one, as";
+    let select = "the first two arguments of select must have one type: select(if_false, if_true, condition)";
+    let ends = "this function can end without a value; it declares -> f32, so each way through it must end with return";
+    let past = |n: u32| format!("index {n} is past the end; the first entry has index 0");
+    let cases: &[(&str, u32, String)] = &[
+        // Indices and values of aux.
+        ("return score +\n aux[score];", 3, format!("this index of aux is f32{index}")),
+        ("return aux[kv_idx > 1u];", 2, format!("this index of aux is bool{index}")),
+        ("return aux[vec2(1u, 2u)];", 2, format!("this index of aux is vec2<u32>{index}")),
+        ("let a = 1.0;\nreturn aux[kv_idx][q_idx];", 3, "an entry of aux is one number".into()),
+        ("let n: u32 = aux[0];\nreturn score;", 2, "n is declared as u32, and its value is f32; convert it".into()),
+        (
+            "if aux[q_idx] == 1u { return 0.0; }\nreturn score;",
+            2,
+            of_aux(&format!("== is between f32 and u32{one_type} f32(x)")),
+        ),
+        ("return f32(aux[0] & 1u);", 2, of_aux("& is between f32 and u32; it is for two i32, two u32 or two bool")),
+        ("aux[q_idx] = 1.0;\nreturn score;", 2, "this cannot be written to".into()),
+        // Ways without return.
+        ("let a = score;", 1, ends.into()),
+        ("if score > 1.0 { return 1.0; }", 1, ends.into()),
+        ("switch kv_idx { case 1u: { return 1.0; } default: { } }", 1, ends.into()),
+        ("for (var i = 0; i < 4; i++) { return 1.0; }", 1, ends.into()),
+        ("let a = score;\nreturn;", 3, "this function declares -> f32: return a value".into()),
+        // Results and conditions, of which some name a parameter, which is declared elsewhere.
+        (
+            "let a = 1;\nreturn kv_idx;",
+            3,
+            "this is u32, and the function declares -> f32; convert it, as f32(x)".into(),
+        ),
+        ("return score > 1.0;", 2, "this is bool, and the function declares -> f32; convert it, as f32(x)".into()),
+        ("return vec2(score, score);", 2, "this is vec2<f32>, and the function declares -> f32".into()),
+        (
+            "let a = 1;\nif kv_idx { return 1.0; }\nreturn score;",
+            3,
+            "this condition is u32; a condition is bool".into(),
+        ),
+        ("let a = 1;\nwhile score { }\nreturn score;", 3, "this condition is f32; a condition is bool".into()),
+        // Indices past the end.
+        ("let v = vec2(1.0, 2.0);\nlet w = v[1];\nreturn v[2];\n", 4, past(2)),
+        ("var v = vec3(1.0);\nif score > 1.0 {\nv[7] = 1.0;\n}\nreturn v.x;", 4, past(7)),
+        ("let a = array<f32, 2>(1.0, 2.0);\nreturn a[2];", 3, past(2)),
+        ("let m = mat2x2<f32>(1.0, 2.0, 3.0, 4.0);\nreturn m[1].x +\nm[2].x;", 4, past(2)),
+        ("let v = vec2(1.0, 2.0);\nreturn v[-1];", 3, "this index is negative; the first entry has index 0".into()),
+        ("let a = 1.0;\nreturn score[0];", 3, "this value has no entries".into()),
+        ("return score.x;", 2, "there is no x in this value".into()),
+        // Types that do not meet.
+        ("return score + kv_idx;", 2, format!("+ is between f32 and u32{one_type} f32(x)")),
+        ("return f32(i32(q_idx) - kv_idx);", 2, format!("- is between i32 and u32{one_type} i32(x)")),
+        ("return f32(-kv_idx);", 2, "- does not work on u32; convert it to i32 or f32 first".into()),
+        ("if !kv_idx { return 1.0; }\nreturn score;", 2, "! does not work on u32; it is for bool".into()),
+        (
+            "let a = 1.0;\nif kv_idx && q_idx > 1 { return 1.0; }\nreturn score;",
+            3,
+            "&& and || need bool on both sides".into(),
+        ),
+        ("return aux[kv_idx + 1.0];", 2, "this number meets a value of another type".into()),
+        ("return sqrt(kv_idx);", 2, "argument 1 of sqrt must be f32 or a vector of it; convert it, as f32(x)".into()),
+        ("return dot(score, score);", 2, "argument 1 of dot must be a vector of f32, i32, u32".into()),
+        ("return max(score, kv_idx);", 2, "argument 2 of max must have the type of argument 1, f32".into()),
+        ("return select(score > 1.0, score, 0.0);", 2, select.into()),
+        ("return select(score, 1.0, kv_idx);", 2, "the last argument of select is u32, and must be bool".into()),
+        ("let v = vec2<f32>(kv_idx, 1.0);\nreturn v.x;", 2, "value 1 has another type than is needed here".into()),
+        // Constants that the compiler computes: "see msg".
+        ("return score * 1e40;", 2, "f32 cannot hold the number 1e40".into()),
+        ("return 1.0 / 0.0;", 2, "the value of this is too large for its type".into()),
+        ("return f32(1u << 40u);", 2, "a number of 32 bits can be shifted by 0 to 31".into()),
+        ("return sqrt(-1.0);", 2, "sqrt built-in function argument is out of valid range".into()),
+        ("let v = vec3(1.0, 2.0);\nreturn v.x;", 2, "Constructor expects 3 components, found 2".into()),
+        // Habits of other languages.
+        ("return score > 1.0 ? 1.0 : 0.0;", 2, "WGSL has no ? and :; use select(if_false, if_true, condition)".into()),
+        ("return score ** 2.0;", 2, "WGSL has no **; use pow(x, y)".into()),
+        (
+            "float a = 1.0;\nreturn a;",
+            2,
+            "this is no statement; variables are declared as let x = … or var x = …".into(),
+        ),
+        ("switch kv_idx {\ncase 1u: { return 1.0; }\n}\nreturn score;", 2, "this switch has no default".into()),
+    ];
+    for (body, line, message) in cases {
+        let fault = refused(&with_body(body));
+        assert_eq!(fault.line(), *line, "{body}: {fault}");
+        assert!(fault.message().contains(message), "{body}: {fault}");
+        for word in ["see msg", "Scalar", "Some(", "None", "allowed type", "[0]", "[1]"] {
+            assert!(!fault.message().contains(word), "{body}: {fault}");
+        }
+    }
+    for (text, line, message) in [
+        (with_globals("fn f(x: f32) -> f32 {\n let y = x;\n}"), 1, ends),
+        (
+            with_globals("const a = 1;\nfn f(x: f32) {\n return x;\n}"),
+            3,
+            "this function returns a value and declares none",
+        ),
+        (
+            "fn f(a: f32) -> f32 { return a; }\n".to_owned() + &with_body("return f(kv_idx);"),
+            3,
+            "argument 1 of f is u32, and must be f32",
+        ),
+        // A function that stands below.
+        (
+            with_body("let v = vec2(1.0, 2.0);\nreturn v[2] + f(1.0);") + "fn f(a: f32) -> f32 { return a; }",
+            3,
+            "index 2 is past the end",
+        ),
+    ] {
+        let fault = refused(&text);
+        assert!(fault.line() == line && fault.message().contains(message), "{fault}");
+    }
+}
+
+/// A text that takes some drivers minutes to compile: their time grows with the square of its branches.
+#[test]
+fn too_many_branches() {
+    let cases = |count: usize| {
+        let cases: String = (0..count).map(|n| format!("case {n}u: {{ return {n}.5; }}\n")).collect();
+        with_body(&format!("switch kv_idx {{\n{cases}default: {{ return score; }}\n}}"))
+    };
+    let reason =
+        "branches (an if and a return 1, a case and a loop 2), at most 384 are allowed; put the table into aux";
+    taken(&cases(120));
+    expect(&cases(1500), 1, 1, reason);
+    expect(&cases(130), 1, 1, reason);
+    let of_one: String = (0..80).map(|n| format!("case {n}u, {}u, {}u: {{ }}\n", n + 100, n + 200)).collect();
+    expect(&with_body(&format!("switch kv_idx {{\n{of_one}default: {{ }}\n}}\nreturn score;")), 1, 1, reason);
+    let ifs = |count: usize, body: &str| format!("if kv_idx == 7u {{ {body} }}\n").repeat(count) + "return score;";
+    taken(&with_body(&ifs(380, "")));
+    expect(&with_body(&ifs(400, "")), 1, 1, reason);
+    expect(&with_body(&ifs(200, "return 1.0;")), 1, 1, reason);
+    let helper = format!("fn f(kv_idx: u32, score: f32) -> f32 {{\n{}\n}}", ifs(150, ""));
+    taken(&(helper.clone() + &with_body("return f(kv_idx, score) + f(kv_idx, 1.0);")));
+    let thrice = helper + &with_body("return f(kv_idx, score) + f(kv_idx, 1.0) + f(kv_idx, 2.0);");
+    expect(&thrice, 153, 2, reason);
+    let loops = "for (var i = 0u; i < 3u; i++) { }\n".repeat(130) + "return score;";
+    expect(&with_body(&loops), 1, 1, reason);
+    // What the library writes into loops and beside aux counts nothing.
+    taken(&with_body(&("for (var i = 0u; i < 3u; i++) { }\n".repeat(120) + "return score;")));
+    let sums = with_body(&("var s = score;\n".to_owned() + &"s += aux[kv_idx];\n".repeat(1_500) + "return s;"));
+    ScoreWgsl::new(&sums).unwrap_or_else(|fault| panic!("{fault}"));
+}
+
 /// Refused here. In browsers, their compiler does it.
 #[track_caller]
 fn expect_of_compiler(text: &str, line: u32, column: u32, message: &str) {
@@ -72,7 +219,7 @@ fn wrong_or_missing_signatures() {
 fn malformed_texts() {
     expect_of_compiler(&with_body("return scores;"), 2, 8, "no definition in scope for identifier: `scores`");
     expect_of_compiler(&with_body("return score"), 3, 1, "expected `;`");
-    expect_of_compiler(&with_body("return 1u;"), 2, 8, "does not match the declared return type");
+    expect_of_compiler(&with_body("return 1u;"), 2, 8, "this is u32, and the function declares -> f32");
     expect_of_compiler(&with_body("let a = 1;\nlet b = 2u;\nreturn a + b + score;"), 4, 8, "");
     expect_of_compiler(&with_body("return f32(1 / 0);"), 2, 12, "Division by zero");
     expect_of_compiler(&with_body("return aux[-1];"), 2, 8, "negative");

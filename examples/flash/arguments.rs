@@ -46,20 +46,34 @@ pub enum Command {
     Fuzz(FuzzOptions),
 }
 
+/// What else the file of a run may hold.
+const TENSORS: &str = "\
+Tensors of IN.safetensors beside q, k and v; integers are of any type, I8 to U64:
+  d_o           like o; gradients are computed too
+  d_lse         F32 [batch, heads, seqlen_q], with d_o
+  qkv           [batch, 3, heads, seqlen, dim] (bshd: [batch, seqlen, 3, heads, dim]), instead of q, k and v
+  bias          F32 or the type of q, [batch, heads, seqlen_q, seqlen_kv], each of them or 1; added after softcap and ALiBi
+  mask          BOOL or U8, like bias; not 0 = the row may see the key
+  alibi_slopes  F32 [heads] or [batch, heads]; slopes for ALiBi, instead of --alibi
+  sink          F32 [heads] of q; joins the softmax's sum
+  seqlens_q, seqlens_kv
+                integers [batch]; how long each sequence is in padded tensors
+  cu_seqlens_q, cu_seqlens_kv
+                integers [batch + 1], sums from 0 to all rows: sequences are packed. q, k, v and d_o are then 3-D, [all rows,
+                heads, dim] whatever --layout says, d_lse is [heads, all rows], and a bias and a mask have the largest lengths
+  seqused_q, seqused_kv
+                integers [batch]; how many of its rows a packed sequence uses
+  block_mask    BOOL or U8 [batch, heads, blocks of rows, blocks of keys], the first two or 1; which blocks of --block-size are
+                computed
+  document_ids  integers from 0, [batch or 1, seqlen_kv]; needs --block-mask documents: a row sees the keys of its document
+  aux           of any shape; what --score-mod and --mask-mod read as aux[i]: f32 if it is F32, u32 if it holds integers from 0";
+
 #[derive(Args)]
+#[command(after_long_help = TENSORS)]
 pub struct RunOptions {
-    /// A safetensors file with 4-D tensors q, k and v, or - for standard input. K and V may have fewer heads than Q, V another width. With d_o (like
-    /// o), and perhaps d_lse (f32, batch × heads × seqlen_q), gradients are computed too. It may hold a bias (f32, or the type
-    /// of q), which is added to the scores after softcap and ALiBi, and a mask (BOOL or U8; not 0 = the row may see the key):
-    /// batch × heads × seqlen_q × seqlen_kv, each of them or 1. A sink (f32, one for each head of q) joins the softmax's
-    /// sum. A tensor qkv, batch × 3 × heads × seqlen × dim (bshd: batch × seqlen × 3 × heads × dim), may
-    /// stand for q, k and v. seqlens_q and seqlens_kv (integers, one for each sequence) say how long each sequence is in padded tensors. With
-    /// cu_seqlens_q and cu_seqlens_kv (integers, batch + 1, sums from 0 to all rows) sequences are packed: q, k, v and d_o are
-    /// 3-D, all rows × heads × dim whatever --layout says, and d_lse is heads × all rows. seqused_q and seqused_kv (integers, one
-    /// for each sequence) say how many of its rows a sequence uses; a bias and a mask have the largest lengths.
-    /// alibi_slopes (f32, heads, or batch × heads) are slopes for ALiBi. A block_mask (BOOL or U8, batch × heads × blocks of
-    /// rows × blocks of keys, the first two or 1) says which blocks are computed; document_ids (integers, [batch or 1,
-    /// seqlen_kv]) belong to --block-mask documents.
+    /// A safetensors file with 4-D tensors q, k and v, or - for standard input. K and V may have fewer heads than Q, V another width. It
+    /// may also hold d_o, for gradients, and bias, mask, alibi_slopes, sink, seqlens_q, seqlens_kv, cu_seqlens_q, cu_seqlens_kv, aux,
+    /// block_mask, document_ids: their shapes and types stand at the end of `flash run --help`.
     ///
     /// With k_cache and v_cache, K and V are in a cache: batch × positions × heads × dim, or with a page_table (integers, batch ×
     /// pages of a sequence) pages × positions of a page × heads × dim; F32, F16, BF16, or U32 for int8, with 1 + ⌈dim / 4⌉ words for

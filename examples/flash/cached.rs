@@ -151,7 +151,7 @@ pub async fn run(options: &RunOptions, file: &File, choice: device::Choice<'_>, 
     };
 
     let inputs = case.inputs(file)?;
-    let own = options.wgsl.read(inputs.aux.map_or(AuxType::F32, |(of_words, _)| of_words))?;
+    let own = options.wgsl.read(inputs.aux.as_ref().map_or(AuxType::F32, |(of_words, _)| *of_words))?;
     let mut problem = run::problem(options, &inputs, &own).with_cache(case.cache).with_lengths(rows, totals);
     if let Some(sums) = &case.cu_seqlens_q {
         problem = problem.with_cu_seqlens_q(sums.clone());
@@ -267,7 +267,7 @@ async fn attend_to<T: ElementType, C: CacheType>(
     let [bias_f32, sink] =
         [bias.iter().map(|value| *value as f32).collect::<Vec<f32>>(), inputs.sink.map_or_else(Vec::new, typed::<f32>)];
     let bias_as_q: Vec<T> = bias.iter().map(|value| T::from_f64(*value)).collect();
-    let aux = inputs.aux.map(|(_, words)| words).unwrap_or_default();
+    let aux = inputs.aux.as_ref().map(|(_, words)| &words[..]).unwrap_or_default();
     let (aux_f32, aux_u32) = (typed::<f32>(aux), typed::<u32>(aux));
     let mut slices = CacheSlices::new(q, &k, &v);
     if let Some(table) = page_table {
@@ -284,7 +284,7 @@ async fn attend_to<T: ElementType, C: CacheType>(
     if inputs.sink.is_some() {
         slices = slices.with_sink(&sink);
     }
-    match inputs.aux {
+    match &inputs.aux {
         Some((AuxType::F32, _)) => slices = slices.with_aux(&aux_f32),
         Some((AuxType::U32, _)) => slices = slices.with_aux_u32(&aux_u32),
         _ => {}

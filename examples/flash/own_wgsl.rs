@@ -11,7 +11,7 @@ use crate::failure::{Failure, Result};
 pub struct WgslFiles {
     /// A file in WGSL with fn score_mod(score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32. It changes each
     /// score after --softcap, before --alibi and a bias. In `flash run` it may read aux[i], numbers of the tensor aux in the
-    /// file: f32, u32 or i32, as they are stored.
+    /// file: f32, or u32 if it holds integers.
     #[arg(long, value_name = "FILE")]
     pub score_mod: Option<PathBuf>,
     /// A file in WGSL with fn score_mod_grad(grad: f32, score: f32, batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32, for
@@ -104,6 +104,17 @@ impl OwnWgsl {
 
     pub fn reads_aux(&self) -> bool {
         self.score.as_ref().is_some_and(ScoreWgsl::reads_aux) || self.mask.as_ref().is_some_and(MaskWgsl::reads_aux)
+    }
+
+    /// Refuses gradients of a score_mod without its gradient. `asks` is what asks for them, `otherwise` how to do without.
+    pub fn expect_gradient(&self, asks: &str, otherwise: &str) -> Result<()> {
+        match &self.score {
+            Some(score) if !score.has_gradient() => Err(Failure::new(format_args!(
+                "{asks} asks for gradients, and --score-mod has no fn score_mod_grad: add it to the file, give it by \
+                 --score-mod-grad, or {otherwise}"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Adds score_mod.

@@ -62,6 +62,10 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
     }
     let mut inputs = file.inputs(options.layout)?;
     add_blocks(options, &file, &mut inputs)?;
+    let own = options.wgsl.read(inputs.aux.as_ref().map_or(AuxType::F32, |(of_words, _)| *of_words))?;
+    if inputs.d_o.is_some() {
+        own.expect_gradient("d_o", "leave d_o out")?;
+    }
     let target = Target::new(&options.output)?;
 
     let element = inputs.element;
@@ -79,7 +83,6 @@ pub async fn run(options: &RunOptions, choice: device::Choice<'_>, out: &mut dyn
         inputs.bias = Some(Bias { counts: bias.counts, element: Element::F32, bytes });
     }
 
-    let own = options.wgsl.read(inputs.aux.map_or(AuxType::F32, |(of_words, _)| of_words))?;
     if options.algorithm == RunAlgorithm::Reference && !own.is_empty() {
         return Err(Failure::new(
             "the f64 oracle cannot run WGSL: --algorithm reference takes no --score-mod or --mask-mod",
@@ -225,7 +228,7 @@ pub fn problem(options: &RunOptions, inputs: &Inputs, own: &OwnWgsl) -> Attentio
         problem = problem.with_key_mask(KeyMask::Boolean(EntryLayout::packed_bits(mask.counts)));
     }
     problem = own.mask(problem);
-    if let Some((_, words)) = inputs.aux {
+    if let Some((_, words)) = &inputs.aux {
         problem = problem.with_aux(u32::try_from(words.len() / 4).unwrap_or(u32::MAX));
     }
     if inputs.sink.is_some() {
@@ -259,6 +262,8 @@ async fn on_gpu(
     choice: device::Choice<'_>,
 ) -> Result<Answer> {
     let gpu = device::open(choice).await?;
+    // What has no gradient is refused before there is work to lose.
+    let backward = inputs.d_o.map(|_| gpu.attention.plan_backward(problem).build()).transpose()?;
     let plan = gpu.attention.plan_forward(problem);
     let plan = options.num_splits.into_iter().fold(plan, |plan, splits| plan.with_splits(splits)).build()?;
     let prepared = gpu.attention.prepare_forward_plan(plan).await?;
@@ -272,7 +277,7 @@ async fn on_gpu(
     if let Some(sink) = inputs.sink {
         tensors.add(&gpu, Operand::Sink, sink.to_vec()).await?;
     }
-    if let Some((_, words)) = inputs.aux {
+    if let Some((_, words)) = &inputs.aux {
         tensors.add(&gpu, Operand::Aux, words.to_vec()).await?;
     }
     for (buffer, bytes) in [(&tensors.q, inputs.q), (&tensors.k, inputs.k), (&tensors.v, inputs.v)] {
@@ -292,8 +297,8 @@ async fn on_gpu(
         extra_bytes: plan.extra_bytes(),
         ..Summary::new(options, problem.algorithm.name(), &shape, problem.element)
     };
-    let gradients = match inputs.d_o {
-        Some(d_o) => gradients_on_gpu(&gpu, problem, &tensors, d_o, inputs.d_lse, &mut summary).await?,
+    let gradients = match inputs.d_o.zip(backward) {
+        Some((d_o, plan)) => gradients_on_gpu(&gpu, problem, &tensors, plan, d_o, inputs.d_lse, &mut summary).await?,
         None => Vec::new(),
     };
     let probabilities = match &options.probabilities {
@@ -314,11 +319,12 @@ async fn gradients_on_gpu(
     gpu: &Gpu,
     problem: &AttentionProblem,
     tensors: &Resident,
+    plan: Plan,
     d_o: &[u8],
     d_lse: Option<&[u8]>,
     summary: &mut Summary,
 ) -> Result<Vec<(Operand, Vec<u8>)>> {
-    let prepared = gpu.attention.prepare_backward(problem).await?;
+    let prepared = gpu.attention.prepare_backward_plan(plan).await?;
     let gradients = ResidentGradients::new(gpu, problem, d_lse.is_some()).await?;
     resident::upload(gpu, &gradients.d_o, 0, d_o.to_vec())?;
     if let (Some(buffer), Some(d_lse)) = (&gradients.d_lse, d_lse) {

@@ -1,5 +1,6 @@
 //! Attention inputs and outputs as safetensors files.
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -52,7 +53,7 @@ pub struct Inputs<'a> {
     /// Blocks of what counts, their rows and keys, and not 0 for each that is computed.
     pub block_mask: Option<BlockTensor<'a>>,
     /// What functions in the user's own WGSL read: words of this type.
-    pub aux: Option<(AuxType, &'a [u8])>,
+    pub aux: Option<(AuxType, Cow<'a, [u8]>)>,
 }
 
 /// A number for each sequence, query head, row and key, or one for all of a dimension.
@@ -383,17 +384,27 @@ impl File {
         }
     }
 
-    /// Numbers of any shape, f32, u32 or i32, none of the last negative.
-    pub fn aux(&self) -> Result<Option<(AuxType, &[u8])>> {
+    /// Numbers of any shape: f32, or integers of any type, which WGSL reads as u32.
+    pub fn aux(&self) -> Result<Option<(AuxType, Cow<'_, [u8]>)>> {
         let Some(view) = self.view("aux") else { return Ok(None) };
-        let is_negative = |word: &[u8]| word[3] > 127;
         match view.dtype() {
-            Dtype::F32 => Ok(Some((AuxType::F32, view.data()))),
-            Dtype::I32 if view.data().chunks_exact(4).any(is_negative) => {
-                Err(self.failure("'aux' holds a negative integer; WGSL reads it as u32"))
-            }
-            Dtype::U32 | Dtype::I32 => Ok(Some((AuxType::U32, view.data()))),
-            other => Err(self.failure(format_args!("'aux' is stored as {other:?}; F32, U32 and I32 can be used"))),
+            Dtype::F32 => return Ok(Some((AuxType::F32, view.data().into()))),
+            Dtype::U32 => return Ok(Some((AuxType::U32, view.data().into()))),
+            _ => {}
+        }
+        let Some(integers) = integers_of(&view) else {
+            return Err(self.failure(format_args!(
+                "'aux' is stored as {:?}; F32 and integers of any type can be used: store it as F32, or BOOL as U8",
+                view.dtype()
+            )));
+        };
+        let words: std::result::Result<Vec<[u8; 4]>, i128> =
+            integers.map(|integer| u32::try_from(integer).map(u32::to_le_bytes).map_err(|_| integer)).collect();
+        match words {
+            Ok(words) => Ok(Some((AuxType::U32, words.concat().into()))),
+            Err(wrong) => Err(self.failure(format_args!(
+                "'aux' holds {wrong}; WGSL reads integers as u32, 0 to 4294967295: add an offset, or store aux as F32"
+            ))),
         }
     }
 
@@ -416,28 +427,10 @@ impl File {
             let most = shapes.last().copied().unwrap_or_default();
             return Err(self.failure(format_args!("'{name}' has the shape {dims:?}; it must be {wanted} = {most:?}")));
         };
-        let (size, is_signed) = match view.dtype() {
-            Dtype::U8 => (1, false),
-            Dtype::I8 => (1, true),
-            Dtype::U16 => (2, false),
-            Dtype::I16 => (2, true),
-            Dtype::U32 => (4, false),
-            Dtype::I32 => (4, true),
-            Dtype::U64 => (8, false),
-            Dtype::I64 => (8, true),
-            other => {
-                return Err(
-                    self.failure(format_args!("'{name}' is stored as {other:?}; integers of any type can be used"))
-                );
-            }
+        let Some(integers) = integers_of(&view) else {
+            let dtype = view.dtype();
+            return Err(self.failure(format_args!("'{name}' is stored as {dtype:?}; integers of any type can be used")));
         };
-        let integer = |bytes: &[u8]| {
-            let fill = if is_signed && bytes[size - 1] > 127 { 0xff } else { 0 };
-            let mut all = [fill; 16];
-            all[..size].copy_from_slice(bytes);
-            i128::from_le_bytes(all)
-        };
-        let integers = view.data().chunks_exact(size).map(integer);
         let in_u32 = |integer: i128| u32::try_from(integer).ok().or_else(|| other(integer));
         let lengths: Option<Vec<u32>> = integers.clone().map(in_u32).collect();
         lengths.map(|lengths| Some((fitting.to_vec(), lengths))).ok_or_else(|| {
@@ -509,6 +502,27 @@ impl Layout {
             Layout::Packed => vec![heads, rows],
         }
     }
+}
+
+/// The entries of a tensor of integers, of any type of them.
+fn integers_of<'a>(view: &TensorView<'a>) -> Option<impl Iterator<Item = i128> + Clone + use<'a>> {
+    let (size, is_signed) = match view.dtype() {
+        Dtype::U8 => (1, false),
+        Dtype::I8 => (1, true),
+        Dtype::U16 => (2, false),
+        Dtype::I16 => (2, true),
+        Dtype::U32 => (4, false),
+        Dtype::I32 => (4, true),
+        Dtype::U64 => (8, false),
+        Dtype::I64 => (8, true),
+        _ => return None,
+    };
+    Some(view.data().chunks_exact(size).map(move |bytes| {
+        let fill = if is_signed && bytes[size - 1] > 127 { 0xff } else { 0 };
+        let mut all = [fill; 16];
+        all[..size].copy_from_slice(bytes);
+        i128::from_le_bytes(all)
+    }))
 }
 
 /// Names for a message: all of a few, the first of many, none longer than a line can bear.

@@ -168,7 +168,9 @@ fn check_wgsl(problem: &AttentionProblem, direction: Direction) -> Result<(), In
 fn check_gradient(problem: &AttentionProblem, direction: Direction) -> Result<(), InvalidProblem> {
     let has_no_gradient = problem.snippets().any(|snippet| snippet.role == Role::Score && !snippet.has_gradient);
     if direction == Direction::Backward && has_no_gradient {
-        let reason = "gradients need it, and the text of score_mod does not define it".into();
+        let reason = "gradients need it, and the text of score_mod does not define it; add fn score_mod_grad(grad: f32, score: f32, \
+                      batch: u32, head: u32, q_idx: u32, kv_idx: u32) -> f32 to it"
+            .into();
         return Err(InvalidProblem::ScoreMod { name: "score_mod_grad", reason });
     }
     Ok(())

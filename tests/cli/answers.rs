@@ -307,3 +307,26 @@ fn tuned_tiles_are_used() {
     let done = place.flash(&bench);
     assert!(done.status.code() == Some(2) && text(&done.stderr).contains("tuning file"), "{}", text(&done.stderr));
 }
+
+/// Whoever reads the short help finds each name, and the long one has its shape and type.
+#[test]
+fn help_names_the_tensors_of_a_run() {
+    let place = Workplace::new();
+    let read = |help: &str| text(&place.flash(&["run", help]).stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    let (short, long) = (read("-h"), read("--help"));
+    assert!(short.contains("at the end of `flash run --help`"), "{short}");
+    for (name, shape) in [
+        ("bias", "F32 or the type of q, [batch, heads, seqlen_q, seqlen_kv], each of them or 1"),
+        ("mask", "BOOL or U8, like bias"),
+        ("alibi_slopes", "F32 [heads] or [batch, heads]"),
+        ("sink", "F32 [heads] of q"),
+        ("seqlens_q, seqlens_kv", "integers [batch]"),
+        ("cu_seqlens_q, cu_seqlens_kv", "integers [batch + 1]"),
+        ("block_mask", "BOOL or U8 [batch, heads, blocks of rows, blocks of keys]"),
+        ("document_ids", "integers from 0, [batch or 1, seqlen_kv]"),
+        ("aux", "of any shape"),
+    ] {
+        assert!(short.contains(name), "no {name}: {short}");
+        assert!(long.contains(&format!("{name} {shape}")), "no {name} {shape}: {long}");
+    }
+}

@@ -47,6 +47,25 @@ fn patterns_are_the_masks_that_they_say() {
 }
 
 #[test]
+fn documents_have_integers_of_any_type() {
+    let place = Workplace::new();
+    let run = |dtype| {
+        let ids = integers("document_ids", dtype, &[1, 40], |n| n as i64 / 12 * 3);
+        place.run(&place.write("ids", &file(&[ids])), &["--block-mask", "documents", "--algorithm", "reference"])
+    };
+    let expected = run(Dtype::I32);
+    for dtype in [Dtype::I8, Dtype::U8, Dtype::I16, Dtype::U16, Dtype::U32, Dtype::I64, Dtype::U64] {
+        run(dtype).agrees(&expected, 1e-9, "documents");
+    }
+    for dtype in [Dtype::I8, Dtype::I16, Dtype::I32, Dtype::I64] {
+        let padded = integers("document_ids", dtype, &[1, 40], |n| if n < 30 { 1 } else { -1 });
+        let (input, output) = (place.write("padded", &file(&[padded])), place.path("out"));
+        let reason = "'document_ids' holds -1; only 0 to 4294967295 can be used";
+        place.refuses(&["run", &input, &output, "--block-mask", "documents"], reason);
+    }
+}
+
+#[test]
 fn slopes_of_alibi_from_the_file() {
     let place = Workplace::new();
     let slopes = |shape: &[usize], factor: f32| {

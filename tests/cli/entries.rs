@@ -204,6 +204,19 @@ fn answers_shifted(answers: &[Answer; 3]) -> [Answer; 3] {
 }
 
 #[test]
+fn lengths_are_integers_of_any_type() {
+    let place = Workplace::new();
+    let run = |dtype| {
+        let both = [lengths("seqlens_q", dtype, &[3, 9]), lengths("seqlens_kv", dtype, &[0, 30])];
+        place.run(&place.write("lengths", &file(&both)), &["--algorithm", "reference"])
+    };
+    let expected = run(Dtype::I32);
+    for dtype in [Dtype::I8, Dtype::U8, Dtype::I16, Dtype::U16, Dtype::U32, Dtype::I64, Dtype::U64] {
+        run(dtype).agrees(&expected, 1e-9, "lengths");
+    }
+}
+
+#[test]
 fn what_fits_no_problem_is_refused() {
     let place = Workplace::new();
     let output = place.path("out");

@@ -45,8 +45,12 @@ fn what_is_built_in_can_be_written() {
         "documents",
         b"fn mask_mod(b: u32, h: u32, q_idx: u32, kv_idx: u32) -> bool { return aux[q_idx] == aux[kv_idx]; }",
     );
-    let with_ids = place.write("ids", &file(&[aux(Dtype::I32, &ids)]));
-    place.run(&with_ids, &["--mask-mod", &documents]).agrees(&place.run(&masked, &[]), 1e-5, "documents");
+    let expected = place.run(&masked, &[]);
+    for (dtype, size) in [(Dtype::I32, 4), (Dtype::I64, 8), (Dtype::U64, 8), (Dtype::U16, 2), (Dtype::I8, 1)] {
+        let bytes = ids.iter().flat_map(|id| u64::from(*id).to_le_bytes()[..size].to_vec()).collect();
+        let with_ids = place.write("ids", &file(&[Entries { dtype, bytes, ..aux(Dtype::U32, &ids) }]));
+        place.run(&with_ids, &["--mask-mod", &documents]).agrees(&expected, 1e-5, "documents");
+    }
 }
 
 /// Old drivers end a shader after so many turns of its loops; the user says how many are enough.
@@ -89,10 +93,6 @@ fn faults_are_shown_where_they_are() {
     let expected =
         "grad.wgsl:3:10: no definition in scope for identifier: `gard`; unknown identifier: `return gard * (1.0";
     refuses(&["--score-mod", &score, "--score-mod-grad", &faulty], expected);
-    refuses(
-        &["--score-mod", &score],
-        "score_mod_grad: gradients need it, and the text of score_mod does not define it",
-    );
     refuses(&["--score-mod-grad", &faulty], "--score-mod <FILE>");
     refuses(&["--mask-mod", &place.path("nowhere")], "cannot read");
     refuses(&["--mask-mod", &score], "score.wgsl:1:1: there is no mask_mod; write fn mask_mod(");
@@ -104,13 +104,36 @@ fn faults_are_shown_where_they_are() {
         "aux: it is given, and no function in WGSL reads it",
     );
     let negative = place.write("negative", &file(&[aux(Dtype::I32, &[1, u32::MAX])]));
-    place.refuses(&["run", &negative, &output, "--mask-mod", &causal], "'aux' holds a negative integer");
-    let wide = Entries { dtype: Dtype::I64, shape: vec![1], ..aux(Dtype::U32, &[1, 2]) };
+    place.refuses(&["run", &negative, &output, "--mask-mod", &causal], "'aux' holds -1; WGSL reads integers as u32");
+    let large = Entries { dtype: Dtype::I64, shape: vec![1], ..aux(Dtype::U32, &[0, 1]) };
+    let large = place.write("large", &file(&[large]));
+    place.refuses(
+        &["run", &large, &output, "--mask-mod", &causal],
+        "'aux' holds 4294967296; WGSL reads integers as u32",
+    );
+    let wide = Entries { dtype: Dtype::F64, shape: vec![1], ..aux(Dtype::U32, &[1, 2]) };
     let wide = place.write("wide", &file(&[wide]));
-    place.refuses(&["run", &wide, &output], "'aux' is stored as I64; F32, U32 and I32 can be used");
+    place.refuses(&["run", &wide, &output], "'aux' is stored as F64; F32 and integers of any type can be used");
     let reads = place.write("reads.wgsl", CAUSAL.replace("31u", "u32(aux[0])").as_bytes());
     refuses(&["--mask-mod", &reads], "mask_mod reads it; say how long it is");
     place.refuses(&["bench", "--mask-mod", &reads], "flash bench has no aux");
+}
+
+/// Before a device is opened: that of this name does not exist.
+#[test]
+fn gradients_need_that_of_score_mod() {
+    let place = Workplace::new();
+    let (input, output) = (place.write("in", &file(&[])), place.path("out"));
+    let score = place.write("score.wgsl", SOFTCAP.as_bytes());
+    let reason = "and --score-mod has no fn score_mod_grad: add it to the file, give it by --score-mod-grad, or";
+    for (arguments, asks, otherwise) in [
+        (&["run", &input, &output][..], "d_o", "leave d_o out"),
+        (&["bench", "--pass", "backward"], "--pass", "time --pass forward"),
+        (&["bench", "--pass", "both"], "--pass", "time --pass forward"),
+    ] {
+        let arguments = [arguments, &["--score-mod", &score, "--adapter", "nowhere"]].concat();
+        place.refuses(&arguments, &format!("{asks} asks for gradients, {reason} {otherwise}"));
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::process::{Command, Output, Stdio};
 
 use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value;
 
 #[cfg(unix)]
@@ -78,6 +79,48 @@ fn every_method_equals_its_twin_on_odd_shapes() {
     equals_twins(&place, Some(1e-4), &[&["--seqlen", "641", "--causal"][..], &chunks].concat());
     equals_twins(&place, Some(1e-4), &[&["--seqlen", "1024"][..], &chunks].concat());
     equals_twins(&place, Some(1e-4), &["--seqlen", "600", "--heads", "1", "--methods", "linformer"]);
+}
+
+/// Where two keys share a row's weight, the errors of large scores arrive at O, and are right. What a wrong kernel computes differs
+/// by more.
+#[test]
+fn bounds_grow_with_scores_and_wrong_kernels_exceed_them() {
+    let place = Workplace::new();
+    let normal = dumped(&place, "normal", &["--seqlen", "96", "--methods", "flash"]);
+    // Keys come in pairs. The scores of a pair differ by about 1, whatever their size; `scale` changes that.
+    let file = |factor: f32, scale: f32| {
+        let [q, k, v] = ["q", "k", "v"].map(&normal);
+        let paired = |at: usize| {
+            let (row, odd) = (at / 64 / 2 * 2, at / 64 % 2);
+            k[row * 64 + at % 64] * factor * (1.0 + odd as f32 * 0.5 / (factor * factor) * (row as f32).sin())
+        };
+        let large = |values: &[f32], factor: f32| values.iter().map(|x| x * factor).collect::<Vec<f32>>();
+        let all =
+            [("q", large(&q, factor * scale)), ("k", (0..k.len()).map(paired).collect()), ("v", large(&v, factor))];
+        let data = all.map(|(name, values)| (name, values.into_iter().flat_map(f32::to_le_bytes).collect::<Vec<u8>>()));
+        let view = |bytes| TensorView::new(Dtype::F32, vec![1, 2, 96, 64], bytes).expect("the bytes fit");
+        let views = data.iter().map(|(name, bytes)| (*name, view(bytes)));
+        place.write("input", &safetensors::serialize(views, None).expect("a file"))
+    };
+    let exact = ["--methods", "flash,standard,block-sparse,longformer,bigbird"];
+    let answer = |input: &str, more: &[&str]| {
+        dumped(&place, "answer", &[&["--input", input, "--methods", "flash"][..], more].concat())("flash.o")
+    };
+    for (factor, wrong_scale) in [(10.0, 1.05), (100.0, 3.0)] {
+        let input = file(factor, 1.0);
+        let records = equals_twins(&place, None, &[&["--input", &input][..], &exact].concat());
+        let (error, bound) = (number(&records[0], "twin_error"), number(&records[0], "twin_bound"));
+        assert_eq!(error > 1e-4, factor == 100.0, "{}", records[0]);
+        assert_eq!(bound > 1e-4, factor == 100.0, "{}", records[0]);
+        let right = answer(&input, &[]);
+        let hidden = answer(&input, &["--causal"]);
+        let scaled = answer(&file(factor, wrong_scale), &[]);
+        let largest = right.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        for wrong in [hidden, scaled] {
+            let error = right.iter().zip(&wrong).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
+            assert!(f64::from(error) > 2.0 * bound, "{error} against {bound}, {factor}");
+        }
+    }
 }
 
 #[test]
@@ -200,7 +243,7 @@ fn the_order_of_tokens_does_not_matter_where_it_should_not() {
         .to_vec();
     let views = bytes.iter().map(|(name, bytes)| {
         let shape = vec![1, HEADS, TOKENS, DIM];
-        (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes).expect("a view"))
+        (*name, TensorView::new(Dtype::F32, shape, bytes).expect("a view"))
     });
     let file = place.write("reversed", &safetensors::serialize(views, None).expect("a file"));
     let second = dumped(&place, "second", &["--input", &file, "--methods", "linear,performer"]);
@@ -279,7 +322,7 @@ fn with_value(place: &Workplace, name: &str, value: f32, dim: usize) -> String {
         (0..4 * dim).map(of).flat_map(f32::to_le_bytes).collect()
     };
     let all = ["q", "k", "v"].map(|name| (name, bytes(name)));
-    let view = |bytes| safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, 1, 4, dim], bytes);
+    let view = |bytes| TensorView::new(Dtype::F32, vec![1, 1, 4, dim], bytes);
     let views = all.iter().map(|(name, bytes)| (*name, view(bytes).expect("a view")));
     place.write(&format!("{name}{value}{dim}"), &safetensors::serialize(views, None).expect("a file"))
 }

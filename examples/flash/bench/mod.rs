@@ -40,12 +40,15 @@ pub async fn bench(options: &BenchOptions, choice: device::Choice<'_>, out: &mut
             "--cache: flash attention alone reads one, forward; leave --pass and --algorithm out",
         ));
     }
-    let targets = options.out.as_deref().map(targets).transpose()?;
-    let gpu = device::open(choice).await?;
     let own = options.wgsl.read(AuxType::F32)?;
     if own.reads_aux() {
         return Err(Failure::new("flash bench has no aux; write the numbers into the WGSL, as a const array"));
     }
+    if options.passes != Passes::Forward {
+        own.expect_gradient("--pass", "time --pass forward")?;
+    }
+    let targets = options.out.as_deref().map(targets).transpose()?;
+    let gpu = device::open(choice).await?;
     let mut problems = problems(options, &own, &gpu);
     if options.mask_blocks {
         for problem in &mut problems {

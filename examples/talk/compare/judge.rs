@@ -4,6 +4,7 @@ use std::thread;
 
 use crate::case::{self, Head, Inputs, Problem, State};
 use crate::device::Gpu;
+use crate::draws::Draws;
 use crate::elements;
 use crate::failure::Result;
 use crate::methods::Method;
@@ -32,43 +33,90 @@ pub struct FromExact {
     pub largest_row: f64,
 }
 
-/// Sums are in f32, and O is rounded when it is written.
-pub fn twin_bound(problem: &Problem) -> f64 {
+/// Where scores are of usual size: sums are in f32, and O is rounded when it is written.
+fn usual_bound(problem: &Problem) -> f64 {
     let roundoff = elements::unit_roundoff(problem.element);
     if roundoff < 1e-6 { 1e-4 } else { 1e-4 + 4.0 * roundoff }
 }
 
-/// Compares O on the device with the twin. Heads are computed side by side.
+/// Compares O on the device with the twin.
+///
+/// A score in f32 is wrong by a share of the size of its products, so large scores have large errors, and exp(S) passes them on. How
+/// much of them arrives at O depends on the inputs: nothing where one key has all the weight, most where two share it. So an answer
+/// that is not within the usual bound may be wrong by as much more as the twin itself changes, in f64, if all elements of Q and K
+/// change by what rounding does to scores.
 pub fn from_twin(gpu: &Gpu, inputs: &Inputs, method: &dyn Method, state: &State, o: &wgpu::Buffer) -> Result<FromTwin> {
     let problem = &inputs.problem;
     let (heads, rows) = sampled(problem);
-    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
     let d = problem.head_dim as usize;
     let (mut largest, mut error) = (0.0f64, 0.0f64);
-    for some in heads.chunks(cores) {
-        let twins = thread::scope(|scope| {
-            let rows = &rows;
+    let expected = twins(inputs, method, state, &heads, &rows);
+    for (head, expected) in heads.iter().zip(&expected) {
+        let o = of_head(gpu, problem, o, *head)?;
+        let found = rows.iter().flat_map(|row| o[*row as usize * d..][..d].iter().copied());
+        // A twin that gave up has no rows, and nothing equals it.
+        let own = match expected.len() == rows.len() * d {
+            true => elements::largest_error(found, expected.iter().copied()),
+            false => f64::INFINITY,
+        };
+        error = larger(error, own);
+        largest = expected.iter().fold(largest, |largest, value| larger(largest, value.abs()));
+    }
+    let (error, mut bound) = (error / largest.max(f64::MIN_POSITIVE), usual_bound(problem));
+    if error > bound && error.is_finite() {
+        let changes = (0..DRAWS_OF_ROUNDINGS).map(|seed| {
+            let others = twins(&rounded(inputs, seed), method, state, &heads, &rows);
+            let both = others.iter().flatten().zip(expected.iter().flatten());
+            both.map(|(other, expected)| (other - expected).abs()).fold(0.0, f64::max)
+        });
+        bound += changes.fold(0.0, f64::max) / largest.max(f64::MIN_POSITIVE);
+    }
+    let rows = if problem.seqlen <= WHOLE_TO { "all" } else { "64 rows of the first and the last head" };
+    Ok(FromTwin { error, bound, rows })
+}
+
+/// Draws of signs, of which the one that changes the twin the most counts: two keys that share a row's weight may by chance change
+/// alike.
+const DRAWS_OF_ROUNDINGS: u64 = 4;
+
+/// The inputs, with each element of Q and K larger or smaller by what the f32 arithmetic of a score is wrong by: 1.5 √d roundings for
+/// a sum of d products, 4 for the scale, log2(e), the difference to the maximum and the exponential. Each is 2⁻²³ of a score, as f32 on
+/// matrices has 23 bits. The d products of a score change with signs of their own, so that changes of this share move it by less than
+/// this share of its largest size: twice as much is taken.
+fn rounded(inputs: &Inputs, seed: u64) -> Inputs {
+    let roundings = 1.5 * f64::from(inputs.problem.head_dim).sqrt() + 4.0;
+    let share = 2.0 * roundings * 2f64.powi(-23);
+    let changed = |values: &[f32], purpose: &str| {
+        let draws = Draws::new(seed, purpose);
+        let sign = |at: usize| draws.words(0, at as u64 / 128)[at / 32 % 4] >> (at % 32) & 1 == 0;
+        let change = |(at, value): (usize, &f32)| {
+            let share = if sign(at) { share } else { -share };
+            (f64::from(*value) * (1.0 + share)) as f32
+        };
+        values.iter().enumerate().map(change).collect()
+    };
+    Inputs {
+        problem: inputs.problem,
+        q: changed(&inputs.q, "roundings of q"),
+        k: changed(&inputs.k, "roundings of k"),
+        v: inputs.v.clone(),
+    }
+}
+
+/// O of some rows of these heads by the twin; heads are computed side by side.
+fn twins(inputs: &Inputs, method: &dyn Method, state: &State, heads: &[Head], rows: &[u32]) -> Vec<Vec<f64>> {
+    let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
+    let of_some = |some: &[Head]| {
+        thread::scope(|scope| {
             let work = |head: &Head| {
                 let head = *head;
                 scope.spawn(move || method.twin(inputs, state, head, rows))
             };
             let threads: Vec<_> = some.iter().map(work).collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or_default()).collect::<Vec<_>>()
-        });
-        for (head, expected) in some.iter().zip(twins) {
-            let o = of_head(gpu, problem, o, *head)?;
-            let found = rows.iter().flat_map(|row| o[*row as usize * d..][..d].iter().copied());
-            // A twin that gave up has no rows, and nothing equals it.
-            let own = match expected.len() == rows.len() * d {
-                true => elements::largest_error(found, expected.iter().copied()),
-                false => f64::INFINITY,
-            };
-            error = larger(error, own);
-            largest = expected.iter().fold(largest, |largest, value| larger(largest, value.abs()));
-        }
-    }
-    let rows = if problem.seqlen <= WHOLE_TO { "all" } else { "64 rows of the first and the last head" };
-    Ok(FromTwin { error: error / largest.max(f64::MIN_POSITIVE), bound: twin_bound(problem), rows })
+        })
+    };
+    heads.chunks(cores).flat_map(of_some).collect()
 }
 
 fn sampled(problem: &Problem) -> (Vec<Head>, Vec<u32>) {

@@ -5,6 +5,8 @@
 //! reads what was rewritten once more. So a [`ScoreWgsl`] or a [`MaskWgsl`] holds only text that is safe to compile. A browser's
 //! module has no compiler: `scan` stands for `gate` there.
 
+#[cfg(not(target_arch = "wasm32"))]
+mod explain;
 mod fault;
 mod gate;
 mod rewrite;

@@ -13,7 +13,7 @@ mod types;
 mod words;
 
 use super::Role;
-use super::gate::{Found, GRADIENT, MAX_SIZE, too_many_operations, written};
+use super::gate::{Found, GRADIENT, Size, written};
 use super::tokens::{Kind, Refusal, Token, tokens};
 use items::{Function, Items};
 use names::Names;
@@ -51,47 +51,74 @@ pub(super) fn scan(tokens: &[Token], role: Role) -> Result<Found, Refusal> {
 
 /// Refuses functions that call themselves, and those that are too large with all that they call.
 fn check_sizes(items: &Items, calls: &[Vec<usize>]) -> Result<(), Refusal> {
-    let mut sizes = vec![Size::Unknown; items.functions.len()];
+    let mut sizes = vec![Count::Unknown; items.functions.len()];
     (0..items.functions.len()).try_for_each(|function| size_of(function, items, calls, &mut sizes, 0).map(|_| ()))
 }
 
 #[derive(Clone, Copy)]
-enum Size {
+enum Count {
     Unknown,
     /// Its callees are being counted.
     Open,
-    Known(u64),
+    Known(Size),
 }
 
 fn size_of(
     function: usize,
     items: &Items,
     calls: &[Vec<usize>],
-    sizes: &mut [Size],
+    sizes: &mut [Count],
     depth: usize,
-) -> Result<u64, Refusal> {
+) -> Result<Size, Refusal> {
     let found = &items.functions[function];
     let name = items.tokens[found.name];
-    if let Size::Known(size) = sizes[function] {
+    if let Count::Known(size) = sizes[function] {
         return Ok(size);
     }
     if depth > MAX_CALLS {
         return Err((name.at, format!("functions call each other deeper than {MAX_CALLS}; join some of them")));
     }
-    sizes[function] = Size::Open;
-    let mut size = OF_A_TOKEN * found.tokens().len() as u64;
+    sizes[function] = Count::Open;
+    let operations = OF_A_TOKEN * found.tokens().len() as u64;
+    let mut size = Size { operations, branches: branches(&items.tokens[found.tokens()]) };
     for callee in &calls[function] {
-        if matches!(sizes[*callee], Size::Open) {
+        if matches!(sizes[*callee], Count::Open) {
             let how = if *callee == function { "recursive" } else { "cyclic" };
             return Err((name.at, format!("declaration of `{}` is {how}", name.text)));
         }
-        size = size.saturating_add(size_of(*callee, items, calls, sizes, depth + 1)?);
+        size.add(size_of(*callee, items, calls, sizes, depth + 1)?);
     }
-    sizes[function] = Size::Known(size);
-    match size {
-        size if size > MAX_SIZE => Err((items.tokens[found.keyword].at, too_many_operations(size))),
-        size => Ok(size),
+    sizes[function] = Count::Known(size);
+    match size.fault() {
+        Some(reason) => Err((items.tokens[found.keyword].at, reason)),
+        None => Ok(size),
     }
+}
+
+/// Whether the statement at the start is the last of a function that ends behind the tokens.
+fn ends_function(tokens: &[Token]) -> bool {
+    matches!(tokens, [.., semicolon, close] if semicolon.text == ";" && close.text == "}")
+        && tokens.iter().filter(|token| token.text == ";").count() == 1
+}
+
+/// The branches that a compiler makes of these tokens, or a few more.
+fn branches(tokens: &[Token]) -> u64 {
+    let mut in_case = false;
+    let mut count = 0;
+    for (place, token) in tokens.iter().enumerate() {
+        count += match token.text {
+            "if" => 1,
+            "return" => u64::from(!ends_function(&tokens[place..])),
+            "case" | "default" | "loop" => 2,
+            "while" | "for" => 3,
+            "," if in_case => 2,
+            // Each `&&` and `||` is a branch, and two tokens.
+            "&" | "|" if place > 0 && tokens[place - 1].text == token.text => 1,
+            _ => 0,
+        };
+        in_case = token.text == "case" || in_case && !matches!(token.text, ":" | "{");
+    }
+    count
 }
 
 /// Refuses a text without this function, or with another signature.

@@ -4,7 +4,7 @@ import {
   GpuTensor, fromBf16, fromF16, packMask, toBf16, toF16,
 } from '../pkg/index.js';
 import { strides } from '../demo/reference.js';
-import { assert, assertEqual, attention, devicesOf, inputs } from './support.js';
+import { assert, assertEqual, assertSaidOnce, attention, devicesOf, inputs } from './support.js';
 
 const SECONDS = 2;
 const CODES = new Map([
@@ -260,6 +260,7 @@ async function refused(name, call, type, text) {
   assert(thrown instanceof type && thrown instanceof AttentionError && thrown.name === type.name, `${what}, expected ${type.name}`);
   assertEqual(thrown.code, CODES.get(type), what);
   assert(thrown.message.includes(text), `${what}, expected ${text}`);
+  assertSaidOnce(thrown);
   assert(performance.now() - began < SECONDS * 1000, `${what} after ${performance.now() - began} ms`);
 }
 

@@ -153,7 +153,7 @@ export class Device {
     const error = pop().then((errors) => {
       this.check();
       if (errors.some((error) => error !== null && isOutOfMemory(error))) {
-        throw new OutOfMemoryError(`out of GPU memory while ${task}; destroy tensors, or make the problem smaller`);
+        throw new OutOfMemoryError(`the GPU was full while ${task}; destroy tensors, or make the problem smaller`);
       }
       const found = errors.find((error) => error !== null);
       if (!found) return;

@@ -65,9 +65,15 @@ async function start() {
   race(attention, api, { complain, complainNoMore, changed: plot });
   compare(attention, api);
   status.textContent = 'Press Run.';
-  await heatMap(attention, api);
+  await heatMap(attention).catch((error) => noMap(`The map could not be drawn. ${error?.name ?? 'Error'}: ${error?.message ?? error}`));
   // For whoever plays with it in the console.
   globalThis.attention = attention;
+}
+
+/** Without a map there is nothing to point at. */
+function noMap(why) {
+  for (const id of ['#heat-controls', '#heat-view figure']) document.querySelector(id).hidden = true;
+  document.querySelector('#heat-cell').textContent = why;
 }
 
 tiles();
@@ -75,10 +81,7 @@ start().catch((error) => {
   status.textContent = 'There is nothing to run on: see above.';
   document.querySelector('#gpu-name').textContent = 'none';
   document.querySelector('#estimate').textContent = 'How fast it is cannot be told without a GPU.';
-  if (!document.querySelector('#heat').dataset.head) {
-    for (const id of ['#heat-controls', '#heat-view figure']) document.querySelector(id).hidden = true;
-    document.querySelector('#heat-cell').textContent = 'The map needs WebGPU.';
-  }
+  noMap('The map needs WebGPU.');
   document.querySelector('#compare-caption').textContent = 'The comparison needs WebGPU.';
   complain(error);
 });

@@ -1,4 +1,4 @@
-// The demo page, driven as a person would, in both browsers. Screenshots are kept in target/screenshots.
+// The demo page, driven as a person would, in both browsers. Screenshots of its states are kept in target/screenshots.
 import assert from 'node:assert/strict';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
@@ -83,6 +83,23 @@ for (const [name, open] of Object.entries(browsers)) {
       server?.close();
     });
 
+    /** In every size and colour nothing is wider than the window, and axe-core finds nothing serious; what is seen is kept. */
+    async function checkState(state, shown = page, show = browser.show, widths = [400, 1280]) {
+      for (const width of widths) {
+        for (const colorScheme of name === 'chromium' ? ['light', 'dark'] : ['light']) {
+          await show({ width, colorScheme });
+          await shown.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
+          const what = `${state}, ${width} pixels, ${colorScheme}`;
+          await shown.screenshot({ path: `${screenshots}/${name}-${state}-${width}-${colorScheme}.png`, fullPage: true });
+          if (name === 'chromium') assert.deepEqual(await barriers(shown), [], what);
+          assert.equal(await shown.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth), 0, what);
+        }
+      }
+      await show({ width: 1280 });
+    }
+
+    test('before anything is run', () => checkState('ready'));
+
     test('it tells what it runs on', async () => {
       await press(page, '#gpu-name');
       const text = await page.evaluate(() => document.querySelector('#gpu').innerText);
@@ -136,6 +153,19 @@ for (const [name, open] of Object.entries(browsers)) {
       assert.match(race.verdict, /^Right/);
     });
 
+    test('an error is gone when the next race is right', async () => {
+      await page.evaluate(() => {
+        const { attention } = globalThis;
+        attention.forward = () => Promise.reject(new RangeError('of the test'));
+      });
+      const failed = await runRace(page);
+      assert.deepEqual([failed.problem, failed.status, failed.verdict, failed.winner], ['RangeError: of the test', 'It could not be computed: see above.', '', '']);
+      await page.evaluate(() => delete globalThis.attention.forward);
+      const race = await runRace(page);
+      assert.deepEqual([race.problem, race.status], ['', 'Done.']);
+      assert.match(race.verdict, /^Right/);
+    });
+
     test('a problem that is too large is explained', async () => {
       await fill(page, 'seqlen', 65536);
       await fill(page, 'heads', 64);
@@ -143,7 +173,7 @@ for (const [name, open] of Object.entries(browsers)) {
       const race = await runRace(page);
       assert.match(race.problem, /^UnsupportedError: .* is too large for this device/);
       assert.match(race.status, /see above/);
-      assert.deepEqual(await barriers(page), []);
+      await checkState('too-large');
     });
 
     test('stop stops', async () => {
@@ -153,8 +183,10 @@ for (const [name, open] of Object.entries(browsers)) {
       await fill(page, 'dropout', 0);
       await press(page, '#run');
       await until(page, () => document.querySelector('#progress').value > 0, null, 'there is progress');
+      await checkState('running');
       await press(page, '#stop');
       await until(page, () => document.querySelector('#status').textContent === 'Stopped.', null, 'it stopped');
+      await checkState('stopped');
       await fill(page, 'seqlen', 1024);
       await fill(page, 'heads', 4);
     });
@@ -170,6 +202,14 @@ for (const [name, open] of Object.entries(browsers)) {
       // Not all of one colour.
       const colours = await page.evaluate(() => new Set(document.querySelector('#heat').getContext('2d').getImageData(200, 200, 1280, 1280).data).size);
       assert(colours > 20, `${colours} values of colour`);
+      await page.evaluate(() => globalThis.attention.forward = () => Promise.reject(new RangeError('of the test')));
+      await page.focus('#heat-controls [name="head"]');
+      await page.keyboard.press('ArrowRight');
+      const cell = (text) => until(page, (text) => document.querySelector('#heat-cell').textContent.startsWith(text), text, text);
+      await cell('The map of this head could not be computed. RangeError: of the test');
+      await page.evaluate(() => delete globalThis.attention.forward);
+      await page.keyboard.press('ArrowLeft');
+      await cell('Token 42, “io”, takes');
     });
 
     test('the tiles walk', async () => {
@@ -219,21 +259,22 @@ for (const [name, open] of Object.entries(browsers)) {
       await page.keyboard.press('ArrowRight');
       await until(page, () => document.querySelector('#compare-caption').textContent.startsWith('With 128 keys'), null, 'more keys');
       assert.notDeepEqual(await rows(), before);
+      // One that fails shows no numbers of another, and is forgotten when the next is right.
+      await page.evaluate(() => globalThis.attention.forward = () => Promise.reject(new RangeError('of the test')));
+      await press(page, '#compare-run');
+      await until(page, () => document.querySelector('#compare-caption').textContent === 'It could not be computed. RangeError: of the test', null, 'it tells');
+      assert.equal(await page.evaluate(() => document.querySelector('#compare').hidden), true);
+      await page.evaluate(() => delete globalThis.attention.forward);
+      await press(page, '#compare-run');
+      await until(page, () => document.querySelector('#compare-caption').textContent.startsWith('With 128 keys'), null, 'it is right again');
+      assert.equal(await page.evaluate(() => document.querySelector('#compare').hidden), false);
     });
 
-    test('nothing is wider than the window', async () => {
+    test('after a race', async () => {
       const again = await runRace(page);
       assert.match(again.verdict, /^Right/);
-      for (const width of [280, 400, 1280]) {
-        for (const colorScheme of name === 'chromium' ? ['light', 'dark'] : ['light']) {
-          await browser.show({ width, colorScheme });
-          await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
-          const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-          await page.screenshot({ path: `${screenshots}/${name}-${width}-${colorScheme}.png`, fullPage: true });
-          if (name === 'chromium') assert.deepEqual(await barriers(page), [], `${width} pixels, ${colorScheme}`);
-          assert.equal(overflow, 0, `${width} pixels, ${colorScheme}`);
-        }
-      }
+      assert.equal(again.problem, '', 'what an earlier race complained about');
+      await checkState('done', page, browser.show, [280, 400, 1280]);
     });
 
     test('the console stayed empty', () => {
@@ -245,6 +286,7 @@ for (const [name, open] of Object.entries(browsers)) {
       await until(page, () => document.querySelector('#problem').textContent.startsWith('DeviceLostError: the GPU device was lost'), null, 'the page tells');
       const race = await runRace(page);
       assert.match(race.problem, /^DeviceLostError: .*lost/);
+      await checkState('lost');
     });
 
     test('a browser without WebGPU is explained', async () => {
@@ -254,17 +296,46 @@ for (const [name, open] of Object.entries(browsers)) {
       await page.goto(address);
       await until(page, () => document.querySelector('#problem').textContent.startsWith('NoWebGPUError: this browser has no WebGPU'), null, 'the page tells');
       assert.equal(await page.evaluate(() => document.querySelector('#run').getAttribute('aria-disabled')), 'true');
-      assert.deepEqual(await barriers(page), []);
-      await page.screenshot({ path: `${screenshots}/${name}-no-webgpu.png`, fullPage: true });
+      await checkState('no-webgpu');
       assert.deepEqual(browser.complaints, []);
     });
 
     if (name === 'chromium') {
+      test('without the map the race goes on', async () => {
+        const context = await page.context().browser().newContext();
+        const other = await context.newPage();
+        await other.route('**/minilm.bin', (route) => route.fulfill({ status: 404 }));
+        await other.goto(address);
+        await until(other, () => document.querySelector('#heat-cell').textContent.startsWith('The map could not be drawn. Error: minilm.bin did not load: the server answered 404'), null, 'the page tells');
+        const shown = await other.evaluate(() => ['#status', '#gpu-name', '#compare-caption'].map((id) => document.querySelector(id).textContent));
+        assert.equal(shown[0], 'Press Run.');
+        assert.match(shown[1], /swiftshader/i);
+        assert.equal(shown[2], '');
+        assert.equal(await other.evaluate(() => document.querySelector('#problem').hidden), true);
+        assert.deepEqual(await barriers(other), []);
+        await context.close();
+      });
+
+      test('the search tells what is missing, and forgets it', async () => {
+        const context = await page.context().browser().newContext();
+        const other = await context.newPage();
+        await other.goto(`${address}examples/minilm/`);
+        assert.deepEqual(await barriers(other), []);
+        await press(other, '#go');
+        await until(other, () => document.querySelector('#problem').textContent === 'Error: choose both files, model.safetensors and tokenizer.json', null, 'it tells');
+        assert.deepEqual(await barriers(other), []);
+        await other.setInputFiles('#files', ['model.safetensors', 'tokenizer.json'].map((name) => ({ name, mimeType: 'application/octet-stream', buffer: Buffer.from('no model') })));
+        assert.equal(await other.evaluate(() => document.querySelector('#problem').hidden), true);
+        await press(other, '#go');
+        await until(other, () => !document.querySelector('#problem').hidden, null, 'it tells of the model');
+        await context.close();
+      });
+
       test('a package that is not built is explained', async () => {
         await page.route('**/pkg/**', (route) => route.abort());
         await page.goto(address);
         await until(page, () => /^PackageMissing: the package is not built, .* run `make web`/.test(document.querySelector('#problem').textContent), null, 'the page tells');
-        assert.deepEqual(await barriers(page), []);
+        await checkState('no-package');
         await page.unroute('**/pkg/**');
       });
 
@@ -273,7 +344,14 @@ for (const [name, open] of Object.entries(browsers)) {
         const silent = await context.newPage();
         await silent.goto(address);
         assert.match(await silent.locator('header noscript').innerText(), /This page needs JavaScript/);
-        await silent.screenshot({ path: `${screenshots}/chromium-no-javascript.png` });
+        // axe-core would need JavaScript too.
+        for (const width of [400, 1280]) {
+          for (const colorScheme of ['light', 'dark']) {
+            await silent.setViewportSize({ width, height: 900 });
+            await silent.emulateMedia({ colorScheme });
+            await silent.screenshot({ path: `${screenshots}/chromium-no-javascript-${width}-${colorScheme}.png`, fullPage: true });
+          }
+        }
         await context.close();
       });
     }

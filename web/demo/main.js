@@ -9,17 +9,27 @@ import { bytes } from './text.js';
 const problem = document.querySelector('#problem');
 const status = document.querySelector('#status');
 
-/** Tells the visitor what went wrong, and what may be done. */
+/** Tells the visitor what went wrong, and what may be done here. A message's own advice is for who writes a page. */
 export function complain(error) {
   const name = document.createElement('strong');
   name.textContent = error?.name ?? 'Error';
-  problem.replaceChildren(name, `: ${error?.message ?? error}`);
+  const message = String(error?.message ?? error);
+  const what = document.createElement('p');
   if (error?.name === 'DeviceLostError') {
+    what.append(name, `: ${message.split(';')[0]}.`);
     const again = document.createElement('button');
     again.type = 'button';
     again.textContent = 'Start again';
     again.addEventListener('click', () => location.reload());
-    problem.append(' ', again);
+    problem.replaceChildren(what, again);
+  } else if (error?.name === 'UnsupportedError' || error?.name === 'OutOfMemoryError') {
+    what.append(name, `: ${message.split(';')[0]}.`);
+    const advice = document.createElement('p');
+    advice.textContent = 'Choose a shorter text, fewer heads or a smaller d.';
+    problem.replaceChildren(what, advice);
+  } else {
+    what.append(name, `: ${message}`);
+    problem.replaceChildren(what);
   }
   problem.hidden = false;
 }
@@ -78,10 +88,12 @@ function noMap(why) {
 
 tiles();
 start().catch((error) => {
+  const needed = error?.name === 'PackageMissing' ? 'the package' : 'WebGPU';
   status.textContent = 'There is nothing to run on: see above.';
-  document.querySelector('#gpu-name').textContent = 'none';
-  document.querySelector('#estimate').textContent = 'How fast it is cannot be told without a GPU.';
-  noMap('The map needs WebGPU.');
-  document.querySelector('#compare-caption').textContent = 'The comparison needs WebGPU.';
+  document.querySelector('#progress').hidden = true;
+  document.querySelector('#gpu-name').textContent = error?.name === 'PackageMissing' ? 'not asked' : 'none';
+  document.querySelector('#estimate').textContent = `How fast it is cannot be told without ${needed}.`;
+  noMap(`The map needs ${needed}.`);
+  document.querySelector('#compare-caption').textContent = `The comparison needs ${needed}.`;
   complain(error);
 });

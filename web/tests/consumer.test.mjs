@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
 import * as esbuild from 'esbuild';
 import { rollup } from 'rollup';
 import { build, createServer } from 'vite';
@@ -81,6 +82,13 @@ describe('the tarball', { timeout: 600_000 }, () => {
   test('no path of the machine that built it', () => {
     const module = readFileSync(join(folder, 'node_modules/wgpu-flash-attention/pkg/wasm_bg.wasm'), 'latin1');
     assert.deepEqual(module.match(/[ -~]*(\.cargo|registry\/src|\/(home|root|Users|work)\/)[ -~]*/g), null);
+  });
+
+  test('the README tells its size', () => {
+    const [, told] = /(\d+) KiB of WebAssembly\s\(compressed\)/.exec(readFileSync(join(folder, 'node_modules/wgpu-flash-attention/README.md'), 'utf8'));
+    const module = readFileSync(join(folder, 'node_modules/wgpu-flash-attention/pkg/wasm_bg.wasm'));
+    const found = gzipSync(module, { level: 9 }).length / 1024;
+    assert(Math.abs(found - told) <= 1, `${found} KiB compressed, the README tells of ${told}`);
   });
 
   test('TypeScript accepts the five lines', () => {

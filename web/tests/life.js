@@ -52,6 +52,16 @@ export async function abort() {
   let last;
   await aborted('between dispatches', (signal, abort) => flash.forward({ ...problem, ...tensors, signal, onProgress: (step) => { last = step; abort(); } }));
   assert(last.completed < last.total, `it stopped after ${last.completed} of ${last.total}`);
+  // While dispatches run; what they did is not told any more.
+  let heard = 0;
+  let abortSoon;
+  await aborted('while dispatches run', (signal, abort) => {
+    abortSoon = () => setTimeout(abort);
+    return flash.forward({ ...problem, ...tensors, signal, onProgress: () => { heard++; abortSoon(); } });
+  });
+  const before = heard;
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  assertEqual(heard, before, 'onProgress after the abort');
   // No other case has this head dimension, so it compiles.
   const uncompiled = { shape: { seqlen: 64, headDim: 93 } };
   await aborted('while it compiles', (signal) => flash.forward({ ...uncompiled, ...inputs(uncompiled), signal }), now);

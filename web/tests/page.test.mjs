@@ -21,6 +21,13 @@ async function barriers(page) {
   });
 }
 
+/** Pairs of labels of the plot that lie on each other; runs in the page. */
+function crossing() {
+  const all = [...document.querySelectorAll('#growth text')].map((text) => ({ text: text.textContent, box: text.getBoundingClientRect() }));
+  const isApart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
+  return all.flatMap((one, index) => all.slice(index + 1).filter((other) => !isApart(one.box, other.box)).map((other) => `${one.text} / ${other.text}`));
+}
+
 /** Waits in the page until a condition holds; `argument` is what it is told. */
 async function until(page, condition, argument, what) {
   for (let tries = 0; tries < 2400; tries++) {
@@ -92,6 +99,7 @@ for (const [name, open] of Object.entries(browsers)) {
           const what = `${state}, ${width} pixels, ${colorScheme}`;
           await shown.screenshot({ path: `${screenshots}/${name}-${state}-${width}-${colorScheme}.png`, fullPage: true });
           if (name === 'chromium') assert.deepEqual(await barriers(shown), [], what);
+          assert.deepEqual(await shown.evaluate(crossing), [], what);
           assert.equal(await shown.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth), 0, what);
         }
       }
@@ -171,7 +179,8 @@ for (const [name, open] of Object.entries(browsers)) {
       await fill(page, 'heads', 64);
       await fill(page, 'headDim', 256);
       const race = await runRace(page);
-      assert.match(race.problem, /^UnsupportedError: .* is too large for this device/);
+      assert.match(race.problem, /^UnsupportedError: .* is too large for this device.*\.Choose a shorter text, fewer heads or a smaller d\.$/);
+      if (name === 'chromium') await until(page, () => document.querySelector('#growth-caption').textContent.endsWith('Beyond N = 32768 Q, K and V themselves are more than this GPU can bind.'), null, 'why the lines end');
       assert.match(race.status, /see above/);
       await checkState('too-large');
     });
@@ -187,6 +196,7 @@ for (const [name, open] of Object.entries(browsers)) {
       await press(page, '#stop');
       await until(page, () => document.querySelector('#status').textContent === 'Stopped.', null, 'it stopped');
       await checkState('stopped');
+      assert.equal(await page.evaluate(() => document.querySelector('#progress').value), 0, 'nothing goes on');
       await fill(page, 'seqlen', 1024);
       await fill(page, 'heads', 4);
     });
@@ -285,7 +295,7 @@ for (const [name, open] of Object.entries(browsers)) {
       await page.evaluate(() => globalThis.attention.device.destroy());
       await until(page, () => document.querySelector('#problem').textContent.startsWith('DeviceLostError: the GPU device was lost'), null, 'the page tells');
       const race = await runRace(page);
-      assert.match(race.problem, /^DeviceLostError: .*lost/);
+      assert.match(race.problem, /^DeviceLostError: the GPU device was lost \(.*\)\.Start again$/);
       await checkState('lost');
     });
 
@@ -301,6 +311,33 @@ for (const [name, open] of Object.entries(browsers)) {
     });
 
     if (name === 'chromium') {
+      test('labels of the plot stay apart', async () => {
+        // Bytes of standard attention and of flash from N = 256 on, as far as they go.
+        const cases = {
+          'both reach the end, close to each other': [[18, 20, 22, 24, 26, 27, 27, 27, 27], [12, 13, 14, 15, 16, 17, 18, 19, 26]],
+          'both end early': [[22, 24, 26, 26, 26], [16, 17, 18, 19, 20]],
+          'both end soon': [[22, 23], [19, 20]],
+          'on one line': [[22, 24, 26, 28, 30, 31, 31], [22, 24, 26, 28, 30, 31, 31]],
+        };
+        for (const [what, [standard, flash]] of Object.entries(cases)) {
+          for (const width of [400, 1280]) {
+            await browser.show({ width });
+            await page.evaluate(async ([standard, flash]) => {
+              const { growth } = await import('/demo/growth.js');
+              class UnsupportedError extends Error {}
+              const plan = async ({ algorithm, shape: { seqlen } }) => {
+                const power = (algorithm === 'standard' ? standard : flash)[Math.log2(seqlen) - 8];
+                if (power === undefined) throw new UnsupportedError();
+                return { extraBytes: 2 ** power };
+              };
+              await growth({ plan }, { UnsupportedError })({ shape: { seqlen: 4096 } });
+            }, [standard, flash]);
+            await page.locator('#growth').screenshot({ path: `${screenshots}/plot-${what.replaceAll(/\W+/g, '-')}-${width}.png` });
+            assert.deepEqual(await page.evaluate(crossing), [], `${what}, ${width} pixels`);
+          }
+        }
+      });
+
       test('without the map the race goes on', async () => {
         const context = await page.context().browser().newContext();
         const other = await context.newPage();
@@ -335,6 +372,8 @@ for (const [name, open] of Object.entries(browsers)) {
         await page.route('**/pkg/**', (route) => route.abort());
         await page.goto(address);
         await until(page, () => /^PackageMissing: the package is not built, .* run `make web`/.test(document.querySelector('#problem').textContent), null, 'the page tells');
+        const shown = await page.evaluate(() => ['#estimate', '#heat-cell', '#compare-caption', '#gpu-name'].map((id) => document.querySelector(id).textContent));
+        assert.deepEqual(shown, ['How fast it is cannot be told without the package.', 'The map needs the package.', 'The comparison needs the package.', 'not asked']);
         await checkState('no-package');
         await page.unroute('**/pkg/**');
       });

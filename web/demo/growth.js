@@ -16,7 +16,7 @@ function element(name, attributes, text) {
 
 /** Places for a label beside a point: above and below, each on the left and on the right; in lines of text. */
 const ABOVE = [[-10, -0.7, 'end'], [10, -0.7, 'start']];
-const BELOW = [[-10, 1.3, 'end'], [10, 1.3, 'start']];
+const BELOW = [[10, 1.3, 'start'], [-10, 1.3, 'end']];
 /** The line of flash is the lower one. */
 const PLACES = { standard: [...ABOVE, ...BELOW], flash: [...BELOW, ...ABOVE] };
 

@@ -9,6 +9,7 @@ import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
 import * as esbuild from 'esbuild';
+import { rolldown } from 'rolldown';
 import { rollup } from 'rollup';
 import { build, createServer } from 'vite';
 import webpack from 'webpack';
@@ -136,6 +137,13 @@ describe('the tarball', { timeout: 600_000 }, () => {
     const bundle = await rollup({ input: join(folder, 'src/main.mjs'), plugins: [resolve] });
     await bundle.write({ file: join(folder, 'rollup/main.js'), format: 'es' });
     cpSync(`${pkg}/wasm_bg.wasm`, join(folder, 'rollup/wasm_bg.wasm'));
+    await rightAnswer(address);
+  }));
+
+  test('by rolldown, with the module beside the bundle', () => served('rolldown', async (address) => {
+    const bundle = await rolldown({ input: join(folder, 'src/main.mjs'), cwd: folder, platform: 'browser' });
+    await bundle.write({ file: join(folder, 'rolldown/main.js'), format: 'es' });
+    cpSync(join(folder, 'node_modules/wgpu-flash-attention/pkg/wasm_bg.wasm'), join(folder, 'rolldown/wasm_bg.wasm'));
     await rightAnswer(address);
   }));
 

@@ -15,24 +15,27 @@ function element(name, attributes, text) {
 }
 
 /** Places for a label beside a point: above and below, each on the left and on the right; in lines of text. */
-const ABOVE = [[-10, -0.7, 'end'], [10, -0.7, 'start']];
-const BELOW = [[10, 1.3, 'start'], [-10, 1.3, 'end']];
-/** The line of flash is the lower one. */
-const PLACES = { standard: [...ABOVE, ...BELOW], flash: [...BELOW, ...ABOVE] };
+const PLACES = [[-10, -0.7, 'end'], [10, -0.7, 'start'], [10, 1.3, 'start'], [-10, 1.3, 'end']];
 
-/** Gives labels their places, so that none lies on another. One without a place is left out: the caption says it too. */
-function labels(size) {
+/**
+ * Gives labels their places, so that none lies on another, nor on a line of these points if it can be. One without a place is left
+ * out: the caption says it too.
+ */
+function labels(size, lines) {
+  const steps = Array.from({ length: 10 }, (_, step) => step / 10);
+  const dots = lines.flatMap((line) => line.slice(1).flatMap(([x, y], index) => steps.map((step) => [x - step * (x - line[index][0]), y - step * (y - line[index][1])])));
   const taken = [];
   const width = (text) => 0.6 * size * text.length;
   return (name, text, x, y) => {
-    const boxes = PLACES[name].map(([dx, lines, anchor]) => {
+    const boxes = PLACES.map(([dx, lines, anchor]) => {
       const at = [x + dx, y + lines * size];
       const left = anchor === 'end' ? at[0] - width(text) : at[0];
       return { at, anchor, left, right: left + width(text), top: at[1] - size, bottom: at[1] + 4 };
     });
     const isFree = ({ left, right, top, bottom }) => left > LEFT && right <= WIDTH && bottom < BOTTOM + 8
       && taken.every((other) => right < other.left || left > other.right || bottom < other.top || top > other.bottom);
-    const box = boxes.find(isFree);
+    const isClear = ({ left, right, top, bottom }) => !dots.some(([x, y]) => x > left && x < right && y > top && y < bottom);
+    const box = boxes.find((box) => isFree(box) && isClear(box)) ?? boxes.find(isFree);
     if (!box) return [];
     taken.push(box);
     return [element('text', { x: box.at[0], y: box.at[1], 'text-anchor': box.anchor, class: name }, text)];
@@ -74,7 +77,7 @@ export function growth(attention, { UnsupportedError }) {
 
   function show(seqlen, flash, standard) {
     const [nodes, names] = [[], []];
-    const label = labels(narrow.matches ? 22 : 14);
+    const label = labels(narrow.matches ? 22 : 14, [flash, standard].map((line) => line.map(([power, count]) => [x(power), y(count)])));
     for (let power = FIRST; power <= LAST; power += 2) {
       // The last one must not pass the edge, however large the letters are.
       const [at, anchor] = power === LAST ? [WIDTH - 4, 'end'] : [x(power), 'middle'];

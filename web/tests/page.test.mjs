@@ -23,8 +23,12 @@ async function barriers(page) {
 
 /** Pairs of labels of the plot that lie on each other; runs in the page. */
 function crossing() {
-  const all = [...document.querySelectorAll('#growth text')].map((text) => ({ text: text.textContent, box: text.getBoundingClientRect() }));
-  const isApart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top + 3 || b.bottom <= a.top + 3;
+  // Boxes have room around the letters, in Firefox that of the stroke too.
+  const all = [...document.querySelectorAll('#growth text')].map((text) => {
+    const { left, right, top, bottom, height } = text.getBoundingClientRect();
+    return { text: text.textContent, box: { left: left + 3, right: right - 3, top: top + 0.2 * height, bottom: bottom - 0.2 * height } };
+  });
+  const isApart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
   return all.flatMap((one, index) => all.slice(index + 1).filter((other) => !isApart(one.box, other.box)).map((other) => `${one.text} / ${other.text}`));
 }
 

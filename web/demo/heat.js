@@ -22,6 +22,7 @@ export async function heatMap(attention) {
   const form = document.querySelector('#heat-controls');
   const context = canvas.getContext('2d');
   const response = await fetch(new URL('./minilm.bin', import.meta.url));
+  if (!response.ok) throw new Error(`minilm.bin did not load: the server answered ${response.status}`);
   const data = new Uint16Array(await response.arrayBuffer());
   // With V the identity, O is P.
   const identity = new Uint16Array(TOKENS * TOKENS);
@@ -176,7 +177,9 @@ export async function heatMap(attention) {
     select(cell.row + down, cell.column + right);
   });
   form.addEventListener('submit', (event) => event.preventDefault());
-  form.addEventListener('input', () => void compute().catch(() => undefined));
+  form.addEventListener('input', () => {
+    compute().catch((error) => caption.textContent = `The map of this head could not be computed. ${error?.name ?? 'Error'}: ${error?.message ?? error}`);
+  });
   dark.addEventListener('change', draw);
   narrow.addEventListener('change', draw);
   await compute();

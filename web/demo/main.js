@@ -9,17 +9,27 @@ import { bytes } from './text.js';
 const problem = document.querySelector('#problem');
 const status = document.querySelector('#status');
 
-/** Tells the visitor what went wrong, and what may be done. */
+/** Tells the visitor what went wrong, and what may be done here. A message's own advice is for who writes a page. */
 export function complain(error) {
   const name = document.createElement('strong');
   name.textContent = error?.name ?? 'Error';
-  problem.replaceChildren(name, `: ${error?.message ?? error}`);
+  const message = String(error?.message ?? error);
+  const what = document.createElement('p');
   if (error?.name === 'DeviceLostError') {
+    what.append(name, `: ${message.split(';')[0]}.`);
     const again = document.createElement('button');
     again.type = 'button';
     again.textContent = 'Start again';
     again.addEventListener('click', () => location.reload());
-    problem.append(' ', again);
+    problem.replaceChildren(what, again);
+  } else if (error?.name === 'UnsupportedError' || error?.name === 'OutOfMemoryError') {
+    what.append(name, `: ${message.split(';')[0]}.`);
+    const advice = document.createElement('p');
+    advice.textContent = 'Choose a shorter text, fewer heads or a smaller d.';
+    problem.replaceChildren(what, advice);
+  } else {
+    what.append(name, `: ${message}`);
+    problem.replaceChildren(what);
   }
   problem.hidden = false;
 }
@@ -65,20 +75,25 @@ async function start() {
   race(attention, api, { complain, complainNoMore, changed: plot });
   compare(attention, api);
   status.textContent = 'Press Run.';
-  await heatMap(attention, api);
+  await heatMap(attention).catch((error) => noMap(`The map could not be drawn. ${error?.name ?? 'Error'}: ${error?.message ?? error}`));
   // For whoever plays with it in the console.
   globalThis.attention = attention;
 }
 
+/** Without a map there is nothing to point at. */
+function noMap(why) {
+  for (const id of ['#heat-controls', '#heat-view figure']) document.querySelector(id).hidden = true;
+  document.querySelector('#heat-cell').textContent = why;
+}
+
 tiles();
 start().catch((error) => {
+  const needed = error?.name === 'PackageMissing' ? 'the package' : 'WebGPU';
   status.textContent = 'There is nothing to run on: see above.';
-  document.querySelector('#gpu-name').textContent = 'none';
-  document.querySelector('#estimate').textContent = 'How fast it is cannot be told without a GPU.';
-  if (!document.querySelector('#heat').dataset.head) {
-    for (const id of ['#heat-controls', '#heat-view figure']) document.querySelector(id).hidden = true;
-    document.querySelector('#heat-cell').textContent = 'The map needs WebGPU.';
-  }
-  document.querySelector('#compare-caption').textContent = 'The comparison needs WebGPU.';
+  document.querySelector('#progress').hidden = true;
+  document.querySelector('#gpu-name').textContent = error?.name === 'PackageMissing' ? 'not asked' : 'none';
+  document.querySelector('#estimate').textContent = `How fast it is cannot be told without ${needed}.`;
+  noMap(`The map needs ${needed}.`);
+  document.querySelector('#compare-caption').textContent = `The comparison needs ${needed}.`;
   complain(error);
 });

@@ -79,6 +79,8 @@ export function race(attention, api, { complain, complainNoMore, changed }) {
     } catch (error) {
       status.textContent = error?.name === 'AbortError' ? 'Stopped.' : 'It could not be computed: see above.';
       if (error?.name !== 'AbortError') complain(error);
+      verdict.textContent = '';
+      winner.hidden = true;
       table.hidden = true;
     } finally {
       progress.value = 0;

@@ -30,6 +30,7 @@ impl Failure {
 }
 
 impl From<Error> for Failure {
+    /// Whoever reads an error reads the name of its class first. So the message leaves out what that says.
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::InvalidProblem(_) | Error::Wgsl(_) => "InvalidProblem",
@@ -46,6 +47,14 @@ impl From<Error> for Failure {
             Error::Shader { .. } => "Shader",
             _ => "Gpu",
         };
-        Self::new(kind, error.to_string())
+        let message = match error {
+            Error::InvalidProblem(problem) => problem.to_string(),
+            Error::Unsupported { feature, reason } => format!("{feature}: {reason}"),
+            Error::OutOfMemory(task) => {
+                format!("the GPU was full while {task}; destroy tensors, or make the problem smaller")
+            }
+            other => other.to_string(),
+        };
+        Self::new(kind, message)
     }
 }

@@ -11,7 +11,7 @@ const NAMES = [
   'the same bits, however the work is split', 'calls at the same time', 'dropout seeds', 'tensors on the GPU',
   "the caller's device and buffers", 'nothing of the page is changed', 'every misuse has its own error', 'misuse before there is a device',
   'abort means now',
-  'the page stays alive', 'a lost device', 'destroy at any moment', 'mount and unmount', 'a panic is told', 'prepared operations',
+  'the page stays alive', 'a lost device', 'what the browser refuses', 'destroy at any moment', 'mount and unmount', 'a panic is told', 'prepared operations',
   'calls go together', 'no WebGPU', '16-bit elements', 'gradients',
   'the reference of modifiers is right', 'biases', 'masks', 'softcap and ALiBi', 'sinks', 'lengths of sequences',
   'packed sequences', 'caches and appends',

@@ -8,7 +8,7 @@ import { forward as reference, largestError, philox, sizes, strides } from '../d
 import { backward as referenceBackward } from './gradients.js';
 import { blockMasks } from './blocks.js';
 import { backward as modifiedBackward, forward as modifiedForward, probabilities as modifiedProbabilities } from './modifiers.js';
-import { aPanicIsTold, abort, destroyAtAnyMoment, lostDevice, mountAndUnmount, nothingOfThePageIsChanged } from './life.js';
+import { aPanicIsTold, abort, destroyAtAnyMoment, lostDevice, mountAndUnmount, nothingOfThePageIsChanged, whatTheBrowserRefuses } from './life.js';
 import { misuse, misuseOfCreate } from './misuse.js';
 import { cachesAndAppends, packedSequences } from './caches.js';
 import { callsGoTogether, preparedOperations } from './prepared.js';
@@ -580,6 +580,7 @@ export const cases = {
   'abort means now': abort,
   'the page stays alive': thePageStaysAlive,
   'a lost device': lostDevice,
+  'what the browser refuses': whatTheBrowserRefuses,
   'destroy at any moment': destroyAtAnyMoment,
   'mount and unmount': mountAndUnmount,
   'a panic is told': aPanicIsTold,

@@ -7,7 +7,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
 import * as esbuild from 'esbuild';
+import { rolldown } from 'rolldown';
 import { rollup } from 'rollup';
 import { build, createServer } from 'vite';
 import webpack from 'webpack';
@@ -83,6 +85,13 @@ describe('the tarball', { timeout: 600_000 }, () => {
     assert.deepEqual(module.match(/[ -~]*(\.cargo|registry\/src|\/(home|root|Users|work)\/)[ -~]*/g), null);
   });
 
+  test('the README tells its size', () => {
+    const [, told] = /(\d+) KiB of WebAssembly\s\(compressed\)/.exec(readFileSync(join(folder, 'node_modules/wgpu-flash-attention/README.md'), 'utf8'));
+    const module = readFileSync(join(folder, 'node_modules/wgpu-flash-attention/pkg/wasm_bg.wasm'));
+    const found = gzipSync(module, { level: 9 }).length / 1024;
+    assert(Math.abs(found - told) <= 1, `${found} KiB compressed, the README tells of ${told}`);
+  });
+
   test('TypeScript accepts the five lines', () => {
     execFileSync(process.execPath, [`${web}node_modules/typescript/bin/tsc`, '--project', folder], { stdio: 'inherit' });
   });
@@ -128,6 +137,13 @@ describe('the tarball', { timeout: 600_000 }, () => {
     const bundle = await rollup({ input: join(folder, 'src/main.mjs'), plugins: [resolve] });
     await bundle.write({ file: join(folder, 'rollup/main.js'), format: 'es' });
     cpSync(`${pkg}/wasm_bg.wasm`, join(folder, 'rollup/wasm_bg.wasm'));
+    await rightAnswer(address);
+  }));
+
+  test('by rolldown, with the module beside the bundle', () => served('rolldown', async (address) => {
+    const bundle = await rolldown({ input: join(folder, 'src/main.mjs'), cwd: folder, platform: 'browser' });
+    await bundle.write({ file: join(folder, 'rolldown/main.js'), format: 'es' });
+    cpSync(join(folder, 'node_modules/wgpu-flash-attention/pkg/wasm_bg.wasm'), join(folder, 'rolldown/wasm_bg.wasm'));
     await rightAnswer(address);
   }));
 

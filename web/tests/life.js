@@ -1,5 +1,5 @@
 // Life and death of calls and devices.
-import { DeviceLostError, FlashAttention } from '../pkg/index.js';
+import { DeviceLostError, FlashAttention, GpuError, OutOfMemoryError } from '../pkg/index.js';
 import { assert, assertEqual, assertThrows, attention, devicesOf, inputs } from './support.js';
 
 const SHAPE = { numHeads: 2, seqlen: 100, headDim: 64 };
@@ -52,6 +52,16 @@ export async function abort() {
   let last;
   await aborted('between dispatches', (signal, abort) => flash.forward({ ...problem, ...tensors, signal, onProgress: (step) => { last = step; abort(); } }));
   assert(last.completed < last.total, `it stopped after ${last.completed} of ${last.total}`);
+  // While dispatches run; what they did is not told any more.
+  let heard = 0;
+  let abortSoon;
+  await aborted('while dispatches run', (signal, abort) => {
+    abortSoon = () => setTimeout(abort);
+    return flash.forward({ ...problem, ...tensors, signal, onProgress: () => { heard++; abortSoon(); } });
+  });
+  const before = heard;
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  assertEqual(heard, before, 'onProgress after the abort');
   // No other case has this head dimension, so it compiles.
   const uncompiled = { shape: { seqlen: 64, headDim: 93 } };
   await aborted('while it compiles', (signal) => flash.forward({ ...uncompiled, ...inputs(uncompiled), signal }), now);
@@ -81,6 +91,35 @@ export async function lostDevice() {
   q.destroy();
   flash.destroy();
   flash.destroy();
+}
+
+/** What no check foresees has a class too; and the device is of use afterwards. */
+export async function whatTheBrowserRefuses() {
+  const device = await (await navigator.gpu.requestAdapter()).requestDevice();
+  const flash = await FlashAttention.create({ device });
+  const problem = { shape: { seqlen: 4, headDim: 4 } };
+  let refusal = null;
+  const popErrorScope = async () => {
+    const found = await GPUDevice.prototype.popErrorScope.call(device);
+    return refusal ?? found;
+  };
+  Object.defineProperty(device, 'popErrorScope', { configurable: true, value: popErrorScope });
+  const calls = { upload: () => flash.upload(new Float32Array(64)), prepare: () => flash.prepare(problem), forward: () => flash.forward({ ...problem, ...inputs(problem) }) };
+  for (const [error, type, code, text] of [
+    [new GPUOutOfMemoryError('of the test'), OutOfMemoryError, 'out-of-memory', 'the GPU was full while '],
+    [new GPUValidationError('of the test'), GpuError, 'gpu', 'of the test'],
+  ]) {
+    refusal = error;
+    for (const [name, call] of Object.entries(calls)) {
+      await assertThrows(call(), type, text);
+      assertEqual(await call().catch(({ code }) => code), code, name);
+    }
+  }
+  refusal = null;
+  const { o } = await calls.forward();
+  assert(o.every(Number.isFinite), 'the device is of use');
+  flash.destroy();
+  device.destroy();
 }
 
 /** Whatever it does, `destroy` frees the device and answers what is pending. */

@@ -4,7 +4,7 @@ import {
   GpuTensor, fromBf16, fromF16, packMask, toBf16, toF16,
 } from '../pkg/index.js';
 import { strides } from '../demo/reference.js';
-import { assert, assertEqual, attention, devicesOf, inputs } from './support.js';
+import { assert, assertEqual, assertWords, attention, devicesOf, inputs } from './support.js';
 
 const SECONDS = 2;
 const CODES = new Map([
@@ -249,8 +249,11 @@ function ofAppend(flash, right) {
   ].map(([change, type, text]) => [`append, ${nameOf(change)}`, () => flash.append({ ...right, ...change }), type, text]);
 }
 
+let refusals = 0;
+
 /** Waits for the error of a wrong use, two seconds at most. */
 async function refused(name, call, type, text) {
+  refusals++;
   const began = performance.now();
   let timer;
   const late = new Promise((resolve) => timer = setTimeout(resolve, SECONDS * 1000, 'nothing came'));
@@ -260,6 +263,7 @@ async function refused(name, call, type, text) {
   assert(thrown instanceof type && thrown instanceof AttentionError && thrown.name === type.name, `${what}, expected ${type.name}`);
   assertEqual(thrown.code, CODES.get(type), what);
   assert(thrown.message.includes(text), `${what}, expected ${text}`);
+  assertWords(thrown);
   assert(performance.now() - began < SECONDS * 1000, `${what} after ${performance.now() - began} ms`);
 }
 
@@ -381,6 +385,7 @@ export async function misuse() {
   for (const each of [prepared, otherCopy, ...Object.values(onGpu)]) each.destroy();
   foreign.destroy();
   words.destroy();
+  assert(refusals >= 250, `only ${refusals} wrong uses`);
   // All of them leave it in order.
   await flash.forward(good);
 }

@@ -5,7 +5,11 @@ import { forward, largestError } from '../demo/reference.js';
 import { backward } from './gradients.js';
 
 const words = await FlashAttention.create().then(() => 'it works without', ({ name, code, message }) => `${name} ${code} ${message}`);
-const attention = await FlashAttention.create({ gpu: create(['backend=vulkan']) });
+const gpu = create(['backend=vulkan']);
+gpu.requestAdapter = () => Promise.resolve(null);
+const withoutDriver = await FlashAttention.create({ gpu }).then(() => 'it works without', ({ message }) => message);
+delete gpu.requestAdapter;
+const attention = await FlashAttention.create({ gpu });
 const problem = { shape: { numHeads: 2, seqlen: 40, headDim: 32 }, causal: true };
 const [q, k, v, dO] = [0, 1, 2, 3].map((phase) => Float32Array.from({ length: 2 * 40 * 32 }, (_, i) => Math.sin(0.37 * i + phase)));
 const { o, lse } = await attention.forward({ ...problem, q, k, v });
@@ -24,4 +28,4 @@ const shared = [q, k, v].map((array) => {
 const fromShared = await attention.forward({ ...problem, q: shared[0], k: shared[1], v: shared[2] });
 const isSame = fromShared.o.every((value, index) => value === o[index]);
 attention.destroy();
-console.log(JSON.stringify({ errors, words, isSame }));
+console.log(JSON.stringify({ errors, words, withoutDriver, isSame }));

@@ -12,11 +12,12 @@ function answerOf(file) {
 }
 
 test('forward and backward on Dawn', { timeout: 300_000 }, () => {
-  const { errors, words, isSame } = answerOf('node.mjs');
+  const { errors, words, withoutDriver, isSame } = answerOf('node.mjs');
   assert(isSame, 'arrays in shared memory give something else');
   for (const [tensor, error] of Object.entries(errors)) assert(error < 1e-5, `${tensor} errs by ${error}, relative to its largest entry`);
   assert.deepEqual(Object.keys(errors), ['o', 'lse', 'dq', 'dk', 'dv']);
   assert.match(words, /^NoWebGPUError no-webgpu Node.js has no WebGPU: install the npm package webgpu/);
+  assert.match(withoutDriver, /^WebGPU found no usable GPU: install or update its driver/);
 });
 
 test("the example's sentences on Dawn", { timeout: 300_000 }, () => {

@@ -1,4 +1,4 @@
-// The demo page, driven as a person would, in both browsers. Screenshots are kept in target/screenshots.
+// The demo page, driven as a person would, in both browsers. Screenshots of its states are kept in target/screenshots.
 import assert from 'node:assert/strict';
 import { mkdirSync, readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
@@ -19,6 +19,17 @@ async function barriers(page) {
     return violations.filter(({ impact }) => impact === 'serious' || impact === 'critical')
       .map(({ id, nodes }) => `${id}: ${nodes.map(({ target }) => target.join(' ')).join(', ')}`);
   });
+}
+
+/** Pairs of labels of the plot that lie on each other; runs in the page. */
+function crossing() {
+  // Boxes have room around the letters, in Firefox that of the stroke too.
+  const all = [...document.querySelectorAll('#growth text')].map((text) => {
+    const { left, right, top, bottom, height } = text.getBoundingClientRect();
+    return { text: text.textContent, box: { left: left + 3, right: right - 3, top: top + 0.2 * height, bottom: bottom - 0.2 * height } };
+  });
+  const isApart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+  return all.flatMap((one, index) => all.slice(index + 1).filter((other) => !isApart(one.box, other.box)).map((other) => `${one.text} / ${other.text}`));
 }
 
 /** Waits in the page until a condition holds; `argument` is what it is told. */
@@ -83,6 +94,24 @@ for (const [name, open] of Object.entries(browsers)) {
       server?.close();
     });
 
+    /** In every size and colour nothing is wider than the window, and axe-core finds nothing serious; what is seen is kept. */
+    async function checkState(state, shown = page, show = browser.show, widths = [400, 1280]) {
+      for (const width of widths) {
+        for (const colorScheme of name === 'chromium' ? ['light', 'dark'] : ['light']) {
+          await show({ width, colorScheme });
+          await shown.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
+          const what = `${state}, ${width} pixels, ${colorScheme}`;
+          await shown.screenshot({ path: `${screenshots}/${name}-${state}-${width}-${colorScheme}.png`, fullPage: true });
+          if (name === 'chromium') assert.deepEqual(await barriers(shown), [], what);
+          assert.deepEqual(await shown.evaluate(crossing), [], what);
+          assert.equal(await shown.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth), 0, what);
+        }
+      }
+      await show({ width: 1280 });
+    }
+
+    test('before anything is run', () => checkState('ready'));
+
     test('it tells what it runs on', async () => {
       await press(page, '#gpu-name');
       const text = await page.evaluate(() => document.querySelector('#gpu').innerText);
@@ -136,14 +165,28 @@ for (const [name, open] of Object.entries(browsers)) {
       assert.match(race.verdict, /^Right/);
     });
 
+    test('an error is gone when the next race is right', async () => {
+      await page.evaluate(() => {
+        const { attention } = globalThis;
+        attention.forward = () => Promise.reject(new RangeError('of the test'));
+      });
+      const failed = await runRace(page);
+      assert.deepEqual([failed.problem, failed.status, failed.verdict, failed.winner], ['RangeError: of the test', 'It could not be computed: see above.', '', '']);
+      await page.evaluate(() => delete globalThis.attention.forward);
+      const race = await runRace(page);
+      assert.deepEqual([race.problem, race.status], ['', 'Done.']);
+      assert.match(race.verdict, /^Right/);
+    });
+
     test('a problem that is too large is explained', async () => {
       await fill(page, 'seqlen', 65536);
       await fill(page, 'heads', 64);
       await fill(page, 'headDim', 256);
       const race = await runRace(page);
-      assert.match(race.problem, /^UnsupportedError: .* is too large for this device/);
+      assert.match(race.problem, /^UnsupportedError: .* is too large for this device.*\.Choose a shorter text, fewer heads or a smaller d\.$/);
+      if (name === 'chromium') await until(page, () => document.querySelector('#growth-caption').textContent.endsWith('Beyond N = 32768 Q, K and V themselves are more than this GPU can bind.'), null, 'why the lines end');
       assert.match(race.status, /see above/);
-      assert.deepEqual(await barriers(page), []);
+      await checkState('too-large');
     });
 
     test('stop stops', async () => {
@@ -153,8 +196,11 @@ for (const [name, open] of Object.entries(browsers)) {
       await fill(page, 'dropout', 0);
       await press(page, '#run');
       await until(page, () => document.querySelector('#progress').value > 0, null, 'there is progress');
+      await checkState('running');
       await press(page, '#stop');
       await until(page, () => document.querySelector('#status').textContent === 'Stopped.', null, 'it stopped');
+      await checkState('stopped');
+      assert.equal(await page.evaluate(() => document.querySelector('#progress').value), 0, 'nothing goes on');
       await fill(page, 'seqlen', 1024);
       await fill(page, 'heads', 4);
     });
@@ -170,6 +216,14 @@ for (const [name, open] of Object.entries(browsers)) {
       // Not all of one colour.
       const colours = await page.evaluate(() => new Set(document.querySelector('#heat').getContext('2d').getImageData(200, 200, 1280, 1280).data).size);
       assert(colours > 20, `${colours} values of colour`);
+      await page.evaluate(() => globalThis.attention.forward = () => Promise.reject(new RangeError('of the test')));
+      await page.focus('#heat-controls [name="head"]');
+      await page.keyboard.press('ArrowRight');
+      const cell = (text) => until(page, (text) => document.querySelector('#heat-cell').textContent.startsWith(text), text, text);
+      await cell('The map of this head could not be computed. RangeError: of the test');
+      await page.evaluate(() => delete globalThis.attention.forward);
+      await page.keyboard.press('ArrowLeft');
+      await cell('Token 42, “io”, takes');
     });
 
     test('the tiles walk', async () => {
@@ -219,21 +273,22 @@ for (const [name, open] of Object.entries(browsers)) {
       await page.keyboard.press('ArrowRight');
       await until(page, () => document.querySelector('#compare-caption').textContent.startsWith('With 128 keys'), null, 'more keys');
       assert.notDeepEqual(await rows(), before);
+      // One that fails shows no numbers of another, and is forgotten when the next is right.
+      await page.evaluate(() => globalThis.attention.forward = () => Promise.reject(new RangeError('of the test')));
+      await press(page, '#compare-run');
+      await until(page, () => document.querySelector('#compare-caption').textContent === 'It could not be computed. RangeError: of the test', null, 'it tells');
+      assert.equal(await page.evaluate(() => document.querySelector('#compare').hidden), true);
+      await page.evaluate(() => delete globalThis.attention.forward);
+      await press(page, '#compare-run');
+      await until(page, () => document.querySelector('#compare-caption').textContent.startsWith('With 128 keys'), null, 'it is right again');
+      assert.equal(await page.evaluate(() => document.querySelector('#compare').hidden), false);
     });
 
-    test('nothing is wider than the window', async () => {
+    test('after a race', async () => {
       const again = await runRace(page);
       assert.match(again.verdict, /^Right/);
-      for (const width of [280, 400, 1280]) {
-        for (const colorScheme of name === 'chromium' ? ['light', 'dark'] : ['light']) {
-          await browser.show({ width, colorScheme });
-          await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
-          const overflow = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-          await page.screenshot({ path: `${screenshots}/${name}-${width}-${colorScheme}.png`, fullPage: true });
-          if (name === 'chromium') assert.deepEqual(await barriers(page), [], `${width} pixels, ${colorScheme}`);
-          assert.equal(overflow, 0, `${width} pixels, ${colorScheme}`);
-        }
-      }
+      assert.equal(again.problem, '', 'what an earlier race complained about');
+      await checkState('done', page, browser.show, [280, 400, 1280]);
     });
 
     test('the console stayed empty', () => {
@@ -244,7 +299,8 @@ for (const [name, open] of Object.entries(browsers)) {
       await page.evaluate(() => globalThis.attention.device.destroy());
       await until(page, () => document.querySelector('#problem').textContent.startsWith('DeviceLostError: the GPU device was lost'), null, 'the page tells');
       const race = await runRace(page);
-      assert.match(race.problem, /^DeviceLostError: .*lost/);
+      assert.match(race.problem, /^DeviceLostError: the GPU device was lost \(.*\)\.Start again$/);
+      await checkState('lost');
     });
 
     test('a browser without WebGPU is explained', async () => {
@@ -254,17 +310,75 @@ for (const [name, open] of Object.entries(browsers)) {
       await page.goto(address);
       await until(page, () => document.querySelector('#problem').textContent.startsWith('NoWebGPUError: this browser has no WebGPU'), null, 'the page tells');
       assert.equal(await page.evaluate(() => document.querySelector('#run').getAttribute('aria-disabled')), 'true');
-      assert.deepEqual(await barriers(page), []);
-      await page.screenshot({ path: `${screenshots}/${name}-no-webgpu.png`, fullPage: true });
+      await checkState('no-webgpu');
       assert.deepEqual(browser.complaints, []);
     });
 
     if (name === 'chromium') {
+      test('labels of the plot stay apart', async () => {
+        // Bytes of standard attention and of flash from N = 256 on, as far as they go.
+        const cases = {
+          'both reach the end, close to each other': [[18, 20, 22, 24, 26, 27, 27, 27, 27], [12, 13, 14, 15, 16, 17, 18, 19, 26]],
+          'both end early': [[22, 24, 26, 26, 26], [16, 17, 18, 19, 20]],
+          'both end soon': [[22, 23], [19, 20]],
+          'on one line': [[22, 24, 26, 28, 30, 31, 31], [22, 24, 26, 28, 30, 31, 31]],
+        };
+        for (const [what, [standard, flash]] of Object.entries(cases)) {
+          for (const width of [400, 1280]) {
+            await browser.show({ width });
+            await page.evaluate(async ([standard, flash]) => {
+              const { growth } = await import('/demo/growth.js');
+              class UnsupportedError extends Error {}
+              const plan = async ({ algorithm, shape: { seqlen } }) => {
+                const power = (algorithm === 'standard' ? standard : flash)[Math.log2(seqlen) - 8];
+                if (power === undefined) throw new UnsupportedError();
+                return { extraBytes: 2 ** power };
+              };
+              await growth({ plan }, { UnsupportedError })({ shape: { seqlen: 4096 } });
+            }, [standard, flash]);
+            await page.locator('#growth').screenshot({ path: `${screenshots}/plot-${what.replaceAll(/\W+/g, '-')}-${width}.png` });
+            assert.deepEqual(await page.evaluate(crossing), [], `${what}, ${width} pixels`);
+          }
+        }
+      });
+
+      test('without the map the race goes on', async () => {
+        const context = await page.context().browser().newContext();
+        const other = await context.newPage();
+        await other.route('**/minilm.bin', (route) => route.fulfill({ status: 404 }));
+        await other.goto(address);
+        await until(other, () => document.querySelector('#heat-cell').textContent.startsWith('The map could not be drawn. Error: minilm.bin did not load: the server answered 404'), null, 'the page tells');
+        const shown = await other.evaluate(() => ['#status', '#gpu-name', '#compare-caption'].map((id) => document.querySelector(id).textContent));
+        assert.equal(shown[0], 'Press Run.');
+        assert.match(shown[1], /swiftshader/i);
+        assert.equal(shown[2], '');
+        assert.equal(await other.evaluate(() => document.querySelector('#problem').hidden), true);
+        assert.deepEqual(await barriers(other), []);
+        await context.close();
+      });
+
+      test('the search tells what is missing, and forgets it', async () => {
+        const context = await page.context().browser().newContext();
+        const other = await context.newPage();
+        await other.goto(`${address}examples/minilm/`);
+        assert.deepEqual(await barriers(other), []);
+        await press(other, '#go');
+        await until(other, () => document.querySelector('#problem').textContent === 'Error: choose both files, model.safetensors and tokenizer.json', null, 'it tells');
+        assert.deepEqual(await barriers(other), []);
+        await other.setInputFiles('#files', ['model.safetensors', 'tokenizer.json'].map((name) => ({ name, mimeType: 'application/octet-stream', buffer: Buffer.from('no model') })));
+        assert.equal(await other.evaluate(() => document.querySelector('#problem').hidden), true);
+        await press(other, '#go');
+        await until(other, () => !document.querySelector('#problem').hidden, null, 'it tells of the model');
+        await context.close();
+      });
+
       test('a package that is not built is explained', async () => {
         await page.route('**/pkg/**', (route) => route.abort());
         await page.goto(address);
         await until(page, () => /^PackageMissing: the package is not built, .* run `make web`/.test(document.querySelector('#problem').textContent), null, 'the page tells');
-        assert.deepEqual(await barriers(page), []);
+        const shown = await page.evaluate(() => ['#estimate', '#heat-cell', '#compare-caption', '#gpu-name'].map((id) => document.querySelector(id).textContent));
+        assert.deepEqual(shown, ['How fast it is cannot be told without the package.', 'The map needs the package.', 'The comparison needs the package.', 'not asked']);
+        await checkState('no-package');
         await page.unroute('**/pkg/**');
       });
 
@@ -273,7 +387,14 @@ for (const [name, open] of Object.entries(browsers)) {
         const silent = await context.newPage();
         await silent.goto(address);
         assert.match(await silent.locator('header noscript').innerText(), /This page needs JavaScript/);
-        await silent.screenshot({ path: `${screenshots}/chromium-no-javascript.png` });
+        // axe-core would need JavaScript too.
+        for (const width of [400, 1280]) {
+          for (const colorScheme of ['light', 'dark']) {
+            await silent.setViewportSize({ width, height: 900 });
+            await silent.emulateMedia({ colorScheme });
+            await silent.screenshot({ path: `${screenshots}/chromium-no-javascript-${width}-${colorScheme}.png`, fullPage: true });
+          }
+        }
         await context.close();
       });
     }

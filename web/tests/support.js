@@ -19,6 +19,13 @@ export function assertSameBits(a, b, message) {
   assert(left.length === right.length && left.every((byte, index) => byte === right[index]), `${message}: other bits`);
 }
 
+/** Who prints an error prints the name of its class first: the message does not say that once more. Nor does it name what is Rust's. */
+export function assertWords({ name, message }) {
+  // Lines of the browser's own may follow.
+  assert(!/\b[A-Z]\w+::|\bwith_[a-z]|--[a-z]/.test(message.split('\n')[0]), `the words are not this package's: ${message}`);
+  assert(!/^(invalid|unsupported|not supported|out of( \w+)? memory|device lost|gpu error)\b/i.test(message), `${name} says it twice: ${message}`);
+}
+
 /** Awaits the error of a promise, of this class and with this text. */
 export async function assertThrows(promise, type, text) {
   let error;
@@ -30,6 +37,7 @@ export async function assertThrows(promise, type, text) {
   assert(error !== undefined, `nothing was thrown; expected ${type.name}: ${text}`);
   assert(error instanceof type && error.name === type.name, `${error?.name} (${error?.message}) is no ${type.name}`);
   assert(error.message.includes(text), `the message '${error.message}' lacks '${text}'`);
+  assertWords(error);
 }
 
 /** Every device that is requested in `work`, which is given the list and, for devices that do not count, the browser's `requestDevice`. */

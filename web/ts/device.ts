@@ -153,7 +153,7 @@ export class Device {
     const error = pop().then((errors) => {
       this.check();
       if (errors.some((error) => error !== null && isOutOfMemory(error))) {
-        throw new OutOfMemoryError(`out of GPU memory while ${task}; destroy tensors, or make the problem smaller`);
+        throw new OutOfMemoryError(`the GPU was full while ${task}; destroy tensors, or make the problem smaller`);
       }
       const found = errors.find((error) => error !== null);
       if (!found) return;
@@ -298,18 +298,18 @@ async function given(gpu: GPUDevice): Promise<Found> {
 async function requested({ gpu: own, powerPreference, subgroups, shaderF16 }: DeviceOptions): Promise<Found> {
   const gpu = own ?? (globalThis.navigator as Navigator | undefined)?.gpu as GPU | undefined;
   if (!gpu) {
-    const isNode = typeof Reflect.get(globalThis, 'process') === 'object' && !('document' in globalThis);
     throw new NoWebGPUError(globalThis.isSecureContext === false
       ? 'WebGPU needs a secure page: serve it over https, or from localhost'
-      : isNode
+      : isNode()
         ? 'Node.js has no WebGPU: install the npm package webgpu, and pass its create([]) as FlashAttention.create({ gpu })'
         : 'this browser has no WebGPU (navigator.gpu is missing): use a current Chrome, Edge, Safari or Firefox, or switch WebGPU on');
   }
   try {
     const adapter = await gpu.requestAdapter(powerPreference ? { powerPreference } : {});
     if (!adapter) {
-      throw new NoWebGPUError('WebGPU found no usable GPU: hardware acceleration may be off or the graphics driver blocked; ' +
-        'chrome://gpu and about:support tell');
+      throw new NoWebGPUError(`WebGPU found no usable GPU: ${isNode()
+        ? 'install or update its driver (on Linux, Vulkan), or see that this process may use it'
+        : 'hardware acceleration may be off or the graphics driver blocked; chrome://gpu and about:support tell'}`);
     }
     const wanted = [...subgroups ? ['subgroups'] : [], ...shaderF16 ? ['shader-f16'] : [], 'timestamp-query'] as GPUFeatureName[];
     const requiredFeatures = wanted.filter((feature) => adapter.features.has(feature));
@@ -318,8 +318,12 @@ async function requested({ gpu: own, powerPreference, subgroups, shaderF16 }: De
     return { gpu: device, info: infoOf(device.adapterInfo ?? adapter.info) };
   } catch (error) {
     if (error instanceof AttentionError) throw error;
-    throw new NoWebGPUError(`the browser gave no GPU device: ${worded(error)}`, { cause: error });
+    throw new NoWebGPUError(`WebGPU gave no GPU device: ${worded(error)}`, { cause: error });
   }
+}
+
+function isNode(): boolean {
+  return typeof Reflect.get(globalThis, 'process') === 'object' && !('document' in globalThis);
 }
 
 /** All that the adapter allows. */

@@ -86,7 +86,8 @@ function inTheseNames(message: string): string {
   return message
     .replace(NAMES, (name) => CALLED[name] ?? name.replace(/_([a-z])/g, (_, letter: string) => letter.toUpperCase()))
     .replaceAll('AttentionProblem::with_bounded_work', 'boundedWork')
-    .replaceAll('WgslOptions::with_max_turns', 'maxTurns')
+    .replaceAll('WgslOptions::with_max_turns; flash: --max-turns', 'maxTurns')
+    .replaceAll('a device with FlashAttention::device_descriptor', 'a device with higher limits')
     .replaceAll('say how long it is by AttentionProblem::with_aux', 'pass aux')
     .replace(/, or prepare with with_shared_buffers.*$/, '')
     .replaceAll('min_storage_buffer_offset_alignment', 'minStorageBufferOffsetAlignment')

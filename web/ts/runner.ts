@@ -141,9 +141,10 @@ export class Runner {
         if (milliseconds < 20) batch *= 2;
         else if (milliseconds > 80) batch = Math.max(1, Math.floor(batch / 2));
         start = end;
+        // Whoever has aborted has the answer already.
+        options.signal?.throwIfAborted();
         progress(options, start, total);
       }
-      options.signal?.throwIfAborted();
       const stats = { milliseconds: performance.now() - began, flops, dispatches: total, ...gpuMilliseconds === undefined ? {} : { gpuMilliseconds } };
       if (onGpu) keep(made, results);
       const tensors = onGpu ? results : await device.submit('reading the results back', (encoder) => copyBack(device.gpu, encoder, results));

@@ -22,8 +22,14 @@ export class GPUValidationError {
   }
 }
 
-/** @internal */
-export class GPUOutOfMemoryError extends GPUValidationError {}
+/** @internal None of the other kind: wgpu asks for that first. */
+export class GPUOutOfMemoryError {
+  readonly message: string;
+
+  constructor(message: string) {
+    this.message = message;
+  }
+}
 
 let fault: string | undefined;
 const waiting = new Set<(fault: string) => void>();
@@ -143,7 +149,7 @@ export class View {
     if (!this.#encoder && !this.#isGone) this.#gpu.pushErrorScope(filter);
   }
 
-  async popErrorScope(): Promise<GPUValidationError | null> {
+  async popErrorScope(): Promise<GPUValidationError | GPUOutOfMemoryError | null> {
     if (this.#encoder || this.#isGone) return null;
     // A lost device rejects; of that its users hear otherwise.
     const error = await this.#gpu.popErrorScope().catch(() => null);

@@ -40,12 +40,14 @@ async function search() {
 }
 
 files.addEventListener('change', () => {
+  problem.hidden = true;
   model?.encoder.destroy();
   model = undefined;
 });
 form.addEventListener('submit', async (event) => {
   event.preventDefault();
   problem.hidden = true;
+  results.replaceChildren();
   try {
     await search();
   } catch (error) {

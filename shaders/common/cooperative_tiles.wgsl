@@ -34,10 +34,10 @@ const V_UNIT_GOAL = 4.0;
 const V_UNIT_MOST = 128.0;
 const FIRST_V_GAIN = select(1.0, 8.507059173023462e37, HAS_UNITS); // 2¹²⁶
 
-// An invocation's share of the K or of the V tiles, a quad of a row, or several in rows wider than its units allow: what
+// A share of an invocation of the K or of the V tiles, a quad of a row, or several of a wide row that has a unit: what
 // stays the same from tile to tile. `place` and `unit_place` are the quad's in workgroup memory and that of its row's
-// unit, behind the tile where there is none; `first` is the quad's place in the tensor in the tile of key 0, `last` that
-// in the row of the last key, where `valid` elements of a row are left, at least 1.
+// unit, behind the tile where there is none; `first` is the quad's place in the tensor in the tile of key 0, `last` the
+// one in the row of the last key, where `valid` elements of a row are left, at least 1.
 struct Share {
   row: u32,
   place: u32,
